@@ -1,0 +1,126 @@
+//! What a row fixes, and how a call is made and answered by it.
+
+use crate::wire::Wire;
+use m3ipc::errno::numbers::EPROTO;
+use m3ipc::message::ARGS_SIZE;
+use m3ipc::{Endpoint, Errno, Message, Sendrec, Wait};
+
+/// What may be done with a call whose answer got lost with a server or a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// Executing it twice is the same as once: it is simply sent again.
+    Safe,
+    /// It must be executed once: the server keeps its last answer per lane, stored together with
+    /// the effect, and a repeated tag gets that answer.
+    Once,
+}
+
+/// One call: a row of a server's table. The struct itself is the arguments.
+pub trait Row: Sized {
+    /// Number on the wire.
+    const NUMBER: u16;
+    /// The call's name, for traces.
+    const NAME: &'static str;
+    const RETRY: Retry;
+    /// What the reply carries in its arguments; more comes as payload.
+    type Reply: Wire;
+    fn put(&self, args: &mut [u8; ARGS_SIZE]);
+    fn get(args: &[u8; ARGS_SIZE]) -> Option<Self>;
+}
+
+/// Makes one call and waits for its answer. Returns the reply and the length of what is in `receive`.
+///
+/// # Errors
+/// The server's errno, or the one that stands for the [`m3ipc::IpcError`] if no answer came.
+pub fn call<R: Row>(
+    port: &(impl Sendrec + ?Sized),
+    to: Endpoint,
+    row: &R,
+    send: &[&[u8]],
+    receive: &mut [u8],
+    wait: Wait,
+) -> Result<(R::Reply, usize), Errno> {
+    let mut message = Message::request(R::NUMBER);
+    row.put(&mut message.args);
+    let len = port.sendrec(to, &mut message, send, receive, wait)?;
+    message.outcome()??;
+    let reply = R::Reply::get(&message.args).ok_or(Errno::new(EPROTO))?;
+    Ok((reply, len))
+}
+
+/// The reply message of a successful call of row `R`.
+pub fn answer<R: Row>(reply: &R::Reply) -> Message {
+    const { assert!(R::Reply::SIZE <= ARGS_SIZE, "a reply's arguments must fit the message") };
+    let mut message = Message::request(R::NUMBER);
+    reply.put(&mut message.args);
+    message
+}
+
+/// Declares the rows of one server and the enum of all of them.
+///
+/// `$number Name { field: type, … } -> Reply, retry;` becomes a struct `Name` with [`Row`], and a
+/// variant of the enum. Arguments that do not fit the message do not compile, nor does a server
+/// whose `match` forgets a row.
+macro_rules! calls {
+    ($(#[$enum_meta:meta])* $vis:vis enum $all:ident = $base:literal;
+     $($(#[$meta:meta])* $number:literal $name:ident { $($field:ident: $ty:ty),* $(,)? } -> $reply:ty, $retry:ident;)*) => {
+        $(
+            $(#[$meta])*
+            #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+            pub struct $name { $(pub $field: $ty),* }
+
+            const _: () = assert!(0 $(+ <$ty as $crate::wire::Wire>::SIZE)* <= m3ipc::message::ARGS_SIZE);
+
+            impl $crate::Row for $name {
+                const NUMBER: u16 = $base + $number;
+                const NAME: &'static str = stringify!($name);
+                const RETRY: $crate::Retry = $crate::Retry::$retry;
+                type Reply = $reply;
+                #[allow(unused_variables, unused_mut, unused_assignments, reason = "a row may have no arguments")]
+                fn put(&self, args: &mut [u8; m3ipc::message::ARGS_SIZE]) {
+                    let mut at = 0;
+                    $(
+                        $crate::wire::Wire::put(&self.$field, &mut args[at..]);
+                        at += <$ty as $crate::wire::Wire>::SIZE;
+                    )*
+                }
+                #[allow(unused_variables, unused_mut, unused_assignments, reason = "a row may have no arguments")]
+                fn get(args: &[u8; m3ipc::message::ARGS_SIZE]) -> Option<Self> {
+                    let mut at = 0;
+                    $(
+                        let $field = <$ty as $crate::wire::Wire>::get(&args[at..])?;
+                        at += <$ty as $crate::wire::Wire>::SIZE;
+                    )*
+                    Some($name { $($field),* })
+                }
+            }
+        )*
+
+        $(#[$enum_meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        $vis enum $all { $($name($name)),* }
+
+        impl $all {
+            /// The call in a request; `None` if its number or arguments are not of this server.
+            pub fn decode(message: &m3ipc::Message) -> Option<$all> {
+                match message.call {
+                    $(<$name as $crate::Row>::NUMBER => <$name as $crate::Row>::get(&message.args).map($all::$name),)*
+                    _ => None,
+                }
+            }
+
+            /// May this request simply be repeated?
+            pub fn retry(message: &m3ipc::Message) -> $crate::Retry {
+                match message.call {
+                    $(<$name as $crate::Row>::NUMBER => <$name as $crate::Row>::RETRY,)*
+                    _ => $crate::Retry::Safe,
+                }
+            }
+
+            /// The call's name, for traces.
+            pub fn name(&self) -> &'static str {
+                match self { $($all::$name(_) => stringify!($name)),* }
+            }
+        }
+    };
+}

@@ -1,0 +1,131 @@
+//! The rows of vfs-server: files. All values (flags, modes, errno) are Linux's on x86-64.
+//!
+//! Names travel as payload: single path components, never a slash, never a NUL. A row with two
+//! names says how long the first is. Who calls is in the credentials of the call, not in the row.
+
+use crate::wire_structs;
+
+/// Inode number of the root directory of the tree.
+pub const ROOT_INO: u64 = 1;
+/// Longest name of a directory entry, in bytes (NAME_MAX).
+pub const NAME_MAX: usize = 255;
+
+wire_structs! {
+    /// A point in time: seconds and nanoseconds since the epoch.
+    pub struct Time { pub seconds: i64, pub nanos: u32 }
+
+    /// What stat(2) tells of an inode. `mode` includes the type bits; `blocks` are of 512 bytes.
+    pub struct Attr {
+        pub ino: u64, pub size: u64, pub blocks: u64,
+        pub atime: Time, pub mtime: Time, pub ctime: Time,
+        pub mode: u32, pub nlink: u32, pub uid: u32, pub gid: u32, pub rdev: u32, pub block_size: u32,
+    }
+
+    /// What `Setattr` changes: those fields whose bit of [`set`] is in `valid`.
+    pub struct SetAttr {
+        pub valid: u32, pub mode: u32, pub uid: u32, pub gid: u32, pub size: u64,
+        pub atime: Time, pub mtime: Time,
+    }
+
+    /// A record lock of fcntl(2), or a whole-file lock of flock(2). `owner` is the open file table
+    /// (POSIX) or open file description (flock, OFD) as the file agent names it; `end` is inclusive,
+    /// `i64::MAX as u64` is the end of the file. `kind` is F_RDLCK, F_WRLCK or F_UNLCK.
+    pub struct Lock { pub owner: u64, pub start: u64, pub end: u64, pub pid: u32, pub kind: u32 }
+
+    /// An open file. `flags` are for the file agent; none are defined yet.
+    pub struct Opened { pub fh: u64, pub flags: u32 }
+
+    /// How much was read or written, or found.
+    pub struct Count { pub count: u64 }
+
+    /// statfs(2).
+    pub struct FsStats {
+        pub blocks: u64, pub blocks_free: u64, pub blocks_available: u64,
+        pub files: u64, pub files_free: u64, pub block_size: u32, pub name_max: u32,
+    }
+
+    /// Head of one entry of a `Readdir` payload; `name_len` bytes of name follow, then the next.
+    /// `next` is the cookie that continues after this entry; `kind` is a DT_* value.
+    pub struct DirEntry { pub ino: u64, pub next: u64, pub kind: u8, pub name_len: u8 }
+}
+
+/// Bits of [`SetAttr::valid`].
+pub mod set {
+    pub const MODE: u32 = 1;
+    pub const UID: u32 = 2;
+    pub const GID: u32 = 4;
+    pub const SIZE: u32 = 8;
+    pub const ATIME: u32 = 16;
+    pub const MTIME: u32 = 32;
+    pub const ATIME_NOW: u32 = 64;
+    pub const MTIME_NOW: u32 = 128;
+}
+
+calls! {
+    /// Every call of vfs-server.
+    pub enum VfsCall = 0x100;
+
+    /// Finds `name` (payload) in a directory. The answer's payload is an [`Attr`].
+    0x01 Lookup { parent: u64 } -> (), Safe;
+    /// fstat(2) by inode. `fh` 0 if there is no open file. The answer's payload is an [`Attr`].
+    0x02 Getattr { ino: u64, fh: u64 } -> (), Safe;
+    /// chmod, chown, truncate, utimensat. Payload: [`SetAttr`]. The answer's payload is an [`Attr`].
+    0x03 Setattr { ino: u64, fh: u64 } -> (), Once;
+    /// readlink(2). The answer's payload is the target.
+    0x04 Readlink { ino: u64 } -> (), Safe;
+    /// symlink(2). Payload: name, then target. The answer's payload is an [`Attr`].
+    0x05 Symlink { parent: u64, name_len: u16 } -> (), Once;
+    /// mknod(2). Payload: name. The answer's payload is an [`Attr`].
+    0x06 Mknod { parent: u64, mode: u32, umask: u32, rdev: u32 } -> (), Once;
+    /// mkdir(2). Payload: name. The answer's payload is an [`Attr`].
+    0x07 Mkdir { parent: u64, mode: u32, umask: u32 } -> (), Once;
+    /// unlink(2). Payload: name.
+    0x08 Unlink { parent: u64 } -> (), Once;
+    /// rmdir(2). Payload: name.
+    0x09 Rmdir { parent: u64 } -> (), Once;
+    /// renameat2(2) with RENAME_NOREPLACE and RENAME_EXCHANGE. Payload: old name, then new name.
+    0x0a Rename { parent: u64, new_parent: u64, name_len: u16, flags: u32 } -> (), Once;
+    /// link(2). Payload: new name. The answer's payload is an [`Attr`].
+    0x0b Link { ino: u64, new_parent: u64 } -> (), Once;
+    /// open(2) of an existing inode, directories too. O_TRUNC is honoured here.
+    0x0c Open { ino: u64, flags: u32 } -> Opened, Once;
+    /// open(2) with O_CREAT: opens the name if it is there (EEXIST with O_EXCL), else creates it.
+    /// Payload: name. The answer's payload is an [`Attr`].
+    0x0d Create { parent: u64, mode: u32, umask: u32, flags: u32 } -> Opened, Once;
+    /// pread(2). The answer's payload is the data; shorter than `size` at the end of the file.
+    0x0e Read { fh: u64, ino: u64, offset: u64, size: u32 } -> (), Safe;
+    /// pwrite(2). Payload: data. With O_APPEND the offset is the server's choice: the end of the file.
+    0x0f Write { fh: u64, ino: u64, offset: u64 } -> Count, Once;
+    /// close(2) of one descriptor: drops the POSIX locks of `owner` on the inode.
+    0x10 Flush { fh: u64, ino: u64, owner: u64 } -> (), Once;
+    /// The last descriptor of an open file is gone: drops all locks taken through it.
+    0x11 Release { fh: u64, ino: u64 } -> (), Once;
+    /// fsync(2), fdatasync(2): answered when the file's data and metadata are on stable storage.
+    0x12 Fsync { fh: u64, ino: u64, datasync: u8 } -> (), Safe;
+    /// getdents(2) from cookie `offset` (0 is the start), at most `size` bytes: a payload of
+    /// [`DirEntry`]s, `.` and `..` included; empty at the end.
+    0x13 Readdir { fh: u64, ino: u64, offset: u64, size: u32 } -> (), Safe;
+    /// statfs(2). The answer's payload is a [`FsStats`].
+    0x14 Statfs { ino: u64 } -> (), Safe;
+    /// access(2), and the kernel's check before chdir and exec: `mask` of R_OK 4, W_OK 2, X_OK 1.
+    0x15 Access { ino: u64, mask: u32 } -> (), Safe;
+    /// F_GETLK. Payload: [`Lock`]. The answer's payload is the [`Lock`] in the way, or one with
+    /// `kind` F_UNLCK.
+    0x16 Getlk { ino: u64, fh: u64 } -> (), Safe;
+    /// F_SETLK (`wait` 0), F_SETLKW (`wait` 1, kept until granted; EDEADLK), flock(2) (`flock` 1).
+    /// Payload: [`Lock`].
+    0x17 Setlk { ino: u64, fh: u64, wait: u8, flock: u8 } -> (), Once;
+    /// getxattr(2). Payload: name. The answer's payload is the value (empty if `size` is 0, then
+    /// only the length is told); ERANGE if it does not fit `size`.
+    0x18 Getxattr { ino: u64, size: u32 } -> Count, Safe;
+    /// setxattr(2) with XATTR_CREATE 1, XATTR_REPLACE 2. Payload: name, then value.
+    0x19 Setxattr { ino: u64, name_len: u16, flags: u32 } -> (), Once;
+    /// listxattr(2): names, each with a NUL. `size` as for `Getxattr`.
+    0x1a Listxattr { ino: u64, size: u32 } -> Count, Safe;
+    /// removexattr(2). Payload: name.
+    0x1b Removexattr { ino: u64 } -> (), Once;
+    /// fallocate(2); mode 0, FALLOC_FL_KEEP_SIZE, PUNCH_HOLE|KEEP_SIZE, ZERO_RANGE.
+    0x1c Fallocate { fh: u64, ino: u64, offset: u64, length: u64, mode: u32 } -> (), Once;
+    /// lseek(2) with SEEK_DATA or SEEK_HOLE.
+    0x1d Seek { fh: u64, ino: u64, offset: u64, whence: u32 } -> Count, Safe;
+}

@@ -1,0 +1,1 @@
+//! Unmodified programs on a real lab: see README.md.
