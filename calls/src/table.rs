@@ -56,6 +56,11 @@ pub fn answer<R: Row>(reply: &R::Reply) -> Message {
     message
 }
 
+/// Arguments ride in the message itself; a row for which they do not fit does not compile.
+pub(crate) const fn fits(size: usize) {
+    assert!(size <= ARGS_SIZE, "the arguments of a row must fit the message");
+}
+
 /// Declares the rows of one server and the enum of all of them.
 ///
 /// `$number Name { field: type, … } -> Reply, retry;` becomes a struct `Name` with [`Row`], and a
@@ -69,7 +74,7 @@ macro_rules! calls {
             #[derive(Clone, Copy, Debug, PartialEq, Eq)]
             pub struct $name { $(pub $field: $ty),* }
 
-            const _: () = assert!(0 $(+ <$ty as $crate::wire::Wire>::SIZE)* <= m3ipc::message::ARGS_SIZE);
+            const _: () = $crate::table::fits(0 $(+ <$ty as $crate::wire::Wire>::SIZE)*);
 
             impl $crate::Row for $name {
                 const NUMBER: u16 = $base + $number;
