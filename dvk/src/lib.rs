@@ -5,6 +5,7 @@
 
 pub mod frame;
 pub mod kernel;
+pub mod lanes;
 pub mod limits;
 pub mod server;
 pub mod store;
