@@ -11,7 +11,21 @@ pub const ARGS_SIZE: usize = 40;
 ///
 /// With the caller's endpoint it names a call for ever, so that a call repeated after a failover
 /// or a broken link is recognised and not executed twice.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
 #[repr(transparent)]
 pub struct Tag(pub u64);
 
@@ -82,7 +96,11 @@ impl Message {
     }
 
     /// A reply that carries only an error of the server.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "errno is 1..=4095")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "errno is 1..=4095"
+    )]
     pub const fn failed(call: u16, errno: Errno) -> Message {
         let mut message = Message::request(call);
         message.status = errno.errno as u16;
