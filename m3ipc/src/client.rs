@@ -562,7 +562,8 @@ fn change_mask(how: usize, mask: u64) -> Option<u64> {
     changed.ok().map(|_| before)
 }
 
-fn now() -> Duration {
+/// Time on the monotonic clock.
+pub(crate) fn now() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }

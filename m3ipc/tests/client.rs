@@ -242,10 +242,9 @@ fn a_signal_gives_a_waiting_call_up_unless_it_is_to_be_restarted() {
         action.sa_sigaction = handler as usize;
         action.sa_flags = if restarting { libc::SA_RESTART } else { 0 };
         // SAFETY: the handler does nothing.
-        assert_eq!(
-            unsafe { libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut()) },
-            0
-        );
+        let installed =
+            unsafe { libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut()) };
+        assert_eq!(installed, 0);
         let caller = Arc::clone(&client);
         let waiting = std::thread::spawn(move || {
             caller.sendrec(Endpoint::IPC, &mut Message::request(KEEP), &[], &mut [], wait)
