@@ -28,11 +28,7 @@ pub(crate) struct Blobs {
 
 impl Blobs {
     pub(crate) fn open(directory: PathBuf) -> Result<Blobs> {
-        for part in 0..FANOUT {
-            let path = directory.join(format!("{part:02x}"));
-            std::fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
-        }
-        fsync_directory(&directory)?;
+        std::fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
         Ok(Blobs { directory, open: RefCell::default(), sync: BTreeSet::new(), fresh: BTreeSet::new() })
     }
 
@@ -61,7 +57,11 @@ impl Blobs {
         if let Some(file) = self.file(blob)? {
             return Ok(file);
         }
-        let made = OpenOptions::new().read(true).write(true).create_new(true).open(self.path(blob));
+        let make = || OpenOptions::new().read(true).write(true).create_new(true).open(self.path(blob));
+        let made = make().or_else(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => std::fs::create_dir_all(self.parent(blob)).and_then(|()| make()),
+            _ => Err(error),
+        });
         let file = made.map_err(|error| failed("create", blob, &error))?;
         self.fresh.insert(blob);
         Ok(self.open.borrow_mut().insert(blob, file))
@@ -156,6 +156,7 @@ impl Blobs {
             file.sync_data().with_context(|| format!("cannot sync {}", self.path(blob).display()))?;
             if self.fresh.remove(&blob) {
                 parents.insert(self.parent(blob));
+                parents.insert(self.directory.clone());
             }
         }
         parents.iter().try_for_each(|parent| fsync_directory(parent))

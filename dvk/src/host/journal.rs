@@ -13,6 +13,7 @@
 //! ```
 
 use anyhow::{Context, Result, bail};
+use rustix::fs::SeekFrom;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -215,7 +216,11 @@ impl Window {
 
     /// One past the last byte that is not zero.
     fn find_end(&mut self, len: u64) -> std::io::Result<u64> {
-        let mut end = len;
+        // What was allocated ahead is a hole; only what is not need be read.
+        let mut end = 0;
+        while let Ok(data) = rustix::fs::seek(&self.file, SeekFrom::Data(end)) {
+            end = rustix::fs::seek(&self.file, SeekFrom::Hole(data)).unwrap_or(len);
+        }
         while end > 0 {
             let start = (end - 1) / BUFFER as u64 * BUFFER as u64;
             self.fill(start, end)?;
