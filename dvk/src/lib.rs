@@ -6,6 +6,8 @@
 pub mod frame;
 pub mod kernel;
 pub mod lanes;
+pub mod dvkd;
+pub mod host;
 pub mod limits;
 pub mod server;
 pub mod store;

@@ -21,6 +21,7 @@ pub trait Store {
     fn put(&mut self, key: &[u8], value: &[u8]);
     fn remove(&mut self, key: &[u8]);
     /// Visits the pairs with `from <= key < to` in order, until `visit` breaks.
+    #[expect(clippy::type_complexity, reason = "a name for the visitor would hide what it is told")]
     fn range(&self, from: &[u8], to: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>);
 
     /// Reads blob `blob` from `offset`; returns how much there was. A blob never written is empty;
