@@ -1,0 +1,185 @@
+//! Paths of the VOS tree, walked from its root: what the kernel does above the mount, for the C API.
+
+use crate::file;
+use calls::vfs::{Attr, NAME_MAX, ROOT_INO};
+use m3ipc::errno::numbers::{ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR};
+use m3ipc::{Errno, Sendrec};
+
+/// Longest path, as Linux has it.
+pub const PATH_MAX: usize = 4096;
+/// Most symbolic links followed in one path, as Linux has it.
+const LINKS_MAX: usize = 40;
+
+/// What a path leads to.
+#[derive(Debug)]
+pub struct Place {
+    /// The directory of the last component.
+    pub parent: u64,
+    /// The last component; "." for the root itself.
+    name: [u8; NAME_MAX],
+    name_len: usize,
+    /// What is there, if anything.
+    pub attr: Option<Attr>,
+    /// The path ends in a slash, or in "." or "..": only a directory is meant.
+    pub directory: bool,
+}
+
+impl Place {
+    pub fn name(&self) -> &[u8] {
+        self.name.get(..self.name_len).unwrap_or_default()
+    }
+}
+
+/// Type bits of `Attr::mode`.
+pub(crate) const S_IFMT: u32 = 0o170_000;
+pub(crate) const S_IFDIR: u32 = 0o040_000;
+const S_IFLNK: u32 = 0o120_000;
+
+/// Walks `path` from the root of the tree; symbolic links are followed, the last one only if
+/// `follow`. An absolute target starts at the root of the tree again.
+///
+/// # Errors
+/// EACCES, ELOOP, ENAMETOOLONG, ENOENT (a directory on the way), ENOTDIR.
+pub fn walk(port: &impl Sendrec, path: &[u8], follow: bool) -> Result<Place, Errno> {
+    if path.is_empty() {
+        return Err(Errno::new(ENOENT));
+    }
+    let mut rest = Rest::new(path)?;
+    let mut links = 0;
+    let mut parent = ROOT_INO;
+    let mut place = Place { parent, name: [0; NAME_MAX], name_len: 0, attr: None, directory: true };
+    place.set_name(b".")?;
+    place.attr = Some(file::getattr(port, ROOT_INO, 0)?);
+    while let Some(component) = rest.next() {
+        let name = component.name(&rest);
+        let here = place.attr.ok_or(Errno::new(ENOENT))?;
+        if here.mode & S_IFMT != S_IFDIR {
+            return Err(Errno::new(ENOTDIR));
+        }
+        parent = here.ino;
+        if name.len() > NAME_MAX {
+            return Err(Errno::new(ENAMETOOLONG));
+        }
+        // Above the root is the root; the server knows every other "..".
+        let found = if name == b"." || name == b".." && here.ino == ROOT_INO {
+            Some(here)
+        } else {
+            absent(file::lookup(port, parent, name))?
+        };
+        let link = found.filter(|attr| attr.mode & S_IFMT == S_IFLNK && (follow || !component.last || component.slash));
+        if let Some(link) = link {
+            links += 1;
+            if links > LINKS_MAX {
+                return Err(Errno::new(ELOOP));
+            }
+            let absolute = rest.replace_by_link(port, link.ino)?;
+            place.attr = if absolute { Some(file::getattr(port, ROOT_INO, 0)?) } else { Some(here) };
+            continue;
+        }
+        place.parent = parent;
+        place.set_name(name)?;
+        place.attr = found;
+        place.directory = component.slash || name == b"." || name == b"..";
+        if !component.last && found.is_none() {
+            return Err(Errno::new(ENOENT));
+        }
+    }
+    if place.directory && place.attr.is_some_and(|attr| attr.mode & S_IFMT != S_IFDIR) {
+        return Err(Errno::new(ENOTDIR));
+    }
+    Ok(place)
+}
+
+/// As [`walk`], of something that is there.
+///
+/// # Errors
+/// As [`walk`]; ENOENT.
+pub fn find(port: &impl Sendrec, path: &[u8], follow: bool) -> Result<Attr, Errno> {
+    walk(port, path, follow)?.attr.ok_or(Errno::new(ENOENT))
+}
+
+impl Place {
+    fn set_name(&mut self, name: &[u8]) -> Result<(), Errno> {
+        let target = self.name.get_mut(..name.len()).ok_or(Errno::new(ENAMETOOLONG))?;
+        target.copy_from_slice(name);
+        self.name_len = name.len();
+        Ok(())
+    }
+}
+
+/// What is still to be walked.
+struct Rest {
+    bytes: [u8; PATH_MAX],
+    at: usize,
+    len: usize,
+}
+
+/// One component: where it is in [`Rest`], and what follows it.
+struct Component {
+    start: usize,
+    end: usize,
+    last: bool,
+    slash: bool,
+}
+
+impl Component {
+    fn name<'a>(&self, rest: &'a Rest) -> &'a [u8] {
+        rest.bytes.get(self.start..self.end).unwrap_or_default()
+    }
+}
+
+impl Rest {
+    fn new(path: &[u8]) -> Result<Rest, Errno> {
+        let mut rest = Rest { bytes: [0; PATH_MAX], at: 0, len: path.len() };
+        // PATH_MAX counts the final NUL.
+        let target = rest.bytes.get_mut(..path.len()).filter(|_| path.len() < PATH_MAX);
+        target.ok_or(Errno::new(ENAMETOOLONG))?.copy_from_slice(path);
+        Ok(rest)
+    }
+
+    fn next(&mut self) -> Option<Component> {
+        let start = self.skip(self.at, true);
+        let end = self.skip(start, false);
+        let next = self.skip(end, true);
+        self.at = next;
+        (start < end).then_some(Component { start, end, last: next == self.len, slash: next > end })
+    }
+
+    /// The first position from `at` on that is not a slash (`slashes`), or that is one.
+    fn skip(&self, at: usize, slashes: bool) -> usize {
+        let rest = self.bytes.get(at..self.len).unwrap_or_default();
+        rest.iter().position(|byte| (*byte == b'/') != slashes).map_or(self.len, |found| at + found)
+    }
+
+    /// Puts the target of symbolic link `ino` in front of what is left. Is it absolute?
+    fn replace_by_link(&mut self, port: &impl Sendrec, ino: u64) -> Result<bool, Errno> {
+        let mut target = [0; PATH_MAX];
+        let len = file::readlink(port, ino, &mut target)?;
+        let target = target.get(..len).unwrap_or_default();
+        if target.is_empty() {
+            return Err(Errno::new(ENOENT));
+        }
+        // The slashes before `at` belong to what is left: "link/" means a directory.
+        let mut from = self.at;
+        while from > 0 && self.bytes.get(from - 1) == Some(&b'/') {
+            from -= 1;
+        }
+        let left = self.len - from;
+        if len + left >= PATH_MAX {
+            return Err(Errno::new(ENAMETOOLONG));
+        }
+        self.bytes.copy_within(from..self.len, len);
+        let front = self.bytes.get_mut(..len).ok_or(Errno::new(ENAMETOOLONG))?;
+        front.copy_from_slice(target);
+        (self.at, self.len) = (0, len + left);
+        Ok(target.first() == Some(&b'/'))
+    }
+}
+
+fn absent(found: Result<Attr, Errno>) -> Result<Option<Attr>, Errno> {
+    match found {
+        Ok(attr) => Ok(Some(attr)),
+        Err(error) if error.errno == ENOENT => Ok(None),
+        Err(error) => Err(error),
+    }
+}
