@@ -1,7 +1,7 @@
 //! The C API: `dvs_*` functions, declared in `include/dvsposix.h`. They answer a number ≥ 0 or a negative errno.
+#![expect(unsafe_code, reason = "exported names")]
 //!
 //! They speak through this process's [`Session`], the one the shim uses.
-#![expect(unsafe_code, reason = "exported names")]
 
 use crate::deadline::{Clock, Deadline, Timespec};
 use crate::name::Name;
@@ -151,7 +151,10 @@ pub extern "C" fn dvs_mq_open(
             messages: attributes.messages,
         });
         let name = Name::slash_queue(name)?;
-        put(queue, mq::open(&Session, &name, flags.cast_unsigned(), umask::apply(mode), attributes)?)
+        put(
+            queue,
+            mq::open(&Session, &name, flags.cast_unsigned(), umask::apply(mode), attributes)?,
+        )
     }))
 }
 
@@ -177,7 +180,9 @@ pub extern "C" fn dvs_mq_send(
     deadline: Option<&Timespec>,
 ) -> c_int {
     let message = message.get(len);
-    status(message.and_then(|message| mq::send(&Session, queue, message, priority, until(deadline))))
+    status(
+        message.and_then(|message| mq::send(&Session, queue, message, priority, until(deadline))),
+    )
 }
 
 /// mq_timedreceive(3); without a deadline, mq_receive(3). `priority` may be null. Answers the length.
@@ -200,7 +205,11 @@ pub extern "C" fn dvs_mq_receive(
 
 /// mq_getattr(3); mq_setattr(3) if `new` is not null. `old` may be null.
 #[unsafe(no_mangle)]
-pub extern "C" fn dvs_mq_attr(queue: u64, new: Option<&DvsMqAttr>, old: Out<'_, DvsMqAttr>) -> c_int {
+pub extern "C" fn dvs_mq_attr(
+    queue: u64,
+    new: Option<&DvsMqAttr>,
+    old: Out<'_, DvsMqAttr>,
+) -> c_int {
     status(mq::attributes(&Session, queue, new.map(|new| new.flags)).map(|found| {
         if let Some(old) = old {
             old.write(DvsMqAttr {
@@ -257,7 +266,13 @@ pub extern "C" fn dvs_msgget(key: c_int, flags: c_int) -> c_int {
 
 /// msgsnd(2), the type apart from the text.
 #[unsafe(no_mangle)]
-pub extern "C" fn dvs_msgsnd(id: c_int, kind: i64, text: Bytes<'_>, len: usize, flags: c_int) -> c_int {
+pub extern "C" fn dvs_msgsnd(
+    id: c_int,
+    kind: i64,
+    text: Bytes<'_>,
+    len: usize,
+    flags: c_int,
+) -> c_int {
     status(text.get(len).and_then(|text| sysv_msg::send(&Session, id, kind, text, flags)))
 }
 
@@ -301,7 +316,12 @@ pub extern "C" fn dvs_kill(pid: c_int, signal: c_int) -> c_int {
 
 /// open(2) into `file`.
 #[unsafe(no_mangle)]
-pub extern "C" fn dvs_open(file: Out<'_, DvsFile>, path: Text<'_>, flags: c_int, mode: c_uint) -> c_int {
+pub extern "C" fn dvs_open(
+    file: Out<'_, DvsFile>,
+    path: Text<'_>,
+    flags: c_int,
+    mode: c_uint,
+) -> c_int {
     status(path.bytes().and_then(|path| put(file, open(path, flags.cast_unsigned(), mode)?)))
 }
 
@@ -407,15 +427,22 @@ fn open(path: &[u8], flags: u32, mode: u32) -> Result<DvsFile, Errno> {
     let follow = flags & O_NOFOLLOW == 0 && flags & (O_CREAT | O_EXCL) != O_CREAT | O_EXCL;
     let place = path::walk(&Session, path, follow)?;
     let (opened, ino) = match place.attr {
-        Some(_) if flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL => return Err(Errno::new(EEXIST)),
-        Some(attr) if flags & O_DIRECTORY != 0 && attr.mode & S_IFMT != S_IFDIR => return Err(Errno::new(ENOTDIR)),
-        Some(attr) if flags & O_CREAT != 0 && attr.mode & S_IFMT == S_IFDIR => return Err(Errno::new(EISDIR)),
+        Some(_) if flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL => {
+            return Err(Errno::new(EEXIST));
+        }
+        Some(attr) if flags & O_DIRECTORY != 0 && attr.mode & S_IFMT != S_IFDIR => {
+            return Err(Errno::new(ENOTDIR));
+        }
+        Some(attr) if flags & O_CREAT != 0 && attr.mode & S_IFMT == S_IFDIR => {
+            return Err(Errno::new(EISDIR));
+        }
         Some(attr) => (file::open(&Session, attr.ino, flags & !(O_CREAT | O_EXCL))?, attr.ino),
         None if flags & O_CREAT == 0 => return Err(Errno::new(ENOENT)),
         None if place.directory => return Err(Errno::new(EISDIR)),
         None => {
             let umask = umask::current();
-            let (opened, attr) = file::create(&Session, place.parent, place.name(), mode, umask, flags)?;
+            let (opened, attr) =
+                file::create(&Session, place.parent, place.name(), mode, umask, flags)?;
             (opened, attr.ino)
         }
     };

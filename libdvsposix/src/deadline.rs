@@ -124,7 +124,11 @@ mod tests {
             Deadline::After(time(-1, 0)),
             Deadline::After(time(0, i64::MAX)),
         ] {
-            assert_eq!(deadline.wait_ns().map_err(|error| error.errno), Err(EINVAL), "{deadline:?}");
+            assert_eq!(
+                deadline.wait_ns().map_err(|error| error.errno),
+                Err(EINVAL),
+                "{deadline:?}"
+            );
         }
     }
 

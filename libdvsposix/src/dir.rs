@@ -13,7 +13,12 @@ use m3ipc::{Errno, Sendrec};
 ///
 /// # Errors
 /// EACCES, EEXIST, ENAMETOOLONG, ENOSPC.
-pub fn symlink(port: &impl Sendrec, parent: u64, name: &[u8], target: &[u8]) -> Result<Attr, Errno> {
+pub fn symlink(
+    port: &impl Sendrec,
+    parent: u64,
+    name: &[u8],
+    target: &[u8],
+) -> Result<Attr, Errno> {
     attr(port, &Symlink { parent, name_len: length(name)? }, &[name, target])
 }
 
@@ -36,7 +41,13 @@ pub fn mknod(
 ///
 /// # Errors
 /// EACCES, EEXIST, EMLINK.
-pub fn mkdir(port: &impl Sendrec, parent: u64, name: &[u8], mode: u32, umask: u32) -> Result<Attr, Errno> {
+pub fn mkdir(
+    port: &impl Sendrec,
+    parent: u64,
+    name: &[u8],
+    mode: u32,
+    umask: u32,
+) -> Result<Attr, Errno> {
     attr(port, &Mkdir { parent, mode, umask }, &[name])
 }
 
@@ -75,7 +86,12 @@ pub fn rename(
 ///
 /// # Errors
 /// EEXIST, EMLINK, EPERM.
-pub fn link(port: &impl Sendrec, ino: u64, new_parent: u64, new_name: &[u8]) -> Result<Attr, Errno> {
+pub fn link(
+    port: &impl Sendrec,
+    ino: u64,
+    new_parent: u64,
+    new_name: &[u8],
+) -> Result<Attr, Errno> {
     attr(port, &Link { ino, new_parent }, &[new_name])
 }
 
@@ -83,7 +99,13 @@ pub fn link(port: &impl Sendrec, ino: u64, new_parent: u64, new_name: &[u8]) -> 
 ///
 /// # Errors
 /// EBADF, ENOTDIR.
-pub fn readdir(port: &impl Sendrec, fh: u64, ino: u64, offset: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
+pub fn readdir(
+    port: &impl Sendrec,
+    fh: u64,
+    ino: u64,
+    offset: u64,
+    buffer: &mut [u8],
+) -> Result<usize, Errno> {
     let room = buffer.len().min(PAYLOAD_MAX);
     let buffer = buffer.get_mut(..room).unwrap_or_default();
     let row = Readdir { fh, ino, offset, size: u32::try_from(room).unwrap_or(0) };
@@ -117,7 +139,8 @@ impl<'a> Iterator for Entries<'a> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let entry = DirEntry::get(self.rest)?;
-        let (name, rest) = self.rest.get(DirEntry::SIZE..)?.split_at_checked(usize::from(entry.name_len))?;
+        let (name, rest) =
+            self.rest.get(DirEntry::SIZE..)?.split_at_checked(usize::from(entry.name_len))?;
         self.rest = rest;
         Some((entry, name))
     }
@@ -138,7 +161,12 @@ mod tests {
         let mut payload = Vec::new();
         let mut ends = Vec::new();
         for (next, name) in (1u64..).zip(names) {
-            let entry = DirEntry { ino: next * 10, next, kind: 4, name_len: u8::try_from(name.len()).unwrap() };
+            let entry = DirEntry {
+                ino: next * 10,
+                next,
+                kind: 4,
+                name_len: u8::try_from(name.len()).unwrap(),
+            };
             payload.extend_from_slice(&entry.bytes());
             payload.extend_from_slice(name);
             ends.push(payload.len());

@@ -72,7 +72,8 @@ impl Sendrec for Fake {
         receive: &mut [u8],
         wait: Wait,
     ) -> Result<usize, IpcError> {
-        let sent = Sent { to, message: *message, payload: send.concat(), room: receive.len(), wait };
+        let sent =
+            Sent { to, message: *message, payload: send.concat(), room: receive.len(), wait };
         self.sent.borrow_mut().push(sent);
         *message = self.answer?;
         let len = self.bytes.len();

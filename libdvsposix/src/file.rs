@@ -1,8 +1,9 @@
 //! Calls on inodes and open files: one thin function per row of vfs-server, for agents and the C API.
 
 use calls::vfs::{
-    Access, Attr, Create, Fallocate, Flush, Fsync, Getattr, Getlk, Getxattr, Listxattr, Lock, Lookup, Open, Opened,
-    Read, Readlink, Release, Removexattr, Seek, SetAttr, Setattr, Setlk, Setxattr, Write,
+    Access, Attr, Create, Fallocate, Flush, Fsync, Getattr, Getlk, Getxattr, Listxattr, Lock,
+    Lookup, Open, Opened, Read, Readlink, Release, Removexattr, Seek, SetAttr, Setattr, Setlk,
+    Setxattr, Write,
 };
 use calls::wire::Wire;
 use calls::{Row, call};
@@ -71,7 +72,13 @@ pub fn create(
 ///
 /// # Errors
 /// EBADF, EIO.
-pub fn read(port: &impl Sendrec, fh: u64, ino: u64, offset: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
+pub fn read(
+    port: &impl Sendrec,
+    fh: u64,
+    ino: u64,
+    offset: u64,
+    buffer: &mut [u8],
+) -> Result<usize, Errno> {
     let room = buffer.len().min(PAYLOAD_MAX);
     let buffer = buffer.get_mut(..room).unwrap_or_default();
     let row = Read { fh, ino, offset, size: u32::try_from(room).unwrap_or(0) };
@@ -82,7 +89,13 @@ pub fn read(port: &impl Sendrec, fh: u64, ino: u64, offset: u64, buffer: &mut [u
 ///
 /// # Errors
 /// EBADF, EFBIG, ENOSPC.
-pub fn write(port: &impl Sendrec, fh: u64, ino: u64, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+pub fn write(
+    port: &impl Sendrec,
+    fh: u64,
+    ino: u64,
+    offset: u64,
+    data: &[u8],
+) -> Result<usize, Errno> {
     let data = data.get(..data.len().min(PAYLOAD_MAX)).unwrap_or_default();
     let (count, _) = quick(port, &Write { fh, ino, offset }, &[data], &mut [])?;
     usize::try_from(count.count).ok().filter(|count| *count <= data.len()).ok_or(Errno::new(EPROTO))
@@ -151,7 +164,12 @@ pub fn setlk(
 ///
 /// # Errors
 /// ENODATA, ERANGE.
-pub fn getxattr(port: &impl Sendrec, ino: u64, name: &[u8], value: &mut [u8]) -> Result<usize, Errno> {
+pub fn getxattr(
+    port: &impl Sendrec,
+    ino: u64,
+    name: &[u8],
+    value: &mut [u8],
+) -> Result<usize, Errno> {
     let row = Getxattr { ino, size: u32::try_from(value.len()).unwrap_or(u32::MAX) };
     let (count, _) = quick(port, &row, &[name], value)?;
     usize::try_from(count.count).map_err(|_| Errno::new(EPROTO))
@@ -161,8 +179,15 @@ pub fn getxattr(port: &impl Sendrec, ino: u64, name: &[u8], value: &mut [u8]) ->
 ///
 /// # Errors
 /// EEXIST, ENODATA, ENOSPC, EPERM.
-pub fn setxattr(port: &impl Sendrec, ino: u64, name: &[u8], value: &[u8], flags: u32) -> Result<(), Errno> {
-    let name_len = u16::try_from(name.len()).map_err(|_| Errno::new(m3ipc::errno::numbers::ERANGE))?;
+pub fn setxattr(
+    port: &impl Sendrec,
+    ino: u64,
+    name: &[u8],
+    value: &[u8],
+    flags: u32,
+) -> Result<(), Errno> {
+    let name_len =
+        u16::try_from(name.len()).map_err(|_| Errno::new(m3ipc::errno::numbers::ERANGE))?;
     done(port, &Setxattr { ino, name_len, flags }, &[name, value])
 }
 
@@ -203,7 +228,13 @@ pub fn fallocate(
 ///
 /// # Errors
 /// ENXIO.
-pub fn seek(port: &impl Sendrec, fh: u64, ino: u64, offset: u64, whence: u32) -> Result<u64, Errno> {
+pub fn seek(
+    port: &impl Sendrec,
+    fh: u64,
+    ino: u64,
+    offset: u64,
+    whence: u32,
+) -> Result<u64, Errno> {
     quick(port, &Seek { fh, ino, offset, whence }, &[], &mut []).map(|(count, _)| count.count)
 }
 

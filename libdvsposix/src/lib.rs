@@ -8,21 +8,21 @@
 #[cfg(test)]
 extern crate std;
 
-pub mod session;
 pub mod behalf;
+pub mod capi;
 pub mod deadline;
-pub mod name;
-pub mod umask;
-pub mod sem;
-pub mod mq;
-pub mod sysv_sem;
-pub mod sysv_msg;
-pub mod process;
-pub mod file;
 pub mod dir;
+pub mod file;
+pub mod mq;
+pub mod name;
 pub mod path;
 pub mod pointer;
-pub mod capi;
+pub mod process;
+pub mod sem;
+pub mod session;
+pub mod sysv_msg;
+pub mod sysv_sem;
+pub mod umask;
 
 #[cfg(test)]
 mod fake;

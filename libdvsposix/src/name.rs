@@ -73,7 +73,8 @@ mod tests {
     use std::vec::Vec;
 
     fn check(name: Result<Name, Errno>, expected: Result<&[u8], i32>) {
-        let got: Result<Vec<u8>, i32> = name.map(|name| name.bytes().to_vec()).map_err(|error| error.errno);
+        let got: Result<Vec<u8>, i32> =
+            name.map(|name| name.bytes().to_vec()).map_err(|error| error.errno);
         assert_eq!(got, expected.map(<[u8]>::to_vec));
     }
 

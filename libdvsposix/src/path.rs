@@ -61,19 +61,22 @@ pub fn walk(port: &impl Sendrec, path: &[u8], follow: bool) -> Result<Place, Err
             return Err(Errno::new(ENAMETOOLONG));
         }
         // Above the root is the root; the server knows every other "..".
-        let found = if name == b"." || name == b".." && here.ino == ROOT_INO {
+        let found = if name == b"." || (name == b".." && here.ino == ROOT_INO) {
             Some(here)
         } else {
             absent(file::lookup(port, parent, name))?
         };
-        let link = found.filter(|attr| attr.mode & S_IFMT == S_IFLNK && (follow || !component.last || component.slash));
+        let link = found.filter(|attr| {
+            attr.mode & S_IFMT == S_IFLNK && (follow || !component.last || component.slash)
+        });
         if let Some(link) = link {
             links += 1;
             if links > LINKS_MAX {
                 return Err(Errno::new(ELOOP));
             }
             let absolute = rest.replace_by_link(port, link.ino)?;
-            place.attr = if absolute { Some(file::getattr(port, ROOT_INO, 0)?) } else { Some(here) };
+            place.attr =
+                if absolute { Some(file::getattr(port, ROOT_INO, 0)?) } else { Some(here) };
             continue;
         }
         place.parent = parent;
@@ -181,5 +184,137 @@ fn absent(found: Result<Attr, Errno>) -> Result<Option<Attr>, Errno> {
         Ok(attr) => Ok(Some(attr)),
         Err(error) if error.errno == ENOENT => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{PATH_MAX, S_IFDIR, S_IFLNK, find, walk};
+    use calls::Row;
+    use calls::vfs::{Attr, Getattr, Lookup, ROOT_INO, Readlink};
+    use m3ipc::errno::numbers::{EINVAL, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR};
+    use m3ipc::{Endpoint, Errno, IpcError, Message, Sendrec, Wait};
+    use std::string::String;
+    use std::vec::Vec;
+
+    const S_IFREG: u32 = 0o100_000;
+
+    /// (parent, name, inode, kind, target)
+    type Entry = (u64, &'static str, u64, u32, &'static str);
+
+    const TREE: [Entry; 8] = [
+        (1, "dir", 2, S_IFDIR, ""),
+        (2, "file", 3, S_IFREG, ""),
+        (2, "sub", 4, S_IFDIR, ""),
+        (4, "..", 2, S_IFDIR, ""),
+        (1, "link", 5, S_IFLNK, "dir/sub"),
+        (4, "up", 6, S_IFLNK, "../file"),
+        (2, "absolute", 7, S_IFLNK, "/dir"),
+        (1, "loop", 8, S_IFLNK, "loop"),
+    ];
+
+    struct Tree;
+
+    impl Tree {
+        fn answer(message: &Message, payload: &[u8]) -> Result<Vec<u8>, i32> {
+            let attr = |ino: u64, kind: u32| {
+                Attr { ino, mode: kind | 0o755, ..Attr::default() }.bytes().to_vec()
+            };
+            if let Some(Lookup { parent }) = row::<Lookup>(message) {
+                let found =
+                    TREE.iter().find(|entry| entry.0 == parent && entry.1.as_bytes() == payload);
+                return found.map(|entry| attr(entry.2, entry.3)).ok_or(ENOENT);
+            }
+            if let Some(Readlink { ino }) = row::<Readlink>(message) {
+                let found = TREE.iter().find(|entry| entry.2 == ino && entry.3 == S_IFLNK);
+                return found.map(|entry| entry.4.as_bytes().to_vec()).ok_or(EINVAL);
+            }
+            match row::<Getattr>(message) {
+                Some(Getattr { ino: ROOT_INO, .. }) => Ok(attr(ROOT_INO, S_IFDIR)),
+                _ => Err(ENOENT),
+            }
+        }
+    }
+
+    fn row<R: Row>(message: &Message) -> Option<R> {
+        (message.call == R::NUMBER).then(|| R::get(&message.args)).flatten()
+    }
+
+    impl Sendrec for Tree {
+        fn sendrec(
+            &self,
+            _: Endpoint,
+            message: &mut Message,
+            send: &[&[u8]],
+            receive: &mut [u8],
+            _: Wait,
+        ) -> Result<usize, IpcError> {
+            match Tree::answer(message, &send.concat()) {
+                Ok(bytes) => {
+                    receive[..bytes.len()].copy_from_slice(&bytes);
+                    *message = Message::request(message.call);
+                    Ok(bytes.len())
+                }
+                Err(errno) => {
+                    *message = Message::failed(message.call, Errno::new(errno));
+                    Ok(0)
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn paths_lead_where_the_kernel_would_go() {
+        let check = |path: &str, follow, expected: Result<u64, i32>| {
+            let found = find(&Tree, path.as_bytes(), follow).map(|attr| attr.ino);
+            assert_eq!(found.map_err(|error| error.errno), expected, "{path}");
+        };
+        check("/", true, Ok(1));
+        check("//", true, Ok(1));
+        check("/..", true, Ok(1));
+        check("/../dir/.", false, Ok(2));
+        check("dir", true, Ok(2));
+        check("/dir/file", true, Ok(3));
+        check("/dir//sub/", true, Ok(4));
+        check("/dir/sub/../file", true, Ok(3));
+        check("/link", true, Ok(4));
+        check("/link", false, Ok(5));
+        check("/link/", false, Ok(4));
+        check("/link/up", true, Ok(3));
+        check("/link/up", false, Ok(6));
+        check("/link/.", true, Ok(4));
+        check("/dir/absolute/file", true, Ok(3));
+        check("/dir/absolute", true, Ok(2));
+        check("", true, Err(ENOENT));
+        check("/dir/none", true, Err(ENOENT));
+        check("/none/file", true, Err(ENOENT));
+        check("/dir/file/", true, Err(ENOTDIR));
+        check("/dir/file/x", true, Err(ENOTDIR));
+        check("/link/up/", true, Err(ENOTDIR));
+        check("/loop", true, Err(ELOOP));
+        check("/loop", false, Ok(8));
+        check("/loop/x", false, Err(ELOOP));
+    }
+
+    #[test]
+    fn what_is_not_there_yet_has_a_parent_and_a_name() {
+        let place = walk(&Tree, b"/link/fresh", true).expect("its directory is there");
+        assert_eq!((place.parent, place.name(), place.attr), (4, &b"fresh"[..], None));
+        assert!(!place.directory);
+        assert!(walk(&Tree, b"/dir/fresh/", true).expect("its directory is there").directory);
+    }
+
+    #[test]
+    fn lengths_are_limited_as_by_linux() {
+        let errno = |path: &str| {
+            find(&Tree, path.as_bytes(), true).map(|attr| attr.ino).map_err(|error| error.errno)
+        };
+        assert_eq!(errno(&"x".repeat(256)), Err(ENAMETOOLONG));
+        assert_eq!(errno(&"x".repeat(255)), Err(ENOENT));
+        assert_eq!(errno(&"/".repeat(PATH_MAX - 1)), Ok(1));
+        assert_eq!(errno(&"/".repeat(PATH_MAX)), Err(ENAMETOOLONG));
+        // The target of a link counts, too.
+        let long: String = std::format!("/link{}x", "/".repeat(PATH_MAX - 8));
+        assert_eq!(errno(&long), Err(ENAMETOOLONG));
     }
 }

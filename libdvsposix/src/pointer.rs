@@ -1,8 +1,8 @@
 //! What C hands over: strings, buffers and results, checked for null once.
+#![expect(unsafe_code, reason = "C hands over pointers")]
 //!
 //! Parameters of these types have the layout of the pointers they stand for. That a pointer which is not
 //! null is valid for the call is the C caller's promise, as for every function of libc.
-#![expect(unsafe_code, reason = "C hands over pointers")]
 
 use core::ffi::{CStr, c_char};
 use core::marker::PhantomData;
@@ -73,7 +73,7 @@ impl<'a, T: Copy> Array<'a, T> {
             return Ok(&[]);
         }
         let size = count.checked_mul(size_of::<T>());
-        if self.0.is_null() || !size.is_some_and(|size| isize::try_from(size).is_ok()) {
+        if self.0.is_null() || size.is_none_or(|size| isize::try_from(size).is_err()) {
             return Err(Errno::new(EFAULT));
         }
         // SAFETY: `count` of them are readable here (the caller's promise).

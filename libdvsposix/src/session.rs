@@ -44,7 +44,8 @@ const GIVEN: u32 = 2;
 // SAFETY: `identity` is written once, by who moved `state` from USUAL, and read only when it is GIVEN.
 unsafe impl Sync for Place {}
 
-static PLACE: Place = Place { state: AtomicU32::new(USUAL), identity: UnsafeCell::new(Identity::PROCESS) };
+static PLACE: Place =
+    Place { state: AtomicU32::new(USUAL), identity: UnsafeCell::new(Identity::PROCESS) };
 
 /// The door's socket is at `path`. Counts only the first time, and before the first call.
 pub fn set_socket(path: &[u8]) {
@@ -113,13 +114,19 @@ fn client() -> Result<&'static Client, IpcError> {
 fn map_client() -> Result<*mut Client, IpcError> {
     // SAFETY: a new mapping of no particular address.
     let page = unsafe {
-        rustix::mm::mmap_anonymous(ptr::null_mut(), PAGE, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
+        rustix::mm::mmap_anonymous(
+            ptr::null_mut(),
+            PAGE,
+            ProtFlags::READ | ProtFlags::WRITE,
+            MapFlags::PRIVATE,
+        )
     };
     let page = page.map_err(|_| IpcError::Exhausted)?;
     // SAFETY: the page is this function's, and nothing is in it.
     let wiped = unsafe { rustix::mm::madvise(page, PAGE, Advice::LinuxWipeOnFork) };
     let fresh = page.cast::<Client>();
-    let place = || CLIENT.compare_exchange(ptr::null_mut(), fresh, Ordering::AcqRel, Ordering::Acquire);
+    let place =
+        || CLIENT.compare_exchange(ptr::null_mut(), fresh, Ordering::AcqRel, Ordering::Acquire);
     let placed = match wiped {
         Ok(()) => Ok(place().map_or_else(|other| other, |_| fresh)),
         Err(_) => Err(IpcError::Exhausted),

@@ -70,7 +70,8 @@ pub fn stat(port: &impl Sendrec, id: i32, command: i32) -> Result<(i32, MsgStat)
 /// EINVAL.
 pub fn info(port: &impl Sendrec, command: i32) -> Result<(i32, [u8; 32]), Errno> {
     let mut bytes = [0; 32];
-    let (value, _) = call(port, Endpoint::IPC, &MsgCtl { id: 0, command }, &[], &mut bytes, Wait::FOREVER)?;
+    let (value, _) =
+        call(port, Endpoint::IPC, &MsgCtl { id: 0, command }, &[], &mut bytes, Wait::FOREVER)?;
     Ok((value.value, bytes))
 }
 
@@ -88,5 +89,44 @@ pub fn set_perm(port: &impl Sendrec, id: i32, perm: SetPerm) -> Result<(), Errno
 /// # Errors
 /// EIDRM, EINVAL, EPERM.
 pub fn control(port: &impl Sendrec, id: i32, command: i32) -> Result<i32, Errno> {
-    call(port, Endpoint::IPC, &MsgCtl { id, command }, &[], &mut [], Wait::FOREVER).map(|(value, _)| value.value)
+    call(port, Endpoint::IPC, &MsgCtl { id, command }, &[], &mut [], Wait::FOREVER)
+        .map(|(value, _)| value.value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{PAYLOAD_MAX, get, receive, send};
+    use crate::fake::Fake;
+    use calls::ipc::{MsgGet, MsgReceive, MsgSend, Received, Value};
+    use m3ipc::Wait;
+    use m3ipc::errno::numbers::EINVAL;
+    use std::vec;
+
+    #[test]
+    fn a_message_keeps_its_type_and_text() {
+        let fake = Fake::replying::<MsgReceive>(&Received { kind: 4, len: 2 }, b"hi");
+        let mut text = [0; 8];
+        assert_eq!(receive(&fake, 3, -5, &mut text, 0o10000), Ok((2, 4)));
+        assert_eq!(
+            fake.row::<MsgReceive>(),
+            MsgReceive { id: 3, kind: -5, size: 8, flags: 0o10000 }
+        );
+        assert_eq!((&text[..2], fake.last().wait), (&b"hi"[..], Wait::INTERRUPT));
+        let fake = Fake::answering([]);
+        assert_eq!(send(&fake, 3, 4, b"hi", 0o4000), Ok(()));
+        assert_eq!(fake.row::<MsgSend>(), MsgSend { id: 3, kind: 4, flags: 0o4000 });
+        assert_eq!((fake.payload(), fake.last().wait), (b"hi".to_vec(), Wait::INTERRUPT));
+    }
+
+    #[test]
+    fn what_linux_refuses_is_refused_without_a_call() {
+        let fake = Fake::replying::<MsgGet>(&Value { value: 2 }, []);
+        let large = vec![0; PAYLOAD_MAX + 1];
+        for (id, kind, text) in [(-1, 1, &b"a"[..]), (1, 0, b"a"), (1, -1, b"a"), (1, 1, &large)] {
+            assert_eq!(send(&fake, id, kind, text, 0).map_err(|error| error.errno), Err(EINVAL));
+        }
+        assert_eq!(receive(&fake, -1, 0, &mut [], 0).map_err(|error| error.errno), Err(EINVAL));
+        assert_eq!(fake.calls(), 0);
+        assert_eq!(get(&fake, 7, 0o600), Ok(2));
+    }
 }

@@ -45,7 +45,12 @@ pub fn get(port: &impl Sendrec, key: i32, count: i32, flags: i32) -> Result<i32,
 ///
 /// # Errors
 /// As semtimedop(2).
-pub fn operate(port: &impl Sendrec, id: i32, operations: &[SemOp], deadline: Deadline) -> Result<(), Errno> {
+pub fn operate(
+    port: &impl Sendrec,
+    id: i32,
+    operations: &[SemOp],
+    deadline: Deadline,
+) -> Result<(), Errno> {
     if operations.is_empty() || id < 0 {
         return Err(Errno::new(EINVAL));
     }
@@ -65,7 +70,13 @@ pub fn operate(port: &impl Sendrec, id: i32, operations: &[SemOp], deadline: Dea
 ///
 /// # Errors
 /// As semctl(2).
-pub fn control(port: &impl Sendrec, id: i32, number: i32, command: i32, value: i32) -> Result<i32, Errno> {
+pub fn control(
+    port: &impl Sendrec,
+    id: i32,
+    number: i32,
+    command: i32,
+    value: i32,
+) -> Result<i32, Errno> {
     let row = SemCtl { id, number, command, value };
     call(port, Endpoint::IPC, &row, &[], &mut [], Wait::FOREVER).map(|(value, _)| value.value)
 }
@@ -123,4 +134,78 @@ pub fn set_values(port: &impl Sendrec, id: i32, values: &[u8]) -> Result<(), Err
     }
     let row = SemCtl { id, number: 0, command: command::SETALL, value: 0 };
     call(port, Endpoint::IPC, &row, &[values], &mut [], Wait::FOREVER).map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{SEMOPM, command, get, operate, set_values, stat, values};
+    use crate::deadline::{Deadline, Timespec};
+    use crate::fake::Fake;
+    use calls::ipc::{FOREVER, SemCtl, SemGet, SemOp, SemOps, SemStat, Value};
+    use calls::wire::Wire;
+    use m3ipc::Wait;
+    use m3ipc::errno::numbers::{E2BIG, EINVAL, EPROTO, ERANGE};
+    use std::vec;
+
+    #[test]
+    fn operations_travel_in_order_and_a_handler_interrupts_them() {
+        let fake = Fake::answering([]);
+        let operations =
+            [SemOp { number: 1, op: -2, flags: 0x1000 }, SemOp { number: 0, op: 3, flags: 0 }];
+        assert_eq!(operate(&fake, 6, &operations, Deadline::Never), Ok(()));
+        assert_eq!(fake.row::<SemOps>(), SemOps { id: 6, wait_ns: FOREVER });
+        assert_eq!(fake.payload(), [operations[0].bytes(), operations[1].bytes()].concat());
+        assert_eq!(fake.last().wait, Wait::INTERRUPT);
+    }
+
+    #[test]
+    fn what_linux_refuses_is_refused_without_a_call() {
+        let fake = Fake::answering([]);
+        let many = vec![SemOp::default(); SEMOPM + 1];
+        let check = |id, operations: &[SemOp], deadline, errno| {
+            assert_eq!(
+                operate(&fake, id, operations, deadline).map_err(|error| error.errno),
+                Err(errno)
+            );
+        };
+        check(6, &[], Deadline::Never, EINVAL);
+        check(-1, &many[..1], Deadline::Never, EINVAL);
+        check(6, &many, Deadline::Never, E2BIG);
+        check(6, &many[..1], Deadline::After(Timespec { sec: 0, nsec: -1 }), EINVAL);
+        assert_eq!(get(&fake, 1, -1, 0).map_err(|error| error.errno), Err(EINVAL));
+        assert_eq!(
+            set_values(&fake, 6, &[0, 0, 0, 0x80]).map_err(|error| error.errno),
+            Err(ERANGE)
+        );
+        assert_eq!(fake.calls(), 0);
+        assert_eq!(operate(&fake, 6, &many[..SEMOPM], Deadline::Never), Ok(()));
+    }
+
+    #[test]
+    fn a_set_is_described_whole_or_not_at_all() {
+        let described = SemStat { semaphores: 3, otime: 4, ctime: 5, ..SemStat::default() };
+        let fake = Fake::replying::<SemCtl>(&Value { value: 8 }, described.bytes());
+        assert_eq!(stat(&fake, 2, command::SEM_STAT), Ok((8, described)));
+        assert_eq!(
+            fake.row::<SemCtl>(),
+            SemCtl { id: 2, number: 0, command: command::SEM_STAT, value: 0 }
+        );
+        for cut in 0..SemStat::SIZE {
+            let fake = Fake::replying::<SemCtl>(&Value { value: 8 }, &described.bytes()[..cut]);
+            assert_eq!(stat(&fake, 2, command::IPC_STAT).map_err(|error| error.errno), Err(EPROTO));
+        }
+    }
+
+    #[test]
+    fn values_go_both_ways_and_get_takes_keys_of_any_sign() {
+        let fake = Fake::replying::<SemCtl>(&Value { value: 0 }, [1, 0, 2, 0]);
+        let mut found = [0; 4];
+        assert_eq!((values(&fake, 2, &mut found), found), (Ok(4), [1, 0, 2, 0]));
+        let fake = Fake::replying::<SemCtl>(&Value { value: 0 }, []);
+        assert_eq!(set_values(&fake, 2, &[1, 0, 0xff, 0x7f]), Ok(()));
+        assert_eq!(fake.payload(), [1, 0, 0xff, 0x7f]);
+        let fake = Fake::replying::<SemGet>(&Value { value: 11 }, []);
+        assert_eq!(get(&fake, -5, 2, 0o1600), Ok(11));
+        assert_eq!(fake.row::<SemGet>(), SemGet { key: -5, count: 2, flags: 0o1600 });
+    }
 }

@@ -13,14 +13,16 @@ pub fn apply(mode: u32) -> u32 {
 /// umask(2) can only be asked by changing it, which other threads would see; proc(5) tells it too.
 pub(crate) fn current() -> u32 {
     let mut buffer = [0u8; 256];
-    let status = rustix::fs::open(c"/proc/self/status", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    let status =
+        rustix::fs::open(c"/proc/self/status", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
     let read = status.and_then(|status| rustix::io::read(status, &mut buffer));
     parse(buffer.get(..read.unwrap_or(0)).unwrap_or_default()).unwrap_or(STRICT)
 }
 
 /// The value of the line "Umask:" of a process's status.
 fn parse(status: &[u8]) -> Option<u32> {
-    let line = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"Umask:\t"))?;
+    let line =
+        status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"Umask:\t"))?;
     let digit = |byte: &u8| char::from(*byte).to_digit(8);
     (line.len() <= 4).then_some(())?;
     line.iter().try_fold(0, |mask, byte| Some(mask << 3 | digit(byte)?))

@@ -61,7 +61,11 @@ macro_rules! call {
 pub(crate) use call;
 
 /// A system call's result as libc's `int`.
-#[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "the kernel's result is an int")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "the kernel's result is an int"
+)]
 pub(crate) fn int(result: usize) -> c_int {
     result as c_int
 }
@@ -107,18 +111,16 @@ pub(crate) fn sched_yield() {
     call!(sched_yield).ok();
 }
 
-/// Ends the process as abort(3) does when nothing else is left.
+/// Ends the process with a signal that says where.
 pub(crate) fn abort() -> ! {
-    loop {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: an invalid instruction: SIGILL.
-        unsafe {
-            core::arch::asm!("ud2", options(noreturn));
-        }
-        #[cfg(target_arch = "aarch64")]
-        // SAFETY: a trap: SIGTRAP.
-        unsafe {
-            core::arch::asm!("brk #1", options(noreturn));
-        }
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: an invalid instruction: SIGILL.
+    unsafe {
+        core::arch::asm!("ud2", options(noreturn))
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: a trap: SIGTRAP.
+    unsafe {
+        core::arch::asm!("brk #1", options(noreturn))
     }
 }

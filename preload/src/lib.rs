@@ -6,25 +6,27 @@
 //! atomics, and no lock over a wait. On any doubt the local kernel decides: a call on what is not the
 //! DC's goes through unchanged, and without a DVS every call does.
 //!
+//! Functions that a thread may be cancelled in are `extern "C-unwind"`: glibc unwinds their frames.
+//!
 //! It also exports the C API of libdvsposix (`dvs_*`). Modules stand in reading order.
 #![no_std]
 
-mod start;
-mod kernel;
-mod memory;
 mod errno;
+mod kernel;
 mod libc;
+mod memory;
+mod start;
 
-mod semaphore;
 mod named;
-mod unnamed;
+mod semaphore;
 mod shared_memory;
+mod unnamed;
 
-mod queue;
-mod sysv_semaphore;
-mod sysv_queue;
-mod signal;
 mod multiplexer;
+mod queue;
+mod signal;
+mod sysv_queue;
+mod sysv_semaphore;
 
 /// Nothing here panics by intent. If something does, the program must not go on with half a call.
 #[panic_handler]

@@ -54,7 +54,8 @@ pub(crate) fn set_errno(errno: c_int) {
         return;
     }
     // SAFETY: the function of that name, which both libcs have with this signature.
-    let location = unsafe { core::mem::transmute::<usize, extern "C" fn() -> *mut c_int>(location) };
+    let location =
+        unsafe { core::mem::transmute::<usize, extern "C" fn() -> *mut c_int>(location) };
     // SAFETY: this thread's errno.
     unsafe { *location() = errno };
 }

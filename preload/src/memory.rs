@@ -1,10 +1,10 @@
 //! What compilers expect of every program: memcpy and its kin, and a personality, visible to the shim only.
+#![expect(unsafe_code, reason = "assembler")]
 //!
 //! The personality is what unwinders ask about a frame of core's: there is nothing to do there, go on.
 //!
 //! In assembler, since a compiler makes a call of memcpy from a loop that copies. The linker keeps them
 //! inside: only the names that Rust exports leave the library.
-#![expect(unsafe_code, reason = "assembler")]
 
 #[cfg(target_arch = "x86_64")]
 core::arch::global_asm!(

@@ -1,10 +1,13 @@
 //! syscall(2): the calls that the shim implements, by number; all others go to the kernel.
-#![expect(unsafe_code, reason = "an exported name, in assembler, since fork and its kin may be called through it")]
+#![expect(
+    unsafe_code,
+    reason = "an exported name, in assembler, since fork and its kin may be called through it"
+)]
 
-use crate::libc::set_errno;
-use crate::queue::{self, MqAttr};
 use crate::errno::result;
 use crate::kernel::Sysno;
+use crate::libc::set_errno;
+use crate::queue::{self, MqAttr};
 use crate::{signal, sysv_queue, sysv_semaphore};
 use core::arch::naked_asm;
 use core::ffi::{c_int, c_long};
@@ -16,7 +19,7 @@ use libdvsposix::pointer::{Array, Bytes, BytesMut, Text};
 #[cfg(target_arch = "x86_64")]
 #[unsafe(no_mangle)]
 #[unsafe(naked)]
-pub(crate) unsafe extern "C" fn syscall() -> c_long {
+pub(crate) unsafe extern "C-unwind" fn syscall() -> c_long {
     naked_asm!(
         "lea rax, [rdi - {first}]",
         "cmp rax, {last} - {first}",
@@ -54,7 +57,7 @@ pub(crate) unsafe extern "C" fn syscall() -> c_long {
 #[cfg(target_arch = "aarch64")]
 #[unsafe(no_mangle)]
 #[unsafe(naked)]
-pub(crate) unsafe extern "C" fn syscall() -> c_long {
+pub(crate) unsafe extern "C-unwind" fn syscall() -> c_long {
     naked_asm!(
         "sub x9, x0, #{first}",
         "cmp x9, #({last} - {first})",
@@ -91,7 +94,15 @@ extern "C" fn failed(outcome: c_long) -> c_long {
 }
 
 /// The numbers that may be the shim's, with the arguments as libc's syscall has them.
-extern "C" fn implemented(number: c_long, a: usize, b: usize, c: usize, d: usize, e: usize, f: usize) -> c_long {
+extern "C-unwind" fn implemented(
+    number: c_long,
+    a: usize,
+    b: usize,
+    c: usize,
+    d: usize,
+    e: usize,
+    f: usize,
+) -> c_long {
     let Some(number) = usize::try_from(number).ok().and_then(Sysno::new) else {
         return failed(-c_long::from(m3ipc::errno::numbers::ENOSYS));
     };
@@ -109,16 +120,21 @@ extern "C" fn implemented(number: c_long, a: usize, b: usize, c: usize, d: usize
         Sysno::msgctl => sysv_queue::msgctl(int(a), int(b), pointer(c)).into(),
         Sysno::mq_open => {
             let attributes = Array::at(pointer::<MqAttr>(d));
-            result(queue::open(Text::at(pointer(a)), int(b), int(c).cast_unsigned(), attributes)).into()
+            result(queue::open(Text::at(pointer(a)), int(b), int(c).cast_unsigned(), attributes))
+                .into()
         }
         Sysno::mq_unlink => result(queue::unlink(Text::at(pointer(a)))).into(),
         Sysno::mq_timedsend => {
             let priority = int(d).cast_unsigned();
             queue::mq_timedsend(int(a), Bytes::at(pointer(b)), c, priority, reference(e)).into()
         }
-        Sysno::mq_timedreceive => {
-            long(queue::mq_timedreceive(int(a), BytesMut::at(pointer(b)), c, reference_mut(d), reference(e)))
-        }
+        Sysno::mq_timedreceive => long(queue::mq_timedreceive(
+            int(a),
+            BytesMut::at(pointer(b)),
+            c,
+            reference_mut(d),
+            reference(e),
+        )),
         Sysno::mq_notify => queue::mq_notify(int(a), pointer(b)).into(),
         Sysno::mq_getsetattr => queue::mq_setattr(int(a), reference(b), reference_mut(c)).into(),
         _ => match crate::kernel::system_call(number, [a, b, c, d, e, f]) {
@@ -128,7 +144,11 @@ extern "C" fn implemented(number: c_long, a: usize, b: usize, c: usize, d: usize
     }
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "the kernel takes an int's bits")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "the kernel takes an int's bits"
+)]
 fn int(argument: usize) -> c_int {
     argument as c_int
 }

@@ -1,8 +1,8 @@
 //! Which `sem_t` of this process stands for which semaphore of the DC.
+#![expect(unsafe_code, reason = "the region is mapped memory that is shared by address")]
 //!
 //! sem_open(3) hands out addresses in a region of its own. It is ordinary memory, so a child of fork
 //! has the same semaphores; exec takes them away, as POSIX has it.
-#![expect(unsafe_code, reason = "the region is mapped memory that is shared by address")]
 
 use crate::kernel::{self, call};
 use crate::unnamed::SemT;
@@ -58,7 +58,8 @@ pub(crate) fn add(id: u64) -> Option<*mut SemT> {
     let _locked = Locked::new();
     let top = TOP.load(Ordering::Relaxed) as usize;
     let used = |slot: &&Slot| slot.magic.load(Ordering::Relaxed) == MAGIC;
-    let known = slots.iter().take(top).filter(used).find(|slot| slot.id.load(Ordering::Relaxed) == id);
+    let known =
+        slots.iter().take(top).filter(used).find(|slot| slot.id.load(Ordering::Relaxed) == id);
     if let Some(slot) = known {
         slot.references.fetch_add(1, Ordering::Relaxed);
         return Some(address(slot));
@@ -89,11 +90,14 @@ pub(crate) fn remove(semaphore: *const SemT) -> Option<u64> {
 fn slot(semaphore: *const SemT) -> Option<&'static Slot> {
     let region = REGION.load(Ordering::Acquire);
     let offset = semaphore.addr().wrapping_sub(region.addr());
-    if region.is_null() || offset >= SLOTS * size_of::<Slot>() || !offset.is_multiple_of(size_of::<Slot>()) {
+    if region.is_null()
+        || offset >= SLOTS * size_of::<Slot>()
+        || !offset.is_multiple_of(size_of::<Slot>())
+    {
         return None;
     }
     // SAFETY: inside the region, which is mapped for ever, and on a slot; zeros are a slot too.
-    Some(unsafe { &*region.byte_add(offset) })
+    Some(unsafe { &*region.wrapping_byte_add(offset) })
 }
 
 fn address(slot: &Slot) -> *mut SemT {
@@ -108,9 +112,15 @@ fn slots() -> Option<&'static [Slot]> {
     if region.is_null() {
         let size = SLOTS * size_of::<Slot>();
         let nowhere = ptr::null::<Slot>();
-        let mapped = call!(mmap, nowhere, size, PROT_READ_WRITE, MAP_PRIVATE_ANONYMOUS_NORESERVE, -1, 0);
+        let mapped =
+            call!(mmap, nowhere, size, PROT_READ_WRITE, MAP_PRIVATE_ANONYMOUS_NORESERVE, -1, 0);
         let fresh = ptr::with_exposed_provenance_mut(mapped.ok()?);
-        region = match REGION.compare_exchange(ptr::null_mut(), fresh, Ordering::AcqRel, Ordering::Acquire) {
+        region = match REGION.compare_exchange(
+            ptr::null_mut(),
+            fresh,
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        ) {
             Ok(_) => fresh,
             Err(other) => {
                 call!(munmap, fresh, size).ok();

@@ -1,8 +1,8 @@
 //! mq_open(3) and its family. A descriptor of a DC's queue is a sealed memfd that holds the number of
+#![expect(unsafe_code, reason = "exported names")]
 //! its open queue description: dup, fork, close and SCM_RIGHTS are the kernel's business.
 //!
 //! A descriptor that is not one of these goes to the kernel: it may be a queue of its own.
-#![expect(unsafe_code, reason = "exported names")]
 
 use crate::errno::{or_kernel, result, status};
 use crate::kernel::{self, call};
@@ -71,12 +71,17 @@ pub(crate) extern "C" fn mq_unlink(name: Text<'_>) -> c_int {
 }
 
 #[unsafe(no_mangle)]
-pub(crate) extern "C" fn mq_send(descriptor: c_int, message: Bytes<'_>, len: usize, priority: c_uint) -> c_int {
+pub(crate) extern "C-unwind" fn mq_send(
+    descriptor: c_int,
+    message: Bytes<'_>,
+    len: usize,
+    priority: c_uint,
+) -> c_int {
     result(send(descriptor, message, len, priority, None))
 }
 
 #[unsafe(no_mangle)]
-pub(crate) extern "C" fn mq_timedsend(
+pub(crate) extern "C-unwind" fn mq_timedsend(
     descriptor: c_int,
     message: Bytes<'_>,
     len: usize,
@@ -87,7 +92,7 @@ pub(crate) extern "C" fn mq_timedsend(
 }
 
 #[unsafe(no_mangle)]
-pub(crate) extern "C" fn mq_receive(
+pub(crate) extern "C-unwind" fn mq_receive(
     descriptor: c_int,
     buffer: BytesMut<'_>,
     len: usize,
@@ -97,7 +102,7 @@ pub(crate) extern "C" fn mq_receive(
 }
 
 #[unsafe(no_mangle)]
-pub(crate) extern "C" fn mq_timedreceive(
+pub(crate) extern "C-unwind" fn mq_timedreceive(
     descriptor: c_int,
     buffer: BytesMut<'_>,
     len: usize,
@@ -113,7 +118,11 @@ pub(crate) extern "C" fn mq_getattr(descriptor: c_int, attributes: Out<'_, MqAtt
 }
 
 #[unsafe(no_mangle)]
-pub(crate) extern "C" fn mq_setattr(descriptor: c_int, new: Option<&MqAttr>, old: Out<'_, MqAttr>) -> c_int {
+pub(crate) extern "C" fn mq_setattr(
+    descriptor: c_int,
+    new: Option<&MqAttr>,
+    old: Out<'_, MqAttr>,
+) -> c_int {
     result(attributes_of(descriptor, new, old))
 }
 
@@ -138,7 +147,8 @@ pub(crate) fn open(
         return local().map(kernel::int);
     }
     let creates = flags & O_CREAT != 0;
-    let given = if creates && !attributes.address().is_null() { attributes.get(1)?.first() } else { None };
+    let given =
+        if creates && !attributes.address().is_null() { attributes.get(1)?.first() } else { None };
     let given = given.map(|given| calls::ipc::MqAttr {
         flags: given.flags,
         max_messages: given.max_messages,
@@ -176,11 +186,14 @@ pub(crate) fn send(
 ) -> Result<c_int, Errno> {
     cancellation_point();
     match description(descriptor) {
-        Some(id) => mq::send(&Session, id, message.get(len)?, priority, until(deadline)).map(|()| 0),
+        Some(id) => {
+            mq::send(&Session, id, message.get(len)?, priority, until(deadline)).map(|()| 0)
+        }
         None => {
             let deadline = deadline.map_or(ptr::null(), ptr::from_ref);
             let message = message.address();
-            cancellable(|| call!(mq_timedsend, descriptor, message, len, priority, deadline)).map(kernel::int)
+            cancellable(|| call!(mq_timedsend, descriptor, message, len, priority, deadline))
+                .map(kernel::int)
         }
     }
 }
@@ -205,8 +218,9 @@ pub(crate) fn receive(
             let deadline = deadline.map_or(ptr::null(), ptr::from_ref);
             let priority = priority.map_or(ptr::null_mut(), |priority| priority.as_mut_ptr());
             let buffer = buffer.address();
-            let received =
-                cancellable(|| call!(mq_timedreceive, descriptor, buffer, len, priority, deadline))?;
+            let received = cancellable(|| {
+                call!(mq_timedreceive, descriptor, buffer, len, priority, deadline)
+            })?;
             isize::try_from(received).map_err(|_| Errno::new(EIO))
         }
     }

@@ -1,8 +1,8 @@
 //! sem_open(3) and its family: dispatch between the DC's semaphores and ordinary ones.
+#![expect(unsafe_code, reason = "exported names")]
 //!
 //! These names shadow libc's, so they must also do what libc does for semaphores made by sem_init(3)
 //! (`unnamed`) and, where there is no DVS, for named ones in shared memory (`shared_memory`).
-#![expect(unsafe_code, reason = "exported names")]
 
 use crate::errno::{or_local, result, status};
 use crate::libc::{cancellation_point, set_errno};
@@ -20,11 +20,18 @@ use m3ipc::errno::numbers::{EFAULT, EINVAL, EMFILE};
 const O_CREAT: c_int = 0o100;
 
 #[unsafe(no_mangle)]
-pub(crate) extern "C" fn sem_open(name: Text<'_>, flags: c_int, mode: c_uint, value: c_uint) -> *mut SemT {
+pub(crate) extern "C" fn sem_open(
+    name: Text<'_>,
+    flags: c_int,
+    mode: c_uint,
+    value: c_uint,
+) -> *mut SemT {
     // Without O_CREAT there are no further arguments: what is in their registers means nothing.
     let (mode, value) = if flags & O_CREAT != 0 { (mode, value) } else { (0, 0) };
     let opened = name.bytes().and_then(|name| {
-        or_local(open_in_dc(name, flags, mode, value), || shared_memory::open(name, flags, mode, value))
+        or_local(open_in_dc(name, flags, mode, value), || {
+            shared_memory::open(name, flags, mode, value)
+        })
     });
     opened.unwrap_or_else(|error| {
         set_errno(error.errno);
@@ -62,18 +69,21 @@ pub(crate) extern "C" fn sem_unlink(name: Text<'_>) -> c_int {
 }
 
 #[unsafe(no_mangle)]
-pub(crate) extern "C" fn sem_wait(semaphore: *mut SemT) -> c_int {
+pub(crate) extern "C-unwind" fn sem_wait(semaphore: *mut SemT) -> c_int {
     status(wait(semaphore, None))
 }
 
 #[unsafe(no_mangle)]
-pub(crate) extern "C" fn sem_timedwait(semaphore: *mut SemT, deadline: Option<&Timespec>) -> c_int {
+pub(crate) extern "C-unwind" fn sem_timedwait(
+    semaphore: *mut SemT,
+    deadline: Option<&Timespec>,
+) -> c_int {
     let deadline = deadline.ok_or(Errno::new(EFAULT));
     status(deadline.and_then(|deadline| wait(semaphore, Some((Clock::Realtime, *deadline)))))
 }
 
 #[unsafe(no_mangle)]
-pub(crate) extern "C" fn sem_clockwait(
+pub(crate) extern "C-unwind" fn sem_clockwait(
     semaphore: *mut SemT,
     clock: c_int,
     deadline: Option<&Timespec>,

@@ -1,9 +1,9 @@
 //! Named semaphores where there is no DVS: files in /dev/shm that processes map, as libc has them.
 #![expect(unsafe_code, reason = "semaphores are mapped files")]
 
+use crate::libc;
 use crate::named::Locked;
 use crate::unnamed::{self, SemT};
-use crate::libc;
 use core::ffi::{CStr, c_int};
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
@@ -63,21 +63,24 @@ pub(crate) fn open(name: &[u8], flags: c_int, mode: u32, value: u32) -> Result<*
 /// The file gets its name when the semaphore in it is complete.
 fn create(path: &Path, mode: u32, value: u32) -> Result<*mut SemT, Errno> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    let file = rustix::fs::open(c"/dev/shm", flags, Mode::from_raw_mode(mode & 0o777)).map_err(errno)?;
+    let file =
+        rustix::fs::open(c"/dev/shm", flags, Mode::from_raw_mode(mode & 0o777)).map_err(errno)?;
     let mut bytes = [0; SIZE];
     for (bytes, word) in bytes.chunks_exact_mut(4).zip(unnamed::shared(value)) {
         bytes.copy_from_slice(&word.to_ne_bytes());
     }
     rustix::io::write(&file, &bytes).map_err(errno)?;
     let descriptor = Path::of_descriptor(file.as_raw_fd())?;
-    rustix::fs::linkat(CWD, descriptor.c_str()?, CWD, path.c_str()?, AtFlags::SYMLINK_FOLLOW).map_err(errno)?;
+    rustix::fs::linkat(CWD, descriptor.c_str()?, CWD, path.c_str()?, AtFlags::SYMLINK_FOLLOW)
+        .map_err(errno)?;
     map(&file)
 }
 
 pub(crate) fn close(semaphore: *mut SemT) -> Result<(), Errno> {
     let locked = Locked::new();
     let mapped = OPEN.iter().find(|mapped| {
-        mapped.references.load(Ordering::Relaxed) > 0 && mapped.address.load(Ordering::Relaxed) == semaphore
+        mapped.references.load(Ordering::Relaxed) > 0
+            && mapped.address.load(Ordering::Relaxed) == semaphore
     });
     let mapped = mapped.ok_or(Errno::new(EINVAL))?;
     let last = mapped.references.fetch_sub(1, Ordering::Relaxed) == 1;
@@ -94,7 +97,8 @@ pub(crate) fn unlink(name: &[u8]) -> Result<(), Errno> {
         // libc's answer to what cannot be a name.
         if error.errno == EINVAL { Errno::new(ENOENT) } else { error }
     })?;
-    rustix::fs::unlink(path.c_str()?).map_err(|error| errno(if error == Os::PERM { Os::ACCESS } else { error }))
+    rustix::fs::unlink(path.c_str()?)
+        .map_err(|error| errno(if error == Os::PERM { Os::ACCESS } else { error }))
 }
 
 /// Maps a semaphore's file, or finds where it is mapped already.
@@ -105,7 +109,8 @@ fn map(file: &OwnedFd) -> Result<*mut SemT, Errno> {
     }
     let access = ProtFlags::READ | ProtFlags::WRITE;
     // SAFETY: a new mapping of no particular address.
-    let fresh = unsafe { rustix::mm::mmap(ptr::null_mut(), SIZE, access, MapFlags::SHARED, file, 0) };
+    let fresh =
+        unsafe { rustix::mm::mmap(ptr::null_mut(), SIZE, access, MapFlags::SHARED, file, 0) };
     let fresh = fresh.map_err(errno)?;
     let locked = Locked::new();
     let address = enter(fresh.cast(), stat.st_dev, stat.st_ino);
@@ -121,7 +126,8 @@ fn map(file: &OwnedFd) -> Result<*mut SemT, Errno> {
 fn enter(fresh: *mut SemT, device: u64, inode: u64) -> Option<*mut SemT> {
     let used = |mapped: &&Mapped| mapped.references.load(Ordering::Relaxed) > 0;
     let same = |mapped: &&Mapped| {
-        mapped.device.load(Ordering::Relaxed) == device && mapped.inode.load(Ordering::Relaxed) == inode
+        mapped.device.load(Ordering::Relaxed) == device
+            && mapped.inode.load(Ordering::Relaxed) == inode
     };
     if let Some(known) = OPEN.iter().filter(used).find(same) {
         known.references.fetch_add(1, Ordering::Relaxed);

@@ -1,5 +1,8 @@
 //! The constructor: reads where the door is from the environment. Makes no system call.
-#![expect(unsafe_code, reason = "the loader hands over raw vectors, and finds us by section and name")]
+#![expect(
+    unsafe_code,
+    reason = "the loader hands over raw vectors, and finds us by section and name"
+)]
 
 use crate::libc;
 use core::ffi::{CStr, c_char, c_int};

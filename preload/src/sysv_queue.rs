@@ -43,7 +43,12 @@ pub(crate) extern "C" fn msgget(key: c_int, flags: c_int) -> c_int {
 }
 
 #[unsafe(no_mangle)]
-pub(crate) extern "C" fn msgsnd(id: c_int, message: *const c_void, size: usize, flags: c_int) -> c_int {
+pub(crate) extern "C-unwind" fn msgsnd(
+    id: c_int,
+    message: *const c_void,
+    size: usize,
+    flags: c_int,
+) -> c_int {
     cancellation_point();
     let sent = send(id, message, size, flags);
     result(or_kernel(sent.map(|()| 0), || cancellable(|| call!(msgsnd, id, message, size, flags))))
@@ -59,7 +64,7 @@ fn send(id: c_int, message: *const c_void, size: usize, flags: c_int) -> Result<
 }
 
 #[unsafe(no_mangle)]
-pub(crate) extern "C" fn msgrcv(
+pub(crate) extern "C-unwind" fn msgrcv(
     id: c_int,
     message: *mut c_void,
     size: usize,
@@ -73,7 +78,13 @@ pub(crate) extern "C" fn msgrcv(
     result(received.and_then(|len| isize::try_from(len).map_err(|_| Errno::new(EIO))))
 }
 
-fn receive(id: c_int, message: *mut c_void, size: usize, kind: c_long, flags: c_int) -> Result<usize, Errno> {
+fn receive(
+    id: c_int,
+    message: *mut c_void,
+    size: usize,
+    kind: c_long,
+    flags: c_int,
+) -> Result<usize, Errno> {
     if isize::try_from(size).is_err() || id < 0 {
         return Err(Errno::new(EINVAL));
     }
@@ -108,7 +119,8 @@ fn control(id: c_int, command: c_int, argument: *mut c_void) -> Result<c_int, Er
             Ok(highest)
         }
         IPC_SET => {
-            let given = Array::<MsqidDs>::at(argument.cast()).get(1)?.first().ok_or(Errno::new(EFAULT))?;
+            let given =
+                Array::<MsqidDs>::at(argument.cast()).get(1)?.first().ok_or(Errno::new(EFAULT))?;
             let IpcPerm { uid, gid, mode, .. } = given.perm;
             let perm = SetPerm { uid, gid, mode, bytes_max: given.bytes_max };
             sysv_msg::set_perm(&Session, id, perm).map(|()| 0)

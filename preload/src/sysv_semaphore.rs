@@ -94,14 +94,24 @@ pub(crate) extern "C" fn semtimedop(
 
 /// The fourth argument is `union semun`, or none: then what is in its register means nothing.
 #[unsafe(no_mangle)]
-pub(crate) extern "C" fn semctl(id: c_int, number: c_int, command: c_int, argument: *mut c_void) -> c_int {
+pub(crate) extern "C" fn semctl(
+    id: c_int,
+    number: c_int,
+    command: c_int,
+    argument: *mut c_void,
+) -> c_int {
     /// Programs of 32 bit say with this bit which structs they have.
     const IPC_64: c_int = 0x100;
     let done = control(id, number, command & !IPC_64, argument);
     result(or_kernel(done, || call!(semctl, id, number, command, argument)))
 }
 
-fn control(id: c_int, number: c_int, command: c_int, argument: *mut c_void) -> Result<c_int, Errno> {
+fn control(
+    id: c_int,
+    number: c_int,
+    command: c_int,
+    argument: *mut c_void,
+) -> Result<c_int, Errno> {
     use command::{
         GETALL, IPC_INFO, IPC_SET, IPC_STAT, SEM_INFO, SEM_STAT, SEM_STAT_ANY, SETALL, SETVAL,
     };
@@ -117,7 +127,8 @@ fn control(id: c_int, number: c_int, command: c_int, argument: *mut c_void) -> R
             Ok(highest)
         }
         IPC_SET => {
-            let given = Array::<SemidDs>::at(argument.cast()).get(1)?.first().ok_or(Errno::new(EFAULT))?;
+            let given =
+                Array::<SemidDs>::at(argument.cast()).get(1)?.first().ok_or(Errno::new(EFAULT))?;
             let IpcPerm { uid, gid, mode, .. } = given.perm;
             sysv_sem::set_perm(&Session, id, SetPerm { uid, gid, mode, bytes_max: 0 }).map(|()| 0)
         }
@@ -129,7 +140,11 @@ fn control(id: c_int, number: c_int, command: c_int, argument: *mut c_void) -> R
             let values = Bytes::at(argument.cast::<u8>().cast_const()).get(size_of_values(id)?)?;
             sysv_sem::set_values(&Session, id, values).map(|()| 0)
         }
-        #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "an int in a register")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_possible_wrap,
+            reason = "an int in a register"
+        )]
         SETVAL => sysv_sem::control(&Session, id, number, command, argument.addr() as c_int),
         _ => sysv_sem::control(&Session, id, number, command, 0),
     }
@@ -138,7 +153,10 @@ fn control(id: c_int, number: c_int, command: c_int, argument: *mut c_void) -> R
 /// Bytes of the array that GETALL and SETALL mean: as many values as the set has.
 fn size_of_values(id: c_int) -> Result<usize, Errno> {
     let (_, stat) = sysv_sem::stat(&Session, id, command::IPC_STAT)?;
-    usize::try_from(stat.semaphores).ok().and_then(|count| count.checked_mul(2)).ok_or(Errno::new(EFAULT))
+    usize::try_from(stat.semaphores)
+        .ok()
+        .and_then(|count| count.checked_mul(2))
+        .ok_or(Errno::new(EFAULT))
 }
 
 fn described(stat: &SemStat) -> SemidDs {

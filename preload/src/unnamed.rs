@@ -1,9 +1,9 @@
 //! Semaphores made by sem_init(3): glibc's and musl's own algorithms on their `sem_t`, step by step.
+#![expect(unsafe_code, reason = "a sem_t is the program's memory, shared by address")]
 //!
 //! sem_init and sem_destroy stay libc's, and a process without the shim may share the semaphore, so
 //! layout and protocol are not ours to choose. glibc since 2.21 on 64 bit (nptl/sem_waitcommon.c):
 //! value and number of waiters are one word of 64 bits. musl since 1.2.4 (src/thread/sem_timedwait.c).
-#![expect(unsafe_code, reason = "a sem_t is the program's memory, shared by address")]
 
 use crate::kernel::{FUTEX_PRIVATE, futex_wait, futex_wake};
 use crate::libc;
@@ -20,12 +20,19 @@ use m3ipc::errno::numbers::{EAGAIN, EINTR, EINVAL, EOVERFLOW, ETIMEDOUT};
 pub(crate) struct SemT([u8; 32]);
 
 /// sem_wait, sem_timedwait, sem_clockwait.
-pub(crate) fn wait(semaphore: *const SemT, deadline: Option<(Clock, Timespec)>) -> Result<(), Errno> {
+pub(crate) fn wait(
+    semaphore: *const SemT,
+    deadline: Option<(Clock, Timespec)>,
+) -> Result<(), Errno> {
     let is_time = |time: Timespec| (0..1_000_000_000).contains(&time.nsec);
     if deadline.is_some_and(|(_, time)| !is_time(time)) {
         return Err(Errno::new(EINVAL));
     }
-    if libc::is_glibc() { Glibc::at(semaphore).wait(deadline) } else { Musl::at(semaphore).wait(deadline) }
+    if libc::is_glibc() {
+        Glibc::at(semaphore).wait(deadline)
+    } else {
+        Musl::at(semaphore).wait(deadline)
+    }
 }
 
 /// sem_trywait.
@@ -51,12 +58,21 @@ pub(crate) fn value(semaphore: *const SemT) -> c_int {
 /// What sem_init(3) makes of `value` for a semaphore shared by processes.
 pub(crate) fn shared(value: u32) -> [u32; 8] {
     let glibc_shared = FUTEX_PRIVATE.cast_unsigned();
-    if libc::is_glibc() { [value, 0, glibc_shared, 0, 0, 0, 0, 0] } else { [value, 0, 0, 0, 0, 0, 0, 0] }
+    if libc::is_glibc() {
+        [value, 0, glibc_shared, 0, 0, 0, 0, 0]
+    } else {
+        [value, 0, 0, 0, 0, 0, 0, 0]
+    }
 }
 
 /// Sleeps on a semaphore's word; the thread can be cancelled meanwhile. It then stays counted as a
 /// waiter, which costs those who post a system call, and is otherwise the same.
-fn sleep(word: &AtomicU32, value: u32, deadline: Option<(Clock, Timespec)>, private: c_int) -> Result<(), Errno> {
+fn sleep(
+    word: &AtomicU32,
+    value: u32,
+    deadline: Option<(Clock, Timespec)>,
+    private: c_int,
+) -> Result<(), Errno> {
     // The kernel refuses times before the epoch, libc says they are over.
     if deadline.is_some_and(|(_, time)| time.sec < 0) {
         return Err(Errno::new(ETIMEDOUT));
@@ -123,7 +139,12 @@ impl Glibc {
                 continue;
             }
             let taken = data - 1 - WAITER;
-            match self.data().compare_exchange_weak(data, taken, Ordering::Acquire, Ordering::Relaxed) {
+            match self.data().compare_exchange_weak(
+                data,
+                taken,
+                Ordering::Acquire,
+                Ordering::Relaxed,
+            ) {
                 Ok(_) => return Ok(()),
                 Err(now) => data = now,
             }

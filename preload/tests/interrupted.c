@@ -2,17 +2,38 @@
 #include "check.h"
 
 static sem_t semaphore;
+static volatile sig_atomic_t handled;
 static void handler(int signal)
 {
     (void)signal;
+    handled++;
 }
 
-static void *post_after_signals(void *waiter)
+struct waiter {
+    pthread_t thread;
+    pid_t number;
+};
+
+/* Waits until the thread sleeps: its state in proc(5) is S. */
+static void wait_until_blocked(pid_t number)
 {
-    /* The waiter must be asleep when it is signalled; if it is not yet, it will be at one of these. */
-    for (int i = 0; i < 50; i++) {
-        pthread_kill(*(pthread_t *)waiter, SIGUSR1);
-        usleep(1000);
+    char path[64], stat[256], *state;
+    snprintf(path, sizeof path, "/proc/self/task/%d/stat", (int)number);
+    do {
+        FILE *file = fopen(path, "r");
+        CHECK(file && fgets(stat, sizeof stat, file) && (state = strrchr(stat, ')')));
+        fclose(file);
+    } while (state[2] != 'S');
+}
+
+static void *post_after_signals(void *argument)
+{
+    struct waiter *waiter = argument;
+    for (int i = 0; i < 5; i++) {
+        wait_until_blocked(waiter->number);
+        CHECK(pthread_kill(waiter->thread, SIGUSR1) == 0);
+        while (handled <= i)
+            sched_yield();
     }
     CHECK(sem_post(&semaphore) == 0);
     return NULL;
@@ -21,12 +42,14 @@ static void *post_after_signals(void *waiter)
 static void install(int flags)
 {
     struct sigaction action = {.sa_handler = handler, .sa_flags = flags};
+    handled = 0;
     CHECK(sigaction(SIGUSR1, &action, NULL) == 0);
 }
 
 int main(void)
 {
-    pthread_t self = pthread_self(), poster;
+    pthread_t poster;
+    struct waiter self = {pthread_self(), getpid()};
     struct timespec deadline = in_ms(CLOCK_REALTIME, 60000);
     CHECK(sem_init(&semaphore, 0, 0) == 0);
     install(SA_RESTART);
