@@ -86,3 +86,9 @@ pub const MAP_MEMTABLE: u64 = 16 << 20;
 
 /// Bytes of all journals of a store, the least that fjall takes. Read again at each start.
 pub const MAP_JOURNALS: u64 = 64 << 20;
+
+/// How long the files of removed blobs stay: unlinking needs a sync, which `rm -r` should not wait for each time.
+pub const SWEEP_AFTER: Nanos = SECOND;
+
+/// A bell whose owner had announced sleep but did not go on to it (stopped, or out of CPU) is rung again after this.
+pub const RING_AGAIN: Nanos = MILLISECOND;
