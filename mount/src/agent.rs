@@ -1,7 +1,7 @@
 //! What a file agent does, request by request, in no protocol's terms; and the one that asks vfs-server.
 
 use crate::cred;
-use crate::limits::{IO_SIZE_MAX, READDIR_SIZE, WAITING_LOCKS_MAX, WAITING_STACK};
+use crate::limits::{IO_SIZE_MAX, READDIR_SIZE, STACK_APART, THREADS_APART_MAX};
 use calls::Row;
 use calls::vfs::{
     Access, Attr, Create, DirEntry, Fallocate, Flush, FsStats, Fsync, Getattr, Getlk, Getxattr,
@@ -16,6 +16,7 @@ use m3ipc::{Cred, Endpoint, Errno, Sendrec, Wait};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 /// Who makes a request, as the kernel says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,8 +65,8 @@ pub enum LockKind {
     Flock,
 }
 
-/// Called once, from any thread, with the outcome of a lock request.
-pub type LockDone = Box<dyn FnOnce(Result<(), Errno>) + Send>;
+/// Called once, from any thread, with the outcome of a request that may take long.
+pub type Done = Box<dyn FnOnce(Result<(), Errno>) + Send>;
 
 /// Called for each directory entry, until it breaks.
 pub type VisitEntry<'a> = dyn FnMut(DirEntry, &[u8]) -> ControlFlow<()> + 'a;
@@ -133,7 +134,8 @@ pub trait Agent: Send + Sync + 'static {
     fn flush(&self, caller: Caller, file: OpenFile, owner: u64) -> Result<(), Errno>;
     /// The last descriptor is closed.
     fn release(&self, caller: Caller, file: OpenFile) -> Result<(), Errno>;
-    fn fsync(&self, caller: Caller, file: OpenFile, datasync: bool) -> Result<(), Errno>;
+    /// Returns at once; `done` is called when the file is on stable storage.
+    fn fsync(&self, caller: Caller, file: OpenFile, datasync: bool, done: Done);
     /// Visits the entries after cookie `offset` (0 is the start) until `visit` breaks or they end.
     fn readdir(
         &self,
@@ -154,7 +156,7 @@ pub trait Agent: Send + Sync + 'static {
         lock: Lock,
         kind: LockKind,
         wait: bool,
-        done: LockDone,
+        done: Done,
     );
     /// The length of the value, which is in `buffer` unless that is empty.
     fn getxattr(
@@ -197,8 +199,8 @@ pub struct VosAgent<P> {
 #[derive(Debug)]
 struct Shared<P> {
     port: P,
-    /// Threads that wait for a lock.
-    waiting: AtomicUsize,
+    /// Threads that make a call which may take long.
+    apart: AtomicUsize,
 }
 
 /// Longest target of a symbolic link (PATH_MAX).
@@ -207,7 +209,7 @@ const F_UNLCK: u32 = 2;
 
 impl<P: Sendrec> VosAgent<P> {
     pub fn new(port: P) -> VosAgent<P> {
-        VosAgent { shared: Arc::new(Shared { port, waiting: AtomicUsize::new(0) }) }
+        VosAgent { shared: Arc::new(Shared { port, apart: AtomicUsize::new(0) }) }
     }
 
     fn call<R: Row>(
@@ -428,9 +430,12 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         self.order(&cred::plain(caller), &Release { fh: file.fh, ino: file.ino }, [&[], &[]])
     }
 
-    fn fsync(&self, caller: Caller, file: OpenFile, datasync: bool) -> Result<(), Errno> {
+    fn fsync(&self, caller: Caller, file: OpenFile, datasync: bool, done: Done) {
+        let cred = cred::plain(caller);
         let row = Fsync { fh: file.fh, ino: file.ino, datasync: datasync.into() };
-        self.order(&cred::plain(caller), &row, [&[], &[]])
+        if let Err(done) = call_apart(&self.shared, cred, row, Vec::new(), done) {
+            done(self.order(&cred, &row, [&[], &[]]));
+        }
     }
 
     fn readdir(
@@ -480,7 +485,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         lock: Lock,
         kind: LockKind,
         wait: bool,
-        done: LockDone,
+        done: Done,
     ) {
         let cred = cred::plain(caller);
         let flock = u8::from(kind == LockKind::Flock);
@@ -488,7 +493,10 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         // Most locks are free: only those that are not cost a thread.
         match self.order(&cred, &row, [&lock.bytes(), &[]]) {
             Err(error) if error.errno == EAGAIN && wait && lock.kind != F_UNLCK => {
-                wait_for_lock(&self.shared, cred, Setlk { wait: 1, ..row }, lock, done);
+                let row = Setlk { wait: 1, ..row };
+                if let Err(done) = call_apart(&self.shared, cred, row, lock.bytes().into(), done) {
+                    done(Err(Errno::new(ENOLCK)));
+                }
             }
             outcome => done(outcome),
         }
@@ -558,42 +566,186 @@ fn split_entry(payload: &[u8]) -> Option<(DirEntry, &[u8], &[u8])> {
     (!name.is_empty()).then_some((entry, name, rest))
 }
 
-/// Makes a call that is answered when the lock is free, on a thread of its own.
-fn wait_for_lock<P>(shared: &Arc<Shared<P>>, cred: Cred, row: Setlk, lock: Lock, done: LockDone)
+/// Makes a call that may take long on a thread of its own, so that nothing else waits for it. Hands
+/// `done` back if there can be no further thread.
+fn call_apart<P, R>(
+    shared: &Arc<Shared<P>>,
+    cred: Cred,
+    row: R,
+    payload: Vec<u8>,
+    done: Done,
+) -> Result<(), Done>
 where
     P: Sendrec + Send + Sync + 'static,
+    R: Row<Reply = ()> + Send + 'static,
 {
-    let admitted = shared.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |waiting| {
-        (waiting < WAITING_LOCKS_MAX).then_some(waiting + 1)
+    let admitted = shared.apart.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |threads| {
+        (threads < THREADS_APART_MAX).then_some(threads + 1)
     });
     if admitted.is_err() {
-        return done(Err(Errno::new(ENOLCK)));
+        return Err(done);
     }
+    // Held by both sides, because a thread that cannot be started takes what it was given along.
     let done = Arc::new(Mutex::new(Some(done)));
-    let (owned, finish) = (shared.clone(), done.clone());
-    let waiter = move || {
-        let outcome = owned.call(&cred, &row, [&lock.bytes(), &[]], &mut []).map(|_| ());
-        owned.waiting.fetch_sub(1, Ordering::Relaxed);
-        finish_lock(&finish, outcome);
+    let (owned, theirs) = (shared.clone(), done.clone());
+    let work = move || {
+        let outcome = owned.call(&cred, &row, [&payload, &[]], &mut []).map(|_| ());
+        owned.apart.fetch_sub(1, Ordering::Relaxed);
+        if let Some(done) = take(&theirs) {
+            done(outcome);
+        }
     };
-    let spawned =
-        std::thread::Builder::new().name("dvs-lock".into()).stack_size(WAITING_STACK).spawn(waiter);
-    if let Err(error) = spawned {
-        tracing::warn!(%error, "no thread to wait for a lock");
-        shared.waiting.fetch_sub(1, Ordering::Relaxed);
-        finish_lock(&done, Err(Errno::new(ENOLCK)));
-    }
+    let builder = thread::Builder::new().name(R::NAME.into()).stack_size(STACK_APART);
+    let Err(error) = builder.spawn(work) else { return Ok(()) };
+    tracing::warn!(%error, "no thread for {}", R::NAME);
+    shared.apart.fetch_sub(1, Ordering::Relaxed);
+    take(&done).map_or(Ok(()), Err)
 }
 
-/// Calls `done` unless it has been called.
-fn finish_lock(done: &Mutex<Option<LockDone>>, outcome: Result<(), Errno>) {
-    let done = done.lock().unwrap_or_else(PoisonError::into_inner).take();
-    if let Some(done) = done {
-        done(outcome);
-    }
+fn take(done: &Mutex<Option<Done>>) -> Option<Done> {
+    done.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
 /// An errno that may be told to a program: the server's word, but inside the range of errno.
 pub(crate) fn tellable(error: Errno) -> i32 {
     if (1..512).contains(&error.errno) { error.errno } else { EIO }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use m3ipc::errno::numbers::{EHOSTDOWN, ENOENT};
+    use m3ipc::{IpcError, Message};
+    use proptest::prelude::*;
+    use std::sync::mpsc::channel;
+
+    /// Messages and what rode along with them.
+    type Sent = Vec<(Message, Vec<u8>)>;
+    /// Status, arguments and payload of an answer, or that none comes.
+    type Outcome = Result<(u16, [u8; 40], Vec<u8>), IpcError>;
+
+    /// A port that keeps what is sent and answers always the same.
+    #[derive(Debug)]
+    struct Echo {
+        sent: Mutex<Sent>,
+        answer: Outcome,
+    }
+
+    impl Sendrec for Echo {
+        fn sendrec(
+            &self,
+            to: Endpoint,
+            message: &mut Message,
+            send: &[&[u8]],
+            receive: &mut [u8],
+            _: Wait,
+        ) -> Result<usize, IpcError> {
+            assert_eq!(to, Endpoint::VFS);
+            self.sent.lock().unwrap().push((*message, send.concat()));
+            let (status, args, payload) = self.answer.clone()?;
+            (message.status, message.args) = (status, args);
+            let len = payload.len().min(receive.len());
+            receive[..len].copy_from_slice(&payload[..len]);
+            Ok(len)
+        }
+    }
+
+    fn agent(answer: Outcome) -> VosAgent<Echo> {
+        VosAgent::new(Echo { sent: Mutex::default(), answer })
+    }
+
+    fn sent(agent: &VosAgent<Echo>) -> Sent {
+        std::mem::take(&mut agent.shared.port.sent.lock().unwrap())
+    }
+
+    const CALLER: Caller = Caller { pid: 0, uid: 7, gid: 8 };
+    const FILE: OpenFile = OpenFile { ino: 2, fh: 3 };
+
+    #[test]
+    fn the_credentials_stand_in_front_of_the_payload() {
+        let agent = agent(Ok((0, [0; 40], Vec::new())));
+        let (from, to) = (Entry { parent: 1, name: b"old" }, Entry { parent: 2, name: b"new" });
+        agent.rename(CALLER, from, to, 1).unwrap();
+        let (message, payload) = sent(&agent).remove(0);
+        assert_eq!(Cred::decode(&payload), Some((Cred::new(0, 7, 8), &b"oldnew"[..])));
+        let row = Rename::get(&message.args);
+        assert_eq!(row, Some(Rename { parent: 1, new_parent: 2, name_len: 3, flags: 1 }));
+    }
+
+    #[test]
+    fn what_does_not_fit_one_message_goes_in_several() {
+        let mut args = [0; 40];
+        args[..8].copy_from_slice(&u64::from(IO_SIZE_MAX).to_le_bytes());
+        let agent = agent(Ok((0, args, vec![7; IO_SIZE_MAX as usize])));
+        let size = IO_SIZE_MAX as usize * 2;
+        let mut data = vec![0; size];
+        assert_eq!(agent.read(CALLER, FILE, 100, &mut data), Ok(size));
+        assert!(data.iter().all(|byte| *byte == 7));
+        assert_eq!(agent.write(CALLER, FILE, Place::Offset(5), &data), Ok(size));
+        let offsets: Vec<_> = sent(&agent)[2..]
+            .iter()
+            .map(|(message, _)| Write::get(&message.args).unwrap().offset & !WRITE_AT)
+            .collect();
+        assert_eq!(offsets, [5, 5 + u64::from(IO_SIZE_MAX)]);
+    }
+
+    #[test]
+    fn only_a_lock_that_is_not_free_is_waited_for_apart() {
+        let lock = Lock { end: 9, kind: 1, ..Lock::default() };
+        let check = |status: u16, wait: bool, outcome: Result<(), i32>, calls: usize| {
+            let agent = agent(Ok((status, [0; 40], Vec::new())));
+            let (tell, told) = channel();
+            let done = Box::new(move |outcome: Result<(), Errno>| {
+                tell.send(outcome.map_err(|error| error.errno)).unwrap();
+            });
+            agent.setlk(CALLER, FILE, lock, LockKind::Record, wait, done);
+            assert_eq!(told.recv().unwrap(), outcome);
+            assert_eq!(sent(&agent).len(), calls);
+        };
+        let again = u16::try_from(EAGAIN).unwrap();
+        check(0, true, Ok(()), 1);
+        check(again, false, Err(EAGAIN), 1);
+        check(again, true, Err(EAGAIN), 2);
+    }
+
+    #[test]
+    fn a_call_without_an_answer_is_an_error_of_the_program() {
+        let error = |agent: &VosAgent<Echo>| agent.statfs(CALLER, 1).unwrap_err().errno;
+        assert_eq!(error(&agent(Err(IpcError::NodeDown))), EHOSTDOWN);
+        assert_eq!(error(&agent(Ok((2, [0; 40], Vec::new())))), ENOENT);
+        assert_eq!(error(&agent(Ok((0, [0; 40], vec![0; 3])))), EPROTO);
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_makes_the_agent_panic_or_run_for_ever(
+            status in prop_oneof![3 => Just(0u16), 1 => any::<u16>()],
+            args in any::<[u8; 32]>(),
+            payload in proptest::collection::vec(any::<u8>(), 0..200),
+        ) {
+            let mut wide = [0; 40];
+            wide[..32].copy_from_slice(&args);
+            let agent = agent(Ok((status, wide, payload)));
+            let entry = Entry { parent: 1, name: b"n" };
+            let new = NewMode { mode: 0, umask: 0 };
+            let mut buffer = [0; 64];
+            agent.lookup(CALLER, entry).ok();
+            agent.readlink(CALLER, 1).ok();
+            agent.create(CALLER, entry, new, 0).ok();
+            agent.open(CALLER, 1, 0).ok();
+            agent.read(CALLER, FILE, 0, &mut buffer).ok();
+            prop_assert!(agent.write(CALLER, FILE, Place::End, &[0; 9]).unwrap_or(0) <= 9);
+            let mut entries = 0;
+            let mut visit = |_: DirEntry, _: &[u8]| {
+                entries += 1;
+                if entries < 1000 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            };
+            agent.readdir(CALLER, FILE, 0, &mut visit).ok();
+            agent.statfs(CALLER, 1).ok();
+            agent.getlk(CALLER, FILE, Lock::default()).ok();
+            agent.seek(CALLER, FILE, 0, 3).ok();
+            prop_assert!(agent.getxattr(CALLER, 1, b"user.x", &mut buffer).unwrap_or(0) <= 64);
+            agent.listxattr(CALLER, 1, &mut []).ok();
+        }
+    }
 }

@@ -472,7 +472,8 @@ impl<A: Agent> Filesystem for FuserDoor<A> {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        reply_empty(reply, self.agent.fsync(caller(req), file(ino, fh), datasync));
+        let done = Box::new(move |outcome| reply_empty(reply, outcome));
+        self.agent.fsync(caller(req), file(ino, fh), datasync, done);
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -524,7 +525,8 @@ impl<A: Agent> Filesystem for FuserDoor<A> {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        reply_empty(reply, self.agent.fsync(caller(req), file(ino, fh), datasync));
+        let done = Box::new(move |outcome| reply_empty(reply, outcome));
+        self.agent.fsync(caller(req), file(ino, fh), datasync, done);
     }
 
     fn statfs(&self, req: &Request, ino: INodeNo, reply: ReplyStatfs) {

@@ -57,6 +57,12 @@ pub fn run(options: Options, port: impl Sendrec + Send + Sync + 'static) -> Resu
 /// Takes name and place of a file agent: nothing that could keep a file system busy, least of all its own.
 fn become_agent() -> Result<()> {
     rustix::thread::set_name(c"dvs-mount").context("cannot set the process name")?;
+    // With a thread missing it would serve on, until none is left: better it dies and is started anew.
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
     std::env::set_current_dir("/").context("cannot change to /")
 }
 

@@ -5,12 +5,12 @@ use m3ipc::limits::{CHANNELS_PER_PEER, LANES, PAYLOAD_MAX};
 /// Most data of one FUSE read or write: what rides along with one message.
 pub const IO_SIZE_MAX: u32 = 128 * 1024;
 
-/// Calls that may wait for a lock at once. Each has a thread and a lane of the channel to the
-/// server; half of the lanes stay free for everything else.
-pub const WAITING_LOCKS_MAX: usize = CHANNELS_PER_PEER * LANES / 2;
+/// Calls that may take long and therefore have a thread of their own: waiting locks, fsync. Each
+/// has a lane of the channel to the server; half of the lanes stay free for everything else.
+pub const THREADS_APART_MAX: usize = CHANNELS_PER_PEER * LANES / 2;
 
-/// Stack of a thread that waits for a lock: it makes one call.
-pub const WAITING_STACK: usize = 128 * 1024;
+/// Stack of such a thread: it makes one call.
+pub const STACK_APART: usize = 128 * 1024;
 
 /// Bytes of directory entries fetched with one call. The kernel asks for 4 KiB (before Linux 6.16)
 /// or for as much as the program does (32 KiB with glibc); its format needs about a third more.
