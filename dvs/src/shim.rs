@@ -6,16 +6,16 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 /// `libdvs_preload.so`, as built with this `dvs`.
-pub static SHIM: &[u8] = include_bytes!(env!("DVS_SHIM"));
+pub(crate) static SHIM: &[u8] = include_bytes!(env!("DVS_SHIM"));
 
 /// The file's name: also what a C program that is linked to it looks for (its SONAME).
-pub const NAME: &str = "libdvs_preload.so";
+pub(crate) const NAME: &str = "libdvs_preload.so";
 
 /// Puts the shim at `path`, readable and executable for all. Programs that run with an older one keep theirs.
 ///
 /// # Errors
 /// As the file system says.
-pub fn install(path: &Path) -> io::Result<()> {
+pub(crate) fn install(path: &Path) -> io::Result<()> {
     if fs::read(path).is_ok_and(|there| there == SHIM) {
         return Ok(());
     }
@@ -40,7 +40,7 @@ fn write(path: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// ENOENT or ESRCH: no such process. EACCES: another user's.
-pub fn is_loaded(pid: u32) -> io::Result<bool> {
+pub(crate) fn is_loaded(pid: u32) -> io::Result<bool> {
     for line in BufReader::new(File::open(format!("/proc/{pid}/maps"))?).lines() {
         let line = line?;
         if line.strip_suffix(" (deleted)").unwrap_or(&line).ends_with(NAME) {
