@@ -183,7 +183,7 @@ impl VfsServer {
             }
             for id in granted {
                 // Who was granted just before may now be in the way.
-                if !self.locks.waiting.get(&id).is_some_and(|wish| !self.locks.is_blocked(wish)) {
+                if self.locks.waiting.get(&id).is_none_or(|wish| self.locks.is_blocked(wish)) {
                     continue;
                 }
                 let Some(wish) = self.locks.forget(id) else { continue };

@@ -109,7 +109,8 @@ fn getattr_of_a_lost_inode_is_stale_and_of_a_lost_handle_bad() {
 
 #[test]
 fn making_a_name_needs_a_free_name_and_a_writable_directory() {
-    const MAKERS: [fn(&mut World, &Client, &str) -> Got<()>; 5] = [
+    type Maker = fn(&mut World, &Client, &str) -> Got<()>;
+    const MAKERS: [Maker; 5] = [
         |w, c, path| w.mkdir(c, path, 0o755).map(drop),
         |w, c, path| w.mknod(c, path, S_IFIFO | 0o644, 0).map(drop),
         |w, c, path| w.symlink(c, path, "target").map(drop),

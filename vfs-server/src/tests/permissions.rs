@@ -1,7 +1,7 @@
 //! Who may, and what a change of owner, mode or content does to the mode and the times.
 
 use crate::linux::{O_NOATIME, S_IFREG, S_ISGID, S_ISUID};
-use crate::tests::driver::{ALIEN, Client, MATE, ROOT, USER, World, now};
+use crate::tests::driver::{ALIEN, Client, Got, MATE, ROOT, USER, World, now};
 use crate::tests::errors::world;
 use calls::vfs::{Attr, Create, Mkdir, ROOT_INO, SetAttr, Time, set};
 use calls::wire::Wire;
@@ -118,15 +118,15 @@ fn writing_and_truncating_drop_privileges_unless_by_the_superuser() {
 #[test]
 fn writing_drops_file_capabilities_and_chown_too() {
     let mut w = world();
-    let changes: [fn(&mut World); 3] = [
-        |w| drop(w.put(&ROOT, "/u/f", 0, b"new").unwrap()),
-        |w| drop(w.chown(&ROOT, "/u/f", Some(7), None).unwrap()),
-        |w| drop(w.truncate(&ROOT, "/u/f", 1).unwrap()),
+    let changes: [fn(&mut World) -> Got<()>; 3] = [
+        |w| w.put(&ROOT, "/u/f", 0, b"new").map(drop),
+        |w| w.chown(&ROOT, "/u/f", Some(7), None).map(drop),
+        |w| w.truncate(&ROOT, "/u/f", 1).map(drop),
     ];
     for change in changes {
         w.setxattr(&ROOT, "/u/f", "security.capability", b"caps", 0).unwrap();
         w.setxattr(&ROOT, "/u/f", "security.other", b"label", 0).unwrap();
-        change(&mut w);
+        change(&mut w).unwrap();
         assert_eq!(w.listxattr(&ROOT, "/u/f", 100).unwrap().1, b"security.other\0");
     }
 }
@@ -167,66 +167,41 @@ fn times_can_be_before_the_epoch_and_the_change_time_cannot_be_set() {
 
 #[test]
 fn every_change_moves_the_times_it_should() {
-    type Change = fn(&mut World);
+    type Change = fn(&mut World) -> Got<()>;
     let cases: [(&str, Change, &str, [bool; 2]); 14] = [
-        ("write", |w| drop(w.put(&USER, "/u/f", 0, b"x").unwrap()), "/u/f", [true, true]),
-        ("truncate", |w| drop(w.truncate(&USER, "/u/f", 3).unwrap()), "/u/f", [true, true]),
-        ("chmod", |w| drop(w.chmod(&USER, "/u/f", 0o600).unwrap()), "/u/f", [false, true]),
-        (
-            "chown",
-            |w| drop(w.chown(&USER, "/u/f", None, Some(100)).unwrap()),
-            "/u/f",
-            [false, true],
-        ),
-        ("link: the file", |w| drop(w.link(&USER, "/u/f", "/u/g").unwrap()), "/u/f", [false, true]),
-        (
-            "link: the directory",
-            |w| drop(w.link(&USER, "/u/f", "/u/g").unwrap()),
-            "/u",
-            [true, true],
-        ),
-        (
-            "rename: the file",
-            |w| w.rename(&USER, "/u/f", "/u/d/g", 0).unwrap(),
-            "/u/d/g",
-            [false, true],
-        ),
-        (
-            "rename: the old directory",
-            |w| w.rename(&USER, "/u/f", "/u/d/g", 0).unwrap(),
-            "/u",
-            [true, true],
-        ),
+        ("write", |w| w.put(&USER, "/u/f", 0, b"x").map(drop), "/u/f", [true, true]),
+        ("truncate", |w| w.truncate(&USER, "/u/f", 3).map(drop), "/u/f", [true, true]),
+        ("chmod", |w| w.chmod(&USER, "/u/f", 0o600).map(drop), "/u/f", [false, true]),
+        ("chown", |w| w.chown(&USER, "/u/f", None, Some(100)).map(drop), "/u/f", [false, true]),
+        ("link: the file", |w| w.link(&USER, "/u/f", "/u/g").map(drop), "/u/f", [false, true]),
+        ("link: the directory", |w| w.link(&USER, "/u/f", "/u/g").map(drop), "/u", [true, true]),
+        ("rename: the file", |w| w.rename(&USER, "/u/f", "/u/d/g", 0), "/u/d/g", [false, true]),
+        ("rename: the old directory", |w| w.rename(&USER, "/u/f", "/u/d/g", 0), "/u", [true, true]),
         (
             "rename: the new directory",
-            |w| w.rename(&USER, "/u/f", "/u/d/g", 0).unwrap(),
+            |w| w.rename(&USER, "/u/f", "/u/d/g", 0),
             "/u/d",
             [true, true],
         ),
-        ("unlink: the directory", |w| w.unlink(&USER, "/u/f").unwrap(), "/u", [true, true]),
+        ("unlink: the directory", |w| w.unlink(&USER, "/u/f"), "/u", [true, true]),
         (
             "unlink: the other name",
             |w| {
                 w.link(&USER, "/u/d/f", "/u/d/g").unwrap();
-                w.unlink(&USER, "/u/d/g").unwrap();
+                w.unlink(&USER, "/u/d/g")
             },
             "/u/d/f",
             [false, true],
         ),
-        (
-            "setxattr",
-            |w| w.setxattr(&USER, "/u/f", "user.a", b"", 0).unwrap(),
-            "/u/f",
-            [false, true],
-        ),
-        ("open", |w| drop(w.open(&USER, "/u/f", 2).unwrap()), "/u/f", [false, false]),
-        ("exchange", |w| w.rename(&USER, "/u/f", "/u/d/f", 2).unwrap(), "/u/f", [false, true]),
+        ("setxattr", |w| w.setxattr(&USER, "/u/f", "user.a", b"", 0), "/u/f", [false, true]),
+        ("open", |w| w.open(&USER, "/u/f", 2).map(drop), "/u/f", [false, false]),
+        ("exchange", |w| w.rename(&USER, "/u/f", "/u/d/f", 2), "/u/f", [false, true]),
     ];
     for (what, change, path, [mtime, ctime]) in cases {
         let mut w = world();
         w.pass(1);
         let before = now(&w);
-        change(&mut w);
+        change(&mut w).unwrap();
         let attr = w.stat(&USER, path).unwrap();
         let later = |time: Time| (time.seconds, time.nanos) > (before.seconds, before.nanos);
         assert_eq!([later(attr.mtime), later(attr.ctime)], [mtime, ctime], "{what}");
