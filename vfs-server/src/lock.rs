@@ -288,6 +288,16 @@ impl Locks {
         table.and_then(|table| table.held.get(&(family, owner))).map_or(&[], |ranges| ranges)
     }
 
+    /// All locks, for comparison.
+    #[cfg(test)]
+    pub(crate) fn all_held(&self) -> Vec<String> {
+        let tables = self
+            .tables
+            .iter()
+            .flat_map(|(ino, table)| table.held.iter().map(move |held| (ino, held)));
+        tables.map(|held| format!("{held:?}")).collect()
+    }
+
     /// For every other owner who is in the way of `wanted`, the first range that is.
     fn blocking<'a>(
         &'a self,
