@@ -87,7 +87,7 @@ impl Place {
     /// # Errors
     /// There is one, but not with this DC or node.
     pub(crate) fn find(dc: Option<&str>, node: Option<&str>) -> Result<Option<Place>> {
-        let Some(socket) = own_door().or_else(|| lab::door(dc, node)) else { return Ok(None) };
+        let Some(socket) = own_door().or_else(|| lab::door(node)) else { return Ok(None) };
         let info = Info::beside(&socket)?;
         if let Some(dc) = dc.filter(|dc| *dc != info.dc) {
             let message =

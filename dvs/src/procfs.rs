@@ -56,6 +56,17 @@ pub(crate) fn parse_uid(status: &[u8]) -> Option<u32> {
     std::str::from_utf8(line).ok()?.split_ascii_whitespace().next()?.parse().ok()
 }
 
+/// The signals that this process has been told to ignore: bit n-1 is signal n.
+pub(crate) fn ignored_signals() -> Option<u64> {
+    parse_ignored(&std::fs::read("/proc/self/status").ok()?)
+}
+
+fn parse_ignored(status: &[u8]) -> Option<u64> {
+    let mut lines = status.split(|byte| *byte == b'\n');
+    let mask = lines.find_map(|line| line.strip_prefix(b"SigIgn:"))?;
+    u64::from_str_radix(std::str::from_utf8(mask).ok()?.trim(), 16).ok()
+}
+
 /// `/proc/PID/cmdline` as one line: NULs and control characters become spaces. Empty for zombies
 /// and the kernel's threads.
 pub(crate) fn command_line(cmdline: &[u8]) -> Vec<u8> {
@@ -197,6 +208,7 @@ mod tests {
         fn no_text_makes_a_parser_panic(text in proptest::collection::vec(any::<u8>(), 0..300)) {
             parse_stat(&text);
             parse_uid(&text);
+            parse_ignored(&text);
             parse_mounts(&text);
             parse_environment(&text);
             command_line(&text);
