@@ -15,16 +15,14 @@ pub enum StoreError {
     Io,
 }
 
-/// Told each pair of a range; breaks when it has seen enough.
-pub type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
-
 /// A server's durable state.
 pub trait Store {
     fn get(&self, key: &[u8]) -> Option<Vec<u8>>;
     fn put(&mut self, key: &[u8], value: &[u8]);
     fn remove(&mut self, key: &[u8]);
     /// Visits the pairs with `from <= key < to` in order, until `visit` breaks.
-    fn range(&self, from: &[u8], to: &[u8], visit: &mut Visit<'_>);
+    #[expect(clippy::type_complexity, reason = "a name for the visitor would hide what it is told")]
+    fn range(&self, from: &[u8], to: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>);
 
     /// Reads blob `blob` from `offset`; returns how much there was. A blob never written is empty;
     /// a hole reads as zeros.

@@ -128,6 +128,13 @@ pub struct Received {
     lane: usize,
 }
 
+impl Received {
+    /// Where in the port's list the channel is over which it came.
+    pub fn channel(&self) -> usize {
+        self.channel
+    }
+}
+
 /// How a received message was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
