@@ -19,7 +19,6 @@ use network::Network;
 use nix::sched::{CloneFlags, setns};
 use process::ProcessId;
 use std::fs::{self, File};
-use std::io::IsTerminal;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};

@@ -88,9 +88,9 @@ pub(crate) fn agent(options: &AgentOptions) -> Result<()> {
         rustix::process::setsid().ok();
     }
     let port = place::connect(&options.socket, kind::AGENT)?;
-    let mut mount_options = mount::Options::new(&options.path);
+    let mut mount_options = ::mount::Options::new(&options.path);
     mount_options.name.clone_from(&options.name);
-    mount::run(mount_options, port)
+    ::mount::run(mount_options, port)
 }
 
 fn start(options: &AgentOptions, log: &Log) -> Result<Child> {
