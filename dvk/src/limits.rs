@@ -86,3 +86,16 @@ pub const MAP_MEMTABLE: u64 = 16 << 20;
 
 /// Bytes of all journals of a store, the least that fjall takes. Read again at each start.
 pub const MAP_JOURNALS: u64 = 64 << 20;
+
+/// How long the files of removed blobs stay: unlinking needs a sync, which `rm -r` should not wait for each time.
+pub const SWEEP_AFTER: Nanos = SECOND;
+
+/// A bell whose owner had announced sleep but did not go on to it (stopped, or out of CPU) is rung again after this.
+pub const RING_AGAIN: Nanos = MILLISECOND;
+
+/// Bytes of frames that wait to be written to one link. The kernel keeps no more than that for a node that does
+/// not read, so a link is dropped for this only if something is wrong with it.
+pub const LINK_QUEUE: usize = UNRECEIVED_LIMIT + (64 << 20);
+
+/// Longest spin of a link's reader before it sleeps.
+pub const SPIN_READER: std::time::Duration = std::time::Duration::from_nanos(m3ipc::limits::SPIN_MAX_NS);

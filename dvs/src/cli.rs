@@ -1,11 +1,11 @@
 //! The command line: what there is, and who does it.
 
-use crate::{container, dc, demo, ipcs, lab, mount, node, ps, run};
+use crate::{container, dc, demo, ipcs, lab, mount, node, ps, run, server};
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::RawFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// One operating system image for programs on many machines.
 #[derive(Debug, Parser)]
@@ -48,13 +48,13 @@ pub(crate) enum Command {
     Dvkd(lab::DvkdOptions),
     /// (internal) The file server of a distributed container
     #[command(hide = true)]
-    VfsServer(ServerOptions),
+    VfsServer(server::Options),
     /// (internal) The process server of a distributed container
     #[command(hide = true)]
-    PmServer(ServerOptions),
+    PmServer(server::Options),
     /// (internal) The server of semaphores and queues of a distributed container
     #[command(hide = true)]
-    IpcServer(ServerOptions),
+    IpcServer(server::Options),
     /// (internal) The part of a distributed container on one node
     #[command(hide = true)]
     Container(container::Options),
@@ -111,17 +111,6 @@ pub(crate) struct JsonOption {
     /// One JSON object per row
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-/// How dvkd starts a server.
-#[derive(Clone, Debug, Args)]
-pub(crate) struct ServerOptions {
-    /// The distributed container's socket on this node
-    #[arg(long)]
-    socket: PathBuf,
-    /// Directory of the server's state
-    #[arg(long)]
-    store: PathBuf,
 }
 
 /// Names that are sub-commands: one binary may be installed under each of them.
@@ -190,9 +179,9 @@ fn execute_internal(command: Command) -> Result<()> {
     start_log();
     match command {
         Command::Dvkd(options) => lab::dvkd(&options),
-        Command::VfsServer(options) => server(1, &options),
-        Command::PmServer(options) => server(2, &options),
-        Command::IpcServer(options) => server(3, &options),
+        Command::VfsServer(options) => server::vfs(&options),
+        Command::PmServer(options) => server::pm(&options),
+        Command::IpcServer(options) => server::ipc(&options),
         Command::Container(options) => container::main(&options),
         Command::MountAgent(options) => mount::agent(&options),
         Command::Switch => lab::switch(),

@@ -1,7 +1,5 @@
 //! Exit codes of `dvs` and `dvs-run`, and failures that choose one.
 
-/// A command line that is not understood (as clap has it).
-pub(crate) const USAGE: u8 = 2;
 /// Anything that has no code of its own.
 pub(crate) const FAILED: u8 = 1;
 /// dvs-run: there is no such node.

@@ -142,7 +142,8 @@ mod tests {
 
     #[test]
     fn each_kind_has_its_own_table() {
-        let objects = [object(b's', b"/sem"), object(b'q', b"/mq"), object(b'S', b""), object(b'Q', b"")];
+        let objects =
+            [object(b's', b"/sem"), object(b'q', b"/mq"), object(b'S', b""), object(b'Q', b"")];
         let [semaphores, queues, sets, messages] = tables(&objects).map(|table| table.text());
         assert!(semaphores.contains("POSIX semaphores") && semaphores.contains("/sem"));
         assert!(queues.contains("/mq"));

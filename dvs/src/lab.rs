@@ -133,9 +133,9 @@ fn start(lab: &Lab) -> Result<Vec<Child>> {
     let mut children = Vec::new();
     for node in &lab.nodes {
         let mut command = prepare_node(lab, node)?;
-        let namespace = network.as_ref().and_then(|network| {
-            network.nodes.get(usize::from(node.node).checked_sub(1)?)
-        });
+        let namespace = network
+            .as_ref()
+            .and_then(|network| network.nodes.get(usize::from(node.node).checked_sub(1)?));
         let child = match namespace {
             Some(namespace) => spawn_in(namespace, &mut command)?,
             None => command.spawn().context("cannot start dvkd")?,
@@ -213,10 +213,14 @@ fn wait_until_ready(lab: &Lab, mut children: Vec<Child>) -> Result<()> {
             return Ok(());
         };
         if begin.elapsed() > UP_PATIENCE {
-            let logs = lab.nodes.iter().map(|node| {
-                format!("\n  {}: {}", node.name, state::last_line(&lab.log(node)))
-            });
-            bail!("the lab is not ready after {UP_PATIENCE:?}: {missing}{}", logs.collect::<String>());
+            let logs = lab
+                .nodes
+                .iter()
+                .map(|node| format!("\n  {}: {}", node.name, state::last_line(&lab.log(node))));
+            bail!(
+                "the lab is not ready after {UP_PATIENCE:?}: {missing}{}",
+                logs.collect::<String>()
+            );
         }
         if begin.elapsed() > SILENCE && said.as_ref() != Some(&missing) {
             eprintln!("waiting for {missing}");

@@ -14,6 +14,7 @@ mod place;
 mod procfs;
 mod ps;
 mod run;
+mod server;
 mod session;
 mod table;
 mod terminal;

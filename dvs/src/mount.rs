@@ -71,7 +71,10 @@ pub(crate) fn main(options: &Options) -> Result<()> {
     while !is_mounted(&path)? {
         if let Some(status) = child.try_wait()? {
             let said = fs::read_to_string(&log.path).unwrap_or_default();
-            bail!("dvs-mount has ended ({status}): {}", said.lines().last().unwrap_or("no message"));
+            bail!(
+                "dvs-mount has ended ({status}): {}",
+                said.lines().last().unwrap_or("no message")
+            );
         }
         std::thread::sleep(LOOK_EVERY);
     }

@@ -136,9 +136,8 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     let mut rest = field;
     while let Some((byte, tail)) = rest.split_first() {
         let octal = tail.get(..3).filter(|_| *byte == b'\\');
-        let code = octal.and_then(|digits| {
-            u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok()
-        });
+        let code =
+            octal.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
         match code {
             Some(code) => {
                 plain.push(code);

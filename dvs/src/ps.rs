@@ -79,7 +79,8 @@ mod tests {
 
     #[test]
     fn a_list_is_decoded_whole_or_not_at_all() {
-        let process = Process { pid: 7, node: 2, state: b'S', command_len: 3, ..Process::default() };
+        let process =
+            Process { pid: 7, node: 2, state: b'S', command_len: 3, ..Process::default() };
         let payload = [&process.bytes()[..], b"sh\x07", &process.bytes(), b"abc"].concat();
         let all = decode(&payload).unwrap();
         assert_eq!(all, [(process, b"sh\x07".to_vec()), (process, b"abc".to_vec())]);

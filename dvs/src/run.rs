@@ -45,7 +45,12 @@ pub(crate) struct Options {
     #[arg(short, long)]
     pub(crate) verbose: bool,
     /// The command and its arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "CMD"
+    )]
     pub(crate) command: Vec<OsString>,
 }
 
@@ -168,7 +173,9 @@ impl Run {
 impl Session {
     /// A call about this session, with the errors of its transport explained.
     fn call<R: Row>(&self, row: &R, payload: &[u8]) -> Result<R::Reply> {
-        self.try_call(row, payload, &mut []).map(|(reply, _)| reply).map_err(|e| lost(&self.node, e))
+        self.try_call(row, payload, &mut [])
+            .map(|(reply, _)| reply)
+            .map_err(|e| lost(&self.node, e))
     }
 
     fn try_call<R: Row>(
@@ -329,11 +336,8 @@ fn forward(session: &Session, signal: Sig, raw: Option<&RawTerminal>) {
             if let Some(raw) = raw {
                 raw.restore();
             }
-            rustix::process::kill_process(
-                rustix::process::getpid(),
-                rustix::process::Signal::STOP,
-            )
-            .ok();
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP)
+                .ok();
         }
         Sig::SIGCONT => {
             if let Some(raw) = raw {
@@ -357,7 +361,8 @@ fn spawn_output(
         let id = session.id;
         let mut bytes = vec![0; PAYLOAD_MAX];
         let size = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        while let Ok((_, count)) = session.try_call(&ReadStream { id, stream, size }, &[], &mut bytes)
+        while let Ok((_, count)) =
+            session.try_call(&ReadStream { id, stream, size }, &[], &mut bytes)
         {
             if count == 0 {
                 return;

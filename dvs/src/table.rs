@@ -33,7 +33,9 @@ impl Cell {
     fn shown(&self) -> String {
         match self {
             // Names come from programs: nothing in them may steer the terminal.
-            Cell::Text(text) => text.chars().map(|c| if c.is_control() { '?' } else { c }).collect(),
+            Cell::Text(text) => {
+                text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+            }
             Cell::Number(number) => number.to_string(),
         }
     }
@@ -80,14 +82,20 @@ impl Table {
         }
         let is_number = |column: usize| {
             let cells = self.rows.iter().filter_map(|row| row.get(column));
-            self.rows.first().is_some() && cells.into_iter().all(|cell| matches!(cell, Cell::Number(_)))
+            self.rows.first().is_some()
+                && cells.into_iter().all(|cell| matches!(cell, Cell::Number(_)))
         };
         let headings: Vec<String> = self.headings.iter().map(|&heading| heading.into()).collect();
         let rows = self.rows.iter().map(|row| row.iter().map(Cell::shown).collect());
-        let mut text = self.title.map_or_else(String::new, |title| format!("------ {title} ------\n"));
+        let mut text =
+            self.title.map_or_else(String::new, |title| format!("------ {title} ------\n"));
         for row in std::iter::once(headings).chain(rows) {
             let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| {
-                if is_number(column) { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
+                if is_number(column) {
+                    format!("{cell:>width$}")
+                } else {
+                    format!("{cell:<width$}")
+                }
             });
             text.push_str(cells.collect::<Vec<String>>().join("  ").trim_end());
             text.push('\n');

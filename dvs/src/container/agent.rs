@@ -104,7 +104,8 @@ impl Agent {
         unmount(TREE, UnmountFlags::DETACH).ok();
         kill_process(pid, Signal::TERM).ok();
         let limit = Instant::now() + STOP_PATIENCE;
-        while Instant::now() < limit && matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None)) {
+        while Instant::now() < limit && matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None))
+        {
             std::thread::sleep(Duration::from_millis(5));
         }
     }

@@ -204,7 +204,9 @@ impl Door {
                 inbound.request(lane, &mut self.open, handler, payload, &mut answers);
             }
             for lane in bits(news.cancelled) {
-                if let Some(id) = inbound.tags[lane].filter(|id| inbound.channel.cancelled(lane) == id.tag) {
+                if let Some(id) =
+                    inbound.tags[lane].filter(|id| inbound.channel.cancelled(lane) == id.tag)
+                {
                     handler.cancel(id, &mut answers);
                 }
             }

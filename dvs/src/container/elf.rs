@@ -74,7 +74,8 @@ fn elf_kind(file: &File) -> Option<Kind> {
     file.read_exact_at(&mut headers, offset).ok()?;
     for header in headers.chunks_exact(size.into()) {
         if u32_at(header, 0)? == PT_INTERP {
-            let length = usize::try_from(u64_at(header, 32)?).ok().filter(|len| *len <= PATH_MAX)?;
+            let length =
+                usize::try_from(u64_at(header, 32)?).ok().filter(|len| *len <= PATH_MAX)?;
             let mut path = vec![0; length];
             file.read_exact_at(&mut path, u64_at(header, 8)?).ok()?;
             let musl = path.windows(7).any(|part| part == b"ld-musl");

@@ -3,9 +3,7 @@
 
 use super::{is_own, kill};
 use crate::procfs::{self, TICKS_PER_SECOND};
-use calls::pm::{
-    Await, COMMAND_MAX, Done, Exited, Join, Order, Process, Report, Started, order,
-};
+use calls::pm::{Await, COMMAND_MAX, Done, Exited, Join, Order, Process, Report, Started, order};
 use calls::wire::Wire;
 use m3ipc::client::Process as Client;
 use m3ipc::errno::numbers::ENOSYS;
@@ -135,18 +133,15 @@ fn process(pid: i32, node: u16, boot: i64) -> Option<(Process, Vec<u8>)> {
 fn encode(processes: &[(Process, Vec<u8>)]) -> Vec<u8> {
     let room = (PAYLOAD_MAX / processes.len().max(1)).saturating_sub(Process::SIZE);
     let fits = |limit: usize| {
-        let total: usize = processes
-            .iter()
-            .map(|(_, command)| Process::SIZE + command.len().min(limit))
-            .sum();
+        let total: usize =
+            processes.iter().map(|(_, command)| Process::SIZE + command.len().min(limit)).sum();
         total <= PAYLOAD_MAX
     };
     let limit = if fits(COMMAND_MAX) { COMMAND_MAX } else { room.min(COMMAND_MAX) };
     let mut payload = Vec::new();
     for (record, command) in processes {
         let command = &command[..command.len().min(limit)];
-        let record =
-            Process { command_len: u8::try_from(command.len()).unwrap_or(0), ..*record };
+        let record = Process { command_len: u8::try_from(command.len()).unwrap_or(0), ..*record };
         if payload.len() + Process::SIZE + command.len() > PAYLOAD_MAX {
             tracing::warn!("more processes than a report can carry: {}", processes.len());
             break;

@@ -57,11 +57,24 @@ struct Session {
 #[derive(Debug)]
 enum State {
     /// The request is arriving.
-    Preparing { request: Vec<u8>, total: usize },
+    Preparing {
+        request: Vec<u8>,
+        total: usize,
+    },
     /// The process exists, but has not become the program yet.
-    Starting { pid: i32, call: CallId, report: OwnedFd, said: Vec<u8>, command: Vec<u8> },
-    Running { pid: i32 },
-    Ended { status: i32 },
+    Starting {
+        pid: i32,
+        call: CallId,
+        report: OwnedFd,
+        said: Vec<u8>,
+        command: Vec<u8>,
+    },
+    Running {
+        pid: i32,
+    },
+    Ended {
+        status: i32,
+    },
 }
 
 /// What the program reads.
@@ -93,7 +106,13 @@ impl Sessions {
         // Numbers are not used again, not even by a container started anew after a crash.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        Ok(Sessions { table: BTreeMap::new(), next: now.as_secs() << 24, epoll, starter, events: Vec::new() })
+        Ok(Sessions {
+            table: BTreeMap::new(),
+            next: now.as_secs() << 24,
+            epoll,
+            starter,
+            events: Vec::new(),
+        })
     }
 
     /// The descriptor that tells which streams are ready; see [`Sessions::ready`].
@@ -203,8 +222,7 @@ impl Sessions {
         session.outputs[0].file = Some(output);
         session.outputs[1].file = error;
         let command = request.argv.join(&b' ');
-        session.state =
-            State::Starting { pid, call: call.id, report, said: Vec::new(), command };
+        session.state = State::Starting { pid, call: call.id, report, said: Vec::new(), command };
         let started = session.advance_start(&watch, answers);
         self.events.extend(started);
         Ok(())
@@ -469,10 +487,12 @@ impl Output {
         let size = self.left.map_or(size, |left| size.min(left));
         let mut bytes = vec![0; size];
         let outcome = match &self.file {
-            Some(file) if size > 0 => match rustix::io::retry_on_intr(|| rustix::io::read(file, &mut bytes)) {
-                Err(Os::AGAIN) if self.left.is_none() => watch(file).and(Err(Os::AGAIN)),
-                outcome => outcome,
-            },
+            Some(file) if size > 0 => {
+                match rustix::io::retry_on_intr(|| rustix::io::read(file, &mut bytes)) {
+                    Err(Os::AGAIN) if self.left.is_none() => watch(file).and(Err(Os::AGAIN)),
+                    outcome => outcome,
+                }
+            }
             _ => Ok(0),
         };
         let count = match outcome {

@@ -315,7 +315,9 @@ fn candidates(command: &[u8], path: Option<&[u8]>) -> Vec<PathBuf> {
     }
     let path = path.unwrap_or(b"/usr/local/bin:/bin:/usr/bin");
     // An empty part means the current directory.
-    path.split(|byte| *byte == b':').map(|dir| Path::new(OsStr::from_bytes(dir)).join(command)).collect()
+    path.split(|byte| *byte == b':')
+        .map(|dir| Path::new(OsStr::from_bytes(dir)).join(command))
+        .collect()
 }
 
 fn execute_file(path: &Path, launch: &Launch, report: &mut File) -> Error {

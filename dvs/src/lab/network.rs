@@ -176,9 +176,8 @@ mod tests {
         assert_eq!(nix::net::if_::if_nameindex().unwrap().iter().count(), before);
         let listener =
             in_namespace(&network.nodes[2], || TcpListener::bind((address(3), 7000)).unwrap());
-        let mut client = in_namespace(&network.nodes[0], || {
-            TcpStream::connect((address(3), 7000)).unwrap()
-        });
+        let mut client =
+            in_namespace(&network.nodes[0], || TcpStream::connect((address(3), 7000)).unwrap());
         let (mut server, peer) = listener.accept().unwrap();
         assert_eq!(peer.ip(), IpAddr::V4(address(1)));
         client.write_all(b"hello").unwrap();

@@ -121,7 +121,8 @@ impl Lab {
     pub(super) fn new(directory: PathBuf, count: u16, dc: &str) -> Result<Lab> {
         let namespaces = rustix::process::geteuid().is_root();
         let nodes = (1..).zip(super::addresses(count, namespaces)?);
-        let nodes = nodes.map(|(node, address)| LabNode { node, name: format!("n{node}"), address });
+        let nodes =
+            nodes.map(|(node, address)| LabNode { node, name: format!("n{node}"), address });
         let mut random = [0u8; 8];
         std::io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut random)?;
         let lab = Lab {
