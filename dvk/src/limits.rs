@@ -98,4 +98,5 @@ pub const RING_AGAIN: Nanos = MILLISECOND;
 pub const LINK_QUEUE: usize = UNRECEIVED_LIMIT + (64 << 20);
 
 /// Longest spin of a link's reader before it sleeps.
-pub const SPIN_READER: std::time::Duration = std::time::Duration::from_nanos(m3ipc::limits::SPIN_MAX_NS);
+pub const SPIN_READER: std::time::Duration =
+    std::time::Duration::from_nanos(m3ipc::limits::SPIN_MAX_NS);
