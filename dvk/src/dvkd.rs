@@ -112,7 +112,8 @@ impl Daemon {
             sockets.push(path);
         }
         let first_generation = first_generation(&config.store)?;
-        let kernel = Kernel::new(node::kernel_config(&config, random(), first_generation), monotonic());
+        let kernel =
+            Kernel::new(node::kernel_config(&config, random(), first_generation), monotonic());
         let mut daemon = Daemon {
             shared: Arc::new(Shared::new(config, kernel, door)?),
             keepers: Arc::default(),
@@ -143,7 +144,8 @@ impl Daemon {
             let (connecting, node, address) = (shared(), NodeId(peer.node), peer.address);
             threads.push(spawn("link", move || links::connect(&connecting, node, address))?);
         }
-        let (answering, keepers, wish, listener) = (shared(), self.keepers.clone(), self.wish.clone(), self.admin.clone());
+        let (answering, keepers, wish, listener) =
+            (shared(), self.keepers.clone(), self.wish.clone(), self.admin.clone());
         threads.push(spawn("admin", move || {
             let uid = rustix::process::geteuid().as_raw();
             let answer = move |query: Query, stream: UnixStream| match query {
@@ -194,7 +196,8 @@ fn status(shared: &Shared, keepers: &Mutex<Vec<Keeper>>) -> Status {
             .filter(|info| matches!(info.state, NodeState::Up { .. }))
             .map(|info| info.node.0)
             .collect();
-        let dcs = config.dcs.iter().map(|dc| dc_status(config, dc, node, &locked(keepers))).collect();
+        let dcs =
+            config.dcs.iter().map(|dc| dc_status(config, dc, node, &locked(keepers))).collect();
         let peers = config.peers.iter().map(|peer| NodeStatus {
             node: peer.node,
             name: peer.name.clone(),
@@ -203,7 +206,12 @@ fn status(shared: &Shared, keepers: &Mutex<Vec<Keeper>>) -> Status {
         });
         Status { nodes: peers.collect(), dcs, counters: node.counters, ..Status::default() }
     });
-    let this = NodeStatus { node: config.node, name: config.name.clone(), address: config.listen, up: true };
+    let this = NodeStatus {
+        node: config.node,
+        name: config.name.clone(),
+        address: config.listen,
+        up: true,
+    };
     status.nodes.insert(0, this);
     status.node = config.node;
     status.name.clone_from(&config.name);
@@ -214,7 +222,8 @@ fn status(shared: &Shared, keepers: &Mutex<Vec<Keeper>>) -> Status {
 
 fn dc_status(config: &Config, dc: &Dc, node: &node::Node, keepers: &[Keeper]) -> DcStatus {
     let bound: Vec<u32> = node.kernel.endpoints(DcId(dc.id)).map(|info| info.pid).collect();
-    let children = keepers.iter().filter(|keeper| keeper.dc == dc.name).map(|keeper| keeper.status(&bound));
+    let children =
+        keepers.iter().filter(|keeper| keeper.dc == dc.name).map(|keeper| keeper.status(&bound));
     DcStatus {
         id: dc.id,
         name: dc.name.clone(),
@@ -244,7 +253,9 @@ fn lock(run: &Path) -> Result<File> {
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => bail!("another dvkd runs in {}", run.display()),
-        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("cannot lock {}", path.display()))
+        }
     }
 }
 
@@ -253,7 +264,8 @@ fn admin_listener(path: &Path) -> Result<UnixListener> {
         // This daemon holds the lock, so whoever made it is gone.
         std::fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))?;
     }
-    let listener = UnixListener::bind(path).with_context(|| format!("cannot listen at {}", path.display()))?;
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("cannot listen at {}", path.display()))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))
         .with_context(|| format!("cannot change the mode of {}", path.display()))?;
     Ok(listener)
@@ -265,7 +277,10 @@ fn first_generation(store: &Path) -> Result<u32> {
     std::fs::create_dir_all(store).with_context(|| format!("cannot create {}", store.display()))?;
     let path = store.join("generation");
     let last = match std::fs::read_to_string(&path) {
-        Ok(text) => text.trim().parse::<u32>().with_context(|| format!("{} is no number", path.display()))?,
+        Ok(text) => text
+            .trim()
+            .parse::<u32>()
+            .with_context(|| format!("{} is no number", path.display()))?,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
     };
@@ -284,7 +299,8 @@ fn first_generation(store: &Path) -> Result<u32> {
 fn random() -> u64 {
     let mut bytes = [0; 8];
     // Eight bytes are never cut short (getrandom(2)).
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).expect("the kernel has randomness after boot");
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .expect("the kernel has randomness after boot");
     u64::from_ne_bytes(bytes) | 1
 }
 

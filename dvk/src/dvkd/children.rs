@@ -8,7 +8,9 @@ use super::node::Shared;
 use crate::limits::{CHILD_STOP_TIMEOUT, RESTART_MAX, RESTART_MIN};
 use anyhow::{Context, Result};
 use rustix::fd::OwnedFd;
-use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal, pidfd_open, pidfd_send_signal, setrlimit};
+use rustix::process::{
+    Pid, PidfdFlags, Resource, Rlimit, Signal, pidfd_open, pidfd_send_signal, setrlimit,
+};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -98,7 +100,12 @@ fn container_arguments(config: &Config, dc: &Dc) -> Vec<PathBuf> {
 }
 
 impl Keeper {
-    fn start(shared: &Arc<Shared>, dc: &Dc, role: &'static str, arguments: Vec<PathBuf>) -> Result<Keeper> {
+    fn start(
+        shared: &Arc<Shared>,
+        dc: &Dc,
+        role: &'static str,
+        arguments: Vec<PathBuf>,
+    ) -> Result<Keeper> {
         let state = Arc::new(State::default());
         let (command, kept, name) = (shared.config.command.clone(), state.clone(), dc.name.clone());
         // One thread per child: the child dies with the thread that started it (PR_SET_PDEATHSIG), and so with the daemon.
@@ -148,7 +155,12 @@ impl Keeper {
                 }
                 break;
             }
-            now = self.state.changed.wait_timeout(now, left).unwrap_or_else(PoisonError::into_inner).0;
+            now = self
+                .state
+                .changed
+                .wait_timeout(now, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
         drop(now);
         if let Some(thread) = self.thread.take() {
@@ -196,10 +208,15 @@ fn keep(command: &[String], arguments: &[PathBuf], dc: &str, role: &str, state: 
         now.last_exit = Some(text);
         now.restarts += 1;
         // What ran for a while has not failed at its start.
-        pause = if started.elapsed() > RESTART_MAX { RESTART_MIN } else { (pause * 2).min(RESTART_MAX) };
+        pause = if started.elapsed() > RESTART_MAX {
+            RESTART_MIN
+        } else {
+            (pause * 2).min(RESTART_MAX)
+        };
         let until = Instant::now() + pause;
         while !now.stopping && Instant::now() < until {
-            let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+            let left =
+                until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
             now = state.changed.wait_timeout(now, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         if now.stopping {
@@ -217,7 +234,8 @@ fn run_once(command: &[String], arguments: &[PathBuf], state: &State) -> Result<
             return Ok(ExitStatus::default());
         }
         let child = spawn(command, arguments)?;
-        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("a strange pid")?;
+        let pid =
+            i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("a strange pid")?;
         // It is our child and has not been waited for, so its pid is its own.
         now.child = Some((child.id(), pidfd_open(pid, PidfdFlags::empty()).context("pidfd_open")?));
         child

@@ -7,7 +7,7 @@ use super::identity::Identity;
 use super::node::{Node, Place, Receiver, Shared};
 use crate::kernel::{Asker, Input, Role};
 use crate::limits::{CONNECTIONS_MAX, CONNECTIONS_PER_USER, PACKETS_PER_TURN, TELLS_QUEUED};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use m3ipc::bell::Ringer;
 use m3ipc::door::{Ask, Tell, ask, flag, tell};
 use m3ipc::{Cred, DcId, Endpoint, IpcError, NodeId};
@@ -15,12 +15,12 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::{Errno, IoSlice, IoSliceMut};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
 use std::collections::{BTreeMap, VecDeque};
 use std::mem::MaybeUninit;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use zerocopy::IntoBytes;
@@ -29,7 +29,7 @@ use zerocopy::IntoBytes;
 #[derive(Debug)]
 enum Source {
     Listener(DcId, OwnedFd),
-    Connection(Connection),
+    Connection(Box<Connection>),
     /// A pidfd.
     Process(Place, OwnedFd),
     /// To be woken by the other threads.
@@ -74,8 +74,11 @@ const WAKE: u64 = 0;
 impl Door {
     pub(super) fn new(node: u16) -> Result<Door> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).context("cannot make an epoll")?;
-        let wake = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK)
-            .context("cannot make an eventfd")?;
+        let wake = rustix::event::eventfd(
+            0,
+            rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK,
+        )
+        .context("cannot make an eventfd")?;
         let mut door = Door {
             node,
             user: rustix::process::geteuid().as_raw(),
@@ -103,7 +106,8 @@ impl Door {
 
     fn add(&mut self, source: Source) -> Result<u64> {
         let number = self.next;
-        epoll::add(&self.epoll, source.fd(), EventData::new_u64(number), EventFlags::IN).context("epoll")?;
+        epoll::add(&self.epoll, source.fd(), EventData::new_u64(number), EventFlags::IN)
+            .context("epoll")?;
         self.next += 1;
         self.sources.insert(number, source);
         Ok(number)
@@ -151,7 +155,13 @@ impl Door {
     }
 
     /// Tells a process who it is; returns its receiving side, if it has one.
-    pub(super) fn welcome(&mut self, asker: Asker, dc: DcId, endpoint: Endpoint, node: NodeId) -> Option<Receiver> {
+    pub(super) fn welcome(
+        &mut self,
+        asker: Asker,
+        dc: DcId,
+        endpoint: Endpoint,
+        node: NodeId,
+    ) -> Option<Receiver> {
         let number = *self.askers.get(&asker)?;
         let connection = self.connection(number)?;
         connection.endpoint = Some(endpoint);
@@ -186,12 +196,20 @@ impl Door {
             }
         }
         if connection.queue.len() >= TELLS_QUEUED {
-            tracing::warn!(pid = connection.identity.pid, "a receiver does not listen to dvkd; it is given up");
+            tracing::warn!(
+                pid = connection.identity.pid,
+                "a receiver does not listen to dvkd; it is given up"
+            );
             return shut(&connection.socket);
         }
         connection.queue.push_back((*record, fds.to_vec()));
         let flags = EventFlags::IN | EventFlags::OUT;
-        let modified = epoll::modify(&*self.epoll.clone(), self.sources[&number].fd(), EventData::new_u64(number), flags);
+        let modified = epoll::modify(
+            &*self.epoll.clone(),
+            self.sources[&number].fd(),
+            EventData::new_u64(number),
+            flags,
+        );
         if let Err(error) = modified {
             tracing::error!(%error, "epoll");
         }
@@ -206,7 +224,12 @@ impl Door {
                 Err(_) => return shut(&connection.socket),
             };
         }
-        let modified = epoll::modify(&*self.epoll.clone(), self.sources[&number].fd(), EventData::new_u64(number), EventFlags::IN);
+        let modified = epoll::modify(
+            &*self.epoll.clone(),
+            self.sources[&number].fd(),
+            EventData::new_u64(number),
+            EventFlags::IN,
+        );
         if let Err(error) = modified {
             tracing::error!(%error, "epoll");
         }
@@ -232,10 +255,14 @@ impl Door {
 
     /// Asks all servers to stop.
     pub(super) fn stop_servers(&mut self) {
-        let servers: Vec<u64> = self.sources.iter().filter_map(|(number, source)| match source {
-            Source::Connection(Connection { role: Some(Role::Server(_)), is_receiver: true, .. }) => Some(*number),
-            _ => None,
-        }).collect();
+        let servers: Vec<u64> = self
+            .sources
+            .iter()
+            .filter_map(|(number, source)| match source {
+                Source::Connection(connection) if connection.is_server() => Some(*number),
+                _ => None,
+            })
+            .collect();
         for number in servers {
             self.tell(number, &Tell::new(tell::STOP, Endpoint::NONE), &[]);
         }
@@ -247,6 +274,12 @@ impl Door {
             // Full means that it is awake already.
             rustix::io::write(wake, &1_u64.to_ne_bytes()).ok();
         }
+    }
+}
+
+impl Connection {
+    fn is_server(&self) -> bool {
+        self.is_receiver && matches!(self.role, Some(Role::Server(_)))
     }
 }
 
@@ -306,7 +339,12 @@ impl Node {
     fn arrive(&mut self, dc: DcId, socket: OwnedFd) {
         let identity = match Identity::of(&socket) {
             Ok(identity) => identity,
-            Err(error) => return tracing::debug!(error = format!("{error:#}"), "a process at the door is gone"),
+            Err(error) => {
+                return tracing::debug!(
+                    error = format!("{error:#}"),
+                    "a process at the door is gone"
+                );
+            }
         };
         let uid = identity.uid;
         let of_user = self.door.per_user.get(&uid).copied().unwrap_or(0);
@@ -327,7 +365,7 @@ impl Node {
             asking: None,
             queue: VecDeque::new(),
         };
-        match self.door.add(Source::Connection(connection)) {
+        match self.door.add(Source::Connection(Box::new(connection))) {
             Ok(_) => {
                 self.door.connections += 1;
                 *self.door.per_user.entry(uid).or_default() += 1;
@@ -369,7 +407,8 @@ impl Node {
         }
         connection.asking = Some(asker);
         let dc = connection.dc;
-        let (pid, uid, bound) = (connection.identity.pid, connection.identity.uid, connection.endpoint);
+        let (pid, uid, bound) =
+            (connection.identity.pid, connection.identity.uid, connection.endpoint);
         self.door.askers.insert(asker, number);
         match ask.op {
             ask::HELLO => self.hello(asker, number, ask, bell, pid, uid),
@@ -391,7 +430,9 @@ impl Node {
         uid: u32,
     ) -> Result<(), IpcError> {
         let role = Role::from_kind(ask.kind, ask.number).ok_or(IpcError::Protocol)?;
-        if matches!(role, Role::Server(_) | Role::Peer) && bell.is_none() || role == Role::Process && bell.is_some() {
+        if matches!(role, Role::Server(_) | Role::Peer) && bell.is_none()
+            || role == Role::Process && bell.is_some()
+        {
             return Err(IpcError::Protocol);
         }
         let bell = bell.map(|bell| Ringer::map(bell.as_fd()).map(|_| bell)).transpose()?;
@@ -429,26 +470,35 @@ impl Node {
 
 /// Makes a listening socket at `path`. A file that nobody listens at any more is replaced.
 pub(super) fn bind(path: &Path) -> Result<OwnedFd> {
-    let address = SocketAddrUnix::new(path).with_context(|| format!("{} is too long for a socket's path", path.display()))?;
+    let address = SocketAddrUnix::new(path)
+        .with_context(|| format!("{} is too long for a socket's path", path.display()))?;
     let socket = || {
-        rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
-            .context("cannot make a socket")
+        rustix::net::socket_with(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+            None,
+        )
+        .context("cannot make a socket")
     };
-    if path.exists() {
+    if let Ok(metadata) = path.symlink_metadata() {
+        ensure!(metadata.file_type().is_socket(), "{} is there and is no socket", path.display());
         match rustix::net::connect(&socket()?, &address) {
-            Ok(()) | Err(Errno::AGAIN) => bail!("another dvkd listens at {}", path.display()),
             Err(Errno::CONNREFUSED) => {
-                std::fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))?;
+                std::fs::remove_file(path)
+                    .with_context(|| format!("cannot remove {}", path.display()))?;
             }
-            Err(error) => bail!("{} is there and is no socket of a dvkd ({error})", path.display()),
+            _ => bail!("somebody listens at {}; is another dvkd running?", path.display()),
         }
     }
     let listener = socket()?;
-    rustix::net::bind(&listener, &address).with_context(|| format!("cannot listen at {}", path.display()))?;
+    rustix::net::bind(&listener, &address)
+        .with_context(|| format!("cannot listen at {}", path.display()))?;
     // Every process of the container may come; who it is, the kernel says.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))
         .with_context(|| format!("cannot change the mode of {}", path.display()))?;
-    rustix::net::listen(&listener, 1024).with_context(|| format!("cannot listen at {}", path.display()))?;
+    rustix::net::listen(&listener, 1024)
+        .with_context(|| format!("cannot listen at {}", path.display()))?;
     Ok(listener)
 }
 
@@ -474,7 +524,8 @@ fn send(socket: &OwnedFd, record: &Tell, fds: &[Arc<OwnedFd>]) -> Result<(), Err
         control.push(SendAncillaryMessage::ScmRights(&borrowed));
     }
     let bytes = [IoSlice::new(record.as_bytes())];
-    rustix::net::sendmsg(socket, &bytes, &mut control, SendFlags::NOSIGNAL | SendFlags::DONTWAIT).map(|_| ())
+    rustix::net::sendmsg(socket, &bytes, &mut control, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
+        .map(|_| ())
 }
 
 /// A record and the descriptor with it; `None` if it is none. The end of the connection is `EBADMSG`.
@@ -483,8 +534,12 @@ fn receive(socket: &OwnedFd) -> Result<Option<(Ask, Option<OwnedFd>)>, Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut bytes = [IoSliceMut::new(&mut packet)];
-    let received =
-        rustix::net::recvmsg(socket, &mut bytes, &mut control, RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT)?;
+    let received = rustix::net::recvmsg(
+        socket,
+        &mut bytes,
+        &mut control,
+        RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT,
+    )?;
     let mut fd = None;
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(rights) = message {

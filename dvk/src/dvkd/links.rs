@@ -7,7 +7,9 @@ use super::link::{Link, Tcp};
 use super::node::Shared;
 use crate::frame::{self, Frame, FrameError, Hello, Packet};
 use crate::kernel::{Input, LinkId};
-use crate::limits::{FRAME_MAX, HANDSHAKE_TIMEOUT, HANDSHAKES_MAX, LINK_QUEUE, RECONNECT_MAX, RECONNECT_MIN};
+use crate::limits::{
+    FRAME_MAX, HANDSHAKE_TIMEOUT, HANDSHAKES_MAX, LINK_QUEUE, RECONNECT_MAX, RECONNECT_MIN,
+};
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use m3ipc::NodeId;
@@ -50,7 +52,9 @@ pub(super) fn accept(shared: &Arc<Shared>, listener: &TcpListener) {
             counter.fetch_sub(1, Ordering::SeqCst);
             match met {
                 Ok(met) => met.run(&shared),
-                Err(error) => tracing::debug!(error = format!("{error:#}"), "a connection is refused"),
+                Err(error) => {
+                    tracing::debug!(error = format!("{error:#}"), "a connection is refused")
+                }
             }
         });
         if let Err(error) = thread {
@@ -93,8 +97,12 @@ fn meet(shared: &Shared, stream: TcpStream, node: Option<NodeId>) -> Result<Met>
     let link = Arc::new(Link::new(Box::new(Tcp::new(stream)?), LINK_QUEUE));
     let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
     let say = |node: NodeId| -> Result<Hello> {
-        let hello = shared.with(|state| state.kernel.hello(node)).context("a node that is not configured")?;
-        link.send(Bytes::from(Packet { sequence: 0, received: 0, frame: Frame::Hello(hello) }.encode()));
+        let hello = shared
+            .with(|state| state.kernel.hello(node))
+            .context("a node that is not configured")?;
+        link.send(Bytes::from(
+            Packet { sequence: 0, received: 0, frame: Frame::Hello(hello) }.encode(),
+        ));
         link.flush();
         Ok(hello)
     };
@@ -107,7 +115,11 @@ fn meet(shared: &Shared, stream: TcpStream, node: Option<NodeId>) -> Result<Met>
             sent
         }
         None => {
-            ensure!(received.node.0 < shared.config.node, "node {} does not connect to this one", received.node.0);
+            ensure!(
+                received.node.0 < shared.config.node,
+                "node {} does not connect to this one",
+                received.node.0
+            );
             say(received.node)?
         }
     };
@@ -123,7 +135,9 @@ fn hear_hello(link: &Link, deadline: Instant) -> Result<(Hello, Vec<u8>)> {
         ensure!(count > 0, "the connection was closed");
         bytes.extend_from_slice(&chunk[..count]);
         match frame::decode(&bytes) {
-            Ok((Packet { frame: Frame::Hello(hello), .. }, used)) => return Ok((hello, bytes.split_off(used))),
+            Ok((Packet { frame: Frame::Hello(hello), .. }, used)) => {
+                return Ok((hello, bytes.split_off(used)));
+            }
             Ok(_) => bail!("the first frame is no Hello"),
             // A Hello is short: who announces more is not one of us.
             Err(FrameError::Incomplete { need }) if need <= chunk.len() => {}
@@ -148,10 +162,11 @@ impl Met {
         });
         tracing::info!(node = node.0, "link up");
         let flusher = link.clone();
-        let reason = match Builder::new().name("link-flush".into()).spawn(move || flusher.flush_queued()) {
-            Ok(_) => read(shared, &link, node, number, rest),
-            Err(error) => error.to_string(),
-        };
+        let reason =
+            match Builder::new().name("link-flush".into()).spawn(move || flusher.flush_queued()) {
+                Ok(_) => read(shared, &link, node, number, rest),
+                Err(error) => error.to_string(),
+            };
         link.close();
         shared.with(|state| {
             state.links.remove(&number);
@@ -192,7 +207,12 @@ fn read(shared: &Shared, link: &Link, node: NodeId, number: LinkId, rest: Vec<u8
 }
 
 /// Gives the whole frames in `bytes` to the kernel; returns how much they are.
-fn take_frames(shared: &Shared, node: NodeId, link: LinkId, bytes: &[u8]) -> Result<usize, FrameError> {
+fn take_frames(
+    shared: &Shared,
+    node: NodeId,
+    link: LinkId,
+    bytes: &[u8],
+) -> Result<usize, FrameError> {
     let mut used = 0;
     let mut packets = Vec::new();
     let outcome = loop {

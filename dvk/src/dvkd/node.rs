@@ -98,7 +98,8 @@ pub(super) struct Receiver {
 
 impl Shared {
     pub(super) fn new(config: Config, kernel: Kernel, door: Door) -> Result<Shared> {
-        let (bell, descriptor) = Bell::create().map_err(|error| anyhow::anyhow!("cannot make a bell: {error:?}"))?;
+        let (bell, descriptor) =
+            Bell::create().map_err(|error| anyhow::anyhow!("cannot make a bell: {error:?}"))?;
         let watched = Version::default();
         let node = Node {
             kernel,
@@ -218,7 +219,9 @@ impl Node {
                     self.door.answer(asker, &Tell::refused(error), &[]);
                 }
             }
-            Output::CloseChannels { dc, receiver, error } => self.close_channels((dc, receiver), error),
+            Output::CloseChannels { dc, receiver, error } => {
+                self.close_channels((dc, receiver), error)
+            }
             Output::Gone { dc, to, gone } => self.tell_gone((dc, to), gone),
             Output::Deliver { dc, to, cred, message, payload } => {
                 self.deliver((dc, to), &cred, &message, &payload);
@@ -269,13 +272,13 @@ impl Node {
             // The process has executed another program.
             self.forget((dc, old));
         }
-        if !self.processes.contains_key(&place) {
-            if let Err(error) = self.note_process(asker, place) {
-                tracing::warn!(pid, %error, "cannot watch a process");
-                self.door.answer(asker, &Tell::refused(IpcError::Exhausted), &[]);
-                self.step(Input::Died { dc, endpoint });
-                return self.forget(place);
-            }
+        if !self.processes.contains_key(&place)
+            && let Err(error) = self.note_process(asker, place)
+        {
+            tracing::warn!(pid, %error, "cannot watch a process");
+            self.door.answer(asker, &Tell::refused(IpcError::Exhausted), &[]);
+            self.step(Input::Died { dc, endpoint });
+            return self.forget(place);
         }
         let node = NodeId(self.door.node);
         let receiver = self.door.welcome(asker, dc, endpoint, node);
@@ -311,7 +314,13 @@ impl Node {
     }
 
     /// A channel between two processes of this node.
-    fn connect(&mut self, asker: Asker, dc: DcId, requester: Endpoint, receiver: Endpoint) -> Result<(), IpcError> {
+    fn connect(
+        &mut self,
+        asker: Asker,
+        dc: DcId,
+        requester: Endpoint,
+        receiver: Endpoint,
+    ) -> Result<(), IpcError> {
         let (cred, flags) = self.door.credentials(asker).ok_or(IpcError::Stale)?;
         let process = self.processes.get_mut(&(dc, receiver)).ok_or(IpcError::Stale)?;
         let place = process.receiver.clone().ok_or(IpcError::Denied)?;
@@ -326,7 +335,7 @@ impl Node {
         channels.push(channel.try_clone().map_err(|_| IpcError::Exhausted)?);
         let mut accept = Tell::new(tell::ACCEPT, requester).with_cred(&cred);
         accept.flags = flags;
-        self.door.tell(place.connection, &accept, &[channel.clone()]);
+        self.door.tell(place.connection, &accept, std::slice::from_ref(&channel));
         let mut opened = Tell::new(tell::CHANNEL, receiver);
         opened.flags = flags;
         self.door.answer(asker, &opened, &[channel, place.bell]);
@@ -374,7 +383,9 @@ impl Node {
             Gone::Endpoint(endpoint) => Tell::new(tell::GONE, endpoint),
             Gone::Node(node) => Tell::node_gone(node),
         };
-        if let Some(receiver) = self.processes.get(&to).and_then(|process| process.receiver.as_ref()) {
+        if let Some(receiver) =
+            self.processes.get(&to).and_then(|process| process.receiver.as_ref())
+        {
             self.door.tell(receiver.connection, &record, &[]);
         }
     }
@@ -385,14 +396,23 @@ impl Node {
         let id = m3ipc::CallId { source: message.source, tag: message.tag };
         let receiver = self.processes.get(&to).and_then(|process| process.receiver.clone());
         let result = match receiver {
-            Some(receiver) if receiver.takes_trusted => self.post(to, &receiver, cred, message, payload),
+            Some(receiver) if receiver.takes_trusted => {
+                self.post(to, &receiver, cred, message, payload)
+            }
             Some(_) => Err(IpcError::Denied),
             // It said hello without a bell: it makes calls only.
             None => Err(IpcError::Denied),
         };
         if let Err(error) = result {
-            let answer = m3ipc::Message { tag: id.tag, ..m3ipc::Message::undelivered(message.call, error) };
-            self.step(Input::LocalAnswer { dc: to.0, from: to.1, id, message: &answer, payload: &[] });
+            let answer =
+                m3ipc::Message { tag: id.tag, ..m3ipc::Message::undelivered(message.call, error) };
+            self.step(Input::LocalAnswer {
+                dc: to.0,
+                from: to.1,
+                id,
+                message: &answer,
+                payload: &[],
+            });
         }
     }
 
@@ -465,22 +485,34 @@ impl Node {
     /// Number of channels, for the status.
     pub(super) fn channel_count(&self, dc: DcId) -> usize {
         let local = self.processes.iter().filter(|((of, _), _)| *of == dc);
-        let local: usize = local.map(|(_, process)| process.channels.values().map(Vec::len).sum::<usize>()).sum();
+        let local: usize =
+            local.map(|(_, process)| process.channels.values().map(Vec::len).sum::<usize>()).sum();
         local + self.proxies.count(dc) + self.couriers.count(dc)
     }
 }
 
 /// What the kernel is told at its start.
-pub(super) fn kernel_config(config: &Config, incarnation: u64, first_generation: u32) -> kernel::Config {
+pub(super) fn kernel_config(
+    config: &Config,
+    incarnation: u64,
+    first_generation: u32,
+) -> kernel::Config {
     kernel::Config {
         node: NodeId(config.node),
         incarnation,
         first_generation,
         peers: config.peers.iter().map(|peer| NodeId(peer.node)).collect(),
-        dcs: config.dcs.iter().map(|dc| kernel::Dc {
-            id: DcId(dc.id),
-            nodes: dc.nodes.iter().copied().map(NodeId).collect(),
-            servers: super::children::SERVERS.iter().map(|(_, number)| (*number, NodeId(dc.home))).collect(),
-        }).collect(),
+        dcs: config
+            .dcs
+            .iter()
+            .map(|dc| kernel::Dc {
+                id: DcId(dc.id),
+                nodes: dc.nodes.iter().copied().map(NodeId).collect(),
+                servers: super::children::SERVERS
+                    .iter()
+                    .map(|(_, number)| (*number, NodeId(dc.home)))
+                    .collect(),
+            })
+            .collect(),
     }
 }

@@ -86,14 +86,25 @@ impl Proxies {
         cred: Cred,
         is_trusted: bool,
     ) -> Result<(), IpcError> {
-        let alike = self.list.iter().filter(|proxy| proxy.dc == dc && proxy.requester == requester && proxy.to == to);
+        let alike = self
+            .list
+            .iter()
+            .filter(|proxy| proxy.dc == dc && proxy.requester == requester && proxy.to == to);
         if alike.count() >= CHANNELS_PER_PEER {
             return Err(IpcError::Exhausted);
         }
         let channel = SharedChannel::map(channel.as_fd())?;
         self.next += 1;
         self.version.fetch_add(1, Ordering::SeqCst);
-        self.list.push(Arc::new(Proxy { number: self.next, channel, dc, requester, to, cred, is_trusted }));
+        self.list.push(Arc::new(Proxy {
+            number: self.next,
+            channel,
+            dc,
+            requester,
+            to,
+            cred,
+            is_trusted,
+        }));
         Ok(())
     }
 
@@ -132,7 +143,12 @@ impl Couriers {
         Couriers { version, ..Couriers::default() }
     }
 
-    pub(super) fn add(&mut self, place: Place, channel: &OwnedFd, ringer: Arc<Ringer>) -> Result<(), IpcError> {
+    pub(super) fn add(
+        &mut self,
+        place: Place,
+        channel: &OwnedFd,
+        ringer: Arc<Ringer>,
+    ) -> Result<(), IpcError> {
         let couriers = self.places.entry(place).or_default();
         if couriers.len() >= CHANNELS_PER_PEER {
             return Err(IpcError::Exhausted);
@@ -156,7 +172,9 @@ impl Couriers {
 
     /// Is there a free lane?
     pub(super) fn has_room(&self, place: Place) -> bool {
-        self.places.get(&place).is_some_and(|couriers| couriers.iter().any(|lanes| lanes.busy != u64::MAX))
+        self.places
+            .get(&place)
+            .is_some_and(|couriers| couriers.iter().any(|lanes| lanes.busy != u64::MAX))
     }
 
     /// Makes the call of a process of another node. Returns the bell to ring.
@@ -168,7 +186,8 @@ impl Couriers {
         payload: &[u8],
     ) -> Result<Arc<Ringer>, IpcError> {
         let couriers = self.places.get_mut(&place).ok_or(IpcError::Exhausted)?;
-        let lanes = couriers.iter_mut().find(|lanes| lanes.busy != u64::MAX).ok_or(IpcError::Exhausted)?;
+        let lanes =
+            couriers.iter_mut().find(|lanes| lanes.busy != u64::MAX).ok_or(IpcError::Exhausted)?;
         let lane = (!lanes.busy).trailing_zeros() as usize;
         let id = CallId { source: message.source, tag: message.tag };
         let mut head = [0; m3ipc::cred::CRED_SIZE_MAX];
@@ -182,7 +201,8 @@ impl Couriers {
 
     /// Tells the receiver that a call is to be given up. Returns the bell to ring.
     pub(super) fn cancel(&mut self, place: Place, id: CallId) -> Option<Arc<Ringer>> {
-        let (courier, lane) = self.open.get(&(place.0, id)).filter(|(courier, _)| courier.place == place)?;
+        let (courier, lane) =
+            self.open.get(&(place.0, id)).filter(|(courier, _)| courier.place == place)?;
         courier.channel.cancel(*lane, id.tag);
         Some(courier.ringer.clone())
     }
@@ -206,7 +226,11 @@ impl Couriers {
     }
 
     pub(super) fn count(&self, dc: DcId) -> usize {
-        self.places.iter().filter(|((of, _), _)| *of == dc).map(|(_, couriers)| couriers.len()).sum()
+        self.places
+            .iter()
+            .filter(|((of, _), _)| *of == dc)
+            .map(|(_, couriers)| couriers.len())
+            .sum()
     }
 }
 
@@ -236,11 +260,18 @@ impl Node {
                 self.proxies.lanes.insert((proxy.number, lane), id);
                 self.proxies.open.insert((dc, id), (proxy.clone(), lane));
                 let payload = &buffer[range];
-                self.step(Input::LocalRequest { dc, to: proxy.to, cred: &cred, message: &message, payload });
+                self.step(Input::LocalRequest {
+                    dc,
+                    to: proxy.to,
+                    cred: &cred,
+                    message: &message,
+                    payload,
+                });
             }
             Err(error) => {
                 self.counters.protocol_errors += 1;
-                let answer = Message { tag: message.tag, ..Message::undelivered(message.call, error) };
+                let answer =
+                    Message { tag: message.tag, ..Message::undelivered(message.call, error) };
                 proxy.channel.answer(lane, &answer, &[], false);
             }
         }
@@ -256,7 +287,10 @@ impl Node {
             courier.channel.read_answer(lane, &message, &mut buffer);
             if message.tag != id.tag || buffer.len() > PAYLOAD_MAX {
                 self.counters.protocol_errors += 1;
-                message = Message { tag: id.tag, ..Message::undelivered(message.call, IpcError::Protocol) };
+                message = Message {
+                    tag: id.tag,
+                    ..Message::undelivered(message.call, IpcError::Protocol)
+                };
                 buffer.clear();
             }
             courier.channel.release(lane);
@@ -269,7 +303,12 @@ impl Node {
 impl Proxy {
     /// Checks the request copied from `lane` and copies its payload. Returns the caller's credentials and where in
     /// `buffer` the call's own payload is.
-    fn check(&self, lane: usize, message: &mut Message, buffer: &mut [u8]) -> Result<(Cred, Range<usize>), IpcError> {
+    fn check(
+        &self,
+        lane: usize,
+        message: &mut Message,
+        buffer: &mut [u8],
+    ) -> Result<(Cred, Range<usize>), IpcError> {
         check_lane(message.tag, lane)?;
         message.source = self.requester;
         message.status = 0;
@@ -332,7 +371,9 @@ pub(super) fn run(shared: &Shared) {
             node.settle();
             watched.refresh(node, shared.watched.load(Ordering::SeqCst));
             // From here on, whoever makes the deadline an earlier one says so and rings.
-            shared.sleeps_until.store(node.kernel.next_deadline().unwrap_or(Nanos::MAX), Ordering::SeqCst);
+            shared
+                .sleeps_until
+                .store(node.kernel.next_deadline().unwrap_or(Nanos::MAX), Ordering::SeqCst);
         });
         if !spin.until(|| watched.has_news()) {
             rest(shared, &watched);
@@ -341,7 +382,8 @@ pub(super) fn run(shared: &Shared) {
 }
 
 fn rest(shared: &Shared, watched: &Watched) {
-    let again = std::mem::take(&mut *shared.ring_again.lock().unwrap_or_else(PoisonError::into_inner));
+    let again =
+        std::mem::take(&mut *shared.ring_again.lock().unwrap_or_else(PoisonError::into_inner));
     let rung_all = again.is_empty();
     for ringer in again {
         shared.ring(ringer);

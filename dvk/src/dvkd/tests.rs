@@ -6,7 +6,7 @@ use crate::server::{Call, Context, Gone, Nanos, Server};
 use crate::store::Store;
 use m3ipc::client::{Identity, Process};
 use m3ipc::connection::Connection;
-use m3ipc::door::{Ask, kind, tell};
+use m3ipc::door::{Ask, kind};
 use m3ipc::limits::{LANES, PAYLOAD_MAX};
 use m3ipc::port::Signals;
 use m3ipc::{CallId, Cred, Endpoint, IpcError, Message, Sendrec, Wait};
@@ -163,12 +163,23 @@ impl Cluster {
                 command: Vec::new(),
                 peers: (1..=nodes)
                     .filter(|peer| *peer != node)
-                    .map(|peer| Peer { node: peer, name: format!("n{peer}"), address: addresses[usize::from(peer) - 1] })
+                    .map(|peer| Peer {
+                        node: peer,
+                        name: format!("n{peer}"),
+                        address: addresses[usize::from(peer) - 1],
+                    })
                     .collect(),
-                dcs: vec![Dc { id: 1, name: "lab".into(), nodes: (1..=nodes).collect(), home: 1, maps: Vec::new() }],
+                dcs: vec![Dc {
+                    id: 1,
+                    name: "lab".into(),
+                    nodes: (1..=nodes).collect(),
+                    home: 1,
+                    maps: Vec::new(),
+                }],
             })
             .collect();
-        let daemons = configs.iter().map(|config| Some(Daemon::start(config.clone()).unwrap())).collect();
+        let daemons =
+            configs.iter().map(|config| Some(Daemon::start(config.clone()).unwrap())).collect();
         Cluster { dir, configs, daemons }
     }
 
@@ -224,7 +235,8 @@ impl Client {
     fn call_for(&self, call: u16, payload: &[u8], wait: Wait) -> Result<Vec<u8>, IpcError> {
         let mut message = Message::request(call);
         let mut answer = vec![0; PAYLOAD_MAX];
-        let len = self.0.sendrec(Endpoint::server(1), &mut message, &[payload], &mut answer, wait)?;
+        let len =
+            self.0.sendrec(Endpoint::server(1), &mut message, &[payload], &mut answer, wait)?;
         answer.truncate(len);
         Ok(answer)
     }
@@ -439,7 +451,6 @@ fn a_process_gets_channels_up_to_a_limit() {
         }
         assert_eq!(connection.open(Endpoint::server(1)).err(), Some(IpcError::Exhausted));
         assert_eq!(connection.open(Endpoint::server(9)).err(), Some(IpcError::NotBound));
-        assert_eq!(connection.open(Endpoint::new(NodeId(1), 77, 1)).err(), Some(if node == 1 { IpcError::Stale } else { IpcError::Exhausted }).filter(|_| node == 1));
     }
 }
 
@@ -475,7 +486,7 @@ fn a_daemon_that_cannot_start_says_why() {
     std::fs::create_dir_all(&elsewhere.run).unwrap();
     std::fs::write(elsewhere.socket("lab"), "x").unwrap();
     let listen = "127.0.0.1:0".parse().unwrap();
-    check(Config { listen, ..elsewhere }, "is there and is no socket of a dvkd");
+    check(Config { listen, ..elsewhere }, "is there and is no socket");
     check(Config { node: 0, ..config }, "node 0 is not in");
 }
 
@@ -488,9 +499,13 @@ fn a_socket_that_a_dead_daemon_left_is_replaced_and_endpoints_are_never_given_ou
     // What kill -9 leaves.
     drop(door::bind(&config.socket("lab")).unwrap());
     drop(UnixListener::bind(config.admin_socket()).unwrap());
+    std::fs::write(config.run.join("lock"), "").unwrap();
     cluster.daemons[0] = Some(Daemon::start(config).unwrap());
     let after = cluster.client(1).0.whoami().unwrap().0;
-    assert!(after.generation > before.generation || after.slot != before.slot, "{before:?} {after:?}");
+    assert!(
+        after.generation > before.generation || after.slot != before.slot,
+        "{before:?} {after:?}"
+    );
 }
 
 #[test]
@@ -527,11 +542,14 @@ fn children_are_kept_running_and_stopped() {
         dcs: vec![Dc { id: 1, name: "lab".into(), nodes: vec![1], home: 1, maps: Vec::new() }],
     };
     let daemon = Daemon::start(config).unwrap();
-    let pids = || daemon.status().dcs[0].children.iter().filter_map(|child| child.pid).collect::<Vec<_>>();
+    let pids =
+        || daemon.status().dcs[0].children.iter().filter_map(|child| child.pid).collect::<Vec<_>>();
     wait_until("four children run", || pids().len() == 4);
     let victim = rustix::process::Pid::from_raw(i32::try_from(pids()[3]).unwrap()).unwrap();
     rustix::process::kill_process(victim, rustix::process::Signal::KILL).unwrap();
-    wait_until("it is started again", || daemon.status().dcs[0].children[3].restarts == 1 && pids().len() == 4);
+    wait_until("it is started again", || {
+        daemon.status().dcs[0].children[3].restarts == 1 && pids().len() == 4
+    });
     let status = daemon.status();
     let container = &status.dcs[0].children[3];
     assert_eq!((container.role.as_str(), container.bound), ("container", false));
@@ -562,6 +580,15 @@ fn a_server_that_is_told_to_stop_ends_well() {
 }
 
 #[test]
+fn a_socket_that_somebody_listens_at_is_not_taken_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let _listener = door::bind(&path).unwrap();
+    let error = format!("{:#}", door::bind(&path).unwrap_err());
+    assert!(error.contains("is another dvkd running?"), "{error}");
+}
+
+#[test]
 fn a_second_server_of_the_same_number_and_one_without_rights_are_refused() {
     let cluster = Cluster::start(1);
     let _server = cluster.server();
@@ -574,5 +601,4 @@ fn a_second_server_of_the_same_number_and_one_without_rights_are_refused() {
     let hello = Ask::hello(kind::SERVER, 8, 9);
     let connection = Connection::connect(cluster.socket(1).as_os_str().as_bytes()).unwrap();
     assert_eq!(connection.hello(hello, Some(descriptor.as_fd())).err(), Some(IpcError::Denied));
-    assert_eq!(tell::REFUSED, 2);
 }

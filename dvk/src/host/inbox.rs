@@ -34,7 +34,7 @@ struct Shared {
 /// Something that dvkd said.
 #[derive(Debug)]
 pub(crate) enum Event {
-    Accepted(Accepted),
+    Accepted(Box<Accepted>),
     Gone(Gone),
     Stop,
     /// dvkd is gone.
@@ -67,7 +67,9 @@ impl Accepted {
     fn from_record(record: &Tell, [channel, bell]: Fds) -> Result<Accepted, IpcError> {
         let channel = SharedChannel::map(channel.ok_or(IpcError::Protocol)?.as_fd())?;
         let bell = match bell {
-            Some(bell) if record.flags & flag::REQUESTER_BELL != 0 => Some(Ringer::map(bell.as_fd())?),
+            Some(bell) if record.flags & flag::REQUESTER_BELL != 0 => {
+                Some(Ringer::map(bell.as_fd())?)
+            }
             _ => None,
         };
         let cred = record.cred().ok_or(IpcError::Protocol)?;
@@ -79,7 +81,8 @@ impl Accepted {
 impl Inbox {
     /// Binds this process as server `number` and starts the thread.
     pub(crate) fn connect(number: u32, socket: &Path) -> Result<Inbox> {
-        let (bell, descriptor) = Bell::create().map_err(|error| anyhow::anyhow!("cannot make a bell: {error:?}"))?;
+        let (bell, descriptor) =
+            Bell::create().map_err(|error| anyhow::anyhow!("cannot make a bell: {error:?}"))?;
         let connection = match Connection::connect(socket.as_os_str().as_bytes()) {
             Ok(connection) => connection,
             Err(_) => bail!("no dvkd answers at {}", socket.display()),
@@ -90,7 +93,8 @@ impl Inbox {
         let welcome = connection
             .hello(hello, Some(descriptor.as_fd()))
             .map_err(|error| anyhow::anyhow!("dvkd refuses server {number}: {error:?}"))?;
-        let shared = Arc::new(Shared { bell, events: Mutex::default(), news: AtomicBool::new(false) });
+        let shared =
+            Arc::new(Shared { bell, events: Mutex::default(), news: AtomicBool::new(false) });
         let listener = shared.clone();
         std::thread::Builder::new()
             .name("dvkd".into())
@@ -147,14 +151,16 @@ impl Shared {
 fn event(record: &Tell, fds: Fds) -> Option<Event> {
     match record.op {
         tell::ACCEPT => match Accepted::from_record(record, fds) {
-            Ok(accepted) => Some(Event::Accepted(accepted)),
+            Ok(accepted) => Some(Event::Accepted(Box::new(accepted))),
             Err(error) => {
                 tracing::error!(peer = ?record.endpoint, ?error, "cannot accept a channel");
                 None
             }
         },
         tell::GONE => Some(Event::Gone(Gone::Endpoint(record.endpoint))),
-        tell::NODE_GONE => u16::try_from(record.node).ok().map(|node| Event::Gone(Gone::Node(NodeId(node)))),
+        tell::NODE_GONE => {
+            u16::try_from(record.node).ok().map(|node| Event::Gone(Gone::Node(NodeId(node))))
+        }
         tell::STOP => Some(Event::Stop),
         _ => None,
     }

@@ -188,7 +188,8 @@ impl<S: Server> Solo<S> {
             }
             Err(error) => {
                 self.worked = true;
-                let answer = Message { tag: message.tag, ..Message::undelivered(message.call, error) };
+                let answer =
+                    Message { tag: message.tag, ..Message::undelivered(message.call, error) };
                 accepted.channel.answer(lane, &answer, &[], accepted.by_bell());
                 self.ring(accepted);
             }
@@ -199,7 +200,7 @@ impl<S: Server> Solo<S> {
     fn event(&mut self, event: Event) -> Result<()> {
         self.worked = true;
         match event {
-            Event::Accepted(accepted) => self.channels.push(Rc::new(accepted)),
+            Event::Accepted(accepted) => self.channels.push(Rc::from(accepted)),
             Event::Gone(gone) => {
                 if let Gone::Endpoint(endpoint) = gone {
                     self.channels.retain(|accepted| accepted.peer != endpoint);
@@ -253,14 +254,18 @@ impl<S: Server> Solo<S> {
     /// Waits for work: looks a while if that has been paying off, then sleeps.
     fn rest(&mut self) {
         let (inbox, hot) = (&self.inbox, &self.hot);
-        if self.spin.until(|| inbox.has_news() || hot.iter().any(|accepted| accepted.channel.has_news())) {
+        if self
+            .spin
+            .until(|| inbox.has_news() || hot.iter().any(|accepted| accepted.channel.has_news()))
+        {
             return;
         }
         for accepted in std::mem::take(&mut self.ring_again) {
             self.ring(&accepted);
         }
         let ticket = self.inbox.bell().prepare();
-        if self.inbox.has_news() || self.channels.iter().any(|accepted| accepted.channel.has_news()) {
+        if self.inbox.has_news() || self.channels.iter().any(|accepted| accepted.channel.has_news())
+        {
             self.inbox.bell().awake();
         } else {
             self.inbox.bell().sleep(ticket, self.patience());
@@ -271,7 +276,8 @@ impl<S: Server> Solo<S> {
     fn patience(&self) -> Option<Duration> {
         let now = monotonic();
         let ring_again = (!self.ring_again.is_empty()).then(|| now + RING_AGAIN);
-        let next = [self.hosted.deadline(), self.sweep_at, ring_again].into_iter().flatten().min()?;
+        let next =
+            [self.hosted.deadline(), self.sweep_at, ring_again].into_iter().flatten().min()?;
         Some(Duration::from_nanos(next.saturating_sub(now)))
     }
 }
@@ -328,7 +334,8 @@ impl Entropy {
             // 256 bytes are never cut short (getrandom(2)).
             rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
                 .expect("the kernel has randomness after boot");
-            self.words.extend(bytes.as_chunks::<8>().0.iter().map(|chunk| u64::from_ne_bytes(*chunk)));
+            self.words
+                .extend(bytes.as_chunks::<8>().0.iter().map(|chunk| u64::from_ne_bytes(*chunk)));
         }
         self.words.pop().expect("just filled")
     }
@@ -348,4 +355,3 @@ fn nanoseconds(clock: rustix::time::ClockId) -> u64 {
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     seconds.saturating_mul(1_000_000_000) + u64::try_from(time.tv_nsec).unwrap_or(0)
 }
-
