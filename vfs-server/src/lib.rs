@@ -44,6 +44,8 @@ mod read_write;
 mod reclaim;
 mod rename;
 mod statfs;
+#[cfg(test)]
+mod tests;
 mod xattr;
 
 use answer::{Outcome, Result, attr, both, err, payload, reply};

@@ -93,12 +93,16 @@ mod tests {
         ranges.splice(splice.from..splice.to, splice.with);
     }
 
+    fn at(start: u64, end: u64) -> std::ops::RangeInclusive<usize> {
+        usize::try_from(start).unwrap()..=usize::try_from(end).unwrap()
+    }
+
     /// The same, a byte at a time.
     fn bytes(ranges: &[Range]) -> [Option<Kind>; FILE] {
         let mut bytes = [None; FILE];
         for range in ranges {
-            for at in range.start..=range.end {
-                assert_eq!(bytes[at as usize].replace(range.kind), None, "two ranges at {at}");
+            for byte in &mut bytes[at(range.start, range.end)] {
+                assert_eq!(byte.replace(range.kind), None, "it is in two ranges");
             }
         }
         bytes
@@ -125,7 +129,7 @@ mod tests {
                     None => clear(&ranges, start, end),
                 };
                 apply(&mut ranges, splice);
-                model[start as usize..=end as usize].fill(kind);
+                model[at(start, end)].fill(kind);
                 prop_assert_eq!(bytes(&ranges), model);
                 for pair in ranges.windows(2) {
                     prop_assert!(pair[0].end < pair[1].start, "not sorted: {:?}", pair);
@@ -135,7 +139,7 @@ mod tests {
             }
             for kind in [Kind::Read, Kind::Write] {
                 let clashes = |held: &Option<Kind>| *held == Some(Kind::Write) || (held.is_some() && kind == Kind::Write);
-                let want = model[start as usize..=end as usize].iter().any(clashes);
+                let want = model[at(start, end)].iter().any(clashes);
                 prop_assert_eq!(conflict(&ranges, &range(start, end, kind)).is_some(), want);
             }
         }
