@@ -81,22 +81,13 @@ macro_rules! calls {
                 const NAME: &'static str = stringify!($name);
                 const RETRY: $crate::Retry = $crate::Retry::$retry;
                 type Reply = $reply;
-                #[allow(unused_variables, unused_mut, unused_assignments, reason = "a row may have no arguments")]
                 fn put(&self, args: &mut [u8; m3ipc::message::ARGS_SIZE]) {
-                    let mut at = 0;
-                    $(
-                        $crate::wire::Wire::put(&self.$field, &mut args[at..]);
-                        at += <$ty as $crate::wire::Wire>::SIZE;
-                    )*
+                    $crate::wire::Writer::new(args)$(.put(&self.$field))*;
                 }
-                #[allow(unused_variables, unused_mut, unused_assignments, reason = "a row may have no arguments")]
                 fn get(args: &[u8; m3ipc::message::ARGS_SIZE]) -> Option<Self> {
-                    let mut at = 0;
-                    $(
-                        let $field = <$ty as $crate::wire::Wire>::get(&args[at..])?;
-                        at += <$ty as $crate::wire::Wire>::SIZE;
-                    )*
-                    Some($name { $($field),* })
+                    let mut reader = $crate::wire::Reader::new(args);
+                    let row = $name { $($field: reader.get()?),* };
+                    reader.done().then_some(row)
                 }
             }
         )*

@@ -10,6 +10,13 @@ pub const ROOT_INO: u64 = 1;
 /// Longest name of a directory entry, in bytes (NAME_MAX).
 pub const NAME_MAX: usize = 255;
 
+/// `Write::offset` of a write to the end of the file, whatever the open file's flags say
+/// (fcntl(2) sets O_APPEND long after open(2)).
+pub const WRITE_APPEND: u64 = u64::MAX;
+/// Bit of `Write::offset` that says: exactly there, even with O_APPEND. For pages of a shared
+/// mapping that a kernel writes back through some descriptor of the file. off_t leaves it free.
+pub const WRITE_AT: u64 = 1 << 63;
+
 wire_structs! {
     /// A point in time: seconds and nanoseconds since the epoch.
     pub struct Time { pub seconds: i64, pub nanos: u32 }
@@ -95,6 +102,7 @@ calls! {
     /// pread(2). The answer's payload is the data; shorter than `size` at the end of the file.
     0x0e Read { fh: u64, ino: u64, offset: u64, size: u32 } -> (), Safe;
     /// pwrite(2). Payload: data. With O_APPEND the offset is the server's choice: the end of the file.
+    /// `offset` may say otherwise: [`WRITE_APPEND`], [`WRITE_AT`].
     0x0f Write { fh: u64, ino: u64, offset: u64 } -> Count, Once;
     /// close(2) of one descriptor: drops the POSIX locks of `owner` on the inode.
     0x10 Flush { fh: u64, ino: u64, owner: u64 } -> (), Once;

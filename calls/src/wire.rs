@@ -44,6 +44,49 @@ impl Wire for Endpoint {
     }
 }
 
+/// Writes fields one after the other.
+#[derive(Debug)]
+pub struct Writer<'a> {
+    rest: &'a mut [u8],
+}
+
+impl<'a> Writer<'a> {
+    pub fn new(out: &'a mut [u8]) -> Writer<'a> {
+        Writer { rest: out }
+    }
+
+    /// Writes `field`; the room is there, as the sizes of rows and structs are checked at compile time.
+    pub fn put<T: Wire>(self, field: &T) -> Writer<'a> {
+        field.put(self.rest);
+        Writer { rest: &mut self.rest[T::SIZE..] }
+    }
+}
+
+/// Reads fields one after the other.
+#[derive(Debug)]
+pub struct Reader<'a> {
+    rest: Option<&'a [u8]>,
+}
+
+impl<'a> Reader<'a> {
+    pub fn new(from: &'a [u8]) -> Reader<'a> {
+        Reader { rest: Some(from) }
+    }
+
+    /// The next field; `None` if it is cut off or not a value.
+    pub fn get<T: Wire>(&mut self) -> Option<T> {
+        let rest = self.rest.take()?;
+        let field = T::get(rest)?;
+        self.rest = rest.get(T::SIZE..);
+        Some(field)
+    }
+
+    /// Were all fields there?
+    pub fn done(&mut self) -> bool {
+        self.rest.is_some()
+    }
+}
+
 /// Declares plain structs whose fields are [`Wire`], in that order, without padding.
 #[macro_export]
 macro_rules! wire_structs {
@@ -54,22 +97,13 @@ macro_rules! wire_structs {
 
         impl $crate::wire::Wire for $name {
             const SIZE: usize = 0 $(+ <$ty as $crate::wire::Wire>::SIZE)*;
-            #[allow(unused_variables, unused_mut, unused_assignments, reason = "a struct may have no fields")]
             fn put(&self, out: &mut [u8]) {
-                let mut at = 0;
-                $(
-                    $crate::wire::Wire::put(&self.$field, &mut out[at..]);
-                    at += <$ty as $crate::wire::Wire>::SIZE;
-                )*
+                $crate::wire::Writer::new(out)$(.put(&self.$field))*;
             }
-            #[allow(unused_variables, unused_mut, unused_assignments, reason = "a struct may have no fields")]
             fn get(from: &[u8]) -> Option<Self> {
-                let mut at = 0;
-                $(
-                    let $field = <$ty as $crate::wire::Wire>::get(from.get(at..)?)?;
-                    at += <$ty as $crate::wire::Wire>::SIZE;
-                )*
-                Some($name { $($field),* })
+                let mut reader = $crate::wire::Reader::new(from);
+                let value = $name { $($field: reader.get()?),* };
+                reader.done().then_some(value)
             }
         }
 

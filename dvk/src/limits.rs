@@ -1,5 +1,101 @@
 //! Every bound of the kernel and the daemon, with its reason.
 
+use crate::frame::HEADER;
+use crate::server::Nanos;
+use m3ipc::cred::CRED_SIZE_MAX;
+use m3ipc::limits::PAYLOAD_MAX;
+
+const MILLISECOND: Nanos = 1_000_000;
+const SECOND: Nanos = 1_000 * MILLISECOND;
+
 /// Bytes of one replayable answer that a server keeps per lane. Answers with more payload are made
 /// by calls that read, which are repeated instead.
 pub const KEPT_ANSWER_MAX: usize = m3ipc::limits::PAYLOAD_AREA;
+
+/// Bytes of the longest frame: header, container, destination, credentials, message, payload.
+pub const FRAME_MAX: usize = HEADER + 4 + 8 + CRED_SIZE_MAX + 64 + PAYLOAD_MAX;
+
+/// Endpoints of one DC on one node. The pids of a container are a range of 100 000.
+pub const ENDPOINTS_MAX: usize = 100_000;
+
+/// A freed slot is used again only when this many others were freed after it: it keeps generations
+/// small and stale addresses rare, and the table compact.
+pub const SLOTS_RESTING: usize = 1024;
+
+/// Requests for channels that wait for a server to be bound, per server. Each is a process that has
+/// its first call open, and holds a socket of the daemon; 1 024 is the usual RLIMIT_NOFILE.
+pub const PARKED_MAX: usize = 1024;
+
+/// How long a call waits for a server that is being started (again). A restart takes tens of
+/// milliseconds, reading a large journal seconds.
+pub const SERVER_WAIT: Nanos = 10 * SECOND;
+
+/// Receivers that one process may have channels with: every server of its DC and its peers.
+/// More is a process that opens and never uses; each channel costs the daemon no memory of its own
+/// after it is handed out, only this entry.
+pub const PEERS_PER_ENDPOINT: usize = 4096;
+
+/// Calls to one other node that are open at once, and calls of it that are open here. Each may be a
+/// process of a node that waits, or one of the lanes of an agent.
+pub const CALLS_PER_NODE: usize = 65_536;
+
+/// Bytes of payload of the calls of another node that are open here. Only calls that the server has
+/// not been able to take hold much; 2 000 of the largest.
+pub const CALLS_BYTES: usize = 256 << 20;
+
+/// Bytes of frames kept for a node because it has not said that it received them. New calls are
+/// refused above it.
+pub const UNRECEIVED_MAX: usize = 64 << 20;
+
+/// The same, counting answers and notes, which cannot be refused: above it the node is given up.
+pub const UNRECEIVED_LIMIT: usize = 512 << 20;
+
+/// After so many frames, or bytes, one says what one has received even with nothing else to say. On a link
+/// with traffic both ways it never happens.
+pub const RECEIVED_FRAMES: u64 = 64;
+pub const RECEIVED_BYTES: usize = 1 << 20;
+
+/// Deaths that a server which is not bound has not been told of yet, of endpoints of one other node.
+/// Above it the server is told that the whole node is gone, and the node that it was given up.
+pub const UNTOLD_MAX: usize = 65_536;
+
+/// An idle link is pinged so often.
+pub const PING_EVERY: Nanos = 500 * MILLISECOND;
+
+/// A link on which nothing has come for so long is dropped: four pings got lost.
+pub const LINK_SILENCE: Nanos = 2 * SECOND;
+
+/// A node without a link for so long is down: longer than a reconnect with a lost SYN (1 s) takes,
+/// shorter than users wait.
+pub const NODE_DOWN_AFTER: Nanos = 3 * SECOND;
+
+const _: () = assert!(FRAME_MAX < u32::MAX as usize);
+const _: () = assert!(ENDPOINTS_MAX + SLOTS_RESTING < 1 << 20);
+
+/// Blob files that a store keeps open: a quarter of the 1 024 descriptors a process has by default.
+pub const BLOB_FILES_OPEN: usize = 256;
+
+/// Removed blobs whose files wait for the next sync to be unlinked.
+pub const REMOVED_BLOBS_MAX: usize = 4096;
+
+/// Bytes of the store's block cache.
+pub const MAP_CACHE: u64 = 32 << 20;
+
+/// Bytes of the map that are kept in memory before they become a table.
+pub const MAP_MEMTABLE: u64 = 16 << 20;
+
+/// Bytes of all journals of a store, the least that fjall takes. Read again at each start.
+pub const MAP_JOURNALS: u64 = 64 << 20;
+
+/// How long the files of removed blobs stay: unlinking needs a sync, which `rm -r` should not wait for each time.
+pub const SWEEP_AFTER: Nanos = SECOND;
+
+/// A bell whose owner had announced sleep but did not go on to it (stopped, or out of CPU) is rung again after this.
+pub const RING_AGAIN: Nanos = MILLISECOND;
+
+/// Bytes of frames that wait to be written to one link. The kernel keeps no more than that for a node that does
+/// not read, so a link is dropped for this only if something is wrong with it.
+pub const LINK_QUEUE: usize = UNRECEIVED_LIMIT + (64 << 20);
+
+/// Longest spin of a link's reader before it sleeps.
+pub const SPIN_READER: std::time::Duration = std::time::Duration::from_nanos(m3ipc::limits::SPIN_MAX_NS);

@@ -21,6 +21,7 @@ pub trait Store {
     fn put(&mut self, key: &[u8], value: &[u8]);
     fn remove(&mut self, key: &[u8]);
     /// Visits the pairs with `from <= key < to` in order, until `visit` breaks.
+    #[expect(clippy::type_complexity, reason = "a name for the visitor would hide what it is told")]
     fn range(&self, from: &[u8], to: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>);
 
     /// Reads blob `blob` from `offset`; returns how much there was. A blob never written is empty;
@@ -68,7 +69,12 @@ impl Store for MemoryStore {
         self.map.remove(key);
     }
 
-    fn range(&self, from: &[u8], to: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>) {
+    fn range(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) {
         if from >= to {
             return;
         }
@@ -88,7 +94,10 @@ impl Store for MemoryStore {
     }
 
     fn blob_write(&mut self, blob: u64, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
-        let end = offset.checked_add(bytes.len() as u64).filter(|end| *end <= MEMORY_SPACE).ok_or(StoreError::Full)?;
+        let end = offset
+            .checked_add(bytes.len() as u64)
+            .filter(|end| *end <= MEMORY_SPACE)
+            .ok_or(StoreError::Full)?;
         let (start, end) = (index(offset)?, index(end)?);
         let data = self.blobs.entry(blob).or_default();
         if data.len() < end {
@@ -109,7 +118,8 @@ impl Store for MemoryStore {
     fn blob_punch(&mut self, blob: u64, offset: u64, length: u64) -> Result<(), StoreError> {
         let data = self.blobs.entry(blob).or_default();
         let start = usize::try_from(offset).unwrap_or(usize::MAX).min(data.len());
-        let end = usize::try_from(offset.saturating_add(length)).unwrap_or(usize::MAX).min(data.len());
+        let end =
+            usize::try_from(offset.saturating_add(length)).unwrap_or(usize::MAX).min(data.len());
         data[start..end].fill(0);
         Ok(())
     }

@@ -1,1 +1,242 @@
-//! (to come)
+//! A bell wakes a receiver that may have thousands of peers, and no peer can muffle it for another.
+//!
+//! The owner's page holds one word, the *ticket*. Even: awake. Odd: about to sleep, or asleep on it.
+//! Peers map the page read-only. Ringing is: if the ticket is odd, FUTEX_WAKE it; if that woke nobody,
+//! the owner was between deciding to sleep and sleeping, so look again. The owner looks for news
+//! after it has made the ticket odd, and peers post news before they look at the ticket, so news is never missed.
+#![expect(unsafe_code, reason = "the word lives in memory shared with other processes")]
+
+use crate::errno::IpcError;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU32, Ordering, fence};
+use core::time::Duration;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::mm::{MapFlags, ProtFlags};
+use rustix::thread::futex;
+
+const PAGE: usize = 4096;
+/// Looks at the ticket before ringing gives up for now: the owner is stopped, or its CPU is taken.
+const LOOKS_MAX: u32 = 2_000;
+/// Looks without giving the CPU away: the owner's way from deciding to sleeping is about this long.
+const LOOKS_BUSY: u32 = 50;
+
+/// The owner's side.
+#[derive(Debug)]
+pub struct Bell {
+    page: Page,
+}
+
+/// A peer's side: it can ring, nothing else.
+#[derive(Debug)]
+pub struct Ringer {
+    page: Page,
+}
+
+impl Bell {
+    /// Makes a bell, and the descriptor to give to peers: sealed, so that nobody else can map it writable.
+    ///
+    /// # Errors
+    /// [`IpcError::Exhausted`] if the kernel has no memory or descriptor for it.
+    pub fn create() -> Result<(Bell, OwnedFd), IpcError> {
+        let fd =
+            rustix::fs::memfd_create(c"dvs-bell", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+                .map_err(|_| IpcError::Exhausted)?;
+        rustix::fs::ftruncate(&fd, PAGE as u64).map_err(|_| IpcError::Exhausted)?;
+        let page = Page::map(fd.as_fd(), ProtFlags::READ | ProtFlags::WRITE)?;
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
+        rustix::fs::fcntl_add_seals(&fd, seals).map_err(|_| IpcError::Exhausted)?;
+        Ok((Bell { page }, fd))
+    }
+
+    /// Announces sleep. Look for news once more after this, then [`Bell::sleep`] or [`Bell::awake`].
+    pub fn prepare(&self) -> u32 {
+        let ticket = self.page.word().load(Ordering::Relaxed) | 1;
+        self.page.word().store(ticket, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        ticket
+    }
+
+    /// Sleeps until rung or until `timeout` is over, then is awake. Spurious returns happen.
+    pub fn sleep(&self, ticket: u32, timeout: Option<Duration>) {
+        let timeout = timeout.map(timespec);
+        // Every outcome (woken, timed out, interrupted, rung before) means the same: look again.
+        futex::wait(self.page.word(), futex::Flags::empty(), ticket, timeout.as_ref()).ok();
+        self.awake();
+    }
+
+    /// Takes the announcement back.
+    pub fn awake(&self) {
+        let next = (self.page.word().load(Ordering::Relaxed) | 1).wrapping_add(1);
+        self.page.word().store(next, Ordering::SeqCst);
+    }
+
+    /// Rings one's own bell, from another thread.
+    pub fn ring(&self) -> bool {
+        self.page.ring()
+    }
+}
+
+impl Ringer {
+    /// Maps a peer's bell.
+    ///
+    /// # Errors
+    /// [`IpcError::Protocol`] if `fd` is no bell.
+    pub fn map(fd: BorrowedFd<'_>) -> Result<Ringer, IpcError> {
+        check_size(fd, PAGE as u64)?;
+        Page::map(fd, ProtFlags::READ).map(|page| Ringer { page })
+    }
+
+    /// Wakes the owner if it sleeps. Call it after the news is written. `false`: the owner announced
+    /// sleep but does not get on with it (stopped, or out of CPU): ring again in a while.
+    #[must_use]
+    pub fn ring(&self) -> bool {
+        self.page.ring()
+    }
+
+    /// Address of the mapping, for a client that keeps it as a number; see [`Ringer::from_address`].
+    pub(crate) fn into_address(self) -> usize {
+        let address = self.page.base.as_ptr() as usize;
+        core::mem::forget(self);
+        address
+    }
+
+    /// The inverse of [`Ringer::into_address`], without taking the mapping over.
+    pub(crate) fn ring_at(address: usize) -> bool {
+        let Some(base) = NonNull::new(address as *mut u8) else { return false };
+        let page = core::mem::ManuallyDrop::new(Page { base });
+        page.ring()
+    }
+
+    /// Replaces the mapping at `address` by the bell `fd`, in one step: a thread that is ringing there goes on
+    /// with the new bell.
+    ///
+    /// # Safety
+    /// `address` came from [`Ringer::into_address`].
+    pub(crate) unsafe fn replace(address: usize, fd: BorrowedFd<'_>) -> Result<(), IpcError> {
+        check_size(fd, PAGE as u64)?;
+        let flags = MapFlags::SHARED | MapFlags::FIXED;
+        // SAFETY: the caller's contract: the page is a bell's mapping, which is only read atomically.
+        let base =
+            unsafe { rustix::mm::mmap(address as *mut _, PAGE, ProtFlags::READ, flags, fd, 0) };
+        base.map(|_| ()).map_err(|_| IpcError::Exhausted)
+    }
+}
+
+/// One shared page, unmapped when dropped.
+#[derive(Debug)]
+struct Page {
+    base: NonNull<u8>,
+}
+
+// SAFETY: the page is only touched through its atomic word.
+unsafe impl Send for Page {}
+// SAFETY: as above.
+unsafe impl Sync for Page {}
+
+impl Page {
+    fn map(fd: BorrowedFd<'_>, protection: ProtFlags) -> Result<Page, IpcError> {
+        // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing.
+        let base = unsafe {
+            rustix::mm::mmap(core::ptr::null_mut(), PAGE, protection, MapFlags::SHARED, fd, 0)
+        };
+        let base = NonNull::new(base.map_err(|_| IpcError::Exhausted)?.cast());
+        base.map(|base| Page { base }).ok_or(IpcError::Exhausted)
+    }
+
+    fn word(&self) -> &AtomicU32 {
+        // SAFETY: the page is mapped as long as `self`, aligned, and every process uses this word atomically.
+        unsafe { self.base.cast().as_ref() }
+    }
+
+    fn ring(&self) -> bool {
+        fence(Ordering::SeqCst);
+        for look in 0..LOOKS_MAX {
+            if self.word().load(Ordering::SeqCst) & 1 == 0 {
+                return true;
+            }
+            if futex::wake(self.word(), futex::Flags::empty(), 1).is_ok_and(|woken| woken > 0) {
+                return true;
+            }
+            if look < LOOKS_BUSY { core::hint::spin_loop() } else { rustix::thread::sched_yield() }
+        }
+        false
+    }
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        // SAFETY: the page was mapped by `map` and nothing refers to it any more.
+        unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), PAGE) }.ok();
+    }
+}
+
+/// A memfd from a peer must have exactly this size and be sealed against shrinking: else touching
+/// the mapping could end the process with SIGBUS.
+pub(crate) fn check_size(fd: BorrowedFd<'_>, size: u64) -> Result<(), IpcError> {
+    let seals = rustix::fs::fcntl_get_seals(fd).map_err(|_| IpcError::Protocol)?;
+    let stat = rustix::fs::fstat(fd).map_err(|_| IpcError::Protocol)?;
+    let fits = u64::try_from(stat.st_size) == Ok(size);
+    if fits && seals.contains(SealFlags::SHRINK) { Ok(()) } else { Err(IpcError::Protocol) }
+}
+
+/// A duration as futex(2) wants it.
+pub(crate) fn timespec(duration: Duration) -> futex::Timespec {
+    futex::Timespec {
+        tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(duration.subsec_nanos()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, AtomicU64};
+
+    #[test]
+    fn no_ring_is_lost_between_deciding_and_sleeping() {
+        let (bell, fd) = Bell::create().expect("memfd");
+        let ringer = Ringer::map(fd.as_fd()).expect("a bell");
+        let news = AtomicU64::new(0);
+        let done = AtomicBool::new(false);
+        const ROUNDS: u64 = 20_000;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for round in 1..=ROUNDS {
+                    news.store(round, Ordering::SeqCst);
+                    while !ringer.ring() {}
+                    while news.load(Ordering::SeqCst) != 0 {
+                        std::thread::yield_now();
+                    }
+                }
+                done.store(true, Ordering::SeqCst);
+                bell.ring();
+            });
+            let mut seen = 0;
+            while !done.load(Ordering::SeqCst) {
+                let ticket = bell.prepare();
+                if news.swap(0, Ordering::SeqCst) != 0 {
+                    seen += 1;
+                    bell.awake();
+                } else if !done.load(Ordering::SeqCst) {
+                    // A minute is "for ever": a lost ring would show as a hang.
+                    bell.sleep(ticket, Some(Duration::from_secs(60)));
+                }
+            }
+            assert_eq!(seen, ROUNDS);
+        });
+    }
+
+    #[test]
+    fn a_peer_cannot_map_the_bell_writable() {
+        let (_bell, fd) = Bell::create().expect("memfd");
+        assert!(Page::map(fd.as_fd(), ProtFlags::READ | ProtFlags::WRITE).is_err());
+        assert!(rustix::io::write(&fd, b"x").is_err());
+    }
+
+    #[test]
+    fn a_descriptor_that_is_no_bell_is_refused() {
+        let fd = rustix::fs::memfd_create(c"x", MemfdFlags::CLOEXEC).expect("memfd");
+        assert_eq!(Ringer::map(fd.as_fd()).err(), Some(IpcError::Protocol));
+    }
+}

@@ -1,1 +1,487 @@
-//! (to come)
+//! A channel: memory shared by exactly two processes, over which one makes calls of the other.
+//!
+//! ```text
+//! page 0   header: magic, version, closed | pending, cancelled, notified (requester) | answered (receiver)
+//! page 1…  64 lanes of 192 bytes: state | request | answer
+//! then     per lane: request payload area, answer payload area
+//! ```
+//! A lane's state goes IDLE → REQUEST → ANSWER → IDLE. The requester owns it in IDLE and ANSWER, the
+//! receiver in REQUEST. Bit n of `pending`, `cancelled`, `answered` says "look at lane n".
+//! Nothing here is trusted: words are copied once, then checked. Each side keeps what it must rely on
+//! (which lanes it has taken, which tags are open) in memory of its own.
+#![expect(unsafe_code, reason = "the channel is memory shared with another process")]
+
+use crate::bell::{check_size, timespec};
+use crate::errno::IpcError;
+use crate::limits::{LANES, PAYLOAD_AREA, PAYLOAD_MAX};
+use crate::message::{Message, Tag};
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::time::Duration;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::mm::{MapFlags, ProtFlags};
+use rustix::thread::futex;
+
+const MAGIC: u32 = 0x4456_5343;
+const PAGE: usize = 4096;
+const LANE_SIZE: usize = 192;
+const LANES_AT: usize = PAGE;
+const PAYLOADS_AT: usize = LANES_AT + (LANES * LANE_SIZE).next_multiple_of(PAGE);
+
+/// Bytes of a channel. Memory is used only where something was written.
+pub const SIZE: usize = PAYLOADS_AT + LANES * 2 * PAYLOAD_AREA;
+
+/// A lane's state, with flags.
+mod state {
+    pub(super) const IDLE: u32 = 0;
+    pub(super) const REQUEST: u32 = 1;
+    pub(super) const ANSWER: u32 = 2;
+    pub(super) const PHASE: u32 = 0xff;
+    /// The requester sleeps on the word.
+    pub(super) const SLEEPING: u32 = 0x100;
+    /// dvkd says: the receiver is gone.
+    pub(super) const DEAD: u32 = 0x200;
+}
+
+#[repr(C, align(64))]
+struct Header {
+    magic: AtomicU32,
+    version: AtomicU32,
+    /// Status of the `IpcError` with which the channel ended; 0 while it lives.
+    closed: AtomicU32,
+    requester: RequesterWords,
+    receiver: ReceiverWords,
+}
+
+#[repr(C, align(64))]
+struct RequesterWords {
+    pending: AtomicU64,
+    cancelled: AtomicU64,
+    notified: AtomicU64,
+    notify_value: AtomicU64,
+}
+
+#[repr(C, align(64))]
+struct ReceiverWords {
+    answered: AtomicU64,
+}
+
+#[repr(C, align(64))]
+struct Lane {
+    state: AtomicU32,
+    /// Tag of the call that the requester wants given up.
+    cancel: AtomicU64,
+    request: SharedMessage,
+    answer: SharedMessage,
+}
+
+/// A message in shared memory: read and written word by word, so a peer's race cannot be undefined.
+#[repr(C, align(64))]
+struct SharedMessage {
+    words: [AtomicU64; 8],
+}
+
+const _: () = assert!(
+    size_of::<Header>() <= PAGE
+        && size_of::<Lane>() == LANE_SIZE
+        && PAYLOADS_AT.is_multiple_of(PAGE)
+);
+
+/// What a requester finds when it looks at its lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Poll {
+    /// Not answered yet.
+    Open,
+    /// Answered. Read the payload, then [`SharedChannel::release`].
+    Answered(Message),
+    /// The receiver is gone; no answer will come over this channel.
+    Closed,
+    /// Nothing was posted here: the memory under the lane has been replaced by a new channel.
+    Vacant,
+}
+
+/// What a receiver finds: bit n is lane n.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct News {
+    /// Lanes with a request.
+    pub pending: u64,
+    /// Lanes whose caller wants its call given up.
+    pub cancelled: u64,
+}
+
+/// One process's mapping of a channel. Both sides use this type; a side uses its half.
+#[derive(Debug)]
+pub struct SharedChannel {
+    base: NonNull<u8>,
+}
+
+// SAFETY: shared words are atomics; payload bytes are copied by raw pointers, never referenced.
+unsafe impl Send for SharedChannel {}
+// SAFETY: as above; a lane's payload areas belong to whoever owns the lane.
+unsafe impl Sync for SharedChannel {}
+
+/// Makes the memory of a new channel (dvkd).
+///
+/// # Errors
+/// [`IpcError::Exhausted`] if the kernel has no memory or descriptor for it.
+pub fn create() -> Result<OwnedFd, IpcError> {
+    let fd =
+        rustix::fs::memfd_create(c"dvs-channel", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+            .map_err(|_| IpcError::Exhausted)?;
+    rustix::fs::ftruncate(&fd, SIZE as u64).map_err(|_| IpcError::Exhausted)?;
+    rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
+        .map_err(|_| IpcError::Exhausted)?;
+    let channel = SharedChannel::map(fd.as_fd())?;
+    channel.header().magic.store(MAGIC, Ordering::Relaxed);
+    channel.header().version.store(crate::door::VERSION, Ordering::Release);
+    Ok(fd)
+}
+
+impl SharedChannel {
+    /// Maps a channel. It is not inherited by forked children.
+    ///
+    /// # Errors
+    /// [`IpcError::Protocol`] if `fd` is no channel of this version, [`IpcError::Exhausted`] without memory.
+    pub fn map(fd: BorrowedFd<'_>) -> Result<SharedChannel, IpcError> {
+        check_size(fd, SIZE as u64)?;
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing.
+        let base = unsafe {
+            rustix::mm::mmap(core::ptr::null_mut(), SIZE, protection, MapFlags::SHARED, fd, 0)
+        };
+        let base = NonNull::new(base.map_err(|_| IpcError::Exhausted)?.cast())
+            .ok_or(IpcError::Exhausted)?;
+        let channel = SharedChannel { base };
+        channel.keep_from_children();
+        Ok(channel)
+    }
+
+    /// Does the memory say that it is a channel of this version? (After [`create`] it does.)
+    pub fn is_current(&self) -> bool {
+        self.header().magic.load(Ordering::Relaxed) == MAGIC
+            && self.header().version.load(Ordering::Acquire) == crate::door::VERSION
+    }
+
+    /// Replaces the mapping at `address` by the channel `fd`, in one step.
+    ///
+    /// # Safety
+    /// `address` came from [`SharedChannel::into_address`], and nobody is between reading a lane's state and
+    /// acting on it there (`client::Slot` keeps that).
+    pub(crate) unsafe fn replace(address: usize, fd: BorrowedFd<'_>) -> Result<(), IpcError> {
+        check_size(fd, SIZE as u64)?;
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::SHARED | MapFlags::FIXED;
+        // SAFETY: the caller's contract: the range is a channel mapping that may be replaced.
+        let base = unsafe { rustix::mm::mmap(address as *mut _, SIZE, protection, flags, fd, 0) };
+        base.map_err(|_| IpcError::Exhausted)?;
+        core::mem::ManuallyDrop::new(SharedChannel::at(address).ok_or(IpcError::Protocol)?)
+            .keep_from_children();
+        Ok(())
+    }
+
+    /// The mapping as a number, kept mapped.
+    pub(crate) fn into_address(self) -> usize {
+        core::mem::ManuallyDrop::new(self).base.as_ptr() as usize
+    }
+
+    /// A mapping that was kept as a number. Dropping it unmaps.
+    pub(crate) fn at(address: usize) -> Option<SharedChannel> {
+        NonNull::new(address as *mut u8).map(|base| SharedChannel { base })
+    }
+
+    fn keep_from_children(&self) {
+        // SAFETY: advice about our own mapping of this size.
+        let advised = unsafe {
+            rustix::mm::madvise(self.base.as_ptr().cast(), SIZE, rustix::mm::Advice::LinuxDontFork)
+        };
+        // Without it a child would merely hold the memory longer.
+        advised.ok();
+    }
+
+    // ---- requester ----
+
+    /// Writes a request into an idle lane and says so. Ring the receiver's bell afterwards.
+    ///
+    /// # Errors
+    /// [`IpcError::TooLarge`] if the parts do not fit the payload area, [`IpcError::DestinationDied`] if the
+    /// channel is closed.
+    pub fn post(&self, lane: usize, message: &Message, parts: &[&[u8]]) -> Result<(), IpcError> {
+        let total = parts.iter().map(|part| part.len()).sum::<usize>();
+        if total > PAYLOAD_AREA {
+            return Err(IpcError::TooLarge);
+        }
+        if let Some(error) = self.closed() {
+            return Err(error);
+        }
+        let mut at = 0;
+        for part in parts {
+            self.copy_in(request_area(lane) + at, part);
+            at += part.len();
+        }
+        let mut message = *message;
+        message.payload_len = u32::try_from(total).map_err(|_| IpcError::TooLarge)?;
+        let slot = self.lane(lane);
+        slot.request.store(&message);
+        slot.state.store(state::REQUEST, Ordering::Release);
+        self.header().requester.pending.fetch_or(1 << lane, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Asks the receiver to give the call `tag` on `lane` up. Ring the bell afterwards.
+    pub fn cancel(&self, lane: usize, tag: Tag) {
+        self.lane(lane).cancel.store(tag.0, Ordering::Relaxed);
+        self.header().requester.cancelled.fetch_or(1 << lane, Ordering::SeqCst);
+    }
+
+    /// Looks at a lane on which a request was posted.
+    pub fn poll(&self, lane: usize) -> Poll {
+        let slot = self.lane(lane);
+        let word = slot.state.load(Ordering::Acquire);
+        match word & state::PHASE {
+            state::ANSWER => Poll::Answered(slot.answer.load()),
+            _ if word & state::DEAD != 0 || self.closed().is_some() => Poll::Closed,
+            state::IDLE => Poll::Vacant,
+            _ => Poll::Open,
+        }
+    }
+
+    /// Is there something new on the lane? One load; [`SharedChannel::poll`] says what.
+    pub fn is_open(&self, lane: usize) -> bool {
+        self.lane(lane).state.load(Ordering::Relaxed) & !state::SLEEPING == state::REQUEST
+    }
+
+    /// Sleeps until the lane's state changes, a signal handler ran, or `timeout` is over.
+    ///
+    /// With a timeout the kernel does not restart the wait after a handler, without one it does if the
+    /// handler has SA_RESTART (futex(2); verified in the design's notes).
+    ///
+    /// # Errors
+    /// [`IpcError::Interrupted`], [`IpcError::TimedOut`]. `Ok` may be spurious.
+    pub fn sleep(&self, lane: usize, timeout: Option<Duration>) -> Result<(), IpcError> {
+        let word = &self.lane(lane).state;
+        let asleep = state::REQUEST | state::SLEEPING;
+        let announced =
+            word.compare_exchange(state::REQUEST, asleep, Ordering::AcqRel, Ordering::Acquire);
+        if announced.is_err_and(|now| now != asleep) {
+            return Ok(());
+        }
+        let timeout = timeout.map(timespec);
+        match futex::wait(word, futex::Flags::empty(), asleep, timeout.as_ref()) {
+            Err(rustix::io::Errno::INTR) => Err(IpcError::Interrupted),
+            Err(rustix::io::Errno::TIMEDOUT) => Err(IpcError::TimedOut),
+            _ => Ok(()),
+        }
+    }
+
+    /// Copies the answer's payload to `out`; returns how much the answer has, at most `out`'s length is copied.
+    pub fn read_answer(&self, lane: usize, answer: &Message, out: &mut [u8]) -> usize {
+        let len = (answer.payload_len as usize).min(PAYLOAD_AREA);
+        let copied = len.min(out.len());
+        self.copy_out(answer_area(lane), &mut out[..copied]);
+        len
+    }
+
+    /// Makes the lane free for the next request.
+    pub fn release(&self, lane: usize) {
+        self.lane(lane).state.store(state::IDLE, Ordering::Release);
+    }
+
+    /// Has anything been answered since the last look (requesters that are woken by a bell)?
+    pub fn has_answers(&self) -> bool {
+        self.header().receiver.answered.load(Ordering::SeqCst) != 0
+    }
+
+    /// Lanes answered since the last look (requesters that are woken by a bell).
+    pub fn take_answered(&self) -> u64 {
+        take(&self.header().receiver.answered)
+    }
+
+    /// Leaves a notification; a pending one of the same sender is an overrun. Ring the bell afterwards.
+    ///
+    /// # Errors
+    /// [`IpcError::Overrun`]: the earlier one has not been received yet. [`IpcError::DestinationDied`].
+    pub fn notify(&self, value: u64) -> Result<(), IpcError> {
+        if let Some(error) = self.closed() {
+            return Err(error);
+        }
+        let words = &self.header().requester;
+        if words.notified.load(Ordering::Acquire) != 0 {
+            return Err(IpcError::Overrun);
+        }
+        words.notify_value.store(value, Ordering::Relaxed);
+        words.notified.store(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    // ---- receiver ----
+
+    /// Is anything waiting (requests, cancellations, a notification)?
+    pub fn has_news(&self) -> bool {
+        let words = &self.header().requester;
+        words.pending.load(Ordering::SeqCst) | words.cancelled.load(Ordering::SeqCst) != 0
+            || words.notified.load(Ordering::SeqCst) != 0
+    }
+
+    /// What the requester has done since the last look. Handle `pending` before `cancelled`: a call may be posted
+    /// and given up between two looks, and then both bits are here.
+    pub fn take_news(&self) -> News {
+        let words = &self.header().requester;
+        // In this order: a cancellation that is seen was set after its request, which is then seen as well.
+        let cancelled = take(&words.cancelled);
+        News { pending: take(&words.pending), cancelled }
+    }
+
+    /// Which call is to be given up on a lane of [`News::cancelled`]; if another one is open there, ignore it.
+    pub fn cancelled(&self, lane: usize) -> Tag {
+        Tag(self.lane(lane).cancel.load(Ordering::Relaxed))
+    }
+
+    /// The notification's value, if there is one.
+    pub fn take_notification(&self) -> Option<u64> {
+        let words = &self.header().requester;
+        if words.notified.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        let value = words.notify_value.load(Ordering::Relaxed);
+        words.notified.store(0, Ordering::Release);
+        Some(value)
+    }
+
+    /// The request on `lane`, copied; `None` if there is none or it claims a payload it cannot have.
+    pub fn request(&self, lane: usize) -> Option<Message> {
+        let slot = self.lane(lane);
+        if slot.state.load(Ordering::Acquire) & state::PHASE != state::REQUEST {
+            return None;
+        }
+        Some(slot.request.load())
+    }
+
+    /// Copies the request's payload into `out`, which is `payload_len` of the copied message long.
+    ///
+    /// # Errors
+    /// [`IpcError::TooLarge`] if that is more than a payload area has.
+    pub fn read_request(&self, lane: usize, out: &mut [u8]) -> Result<(), IpcError> {
+        if out.len() > PAYLOAD_AREA {
+            return Err(IpcError::TooLarge);
+        }
+        self.copy_out(request_area(lane), out);
+        Ok(())
+    }
+
+    /// Answers the request on `lane` and wakes the requester if it sleeps there. `by_bell`: the requester is
+    /// woken by its bell ([`crate::door::flag::REQUESTER_BELL`]); ring it afterwards.
+    pub fn answer(&self, lane: usize, message: &Message, payload: &[u8], by_bell: bool) {
+        let slot = self.lane(lane);
+        let mut message = *message;
+        if payload.len() > PAYLOAD_MAX {
+            message = Message {
+                tag: message.tag,
+                ..Message::undelivered(message.call, IpcError::TooLarge)
+            };
+        } else {
+            message.payload_len = u32::try_from(payload.len()).unwrap_or(0);
+            self.copy_in(answer_area(lane), payload);
+        }
+        slot.answer.store(&message);
+        let before = slot.state.swap(state::ANSWER, Ordering::AcqRel);
+        if by_bell {
+            self.header().receiver.answered.fetch_or(1 << lane, Ordering::SeqCst);
+        }
+        if before & state::SLEEPING != 0 {
+            wake(&slot.state);
+        }
+    }
+
+    // ---- dvkd ----
+
+    /// Ends the channel because one side is gone: open calls end, further ones are refused.
+    pub fn close(&self, error: IpcError) {
+        self.header().closed.store(error.status().into(), Ordering::SeqCst);
+        for lane in 0..LANES {
+            let word = &self.lane(lane).state;
+            word.fetch_or(state::DEAD, Ordering::SeqCst);
+            wake(word);
+        }
+    }
+
+    /// Why the channel ended, if it did.
+    pub fn closed(&self) -> Option<IpcError> {
+        let status = self.header().closed.load(Ordering::Acquire);
+        (status != 0)
+            .then(|| u16::try_from(status).map_or(IpcError::Protocol, IpcError::from_status))
+    }
+
+    // ---- memory ----
+
+    fn header(&self) -> &Header {
+        // SAFETY: the mapping is SIZE bytes, page-aligned, lives as long as `self`, and all fields are atomics.
+        unsafe { self.base.cast().as_ref() }
+    }
+
+    fn lane(&self, lane: usize) -> &Lane {
+        let lane = lane % LANES;
+        // SAFETY: LANES_AT + LANES * LANE_SIZE is inside the mapping.
+        let at = unsafe { self.base.add(LANES_AT + lane * LANE_SIZE) };
+        // SAFETY: mapped, 64-byte aligned, lives as long as `self`, and all fields are atomics.
+        unsafe { at.cast().as_ref() }
+    }
+
+    fn copy_in(&self, at: usize, bytes: &[u8]) {
+        assert!(at + bytes.len() <= SIZE, "a payload area is inside the channel");
+        // SAFETY: inside the mapping, just checked.
+        let target = unsafe { self.base.as_ptr().add(at) };
+        // SAFETY: the target range is inside the mapping; `bytes` is our own memory, so they cannot overlap.
+        unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), target, bytes.len()) };
+    }
+
+    fn copy_out(&self, at: usize, bytes: &mut [u8]) {
+        assert!(at + bytes.len() <= SIZE, "a payload area is inside the channel");
+        // SAFETY: inside the mapping, just checked.
+        let source = unsafe { self.base.as_ptr().add(at) };
+        // SAFETY: the source range is inside the mapping; `bytes` is our own memory, so they cannot overlap.
+        // The peer may write meanwhile: then the bytes are arbitrary, and they are not interpreted before the copy.
+        unsafe { core::ptr::copy_nonoverlapping(source, bytes.as_mut_ptr(), bytes.len()) };
+    }
+}
+
+impl Drop for SharedChannel {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `map` with this size, and nothing refers to it any more.
+        unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), SIZE) }.ok();
+    }
+}
+
+impl SharedMessage {
+    fn load(&self) -> Message {
+        let mut words = [0u64; 8];
+        for (copy, word) in words.iter_mut().zip(&self.words) {
+            *copy = word.load(Ordering::Relaxed);
+        }
+        zerocopy::transmute!(words)
+    }
+
+    fn store(&self, message: &Message) {
+        let words: [u64; 8] = zerocopy::transmute!(*message);
+        for (copy, word) in words.into_iter().zip(&self.words) {
+            word.store(copy, Ordering::Relaxed);
+        }
+    }
+}
+
+fn request_area(lane: usize) -> usize {
+    PAYLOADS_AT + (lane % LANES) * 2 * PAYLOAD_AREA
+}
+
+fn answer_area(lane: usize) -> usize {
+    request_area(lane) + PAYLOAD_AREA
+}
+
+fn take(bits: &AtomicU64) -> u64 {
+    if bits.load(Ordering::Relaxed) == 0 { 0 } else { bits.swap(0, Ordering::AcqRel) }
+}
+
+fn wake(word: &AtomicU32) {
+    // Waking nobody is fine: the requester looks at the word before it sleeps.
+    futex::wake(word, futex::Flags::empty(), 1).ok();
+}

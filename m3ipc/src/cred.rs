@@ -62,7 +62,8 @@ impl Cred {
     /// Reads the encoded form from the front of `bytes`; `None` if it is malformed.
     pub fn decode(bytes: &[u8]) -> Option<(Cred, &[u8])> {
         let (head, mut rest) = bytes.split_at_checked(16)?;
-        let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+        let word =
+            |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
         let mut cred = Cred::new(word(0), word(4), word(8));
         let count = word(12);
         if count as usize > GROUPS_MAX {

@@ -124,7 +124,16 @@ impl Ask {
 impl Tell {
     /// A record that says `op` about `endpoint`.
     pub fn new(op: u32, endpoint: Endpoint) -> Tell {
-        Tell { op, error: 0, endpoint, node: 0, dc: 0, flags: 0, cred_len: 0, cred: [0; CRED_SIZE_MAX] }
+        Tell {
+            op,
+            error: 0,
+            endpoint,
+            node: 0,
+            dc: 0,
+            flags: 0,
+            cred_len: 0,
+            cred: [0; CRED_SIZE_MAX],
+        }
     }
 
     pub fn welcome(endpoint: Endpoint, node: NodeId, dc: DcId) -> Tell {
@@ -163,7 +172,9 @@ impl Tell {
     /// As told.
     pub fn expect(self, op: u32) -> Result<Tell, IpcError> {
         match self.op {
-            tell::REFUSED => Err(u16::try_from(self.error).map_or(IpcError::Protocol, IpcError::from_status)),
+            tell::REFUSED => {
+                Err(u16::try_from(self.error).map_or(IpcError::Protocol, IpcError::from_status))
+            }
             told if told == op => Ok(self),
             _ => Err(IpcError::Protocol),
         }
@@ -181,7 +192,10 @@ mod tests {
         assert_eq!(Ask::decode(&ask.as_bytes()[1..]), None);
         assert_eq!(Ask::decode(Ask { version: 9, ..ask }.as_bytes()), None);
         let tell = Tell::new(tell::ACCEPT, Endpoint::VFS).with_cred(&Cred::new(1, 2, 3));
-        assert_eq!(Tell::decode(tell.as_bytes()).and_then(|tell| tell.cred()), Some(Cred::new(1, 2, 3)));
+        assert_eq!(
+            Tell::decode(tell.as_bytes()).and_then(|tell| tell.cred()),
+            Some(Cred::new(1, 2, 3))
+        );
         assert_eq!(Tell { cred_len: u32::MAX, ..tell }.cred(), None);
         assert_eq!(Tell::refused(IpcError::Denied).expect(tell::WELCOME), Err(IpcError::Denied));
     }

@@ -17,7 +17,19 @@ pub struct DcId(pub u32);
 /// owners of one slot apart: a stale endpoint is an error, never another process. Generation 0
 /// means "whoever is bound there now" and is used for the well-known endpoints only.
 #[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
 )]
 #[repr(C)]
 pub struct Endpoint {
@@ -52,7 +64,10 @@ impl Endpoint {
 
     /// An ordinary endpoint. `index` counts from 1 on each node and is below 2^20.
     pub const fn new(node: NodeId, index: u32, generation: u32) -> Endpoint {
-        Endpoint { slot: (node.0 as u32) << INDEX_BITS | index & ((1 << INDEX_BITS) - 1), generation }
+        Endpoint {
+            slot: (node.0 as u32) << INDEX_BITS | index & ((1 << INDEX_BITS) - 1),
+            generation,
+        }
     }
 
     /// The node in the address; `NodeId(0)` for a server, whose place is in the directory.
@@ -76,7 +91,10 @@ impl Endpoint {
     }
 
     /// The inverse of [`Endpoint::to_bits`].
-    #[expect(clippy::cast_possible_truncation, reason = "the two halves are taken apart on purpose")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the two halves are taken apart on purpose"
+    )]
     pub const fn from_bits(bits: u64) -> Endpoint {
         Endpoint { slot: (bits >> 32) as u32, generation: bits as u32 }
     }

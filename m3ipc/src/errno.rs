@@ -70,7 +70,9 @@ impl IpcError {
 impl From<IpcError> for Errno {
     fn from(error: IpcError) -> Errno {
         Errno::new(match error {
-            IpcError::DestinationDied | IpcError::SourceDied | IpcError::NodeDown => numbers::EHOSTDOWN,
+            IpcError::DestinationDied | IpcError::SourceDied | IpcError::NodeDown => {
+                numbers::EHOSTDOWN
+            }
             IpcError::TimedOut => numbers::ETIMEDOUT,
             IpcError::Interrupted => numbers::EINTR,
             IpcError::Stale => numbers::ESTALE,

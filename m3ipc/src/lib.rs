@@ -8,15 +8,18 @@
 #[cfg(test)]
 extern crate std;
 
-pub mod endpoint;
-pub mod message;
-pub mod cred;
-pub mod errno;
-pub mod limits;
 pub mod bell;
 pub mod channel;
+pub mod client;
+pub mod connection;
+pub mod cred;
 pub mod door;
+pub mod endpoint;
+pub mod errno;
+pub mod limits;
+pub mod message;
 pub mod port;
+pub mod spin;
 
 pub use cred::Cred;
 pub use endpoint::{DcId, Endpoint, NodeId};

@@ -22,5 +22,5 @@ pub const GROUPS_MAX: usize = 64;
 pub const SPIN_MAX_NS: u64 = 20_000;
 
 const _: () = assert!(LANES <= u64::BITS as usize);
-const _: () = assert!(PAYLOAD_AREA % 4096 == 0);
+const _: () = assert!(PAYLOAD_AREA.is_multiple_of(4096));
 const _: () = assert!(PAYLOAD_AREA >= PAYLOAD_MAX + crate::cred::CRED_SIZE_MAX);

@@ -11,7 +11,21 @@ pub const ARGS_SIZE: usize = 40;
 ///
 /// With the caller's endpoint it names a call for ever, so that a call repeated after a failover
 /// or a broken link is recognised and not executed twice.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
 #[repr(transparent)]
 pub struct Tag(pub u64);
 
@@ -41,7 +55,7 @@ pub struct CallId {
 
 /// What is exchanged by send, receive, sendrec, reply: 64 bytes, the same on every node.
 ///
-/// Little-endian. In a request `status` is 0; in a reply 0 is success, 1..=4095 the server's errno,
+/// Little-endian. In a request `status` is 0 or `port::ONE_WAY`; in a reply 0 is success, 1..=4095 the server's errno,
 /// and from 4096 on an [`IpcError`] made by the DVK because no answer will come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -64,8 +78,6 @@ const _: () = assert!(cfg!(target_endian = "little"), "messages are little-endia
 pub mod kernel {
     /// An asynchronous notification; the arguments are the value (u64).
     pub const NOTIFY: u16 = 0x01;
-    /// A one-way message (`send`): the receiver's DVK half answers it as soon as it is received.
-    pub const SEND: u16 = 0x02;
 }
 
 impl Message {
@@ -82,7 +94,11 @@ impl Message {
     }
 
     /// A reply that carries only an error of the server.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "errno is 1..=4095")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "errno is 1..=4095"
+    )]
     pub const fn failed(call: u16, errno: Errno) -> Message {
         let mut message = Message::request(call);
         message.status = errno.errno as u16;

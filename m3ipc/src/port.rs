@@ -1,8 +1,13 @@
 //! `Port`: send, receive, sendrec, rcvrqst, reply and notify, written once above `Channel`.
 
+use crate::bell::Bell;
+use crate::channel::{News, SharedChannel};
 use crate::endpoint::Endpoint;
 use crate::errno::IpcError;
-use crate::message::Message;
+use crate::limits::LANES;
+use crate::message::{Message, Tag, kernel};
+use crate::spin::Spin;
+use core::time::Duration;
 
 /// How long a call may wait, and what a signal does to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,5 +69,526 @@ impl<T: Sendrec + ?Sized> Sendrec for &T {
         wait: Wait,
     ) -> Result<usize, IpcError> {
         (**self).sendrec(to, message, send, receive, wait)
+    }
+}
+
+/// A channel as its receiver sees it. Shared memory is one, a queue inside one process (muk2, the simulator) another.
+pub trait Channel {
+    /// Why no more will come over it, if so.
+    fn closed(&self) -> Option<IpcError>;
+    /// Is anything waiting?
+    fn has_news(&self) -> bool;
+    /// What has been posted and given up since the last look.
+    fn take_news(&self) -> News;
+    /// The notification's value, if there is one.
+    fn take_notification(&self) -> Option<u64>;
+    /// The request on `lane`, copied.
+    fn request(&self, lane: usize) -> Option<Message>;
+    /// The payload of the request on `lane`, copied to `out`.
+    ///
+    /// # Errors
+    /// [`IpcError::TooLarge`] if `out` is more than a payload can be.
+    fn read_request(&self, lane: usize, out: &mut [u8]) -> Result<(), IpcError>;
+    /// Which call is to be given up on a lane of [`News::cancelled`].
+    fn cancelled(&self, lane: usize) -> Tag;
+    /// Answers the request on `lane`; `by_bell` if the requester is woken by its bell.
+    fn answer(&self, lane: usize, message: &Message, payload: &[u8], by_bell: bool);
+}
+
+/// Where a receiver sleeps until there is news on one of its channels.
+pub trait Rest {
+    /// Announces sleep; look once more after this.
+    fn prepare(&self) -> u32;
+    /// Sleeps until rung, or until `timeout` is over.
+    fn sleep(&self, ticket: u32, timeout: Option<Duration>);
+    /// Takes the announcement back.
+    fn awake(&self);
+}
+
+/// One incoming channel of a port, with what the receiver must not take from shared memory.
+#[derive(Debug)]
+pub struct Inbound<C> {
+    pub channel: C,
+    pub peer: Endpoint,
+    /// Requests posted and not yet received.
+    waiting: u64,
+    /// Requests received and not yet answered, with their tags.
+    open: u64,
+    tags: [Tag; LANES],
+}
+
+/// What `receive` got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Received {
+    pub message: Message,
+    /// Bytes of payload now in the caller's buffer.
+    pub payload_len: usize,
+    pub kind: Kind,
+    channel: usize,
+    lane: usize,
+}
+
+impl Received {
+    /// Where in the port's list the channel is over which it came.
+    pub fn channel(&self) -> usize {
+        self.channel
+    }
+}
+
+/// How a received message was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// By `notify`, with this value.
+    Notification(u64),
+    /// By `send`: its sender is free again.
+    OneWay,
+    /// By `sendrec`: its sender waits for [`Port::reply`].
+    Request,
+    /// The sender of an open request has given it up; reply to it all the same, the answer then decides.
+    Cancelled,
+}
+
+/// What `receive` is to take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Want {
+    Anything,
+    Requests,
+}
+
+/// The receiving half of M3-IPC: its rules, written once for every kind of channel.
+///
+/// Pending notifications come first, then requests, from the channels in turn so that no sender can
+/// keep the others waiting. The channels are the caller's (`list`), in whatever it keeps them in.
+#[derive(Debug)]
+pub struct Port<R> {
+    rest: R,
+    next: usize,
+    spin: Spin,
+}
+
+impl<C> Inbound<C> {
+    pub const fn new(channel: C, peer: Endpoint) -> Inbound<C> {
+        Inbound { channel, peer, waiting: 0, open: 0, tags: [Tag(0); LANES] }
+    }
+}
+
+impl<R: Rest> Port<R> {
+    pub const fn new(rest: R) -> Port<R> {
+        Port { rest, next: 0, spin: Spin::new() }
+    }
+
+    /// Receives a notification, one-way message or request of `from` ([`Endpoint::ANY`]: of whomever).
+    ///
+    /// # Errors
+    /// [`IpcError::WouldBlock`] (`timeout` zero), [`IpcError::TimedOut`], [`IpcError::SourceDied`] if `from` is gone,
+    /// [`IpcError::Stale`] if there is no channel from it.
+    pub fn receive<C: Channel>(
+        &mut self,
+        list: &mut [Inbound<C>],
+        from: Endpoint,
+        payload: &mut [u8],
+        timeout: Option<Duration>,
+    ) -> Result<Received, IpcError> {
+        self.wait(list, from, Want::Anything, payload, timeout)
+    }
+
+    /// Receives a request made by `sendrec`, of whomever.
+    ///
+    /// # Errors
+    /// As [`Port::receive`].
+    pub fn rcvrqst<C: Channel>(
+        &mut self,
+        list: &mut [Inbound<C>],
+        payload: &mut [u8],
+        timeout: Option<Duration>,
+    ) -> Result<Received, IpcError> {
+        self.wait(list, Endpoint::ANY, Want::Requests, payload, timeout)
+    }
+
+    /// Answers a request.
+    ///
+    /// # Errors
+    /// [`IpcError::Protocol`] if `to` is not an open request of this port.
+    pub fn reply<C: Channel>(
+        &self,
+        list: &mut [Inbound<C>],
+        to: &Received,
+        message: &Message,
+        payload: &[u8],
+    ) -> Result<(), IpcError> {
+        let inbound = list.get_mut(to.channel).ok_or(IpcError::Protocol)?;
+        if inbound.open & 1 << to.lane == 0 || inbound.tags[to.lane] != to.message.tag {
+            return Err(IpcError::Protocol);
+        }
+        inbound.open &= !(1 << to.lane);
+        inbound.channel.answer(
+            to.lane,
+            &Message { tag: to.message.tag, ..*message },
+            payload,
+            false,
+        );
+        Ok(())
+    }
+
+    fn wait<C: Channel>(
+        &mut self,
+        list: &mut [Inbound<C>],
+        from: Endpoint,
+        want: Want,
+        payload: &mut [u8],
+        timeout: Option<Duration>,
+    ) -> Result<Received, IpcError> {
+        let limit = timeout.map(|timeout| crate::client::now() + timeout);
+        loop {
+            if let Some(received) = self.look(list, from, want, payload) {
+                return Ok(received);
+            }
+            check_source(list, from)?;
+            let left = limit.map(|limit| limit.saturating_sub(crate::client::now()));
+            if left == Some(Duration::ZERO) {
+                return Err(if timeout == Some(Duration::ZERO) {
+                    IpcError::WouldBlock
+                } else {
+                    IpcError::TimedOut
+                });
+            }
+            if self.spin.until(|| list.iter().any(|inbound| inbound.channel.has_news())) {
+                continue;
+            }
+            let ticket = self.rest.prepare();
+            if list.iter().any(|inbound| inbound.channel.has_news())
+                || check_source(list, from).is_err()
+            {
+                self.rest.awake();
+            } else {
+                self.rest.sleep(ticket, left);
+            }
+        }
+    }
+
+    /// Takes the next message that fits, if there is one.
+    fn look<C: Channel>(
+        &mut self,
+        list: &mut [Inbound<C>],
+        from: Endpoint,
+        want: Want,
+        payload: &mut [u8],
+    ) -> Option<Received> {
+        let wanted = |peer: Endpoint| from == Endpoint::ANY || from == peer;
+        if want == Want::Anything {
+            for (index, inbound) in
+                list.iter_mut().enumerate().filter(|(_, inbound)| wanted(inbound.peer))
+            {
+                if let Some(value) = inbound.channel.take_notification() {
+                    let message =
+                        Message { source: inbound.peer, ..Message::request(kernel::NOTIFY) };
+                    let kind = Kind::Notification(value);
+                    return Some(Received {
+                        message,
+                        payload_len: 0,
+                        kind,
+                        channel: index,
+                        lane: 0,
+                    });
+                }
+            }
+        }
+        let count = list.len();
+        for turn in 0..count {
+            let index = (self.next + turn) % count;
+            let inbound = &mut list[index];
+            if !wanted(inbound.peer) {
+                continue;
+            }
+            if let Some(received) = inbound.look(index, want, payload) {
+                self.next = (index + 1) % count;
+                return Some(received);
+            }
+        }
+        None
+    }
+}
+
+impl<C: Channel> Inbound<C> {
+    fn look(&mut self, index: usize, want: Want, payload: &mut [u8]) -> Option<Received> {
+        let news = self.channel.take_news();
+        // A lane with an open request cannot have another one.
+        self.waiting |= news.pending & !self.open;
+        if let Some(lane) = bits(news.cancelled).find(|&lane| self.is_cancelled(lane)) {
+            let tag = self.tags[lane];
+            let message = Message { source: self.peer, tag, ..Message::request(0) };
+            return Some(Received {
+                message,
+                payload_len: 0,
+                kind: Kind::Cancelled,
+                channel: index,
+                lane,
+            });
+        }
+        for lane in bits(self.waiting) {
+            let Some(mut message) = self.channel.request(lane) else {
+                self.waiting &= !(1 << lane);
+                continue;
+            };
+            message.source = self.peer;
+            let one_way = message.status == ONE_WAY;
+            if one_way && want == Want::Requests {
+                continue;
+            }
+            self.waiting &= !(1 << lane);
+            let len = message.payload_len as usize;
+            let refused = if len > payload.len() {
+                Some(IpcError::TooLarge)
+            } else {
+                self.channel.read_request(lane, &mut payload[..len]).err()
+            };
+            if let Some(error) = refused {
+                let ended =
+                    Message { tag: message.tag, ..Message::undelivered(message.call, error) };
+                self.channel.answer(lane, &ended, &[], false);
+                continue;
+            }
+            if one_way {
+                let taken = Message { tag: message.tag, ..Message::request(message.call) };
+                self.channel.answer(lane, &taken, &[], false);
+            } else {
+                self.open |= 1 << lane;
+                self.tags[lane] = message.tag;
+            }
+            let kind = if one_way { Kind::OneWay } else { Kind::Request };
+            return Some(Received { message, payload_len: len, kind, channel: index, lane });
+        }
+        None
+    }
+
+    fn is_cancelled(&self, lane: usize) -> bool {
+        self.open & 1 << lane != 0 && self.channel.cancelled(lane) == self.tags[lane]
+    }
+}
+
+/// In a request's `status`: the sender waits only until it is received.
+pub const ONE_WAY: u16 = 1;
+
+/// Sends a one-way message and waits until it is received (rendezvous).
+///
+/// # Errors
+/// As [`Sendrec::sendrec`].
+pub fn send(
+    port: &(impl Sendrec + ?Sized),
+    to: Endpoint,
+    message: &Message,
+    payload: &[u8],
+    wait: Wait,
+) -> Result<(), IpcError> {
+    let mut copy = Message { status: ONE_WAY, ..*message };
+    port.sendrec(to, &mut copy, &[payload], &mut [], wait).map(|_| ())
+}
+
+/// Is the one we listen to still there?
+fn check_source<C: Channel>(list: &[Inbound<C>], from: Endpoint) -> Result<(), IpcError> {
+    if from == Endpoint::ANY {
+        return Ok(());
+    }
+    let mut known = list.iter().filter(|inbound| inbound.peer == from).peekable();
+    if known.peek().is_none() {
+        return Err(IpcError::Stale);
+    }
+    if known.all(|inbound| inbound.channel.closed().is_some()) {
+        Err(IpcError::SourceDied)
+    } else {
+        Ok(())
+    }
+}
+
+/// The numbers of the bits that are set.
+pub fn bits(mut word: u64) -> impl Iterator<Item = usize> {
+    core::iter::from_fn(move || {
+        if word == 0 {
+            return None;
+        }
+        let bit = word.trailing_zeros();
+        word &= word - 1;
+        Some(bit as usize)
+    })
+}
+
+impl Channel for SharedChannel {
+    fn closed(&self) -> Option<IpcError> {
+        SharedChannel::closed(self)
+    }
+    fn has_news(&self) -> bool {
+        SharedChannel::has_news(self)
+    }
+    fn take_news(&self) -> News {
+        SharedChannel::take_news(self)
+    }
+    fn take_notification(&self) -> Option<u64> {
+        SharedChannel::take_notification(self)
+    }
+    fn request(&self, lane: usize) -> Option<Message> {
+        SharedChannel::request(self, lane)
+    }
+    fn read_request(&self, lane: usize, out: &mut [u8]) -> Result<(), IpcError> {
+        SharedChannel::read_request(self, lane, out)
+    }
+    fn cancelled(&self, lane: usize) -> Tag {
+        SharedChannel::cancelled(self, lane)
+    }
+    fn answer(&self, lane: usize, message: &Message, payload: &[u8], by_bell: bool) {
+        SharedChannel::answer(self, lane, message, payload, by_bell);
+    }
+}
+
+impl Rest for Bell {
+    fn prepare(&self) -> u32 {
+        Bell::prepare(self)
+    }
+    fn sleep(&self, ticket: u32, timeout: Option<Duration>) {
+        Bell::sleep(self, ticket, timeout);
+    }
+    fn awake(&self) {
+        Bell::awake(self);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::{self, Poll};
+    use rustix::fd::AsFd;
+    use std::vec::Vec;
+
+    const ALICE: Endpoint = Endpoint { slot: 10, generation: 1 };
+    const BOB: Endpoint = Endpoint { slot: 11, generation: 1 };
+
+    /// A port with a channel from Alice and one from Bob, and their ends.
+    struct World {
+        port: Port<Bell>,
+        list: Vec<Inbound<SharedChannel>>,
+        ends: [SharedChannel; 2],
+    }
+
+    fn world() -> World {
+        let (bell, _) = Bell::create().expect("memfd");
+        let fds = [ALICE, BOB].map(|_| channel::create().expect("memfd"));
+        let ends = [0, 1].map(|end| SharedChannel::map(fds[end].as_fd()).expect("map"));
+        let list = [ALICE, BOB].into_iter().zip(&fds);
+        let list =
+            list.map(|(peer, fd)| Inbound::new(SharedChannel::map(fd.as_fd()).expect("map"), peer));
+        World { port: Port::new(bell), list: list.collect(), ends }
+    }
+
+    impl World {
+        fn receive(&mut self, from: Endpoint) -> Result<(Endpoint, Kind, u16), IpcError> {
+            let mut payload = [0; 16];
+            let got =
+                self.port.receive(&mut self.list, from, &mut payload, Some(Duration::ZERO))?;
+            Ok((got.message.source, got.kind, got.message.call))
+        }
+    }
+
+    fn request(call: u16, lane: u16) -> Message {
+        Message { tag: Tag::new(lane, 1), ..Message::request(call) }
+    }
+
+    #[test]
+    fn notifications_come_first_and_senders_take_turns() {
+        let mut world = world();
+        for lane in 0..2 {
+            world.ends[0].post(lane, &request(7, 0), &[]).expect("posted");
+        }
+        world.ends[1].post(0, &request(8, 0), &[]).expect("posted");
+        world.ends[1].notify(99).expect("left");
+        assert_eq!(world.ends[1].notify(98), Err(IpcError::Overrun));
+        assert_eq!(world.receive(Endpoint::ANY), Ok((BOB, Kind::Notification(99), kernel::NOTIFY)));
+        assert_eq!(world.receive(Endpoint::ANY), Ok((ALICE, Kind::Request, 7)));
+        assert_eq!(world.receive(Endpoint::ANY), Ok((BOB, Kind::Request, 8)));
+        assert_eq!(world.receive(Endpoint::ANY), Ok((ALICE, Kind::Request, 7)));
+        assert_eq!(world.receive(Endpoint::ANY), Err(IpcError::WouldBlock));
+    }
+
+    #[test]
+    fn receive_from_one_leaves_the_others_waiting() {
+        let mut world = world();
+        world.ends[0].post(0, &request(7, 0), &[]).expect("posted");
+        assert_eq!(world.receive(BOB), Err(IpcError::WouldBlock));
+        assert_eq!(world.receive(ALICE), Ok((ALICE, Kind::Request, 7)));
+        assert_eq!(world.receive(Endpoint::new(crate::NodeId(9), 9, 9)), Err(IpcError::Stale));
+    }
+
+    #[test]
+    fn a_one_way_message_frees_its_sender_when_received_and_rcvrqst_passes_it_by() {
+        let mut world = world();
+        world.ends[0]
+            .post(0, &Message { status: ONE_WAY, ..request(7, 0) }, &[b"hi"])
+            .expect("posted");
+        let mut payload = [0; 16];
+        let zero = Some(Duration::ZERO);
+        assert_eq!(
+            world.port.rcvrqst(&mut world.list, &mut payload, zero).err(),
+            Some(IpcError::WouldBlock)
+        );
+        assert_eq!(world.ends[0].poll(0), Poll::Open);
+        let got = world.port.receive(&mut world.list, ALICE, &mut payload, zero).expect("there");
+        assert_eq!((got.kind, &payload[..got.payload_len]), (Kind::OneWay, &b"hi"[..]));
+        assert!(matches!(world.ends[0].poll(0), Poll::Answered(message) if message.status == 0));
+        assert_eq!(
+            world.port.reply(&mut world.list, &got, &request(7, 0), &[]),
+            Err(IpcError::Protocol)
+        );
+    }
+
+    #[test]
+    fn a_reply_goes_to_its_request_once_and_keeps_its_tag() {
+        let mut world = world();
+        world.ends[0].post(3, &request(7, 3), &[]).expect("posted");
+        let mut payload = [0; 16];
+        let got = world.port.rcvrqst(&mut world.list, &mut payload, None).expect("there");
+        let answer = Message::request(7);
+        assert_eq!(world.port.reply(&mut world.list, &got, &answer, b"yes"), Ok(()));
+        assert_eq!(
+            world.port.reply(&mut world.list, &got, &answer, b"no"),
+            Err(IpcError::Protocol)
+        );
+        let Poll::Answered(message) = world.ends[0].poll(3) else { panic!("answered") };
+        assert_eq!((message.tag, message.payload_len), (Tag::new(3, 1), 3));
+    }
+
+    #[test]
+    fn a_requester_that_posts_twice_or_lies_about_its_payload_harms_only_itself() {
+        let mut world = world();
+        world.ends[0].post(0, &request(7, 0), &[]).expect("posted");
+        assert_eq!(world.receive(ALICE), Ok((ALICE, Kind::Request, 7)));
+        world.ends[0].post(0, &request(9, 0), &[]).expect("posted again");
+        assert_eq!(world.receive(ALICE), Err(IpcError::WouldBlock));
+        world.ends[1].post(1, &request(7, 1), &[&[0; 17]]).expect("posted");
+        assert_eq!(world.receive(BOB), Err(IpcError::WouldBlock));
+        assert!(matches!(world.ends[1].poll(1), Poll::Answered(message)
+            if message.outcome() == Err(IpcError::TooLarge)));
+    }
+
+    #[test]
+    fn a_call_given_up_is_told_once_and_only_while_it_is_open() {
+        let mut world = world();
+        world.ends[0].post(0, &request(7, 0), &[]).expect("posted");
+        world.ends[0].cancel(0, Tag::new(0, 1));
+        world.ends[0].cancel(5, Tag::new(5, 1));
+        assert_eq!(world.receive(ALICE), Ok((ALICE, Kind::Request, 7)));
+        world.ends[0].cancel(0, Tag::new(0, 77));
+        assert_eq!(world.receive(ALICE), Err(IpcError::WouldBlock));
+        world.ends[0].cancel(0, Tag::new(0, 1));
+        assert_eq!(world.receive(ALICE), Ok((ALICE, Kind::Cancelled, 0)));
+        assert_eq!(world.receive(ALICE), Err(IpcError::WouldBlock));
+    }
+
+    #[test]
+    fn a_source_that_died_ends_receive_and_a_wait_ends_in_time() {
+        let mut world = world();
+        let wait = Some(Duration::from_millis(5));
+        let ended = world.port.receive(&mut world.list, ALICE, &mut [], wait);
+        assert_eq!(ended.err(), Some(IpcError::TimedOut));
+        world.ends[0].close(IpcError::SourceDied);
+        assert_eq!(world.receive(ALICE), Err(IpcError::SourceDied));
+        assert_eq!(world.receive(BOB), Err(IpcError::WouldBlock));
     }
 }

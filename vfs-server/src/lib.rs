@@ -1,1 +1,222 @@
-//! (to come)
+//! vfs-server: one DC's tree of files, as a deterministic value.
+//!
+//! All of the tree is in the store: inodes, names, attributes, open files and locks in the map
+//! (`keys.rs` is the layout), the bytes of files in blobs. The fields of [`VfsServer`] are caches
+//! that [`VfsServer::open`] makes anew from the store; its cost is that of the open files, locks and
+//! garbage, not of the tree. What is *not* durable is which calls wait for a lock.
+//!
+//! Invariants:
+//!
+//! 1. A handler checks everything before its first change, and changes that can fail (blobs) come
+//!    before those that cannot (the map): a call that fails has changed nothing that can be seen.
+//! 2. Finding a name is one `get`. No handler's work grows with the size of the tree, of a
+//!    directory, or of a file.
+//! 3. Numbers of inodes and handles are never used again, across crashes too.
+//! 4. An inode exists while it has a name or an open file, and a little longer (`reclaim.rs`); its
+//!    blob is removed in a later round than its last name.
+//! 5. What a blob holds behind its inode's size is never read.
+//! 6. A directory's `size` is the number of its entries, its `nlink` 2 plus its subdirectories; each
+//!    entry is in the store twice, under its name and under its cookie.
+//! 7. Every lock and every waiting call belongs to an open handle, every handle to an endpoint;
+//!    each goes with what it belongs to.
+//! 8. A call by inode number whose inode is gone fails with ESTALE, so that a kernel looks the path
+//!    up again; a name in a directory that is gone fails with ENOENT.
+//! 9. Permissions are checked where Linux checks them: search permission when a name is looked up,
+//!    read and write permission when a file is opened. Who knows an inode's number is taken to have
+//!    been allowed to look it up.
+//!
+//! Modules stand in reading order.
+
+mod answer;
+mod attr;
+mod counters;
+mod dir;
+mod inode;
+pub mod keys;
+pub mod limits;
+mod linux;
+mod lock;
+mod name;
+mod open;
+mod permission;
+mod ranges;
+mod read_write;
+mod reclaim;
+mod rename;
+mod statfs;
+#[cfg(test)]
+mod tests;
+mod xattr;
+
+use answer::{Outcome, Result, attr, both, err, payload, reply};
+use calls::Retry;
+use calls::vfs::{
+    Access, Create, Fallocate, Flush, Fsync, Getattr, Getlk, Getxattr, Link, Listxattr, Lookup,
+    Mkdir, Mknod, Open, ROOT_INO, Read, Readdir, Readlink, Release, Removexattr, Rename, Rmdir,
+    Seek, Setattr, Setxattr, Statfs, Symlink, Unlink, VfsCall, Write,
+};
+use calls::wire::Wire;
+use counters::Numbers;
+use dir::FIRST_COOKIE;
+use dvk::server::{Call, Context, Gone, Nanos, Server};
+use dvk::store::Store;
+use inode::{Inodes, time};
+use keys::Inode;
+use lock::Locks;
+use m3ipc::errno::numbers::ENOSYS;
+use m3ipc::{CallId, Endpoint, Message};
+use open::Opens;
+use reclaim::Reclaim;
+
+/// Mode of the root directory: everybody may make files in it, as in /tmp, and keep them.
+const ROOT_MODE: u32 = linux::S_IFDIR | linux::S_ISVTX | 0o777;
+
+/// The file server of one DC.
+#[derive(Debug)]
+pub struct VfsServer {
+    numbers: Numbers,
+    inodes: Inodes,
+    opens: Opens,
+    locks: Locks,
+    reclaim: Reclaim,
+}
+
+/// A store that is not, or not of this version, of a file server. Nothing was changed in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnknownStore {
+    /// The version it says it has.
+    pub version: Option<u32>,
+}
+
+impl std::fmt::Display for UnknownStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.version {
+            Some(version) if version != keys::VERSION => write!(
+                f,
+                "the file store has layout version {version}; this vfs-server knows version {}",
+                keys::VERSION
+            ),
+            _ => write!(f, "the file store's version or counters are damaged"),
+        }
+    }
+}
+
+impl std::error::Error for UnknownStore {}
+
+impl VfsServer {
+    /// The server of the tree in `store`; an empty store gets a root directory of time `wall`
+    /// (nanoseconds since the epoch).
+    ///
+    /// After a start it is the host's to say `gone` for each of [`VfsServer::holders`] that is no
+    /// longer bound.
+    ///
+    /// # Errors
+    /// [`UnknownStore`].
+    pub fn open(store: &mut dyn Store, wall: u64) -> std::result::Result<VfsServer, UnknownStore> {
+        let found = store.get(keys::VERSION_KEY);
+        let version = found.as_deref().and_then(u32::get);
+        if found.is_some() && version != Some(keys::VERSION) {
+            return Err(UnknownStore { version });
+        }
+        let mut server = VfsServer {
+            numbers: Numbers::open(store).map_err(|_| UnknownStore { version })?,
+            inodes: Inodes::default(),
+            opens: Opens::open(store),
+            locks: Locks::open(store),
+            reclaim: Reclaim::open(store),
+        };
+        if found.is_none() {
+            server.make_root(store, wall);
+        }
+        Ok(server)
+    }
+
+    /// Every endpoint that has a file open.
+    pub fn holders(&self) -> Vec<Endpoint> {
+        self.opens.owners()
+    }
+
+    fn make_root(&mut self, store: &mut dyn Store, wall: u64) {
+        let now = time(wall);
+        let root = Inode {
+            ino: self.numbers.new_inode(store),
+            parent: ROOT_INO,
+            next_cookie: FIRST_COOKIE,
+            atime: now,
+            mtime: now,
+            ctime: now,
+            mode: ROOT_MODE,
+            nlink: 2,
+            ..Inode::default()
+        };
+        assert_eq!(root.ino, ROOT_INO, "the root is the first inode of an empty store");
+        self.inodes.put(&root, store);
+        store.put(keys::VERSION_KEY, &keys::VERSION.to_le_bytes());
+    }
+
+    /// The server's table of contents.
+    fn handle_call(&mut self, call: &Call<'_>, cx: &mut Context<'_>) -> Result<Outcome> {
+        let Some(row) = VfsCall::decode(call.message) else { return err(ENOSYS) };
+        match row {
+            VfsCall::Lookup(row) => self.lookup(row, call, cx).map(attr::<Lookup>),
+            VfsCall::Getattr(row) => self.getattr(row, call, cx).map(attr::<Getattr>),
+            VfsCall::Setattr(row) => self.setattr(row, call, cx).map(attr::<Setattr>),
+            VfsCall::Readlink(row) => self.readlink(row, cx).map(payload::<Readlink>),
+            VfsCall::Symlink(row) => self.symlink(row, call, cx).map(attr::<Symlink>),
+            VfsCall::Mknod(row) => self.mknod(row, call, cx).map(attr::<Mknod>),
+            VfsCall::Mkdir(row) => self.mkdir(row, call, cx).map(attr::<Mkdir>),
+            VfsCall::Unlink(row) => self.unlink(row, call, cx).map(reply::<Unlink>),
+            VfsCall::Rmdir(row) => self.rmdir(row, call, cx).map(reply::<Rmdir>),
+            VfsCall::Rename(row) => self.rename(row, call, cx).map(reply::<Rename>),
+            VfsCall::Link(row) => self.link(row, call, cx).map(attr::<Link>),
+            VfsCall::Open(row) => self.open_inode(row, call, cx).map(reply::<Open>),
+            VfsCall::Create(row) => self.create(row, call, cx).map(both::<Create>),
+            VfsCall::Read(row) => self.read(row, call, cx).map(payload::<Read>),
+            VfsCall::Write(row) => self.write(row, call, cx).map(reply::<Write>),
+            VfsCall::Flush(row) => self.flush(row, call, cx).map(reply::<Flush>),
+            VfsCall::Release(row) => self.release(row, call, cx).map(reply::<Release>),
+            VfsCall::Fsync(row) => self.fsync(row, call, cx).map(reply::<Fsync>),
+            VfsCall::Readdir(row) => self.readdir(row, call, cx).map(payload::<Readdir>),
+            VfsCall::Statfs(row) => self.statfs(row, cx).map(payload::<Statfs>),
+            VfsCall::Access(row) => self.access(row, call, cx).map(reply::<Access>),
+            VfsCall::Getlk(row) => self.getlk(row, call).map(payload::<Getlk>),
+            VfsCall::Setlk(row) => self.setlk(row, call, cx),
+            VfsCall::Getxattr(row) => self.getxattr(row, call, cx).map(both::<Getxattr>),
+            VfsCall::Setxattr(row) => self.setxattr(row, call, cx).map(reply::<Setxattr>),
+            VfsCall::Listxattr(row) => self.listxattr(row, call, cx).map(both::<Listxattr>),
+            VfsCall::Removexattr(row) => self.removexattr(row, call, cx).map(reply::<Removexattr>),
+            VfsCall::Fallocate(row) => self.fallocate(row, call, cx).map(reply::<Fallocate>),
+            VfsCall::Seek(row) => self.seek(row, call, cx).map(reply::<Seek>),
+        }
+    }
+}
+
+impl Server for VfsServer {
+    fn serve(&mut self, call: &Call<'_>, cx: &mut Context<'_>) {
+        match self.handle_call(call, cx) {
+            Ok(Outcome::Answer(message, payload)) => cx.answer(call.id, message, payload),
+            Ok(Outcome::Kept) => {}
+            Err(errno) => cx.answer(call.id, Message::failed(call.message.call, errno), []),
+        }
+    }
+
+    fn cancel(&mut self, id: CallId, cx: &mut Context<'_>) {
+        self.cancel_wait(id, cx);
+    }
+
+    fn gone(&mut self, gone: Gone, cx: &mut Context<'_>) {
+        self.close_all_of(gone, cx);
+    }
+
+    fn tick(&mut self, cx: &mut Context<'_>) {
+        self.reclaim_tick(cx);
+    }
+
+    fn deadline(&self) -> Option<Nanos> {
+        self.reclaim.deadline()
+    }
+
+    fn once(&self, message: &Message) -> bool {
+        VfsCall::retry(message) == Retry::Once
+    }
+}

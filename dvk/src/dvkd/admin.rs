@@ -1,0 +1,133 @@
+//! What the command line asks a running `dvkd`: one JSON line each way over `admin.sock`.
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Bytes of one line at most.
+pub(crate) const LINE_MAX: u64 = 1 << 20;
+
+/// How long a healthy dvkd takes to answer, at most.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a dvkd takes to stop its children and itself, at most: `STOP_TIMEOUT` of the supervisor twice
+/// (containers, then servers) and a margin.
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Query {
+    Status,
+    /// Stop everything. The connection is closed when dvkd is about to exit.
+    Stop,
+}
+
+/// What a dvkd knows about itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    pub node: u16,
+    pub name: String,
+    pub pid: u32,
+    /// Version of the program.
+    pub version: String,
+    pub listen: Option<SocketAddr>,
+    /// This node first, then its peers.
+    pub nodes: Vec<NodeStatus>,
+    pub dcs: Vec<DcStatus>,
+    pub counters: Counters,
+}
+
+/// A node as this one sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    pub node: u16,
+    pub name: String,
+    pub address: SocketAddr,
+    pub up: bool,
+}
+
+/// A container as this node sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DcStatus {
+    pub id: u32,
+    pub name: String,
+    pub home: u16,
+    pub nodes: Vec<u16>,
+    pub socket: PathBuf,
+    /// Processes bound here now, servers and containers included.
+    pub endpoints: usize,
+    /// Channels between two processes of this node, or one and this dvkd.
+    pub channels: usize,
+    /// What this dvkd runs for it.
+    pub children: Vec<ChildStatus>,
+}
+
+/// A process that dvkd supervises.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChildStatus {
+    /// `vfs-server`, `pm-server`, `ipc-server` or `container`.
+    pub role: String,
+    /// `None` while it waits to be started again.
+    pub pid: Option<u32>,
+    pub restarts: u32,
+    /// Has it said hello at the door?
+    pub bound: bool,
+    /// How it ended last time.
+    pub last_exit: Option<String>,
+}
+
+/// Since this dvkd started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    pub frames_in: u64,
+    pub frames_out: u64,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+    /// Calls of local processes that went to other nodes.
+    pub calls_out: u64,
+    /// Calls of other nodes that went to local servers.
+    pub calls_in: u64,
+    /// Records and frames that broke the protocol.
+    pub protocol_errors: u64,
+}
+
+/// Asks the dvkd whose run directory is `run` for its status.
+///
+/// # Errors
+/// One sentence: no dvkd there, or it does not answer.
+pub fn status(run: &Path) -> Result<Status> {
+    let mut line = String::new();
+    ask(run, Query::Status)?.read_line(&mut line).context("dvkd does not answer")?;
+    if line.is_empty() {
+        bail!("dvkd closed the connection without an answer");
+    }
+    serde_json::from_str(&line).context("dvkd's answer is not understood; is it another version?")
+}
+
+/// Stops the dvkd whose run directory is `run` and waits until it has.
+///
+/// # Errors
+/// One sentence: no dvkd there, or it does not stop.
+pub fn stop(run: &Path) -> Result<()> {
+    let mut answer = ask(run, Query::Stop)?;
+    answer.get_ref().get_ref().set_read_timeout(Some(STOP_TIMEOUT))?;
+    // dvkd closes its side when all its children are gone.
+    answer.read_to_end(&mut Vec::new()).context("dvkd has been asked to stop, but does not")?;
+    Ok(())
+}
+
+fn ask(run: &Path, query: Query) -> Result<BufReader<std::io::Take<UnixStream>>> {
+    let path = run.join("admin.sock");
+    let mut stream = UnixStream::connect(&path)
+        .with_context(|| format!("no dvkd answers at {}", path.display()))?;
+    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+    stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+    let mut line = serde_json::to_string(&query)?;
+    line.push('\n');
+    stream.write_all(line.as_bytes()).context("dvkd does not read")?;
+    Ok(BufReader::new(stream.take(LINE_MAX)))
+}

@@ -1,0 +1,663 @@
+//! What two nodes say to each other, and its bytes.
+//!
+//! A link is a byte stream (TCP). Each frame is a header and a body, little-endian:
+//!
+//! ```text
+//!   length u32   the whole frame    kind u16    reserved u16 = 0    sequence u64    received u64
+//! ```
+//! The first frame on a link is [`Hello`], in both directions. Frames that must not get lost carry a
+//! `sequence`, counted from 1 in each *session*; a session outlives its links. `received` says how many
+//! the sender has got in order, so the other side can forget them; what it cannot forget it sends again
+//! on the next link. So a broken link loses nothing and doubles nothing, whatever the kind of frame.
+//!
+//! There is no checksum: TCP has one, and TLS will authenticate. Every field is checked.
+
+use crate::limits::FRAME_MAX;
+use crate::server::Nanos;
+use m3ipc::cred::CRED_SIZE_MAX;
+use m3ipc::limits::PAYLOAD_MAX;
+use m3ipc::{CallId, Cred, DcId, Endpoint, Message, NodeId};
+use zerocopy::{FromBytes, IntoBytes};
+
+/// Version of this protocol. Both nodes must have the same.
+pub const VERSION: u32 = 1;
+
+/// Bytes of the header.
+pub const HEADER: usize = 24;
+
+/// "DVSl", the first word of a [`Hello`]: somebody else's connection is told from an old version.
+const MAGIC: u32 = u32::from_le_bytes(*b"DVSl");
+
+/// The highest node number: 12 bits of an endpoint.
+const NODE_MAX: u16 = 4095;
+
+/// One frame as it travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet<'a> {
+    /// Its number in the session, 0 for kinds that may get lost (see [`Frame::is_sequenced`]).
+    pub sequence: u64,
+    /// How many sequenced frames of the session the sender has received.
+    pub received: u64,
+    pub frame: Frame<'a>,
+}
+
+/// What a node says to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a frame lives on the stack for a moment; the large one is the common one"
+)]
+pub enum Frame<'a> {
+    Hello(Hello),
+    Request(Request<'a>),
+    Answer(Answer<'a>),
+    /// A signal interrupted the caller: the server shall end the call if it is still kept.
+    Cancel {
+        dc: DcId,
+        to: Endpoint,
+        id: CallId,
+    },
+    /// `gone`, an endpoint of the sending node, is dead; `to`, one of the receiving node, knew it.
+    Gone {
+        dc: DcId,
+        to: Endpoint,
+        gone: Endpoint,
+    },
+    /// An asynchronous notification.
+    Notify {
+        dc: DcId,
+        from: Endpoint,
+        to: Endpoint,
+        value: u64,
+    },
+    /// The link is alive. `sent` is the sender's clock.
+    Ping {
+        sent: Nanos,
+    },
+    /// The answer to a ping, with its `sent`.
+    Pong {
+        sent: Nanos,
+    },
+    /// Only carries the header's `received`.
+    Received,
+}
+
+/// The first frame on a link: who I am, and which session I have with you.
+///
+/// Both sides of a link compute the session's name from the two Hellos on it: (incarnation, epoch)
+/// of both. If a side has that session already, it goes on with it; otherwise whatever it had with
+/// the other is over: the other had restarted, or one had given the other up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hello {
+    pub node: NodeId,
+    /// The node that the sender wants to talk to.
+    pub to: NodeId,
+    /// Random at each start of the sender.
+    pub incarnation: u64,
+    /// How often this incarnation of the sender has given up the receiver.
+    pub epoch: u64,
+    /// The last session: incarnation and epoch of the receiver in it; 0 and 0 if there is none.
+    pub peer_incarnation: u64,
+    pub peer_epoch: u64,
+    /// Sequenced frames of that session that the sender has received.
+    pub received: u64,
+}
+
+/// A call to an endpoint of the receiving node, or to a server it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request<'a> {
+    pub dc: DcId,
+    pub to: Endpoint,
+    pub cred: Cred,
+    /// With the caller in `source`, and the tag.
+    pub message: Message,
+    pub payload: &'a [u8],
+}
+
+/// The answer to a [`Request`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer<'a> {
+    pub dc: DcId,
+    /// The caller.
+    pub to: Endpoint,
+    /// With who answers in `source`, and the call's tag.
+    pub message: Message,
+    pub payload: &'a [u8],
+}
+
+impl Request<'_> {
+    pub fn id(&self) -> CallId {
+        CallId { source: self.message.source, tag: self.message.tag }
+    }
+}
+
+impl Answer<'_> {
+    /// The call it ends.
+    pub fn id(&self) -> CallId {
+        CallId { source: self.to, tag: self.message.tag }
+    }
+}
+
+/// Why bytes are not a frame. After any but `Incomplete` the stream cannot be read further.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// The frame's end has not come yet; decode again when there are `need` bytes in all.
+    #[error("frame is incomplete, {need} bytes are needed")]
+    Incomplete { need: usize },
+    #[error("frame length {length} is impossible")]
+    Length { length: usize },
+    #[error("unknown kind of frame {kind}")]
+    Kind { kind: u16 },
+    #[error("the other side does not speak the DVS link protocol")]
+    Magic,
+    #[error(
+        "link protocol version {theirs} on the other node, {VERSION} on this one: both need the same dvs"
+    )]
+    Version { theirs: u32 },
+    #[error("malformed {what} in a frame")]
+    Malformed { what: &'static str },
+}
+
+mod kind {
+    pub(super) const HELLO: u16 = 1;
+    pub(super) const REQUEST: u16 = 2;
+    pub(super) const ANSWER: u16 = 3;
+    pub(super) const CANCEL: u16 = 4;
+    pub(super) const GONE: u16 = 5;
+    pub(super) const NOTIFY: u16 = 6;
+    pub(super) const PING: u16 = 7;
+    pub(super) const PONG: u16 = 8;
+    pub(super) const RECEIVED: u16 = 9;
+}
+
+impl Frame<'_> {
+    /// Must it not get lost? Then it has a number, and is kept until the other side has it.
+    pub fn is_sequenced(&self) -> bool {
+        match self {
+            Frame::Request(_)
+            | Frame::Answer(_)
+            | Frame::Cancel { .. }
+            | Frame::Gone { .. }
+            | Frame::Notify { .. } => true,
+            Frame::Hello(_) | Frame::Ping { .. } | Frame::Pong { .. } | Frame::Received => false,
+        }
+    }
+
+    /// Bytes of payload that it carries.
+    pub fn payload_len(&self) -> usize {
+        self.payload().len()
+    }
+
+    fn kind(&self) -> u16 {
+        match self {
+            Frame::Hello(_) => kind::HELLO,
+            Frame::Request(_) => kind::REQUEST,
+            Frame::Answer(_) => kind::ANSWER,
+            Frame::Cancel { .. } => kind::CANCEL,
+            Frame::Gone { .. } => kind::GONE,
+            Frame::Notify { .. } => kind::NOTIFY,
+            Frame::Ping { .. } => kind::PING,
+            Frame::Pong { .. } => kind::PONG,
+            Frame::Received => kind::RECEIVED,
+        }
+    }
+
+    fn payload(&self) -> &[u8] {
+        match self {
+            Frame::Request(request) => request.payload,
+            Frame::Answer(answer) => answer.payload,
+            _ => &[],
+        }
+    }
+}
+
+impl Packet<'_> {
+    /// The bytes of the packet. The payload must have the length that the message says, at most
+    /// `PAYLOAD_MAX`: whoever makes a frame has checked that.
+    #[expect(clippy::cast_possible_truncation, reason = "a frame is shorter than FRAME_MAX")]
+    pub fn encode(&self) -> Vec<u8> {
+        let payload = self.frame.payload();
+        let mut out = Vec::with_capacity(HEADER + 128 + CRED_SIZE_MAX + payload.len());
+        let mut put = Put(&mut out);
+        put.u32(0);
+        put.u16(self.frame.kind());
+        put.u16(0);
+        put.u64(self.sequence);
+        put.u64(self.received);
+        put.body(&self.frame);
+        out.extend_from_slice(payload);
+        debug_assert!(out.len() <= FRAME_MAX, "a payload beyond PAYLOAD_MAX");
+        let length = (out.len() as u32).to_le_bytes();
+        out[..4].copy_from_slice(&length);
+        out
+    }
+}
+
+/// Reads the packet at the front of `bytes`. Returns it and how many bytes it took.
+///
+/// # Errors
+/// [`FrameError::Incomplete`] until the whole frame is there; anything else if it is not a frame.
+pub fn decode(bytes: &[u8]) -> Result<(Packet<'_>, usize), FrameError> {
+    let Some((prefix, _)) = bytes.split_first_chunk::<4>() else {
+        return Err(FrameError::Incomplete { need: HEADER });
+    };
+    let length = u32::from_le_bytes(*prefix) as usize;
+    if !(HEADER..=FRAME_MAX).contains(&length) {
+        return Err(FrameError::Length { length });
+    }
+    let frame = bytes.get(..length).ok_or(FrameError::Incomplete { need: length })?;
+    let mut get = Get(&frame[4..]);
+    let kind = get.u16("kind")?;
+    check(get.u16("header")? == 0, "header")?;
+    let sequence = get.u64("sequence")?;
+    let received = get.u64("received")?;
+    let frame = get.body(kind)?;
+    check(get.0.is_empty(), "length")?;
+    check(frame.is_sequenced() == (sequence != 0), "sequence")?;
+    Ok((Packet { sequence, received, frame }, length))
+}
+
+fn check(fine: bool, what: &'static str) -> Result<(), FrameError> {
+    if fine { Ok(()) } else { Err(FrameError::Malformed { what }) }
+}
+
+/// Appends fields.
+struct Put<'a>(&'a mut Vec<u8>);
+
+impl Put<'_> {
+    fn u16(&mut self, value: u16) {
+        self.0.extend_from_slice(&value.to_le_bytes());
+    }
+
+    fn u32(&mut self, value: u32) {
+        self.0.extend_from_slice(&value.to_le_bytes());
+    }
+
+    fn u64(&mut self, value: u64) {
+        self.0.extend_from_slice(&value.to_le_bytes());
+    }
+
+    fn endpoint(&mut self, endpoint: Endpoint) {
+        self.u64(endpoint.to_bits());
+    }
+
+    fn cred(&mut self, cred: &Cred) {
+        let mut bytes = [0; CRED_SIZE_MAX];
+        let length = cred.encode(&mut bytes);
+        self.0.extend_from_slice(&bytes[..length]);
+    }
+
+    fn body(&mut self, frame: &Frame<'_>) {
+        match frame {
+            Frame::Hello(hello) => self.hello(hello),
+            Frame::Request(request) => {
+                self.u32(request.dc.0);
+                self.endpoint(request.to);
+                self.cred(&request.cred);
+                self.0.extend_from_slice(request.message.as_bytes());
+            }
+            Frame::Answer(answer) => {
+                self.u32(answer.dc.0);
+                self.endpoint(answer.to);
+                self.0.extend_from_slice(answer.message.as_bytes());
+            }
+            Frame::Cancel { dc, to, id } => {
+                self.u32(dc.0);
+                self.endpoint(*to);
+                self.endpoint(id.source);
+                self.u64(id.tag.0);
+            }
+            Frame::Gone { dc, to, gone } => {
+                self.u32(dc.0);
+                self.endpoint(*to);
+                self.endpoint(*gone);
+            }
+            Frame::Notify { dc, from, to, value } => {
+                self.u32(dc.0);
+                self.endpoint(*from);
+                self.endpoint(*to);
+                self.u64(*value);
+            }
+            Frame::Ping { sent } | Frame::Pong { sent } => self.u64(*sent),
+            Frame::Received => {}
+        }
+    }
+
+    fn hello(&mut self, hello: &Hello) {
+        self.u32(MAGIC);
+        self.u32(VERSION);
+        self.u16(hello.node.0);
+        self.u16(hello.to.0);
+        self.u64(hello.incarnation);
+        self.u64(hello.epoch);
+        self.u64(hello.peer_incarnation);
+        self.u64(hello.peer_epoch);
+        self.u64(hello.received);
+    }
+}
+
+/// Takes fields from the front.
+struct Get<'a>(&'a [u8]);
+
+impl<'a> Get<'a> {
+    fn array<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N], FrameError> {
+        let (head, rest) = self.0.split_first_chunk::<N>().ok_or(FrameError::Malformed { what })?;
+        self.0 = rest;
+        Ok(*head)
+    }
+
+    fn u16(&mut self, what: &'static str) -> Result<u16, FrameError> {
+        self.array(what).map(u16::from_le_bytes)
+    }
+
+    fn u32(&mut self, what: &'static str) -> Result<u32, FrameError> {
+        self.array(what).map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self, what: &'static str) -> Result<u64, FrameError> {
+        self.array(what).map(u64::from_le_bytes)
+    }
+
+    fn dc(&mut self) -> Result<DcId, FrameError> {
+        self.u32("container").map(DcId)
+    }
+
+    fn node(&mut self) -> Result<NodeId, FrameError> {
+        let node = self.u16("node")?;
+        check((1..=NODE_MAX).contains(&node), "node")?;
+        Ok(NodeId(node))
+    }
+
+    fn endpoint(&mut self) -> Result<Endpoint, FrameError> {
+        let endpoint = Endpoint::from_bits(self.u64("endpoint")?);
+        check(endpoint.slot != 0 && endpoint != Endpoint::ANY, "endpoint")?;
+        Ok(endpoint)
+    }
+
+    fn cred(&mut self) -> Result<Cred, FrameError> {
+        let (cred, rest) =
+            Cred::decode(self.0).ok_or(FrameError::Malformed { what: "credentials" })?;
+        self.0 = rest;
+        Ok(cred)
+    }
+
+    fn message(&mut self) -> Result<Message, FrameError> {
+        let bytes = self.array::<{ size_of::<Message>() }>("message")?;
+        Message::read_from_bytes(&bytes).map_err(|_| FrameError::Malformed { what: "message" })
+    }
+
+    /// The rest of the frame, which must be as long as the message says.
+    fn payload(&mut self, message: &Message) -> Result<&'a [u8], FrameError> {
+        let payload = std::mem::take(&mut self.0);
+        check(
+            payload.len() == message.payload_len as usize && payload.len() <= PAYLOAD_MAX,
+            "payload",
+        )?;
+        Ok(payload)
+    }
+
+    fn body(&mut self, kind: u16) -> Result<Frame<'a>, FrameError> {
+        Ok(match kind {
+            kind::HELLO => Frame::Hello(self.hello()?),
+            kind::REQUEST => Frame::Request(self.request()?),
+            kind::ANSWER => Frame::Answer(self.answer()?),
+            kind::CANCEL => {
+                Frame::Cancel { dc: self.dc()?, to: self.endpoint()?, id: self.call_id()? }
+            }
+            kind::GONE => {
+                Frame::Gone { dc: self.dc()?, to: self.endpoint()?, gone: self.endpoint()? }
+            }
+            kind::NOTIFY => Frame::Notify {
+                dc: self.dc()?,
+                from: self.endpoint()?,
+                to: self.endpoint()?,
+                value: self.u64("value")?,
+            },
+            kind::PING => Frame::Ping { sent: self.u64("time")? },
+            kind::PONG => Frame::Pong { sent: self.u64("time")? },
+            kind::RECEIVED => Frame::Received,
+            kind => return Err(FrameError::Kind { kind }),
+        })
+    }
+
+    /// Magic and version come first in every version, so that versions can tell each other apart.
+    fn hello(&mut self) -> Result<Hello, FrameError> {
+        if self.u32("greeting")? != MAGIC {
+            return Err(FrameError::Magic);
+        }
+        let theirs = self.u32("greeting")?;
+        if theirs != VERSION {
+            return Err(FrameError::Version { theirs });
+        }
+        Ok(Hello {
+            node: self.node()?,
+            to: self.node()?,
+            incarnation: self.u64("incarnation")?,
+            epoch: self.u64("epoch")?,
+            peer_incarnation: self.u64("incarnation")?,
+            peer_epoch: self.u64("epoch")?,
+            received: self.u64("received")?,
+        })
+    }
+
+    fn request(&mut self) -> Result<Request<'a>, FrameError> {
+        let (dc, to, cred, message) = (self.dc()?, self.endpoint()?, self.cred()?, self.message()?);
+        check(message.source.slot != 0 && message.source != Endpoint::ANY, "caller")?;
+        let payload = self.payload(&message)?;
+        Ok(Request { dc, to, cred, message, payload })
+    }
+
+    fn answer(&mut self) -> Result<Answer<'a>, FrameError> {
+        let (dc, to, message) = (self.dc()?, self.endpoint()?, self.message()?);
+        let payload = self.payload(&message)?;
+        Ok(Answer { dc, to, message, payload })
+    }
+
+    fn call_id(&mut self) -> Result<CallId, FrameError> {
+        Ok(CallId { source: self.endpoint()?, tag: m3ipc::Tag(self.u64("tag")?) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use m3ipc::Tag;
+    use proptest::prelude::*;
+
+    fn hello() -> Hello {
+        Hello {
+            node: NodeId(1),
+            to: NodeId(2),
+            incarnation: 0x1234_5678_9abc_def0,
+            epoch: 3,
+            peer_incarnation: 9,
+            peer_epoch: 1,
+            received: 77,
+        }
+    }
+
+    fn any_endpoint() -> impl Strategy<Value = Endpoint> {
+        (1..u32::MAX, any::<u32>()).prop_map(|(slot, generation)| Endpoint { slot, generation })
+    }
+
+    fn any_payload() -> impl Strategy<Value = Vec<u8>> {
+        prop_oneof![proptest::collection::vec(any::<u8>(), 0..64), Just(vec![7; PAYLOAD_MAX])]
+    }
+
+    fn any_message() -> impl Strategy<Value = Message> {
+        (any_endpoint(), any::<u64>(), any::<u16>(), any::<u16>(), any::<[u8; 32]>()).prop_map(
+            |(source, tag, call, status, bytes)| {
+                let mut message =
+                    Message { source, tag: Tag(tag), status, ..Message::request(call) };
+                message.args[..32].copy_from_slice(&bytes);
+                message
+            },
+        )
+    }
+
+    fn any_cred() -> impl Strategy<Value = Cred> {
+        (any::<[u32; 3]>(), proptest::collection::vec(any::<u32>(), 0..=m3ipc::limits::GROUPS_MAX))
+            .prop_map(|([pid, uid, gid], groups)| Cred::new(pid, uid, gid).with_groups(groups))
+    }
+
+    /// Bytes of a packet with `frame`, and the check that they are read as what was written.
+    fn check_round_trip(sequence: u64, received: u64, frame: Frame<'_>) -> Vec<u8> {
+        let sequence = if frame.is_sequenced() { sequence.max(1) } else { 0 };
+        let packet = Packet { sequence, received, frame };
+        let mut bytes = packet.encode();
+        let length = bytes.len();
+        assert_eq!(decode(&bytes), Ok((packet, length)));
+        bytes.extend_from_slice(b"the next frame");
+        assert_eq!(decode(&bytes), Ok((packet, length)));
+        bytes.truncate(length);
+        bytes
+    }
+
+    /// One packet of each kind.
+    fn samples() -> Vec<Vec<u8>> {
+        let (dc, to, from) = (DcId(1), Endpoint::VFS, Endpoint::new(NodeId(2), 5, 6));
+        let id = CallId { source: from, tag: Tag::new(1, 2) };
+        let message =
+            Message { source: from, tag: id.tag, payload_len: 3, ..Message::request(0x101) };
+        let cred = Cred::new(1, 2, 3).with_groups([4, 5]);
+        [
+            Frame::Hello(hello()),
+            Frame::Request(Request { dc, to, cred, message, payload: b"abc" }),
+            Frame::Answer(Answer {
+                dc,
+                to: from,
+                message: Message { source: to, ..message },
+                payload: b"abc",
+            }),
+            Frame::Cancel { dc, to, id },
+            Frame::Gone { dc, to, gone: from },
+            Frame::Notify { dc, from, to, value: 1 },
+            Frame::Ping { sent: 5 },
+            Frame::Pong { sent: 5 },
+            Frame::Received,
+        ]
+        .into_iter()
+        .map(|frame| check_round_trip(9, 8, frame))
+        .collect()
+    }
+
+    #[test]
+    fn every_kind_of_frame_cut_anywhere_is_incomplete_and_cut_with_its_length_malformed() {
+        for bytes in samples() {
+            for cut in 0..bytes.len() {
+                let need = if cut < 4 { HEADER } else { bytes.len() };
+                assert_eq!(
+                    decode(&bytes[..cut]),
+                    Err(FrameError::Incomplete { need }),
+                    "cut at {cut}"
+                );
+                let mut short = bytes[..cut].to_vec();
+                if let Some(prefix) = short.first_chunk_mut::<4>() {
+                    *prefix = u32::try_from(cut).unwrap().to_le_bytes();
+                    let error = decode(&short).expect_err("a frame without its end");
+                    assert!(
+                        !matches!(error, FrameError::Incomplete { .. }),
+                        "cut at {cut}: {error}"
+                    );
+                }
+            }
+            let mut long = bytes.clone();
+            long.push(0);
+            let length = u32::try_from(long.len()).unwrap();
+            long[..4].copy_from_slice(&length.to_le_bytes());
+            assert!(matches!(decode(&long), Err(FrameError::Malformed { .. })));
+        }
+    }
+
+    #[test]
+    fn impossible_lengths_are_refused_before_anything_is_read() {
+        for length in [0, 1, HEADER - 1, FRAME_MAX + 1, u32::MAX as usize] {
+            let prefix = u32::try_from(length).unwrap().to_le_bytes();
+            assert_eq!(decode(&prefix), Err(FrameError::Length { length }));
+        }
+    }
+
+    #[test]
+    fn a_frame_with_all_it_can_carry_is_not_too_long() {
+        let message = Message {
+            source: Endpoint::new(NodeId(1), 1, 1),
+            payload_len: u32::try_from(PAYLOAD_MAX).unwrap(),
+            ..Message::request(1)
+        };
+        let cred = Cred::ROOT.with_groups([7; m3ipc::limits::GROUPS_MAX]);
+        let payload = vec![1; PAYLOAD_MAX];
+        let request = Request { dc: DcId(1), to: Endpoint::VFS, cred, message, payload: &payload };
+        assert_eq!(check_round_trip(1, 0, Frame::Request(request)).len(), FRAME_MAX);
+    }
+
+    #[test]
+    fn another_version_is_named_and_another_protocol_told_apart() {
+        let bytes = Packet { sequence: 0, received: 0, frame: Frame::Hello(hello()) }.encode();
+        let mut newer = bytes.clone();
+        newer[HEADER + 4] = 9;
+        let error = decode(&newer).unwrap_err();
+        assert_eq!(error, FrameError::Version { theirs: 9 });
+        assert!(
+            error.to_string().contains("version 9")
+                && error.to_string().contains(&VERSION.to_string())
+        );
+        let mut other = bytes;
+        other[HEADER] = b'H';
+        assert_eq!(decode(&other), Err(FrameError::Magic));
+    }
+
+    #[test]
+    fn fields_without_a_meaning_are_refused() {
+        for (index, what) in [(6, "header"), (HEADER + 8, "node"), (HEADER + 10, "node")] {
+            let mut bytes =
+                Packet { sequence: 0, received: 0, frame: Frame::Hello(hello()) }.encode();
+            bytes[index..index + 2].copy_from_slice(&if what == "node" { [0, 0] } else { [1, 0] });
+            assert_eq!(decode(&bytes), Err(FrameError::Malformed { what }), "byte {index}");
+        }
+        for bytes in samples() {
+            let (packet, _) = decode(&bytes).unwrap();
+            let sequence = u64::from(packet.sequence == 0);
+            let wrong = Packet { sequence, ..packet }.encode();
+            assert_eq!(decode(&wrong), Err(FrameError::Malformed { what: "sequence" }));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(
+            numbers in any::<(u64, u64, u32, u64)>(), ends in (any_endpoint(), any_endpoint()),
+            cred in any_cred(), message in any_message(), payload in any_payload(),
+        ) {
+            let ((sequence, received, dc, value), (to, from)) = (numbers, ends);
+            let dc = DcId(dc);
+            let message = Message { payload_len: u32::try_from(payload.len()).unwrap(), ..message };
+            let id = CallId { source: from, tag: message.tag };
+            check_round_trip(sequence, received, Frame::Request(Request { dc, to, cred, message, payload: &payload }));
+            check_round_trip(sequence, received, Frame::Answer(Answer { dc, to, message, payload: &payload }));
+            check_round_trip(sequence, received, Frame::Cancel { dc, to, id });
+            check_round_trip(sequence, received, Frame::Gone { dc, to, gone: from });
+            check_round_trip(sequence, received, Frame::Notify { dc, from, to, value });
+            check_round_trip(sequence, received, Frame::Ping { sent: value });
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _: Result<_, _> = decode(&bytes);
+        }
+
+        /// Bytes changed in a good frame: an error, or a frame that is written as those same bytes.
+        #[test]
+        fn changed_bytes_are_refused_or_mean_what_they_say(
+            which in 0usize..9, changes in proptest::collection::vec((any::<u16>(), any::<u8>()), 1..4),
+        ) {
+            let mut bytes = samples().swap_remove(which);
+            for (at, value) in changes {
+                let at = usize::from(at) % bytes.len();
+                bytes[at] = value;
+            }
+            if let Ok((packet, used)) = decode(&bytes) {
+                prop_assert_eq!(packet.encode(), &bytes[..used]);
+            }
+        }
+    }
+}

@@ -1,0 +1,361 @@
+//! The kernel of a node: who is bound where, which channel may be opened, and what travels between nodes.
+//!
+//! A pure state machine: everything that happens is an [`Input`], everything it wants is an [`Output`].
+//! The daemon feeds it from sockets, the simulator from a seed. It never looks into a message beyond
+//! its source, tag and length.
+//!
+//! The daemon does the rest: it owns sockets, processes and channels (memfds). Calls between processes of one
+//! node do not pass here. For a receiver on another node the daemon is the receiver of the channel
+//! (a *proxy*), and makes a [`Input::LocalRequest`] of each request it finds there.
+
+mod calls;
+mod container;
+mod link;
+mod slots;
+
+use crate::frame::{Hello, Packet};
+use crate::server::{Gone, Nanos};
+use bytes::Bytes;
+use container::Container;
+use link::Peer;
+use m3ipc::door::kind;
+use m3ipc::{CallId, Cred, DcId, Endpoint, IpcError, Message, NodeId};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What a kernel knows from its start on.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This node.
+    pub node: NodeId,
+    /// Random at each start of the daemon.
+    pub incarnation: u64,
+    /// Generation of the first owner of each slot: higher than any that an earlier incarnation gave out,
+    /// so that no endpoint ever names two processes. Seconds of the wall clock will do, or a
+    /// counter on disk times 65 536.
+    pub first_generation: u32,
+    /// The other nodes of the cluster.
+    pub peers: BTreeSet<NodeId>,
+    pub dcs: Vec<Dc>,
+}
+
+/// A distributed container. Every node of it must be told the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dc {
+    pub id: DcId,
+    pub nodes: BTreeSet<NodeId>,
+    /// The directory: on which node each server (by number, `Endpoint::server`) runs.
+    pub servers: BTreeMap<u32, NodeId>,
+}
+
+/// What a process is bound as (`m3ipc::door::kind`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Makes calls only.
+    Process,
+    /// The server with this number. Privileged.
+    Server(u32),
+    /// The container of the DC on this node. Privileged.
+    Container,
+    /// Makes calls for others, with their credentials. Privileged.
+    Agent,
+    /// Also receives.
+    Peer,
+}
+
+impl Role {
+    /// The role in a HELLO of the door; `None` if there is no such kind.
+    pub fn from_kind(kind: u32, number: u32) -> Option<Role> {
+        Some(match kind {
+            kind::PROCESS => Role::Process,
+            kind::SERVER => Role::Server(number),
+            kind::CONTAINER => Role::Container,
+            kind::AGENT => Role::Agent,
+            kind::PEER => Role::Peer,
+            _ => return None,
+        })
+    }
+
+    /// May others open channels to it?
+    pub fn receives(self) -> bool {
+        self != Role::Process
+    }
+
+    /// Is it only for the daemon's own user?
+    pub fn is_privileged(self) -> bool {
+        matches!(self, Role::Server(_) | Role::Container | Role::Agent)
+    }
+}
+
+/// Who waits for the answer to a HELLO or an OPEN: a connection of the daemon. Never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Asker(pub u64);
+
+/// One connection to another node. The daemon numbers them; never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LinkId(pub u64);
+
+/// Something that happened.
+#[derive(Clone, Copy, Debug)]
+pub enum Input<'a> {
+    /// [`Kernel::next_deadline`] has come, or perhaps not.
+    Tick,
+
+    /// A process wants to be bound. `pid` is as the daemon sees it (SO_PEERCRED); `nonce` tells apart
+    /// the programs that one pid runs one after the other: the same pid with another nonce has
+    /// executed a new program, and its old endpoint is gone. `privileged`: it runs as the daemon's own user.
+    /// Ends in `Welcome` or `Refused`, at once.
+    Hello { asker: Asker, dc: DcId, role: Role, pid: u32, nonce: u64, privileged: bool },
+    /// The process bound as `from` wants a channel to `to`. Ends in `Channel` or `Refused`; later, if
+    /// `to` is a server of this node that is not bound at the moment.
+    Open { asker: Asker, dc: DcId, from: Endpoint, to: Endpoint },
+    /// Nobody waits for the answer to that OPEN any more.
+    Withdraw { asker: Asker },
+    /// A process of this node has died, or a receiver has closed its connection. What it had
+    /// answered before has been read from its channels already.
+    Died { dc: DcId, endpoint: Endpoint },
+
+    /// A request found on a channel whose receiver is this daemon as proxy of `to`. The daemon has set
+    /// `message.source` to the channel's requester. `payload` has the length the message says.
+    /// Ends in exactly one `AnswerLocal`, unless the caller dies.
+    LocalRequest { dc: DcId, to: Endpoint, cred: &'a Cred, message: &'a Message, payload: &'a [u8] },
+    /// The caller of such a request wants it ended.
+    LocalCancel { dc: DcId, to: Endpoint, id: CallId },
+    /// A receiver of this node, `from`, has answered a request that came by `Deliver`.
+    LocalAnswer { dc: DcId, from: Endpoint, id: CallId, message: &'a Message, payload: &'a [u8] },
+    /// A notification to an endpoint of this or another node. It may get lost if that is not there.
+    LocalNotify { dc: DcId, from: Endpoint, to: Endpoint, value: u64 },
+
+    /// A connection to another node has exchanged Hellos; the one sent was made by [`Kernel::hello`].
+    /// Replaces the link that the node had, if any.
+    LinkUp { link: LinkId, sent: &'a Hello, received: &'a Hello },
+    /// A connection is gone.
+    LinkDown { node: NodeId, link: LinkId },
+    /// A frame (not a Hello) came on a connection.
+    Packet { node: NodeId, link: LinkId, packet: &'a Packet<'a> },
+
+    /// A container is there, on this node and the others it names.
+    DcStart { dc: &'a Dc },
+    /// A container of this node is over; its processes are dead or soon will be.
+    DcStop { dc: DcId },
+}
+
+/// Something the daemon shall do. In this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "the large one, Deliver, is the common one")]
+pub enum Output {
+    /// HELLO: you are `endpoint`.
+    Welcome { asker: Asker, dc: DcId, endpoint: Endpoint },
+    /// HELLO or OPEN: no.
+    Refused { asker: Asker, error: IpcError },
+    /// OPEN: make a channel between the two and hand it to both. With `via` the receiver is on that other
+    /// node, and the daemon itself is the channel's receiver.
+    /// `receiver` is the bound endpoint, or with `via` the one asked for.
+    Channel { asker: Asker, dc: DcId, requester: Endpoint, receiver: Endpoint, via: Option<NodeId> },
+    /// A receiver of this node is gone: end every open lane of every channel with it by `error`. Its
+    /// requesters open a new channel and send their calls again. Calls that came by
+    /// `Deliver` are delivered again when it is back: the daemon forgets them.
+    CloseChannels { dc: DcId, receiver: Endpoint, error: IpcError },
+    /// Tell the receiver `to`, bound on this node, that others it has to do with are gone.
+    ///
+    /// Requests of theirs which `to` has not taken yet must not be taken after it has heard of this:
+    /// the daemon withdraws them from its channel (or, for a process of this node, `to` drops the channel first).
+    Gone { dc: DcId, to: Endpoint, gone: Gone },
+
+    /// A call from another node, for `to`, bound here. It ends in exactly one `LocalAnswer`, or with `CloseChannels` or `Gone`.
+    Deliver { dc: DcId, to: Endpoint, cred: Cred, message: Message, payload: Bytes },
+    /// The caller of a delivered call has been interrupted.
+    DeliverCancel { dc: DcId, to: Endpoint, id: CallId },
+    /// A notification for `to`, bound here.
+    DeliverNotify { dc: DcId, to: Endpoint, from: Endpoint, value: u64 },
+    /// The end of a `LocalRequest` to `from`.
+    AnswerLocal { dc: DcId, from: Endpoint, id: CallId, message: Message, payload: Bytes },
+
+    /// Write these bytes, one encoded frame, to the link.
+    Send { node: NodeId, link: LinkId, bytes: Bytes },
+    /// Close that connection, and try anew. The kernel has already forgotten it.
+    DropLink { node: NodeId, link: LinkId, reason: LinkError },
+}
+
+/// Why a link is dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LinkError {
+    #[error("nothing has come for too long")]
+    Silent,
+    #[error("another connection to the same node has replaced it")]
+    Replaced,
+    #[error("the node was given up while the connection was made")]
+    Outdated,
+    #[error("the other side is not the node that was meant, or not of this cluster")]
+    WrongNode,
+    #[error("frame {got} came where {expected} was due")]
+    Gap { got: u64, expected: u64 },
+    #[error("it says it has received {got} frames of {sent}")]
+    ReceivedTooMany { got: u64, sent: u64 },
+    #[error("a frame speaks for endpoint {0:?}, which is not the node's")]
+    Forged(Endpoint),
+    #[error("a second Hello on one link")]
+    SecondHello,
+    #[error("a limit of what is kept for the node is reached")]
+    Exhausted,
+}
+
+/// Another node, as the kernel sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeInfo {
+    pub node: NodeId,
+    pub state: NodeState,
+    /// Incarnation of the session with it, 0 if there is none.
+    pub incarnation: u64,
+    /// How often this node has given it up.
+    pub epoch: u64,
+    /// Calls of this node that wait for its answer.
+    pub calls_out: usize,
+    /// Calls of that node that are open here.
+    pub calls_in: usize,
+}
+
+/// How another node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeState {
+    /// `round_trip` of the last ping, if there was one.
+    Up { since: Nanos, round_trip: Option<Nanos> },
+    /// There is no link. Calls wait.
+    Lost { since: Nanos },
+    /// Given up. Calls fail at once.
+    Down { since: Nanos },
+}
+
+/// A process bound on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointInfo {
+    pub endpoint: Endpoint,
+    pub role: Role,
+    pub pid: u32,
+}
+
+/// A server of a container, and the endpoint bound as it if it is on this node and there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServerInfo {
+    pub number: u32,
+    pub node: NodeId,
+    pub bound: Option<Endpoint>,
+}
+
+/// The kernel of one node.
+#[derive(Debug)]
+pub struct Kernel {
+    node: NodeId,
+    incarnation: u64,
+    first_generation: u32,
+    containers: BTreeMap<DcId, Container>,
+    peers: BTreeMap<NodeId, Peer>,
+}
+
+impl Kernel {
+    /// A kernel that has no link yet. It waits for the other nodes as if it had just lost them.
+    pub fn new(config: Config, now: Nanos) -> Kernel {
+        let mut kernel = Kernel {
+            node: config.node,
+            incarnation: config.incarnation,
+            first_generation: config.first_generation,
+            containers: BTreeMap::new(),
+            peers: config
+                .peers
+                .iter()
+                .filter(|peer| **peer != config.node)
+                .map(|n| (*n, Peer::new(*n, now)))
+                .collect(),
+        };
+        for dc in &config.dcs {
+            kernel.dc_start(dc);
+        }
+        kernel
+    }
+
+    /// Takes one input at time `now`, which never goes back, and appends what is to be done.
+    pub fn step(&mut self, now: Nanos, input: Input<'_>, out: &mut Vec<Output>) {
+        match input {
+            Input::Tick => self.tick(now, out),
+            Input::Hello { asker, dc, role, pid, nonce, privileged } => {
+                match self.bind(now, dc, role, pid, nonce, privileged, out) {
+                    Ok(bound) => self.welcome(asker, dc, bound, out),
+                    Err(error) => out.push(Output::Refused { asker, error }),
+                }
+            }
+            Input::Open { asker, dc, from, to } => {
+                if let Err(error) = self.open(now, asker, dc, from, to, out) {
+                    out.push(Output::Refused { asker, error });
+                }
+            }
+            Input::Withdraw { asker } => self.withdraw(asker),
+            Input::Died { dc, endpoint } => self.died(now, dc, endpoint, out),
+            Input::LocalRequest { dc, to, cred, message, payload } => {
+                self.local_request(now, dc, to, cred, message, payload, out);
+            }
+            Input::LocalCancel { dc, to, id } => self.local_cancel(now, dc, to, id, out),
+            Input::LocalAnswer { dc, from, id, message, payload } => {
+                self.local_answer(now, dc, from, id, message, payload, out);
+            }
+            Input::LocalNotify { dc, from, to, value } => {
+                self.local_notify(now, dc, from, to, value, out)
+            }
+            Input::LinkUp { link, sent, received } => self.link_up(now, link, sent, received, out),
+            Input::LinkDown { node, link } => self.link_down(now, node, link),
+            Input::Packet { node, link, packet } => self.packet(now, node, link, packet, out),
+            Input::DcStart { dc } => self.dc_start(dc),
+            Input::DcStop { dc } => self.dc_stop(now, dc, out),
+        }
+        self.give_up_overfull(now, out);
+    }
+
+    /// When `Tick` is wanted at the latest. `None`: no time is of interest (no other node, nobody waits).
+    pub fn next_deadline(&self) -> Option<Nanos> {
+        let containers = self.containers.values().filter_map(Container::deadline);
+        let peers = self.peers.values().filter_map(Peer::deadline);
+        containers.chain(peers).min()
+    }
+
+    /// The Hello for a new connection to `node`; `None` if it is not of this cluster. It is for one
+    /// connection: make it when it is sent.
+    pub fn hello(&self, node: NodeId) -> Option<Hello> {
+        self.peers.get(&node).map(|peer| peer.hello(self.node, self.incarnation))
+    }
+
+    pub fn nodes(&self) -> impl Iterator<Item = NodeInfo> {
+        self.peers.values().map(Peer::info)
+    }
+
+    pub fn dcs(&self) -> impl Iterator<Item = &Dc> {
+        self.containers.values().map(|container| &container.dc)
+    }
+
+    /// The processes bound on this node, in the order of their slots.
+    pub fn endpoints(&self, dc: DcId) -> impl Iterator<Item = EndpointInfo> {
+        let bindings =
+            self.containers.get(&dc).into_iter().flat_map(|container| container.slots.iter());
+        bindings.map(|binding| EndpointInfo {
+            endpoint: binding.endpoint,
+            role: binding.role,
+            pid: binding.pid,
+        })
+    }
+
+    pub fn servers(&self, dc: DcId) -> impl Iterator<Item = ServerInfo> {
+        let container = self.containers.get(&dc);
+        container.into_iter().flat_map(|container| {
+            container.dc.servers.iter().map(|(&number, &node)| {
+                let bound = container.slots.by_slot(number).map(|binding| binding.endpoint);
+                ServerInfo { number, node, bound }
+            })
+        })
+    }
+
+    fn tick(&mut self, now: Nanos, out: &mut Vec<Output>) {
+        self.refuse_overdue(now, out);
+        self.end_overdue(now, out);
+        self.watch_links(now, out);
+    }
+}
+
+#[cfg(test)]
+mod tests;

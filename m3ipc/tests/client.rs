@@ -1,0 +1,305 @@
+//! A client against a small daemon in the same process: many threads, a receiver that dies, signals, the size limits.
+#![expect(unsafe_code, reason = "installing a signal handler and sending a thread a signal")]
+
+use m3ipc::bell::Bell;
+use m3ipc::channel::{self, SharedChannel};
+use m3ipc::client::{Identity, Process};
+use m3ipc::door::{Ask, Tell, ask, flag, kind, tell};
+use m3ipc::limits::{LANES, PAYLOAD_AREA, PAYLOAD_MAX};
+use m3ipc::{DcId, Endpoint, IpcError, Message, NodeId, Sendrec, Wait};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
+    SocketFlags, SocketType,
+};
+use std::mem::MaybeUninit;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use zerocopy::IntoBytes;
+
+const ECHO: u16 = 0x999;
+const KEEP: u16 = 0x998;
+const FREE: u16 = 0x997;
+
+/// A daemon with one receiver: answers ECHO with the payload, keeps KEEP until FREE comes or it is cancelled.
+struct Daemon {
+    bell: Bell,
+    bell_fd: OwnedFd,
+    channels: Mutex<Vec<Arc<SharedChannel>>>,
+    stop: AtomicBool,
+    served: AtomicU64,
+    kept: AtomicU64,
+}
+
+impl Daemon {
+    fn start(path: &std::path::Path) -> Arc<Daemon> {
+        let (bell, bell_fd) = Bell::create().expect("memfd");
+        let daemon = Arc::new(Daemon {
+            bell,
+            bell_fd,
+            channels: Mutex::default(),
+            stop: AtomicBool::new(false),
+            served: AtomicU64::new(0),
+            kept: AtomicU64::new(0),
+        });
+        let socket = rustix::net::socket_with(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .expect("socket");
+        rustix::net::bind(&socket, &SocketAddrUnix::new(path).expect("path")).expect("bind");
+        rustix::net::listen(&socket, 64).expect("listen");
+        let door = Arc::clone(&daemon);
+        std::thread::spawn(move || {
+            while let Ok(connection) = rustix::net::accept(&socket) {
+                let door = Arc::clone(&door);
+                std::thread::spawn(move || door.attend(&connection));
+            }
+        });
+        let receiver = Arc::clone(&daemon);
+        std::thread::spawn(move || receiver.receive());
+        daemon
+    }
+
+    fn attend(&self, connection: &OwnedFd) {
+        let mut packet = [0; 64];
+        while let Ok((len, _)) = rustix::net::recv(connection, &mut packet[..], RecvFlags::empty())
+        {
+            let Some(request) = Ask::decode(&packet[..len]) else { return };
+            if request.op == ask::HELLO {
+                say(
+                    connection,
+                    &Tell::welcome(Endpoint::new(NodeId(1), 7, 1), NodeId(1), DcId(1)),
+                    &[],
+                );
+            } else {
+                let fd = channel::create().expect("memfd");
+                self.channels
+                    .lock()
+                    .expect("lock")
+                    .push(Arc::new(SharedChannel::map(fd.as_fd()).expect("map")));
+                let told = Tell { flags: flag::TRUSTED, ..Tell::new(tell::CHANNEL, request.to) };
+                say(connection, &told, &[fd.as_fd(), self.bell_fd.as_fd()]);
+            }
+        }
+    }
+
+    fn receive(&self) {
+        let mut kept: Vec<(Arc<SharedChannel>, usize, Message)> = Vec::new();
+        while !self.stop.load(Ordering::Relaxed) {
+            let ticket = self.bell.prepare();
+            let channels = self.channels.lock().expect("lock").clone();
+            if !channels.iter().any(|channel| channel.has_news()) {
+                self.bell.sleep(ticket, None);
+                continue;
+            }
+            self.bell.awake();
+            for channel in &channels {
+                let news = channel.take_news();
+                for lane in (0..LANES).filter(|lane| news.pending & 1 << lane != 0) {
+                    let Some(message) = channel.request(lane) else { continue };
+                    let mut payload = vec![0; message.payload_len as usize];
+                    channel.read_request(lane, &mut payload).expect("fits");
+                    self.served.fetch_add(1, Ordering::SeqCst);
+                    match message.call {
+                        KEEP => kept.push((Arc::clone(channel), lane, message)),
+                        _ => channel.answer(lane, &message, &payload, false),
+                    }
+                    if message.call == FREE {
+                        for (on, lane, message) in kept.drain(..) {
+                            on.answer(lane, &message, &[], false);
+                        }
+                    }
+                }
+                kept.retain(|(on, lane, message)| {
+                    let asked =
+                        news.cancelled & 1 << lane != 0 && on.cancelled(*lane) == message.tag;
+                    let give_up = Arc::ptr_eq(on, channel) && asked;
+                    if give_up {
+                        let ended = Message::undelivered(message.call, IpcError::Interrupted);
+                        on.answer(*lane, &Message { tag: message.tag, ..ended }, &[], false);
+                    }
+                    !give_up
+                });
+                self.kept.store(kept.len() as u64, Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// The receiver "dies": every channel so far is closed, and it forgets them.
+    fn die(&self) {
+        for channel in self.channels.lock().expect("lock").drain(..) {
+            channel.close(IpcError::DestinationDied);
+        }
+    }
+
+    fn wait_for_kept(&self, count: u64) {
+        while self.kept.load(Ordering::SeqCst) != count {
+            std::thread::yield_now();
+        }
+    }
+}
+
+fn say(connection: &OwnedFd, told: &Tell, fds: &[BorrowedFd<'_>]) {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() {
+        assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
+    }
+    let bytes = [rustix::io::IoSlice::new(told.as_bytes())];
+    // The client may be gone again.
+    rustix::net::sendmsg(connection, &bytes, &mut control, SendFlags::NOSIGNAL).ok();
+}
+
+fn world() -> (tempfile::TempDir, Arc<Daemon>, Arc<Process>) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("dc.sock");
+    let daemon = Daemon::start(&path);
+    let client = Process::new(Identity::new(kind::PROCESS, 0, path.as_os_str().as_encoded_bytes()));
+    (dir, daemon, Arc::new(client))
+}
+
+fn echo(client: &Process, payload: &[u8], room: usize) -> Result<Vec<u8>, IpcError> {
+    let mut message = Message::request(ECHO);
+    let mut receive = vec![0; room];
+    let len =
+        client.sendrec(Endpoint::IPC, &mut message, &[payload], &mut receive, Wait::FOREVER)?;
+    receive.truncate(len);
+    Ok(receive)
+}
+
+#[test]
+fn every_thread_gets_its_own_answers_while_the_receiver_dies_again_and_again() {
+    let (_dir, daemon, client) = world();
+    let threads: Vec<_> = (0..6u32)
+        .map(|thread| {
+            let client = Arc::clone(&client);
+            std::thread::spawn(move || {
+                for round in 0..3_000u32 {
+                    let payload = [thread, round].map(u32::to_le_bytes).concat();
+                    assert_eq!(
+                        echo(&client, &payload, 64),
+                        Ok(payload),
+                        "thread {thread} round {round}"
+                    );
+                }
+            })
+        })
+        .collect();
+    while threads.iter().any(|thread| !thread.is_finished()) {
+        daemon.die();
+        std::thread::yield_now();
+    }
+    for thread in threads {
+        thread.join().expect("all answers right");
+    }
+    assert!(daemon.served.load(Ordering::SeqCst) >= 18_000);
+}
+
+#[test]
+fn more_threads_can_wait_than_one_channel_has_lanes() {
+    let (_dir, daemon, client) = world();
+    let waiting: Vec<_> = (0..LANES + 20)
+        .map(|_| {
+            let client = Arc::clone(&client);
+            std::thread::spawn(move || {
+                client.sendrec(
+                    Endpoint::IPC,
+                    &mut Message::request(KEEP),
+                    &[],
+                    &mut [],
+                    Wait::FOREVER,
+                )
+            })
+        })
+        .collect();
+    daemon.wait_for_kept(LANES as u64 + 20);
+    client
+        .sendrec(Endpoint::IPC, &mut Message::request(FREE), &[], &mut [], Wait::FOREVER)
+        .expect("freed");
+    for thread in waiting {
+        assert_eq!(thread.join().expect("no panic"), Ok(0));
+    }
+}
+
+extern "C" fn nothing(_: libc::c_int) {}
+
+#[test]
+fn a_signal_gives_a_waiting_call_up_unless_it_is_to_be_restarted() {
+    let (_dir, daemon, client) = world();
+    let handler: extern "C" fn(libc::c_int) = nothing;
+    for (restarting, wait, interrupted) in [
+        (false, Wait::RESTART, true),
+        (true, Wait::RESTART, false),
+        (true, Wait::INTERRUPT, true),
+        (false, Wait::FOREVER, false),
+    ] {
+        // SAFETY: an all-zero sigaction is a valid value.
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        action.sa_sigaction = handler as usize;
+        action.sa_flags = if restarting { libc::SA_RESTART } else { 0 };
+        // SAFETY: the handler does nothing.
+        let installed =
+            unsafe { libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut()) };
+        assert_eq!(installed, 0);
+        let caller = Arc::clone(&client);
+        let waiting = std::thread::spawn(move || {
+            caller.sendrec(Endpoint::IPC, &mut Message::request(KEEP), &[], &mut [], wait)
+        });
+        daemon.wait_for_kept(1);
+        let thread = std::os::unix::thread::JoinHandleExt::as_pthread_t(&waiting);
+        if interrupted {
+            while !waiting.is_finished() {
+                // SAFETY: the thread has not been joined, so its id is valid.
+                unsafe { libc::pthread_kill(thread, libc::SIGUSR1) };
+                std::thread::yield_now();
+            }
+            assert_eq!(waiting.join().expect("no panic"), Err(IpcError::Interrupted));
+        } else {
+            for _ in 0..50 {
+                // SAFETY: as above.
+                unsafe { libc::pthread_kill(thread, libc::SIGUSR1) };
+                std::thread::yield_now();
+            }
+            client
+                .sendrec(Endpoint::IPC, &mut Message::request(FREE), &[], &mut [], Wait::FOREVER)
+                .expect("freed");
+            assert_eq!(waiting.join().expect("no panic"), Ok(0));
+        }
+        daemon.wait_for_kept(0);
+    }
+}
+
+#[test]
+fn a_call_with_a_timeout_ends_by_itself() {
+    let (_dir, daemon, client) = world();
+    let wait = Wait { timeout_ms: Some(20), signals: m3ipc::port::Signals::Restart };
+    let start = std::time::Instant::now();
+    let ended = client.sendrec(Endpoint::IPC, &mut Message::request(KEEP), &[], &mut [], wait);
+    assert_eq!(ended, Err(IpcError::TimedOut));
+    assert!(start.elapsed() >= Duration::from_millis(20));
+    daemon.wait_for_kept(0);
+    let none = Wait { timeout_ms: Some(0), ..wait };
+    let ended = client.sendrec(Endpoint::IPC, &mut Message::request(KEEP), &[], &mut [], none);
+    assert_eq!(ended, Err(IpcError::TimedOut));
+}
+
+#[test]
+fn payloads_up_to_the_limit_pass_and_larger_ones_are_refused() {
+    let (_dir, _daemon, client) = world();
+    let payload: Vec<u8> =
+        (0..PAYLOAD_MAX).map(|at| u8::try_from(at % 251).expect("small")).collect();
+    assert_eq!(echo(&client, &payload, PAYLOAD_MAX), Ok(payload.clone()));
+    assert_eq!(echo(&client, &payload, 10), Err(IpcError::TooLarge));
+    assert_eq!(echo(&client, &[0; PAYLOAD_AREA + 1], 10), Err(IpcError::TooLarge));
+    assert_eq!(echo(&client, b"still works", 64), Ok(b"still works".to_vec()));
+}
+
+#[test]
+fn without_a_daemon_the_process_is_not_bound() {
+    let client = Process::new(Identity::new(kind::PROCESS, 0, b"/nonexistent/dc.sock"));
+    assert_eq!(echo(&client, b"", 0), Err(IpcError::NotBound));
+}

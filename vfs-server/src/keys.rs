@@ -1,0 +1,188 @@
+//! Layout of the keys in the store, and the records under them.
+//!
+//! ```text
+//! V                                        → version of this layout (u32)
+//! C                                        → Counters
+//! I ino                                    → Inode
+//! N dir name                               → Entry                  one `get` finds a name
+//! R dir cookie                             → ino, kind, name        the order of readdir
+//! T ino                                    → target of a symbolic link
+//! X ino name                               → value of an extended attribute
+//! O fh                                     → OpenRecord
+//! L ino family endpoint owner start        → LockRecord
+//! G ino                                    → nothing: no name and no handle is left, to be destroyed
+//! ```
+//! The tag is one byte; numbers in keys are big-endian, so ranges are in their order; records are
+//! little-endian. File data are blobs, numbered by inode.
+
+use calls::vfs::Time;
+use calls::wire::Wire;
+use calls::wire_structs;
+use dvk::store::Store;
+use m3ipc::Endpoint;
+use std::ops::ControlFlow;
+
+/// Version of this layout. A store of another version is refused.
+pub const VERSION: u32 = 1;
+
+wire_structs! {
+    /// An inode. `mode` includes the type. For a directory `size` counts its entries without `.`
+    /// and `..`, `parent` is the directory it is in, and `next_cookie` the next entry's place.
+    pub struct Inode {
+        pub ino: u64, pub size: u64, pub parent: u64, pub next_cookie: u64,
+        pub atime: Time, pub mtime: Time, pub ctime: Time,
+        pub mode: u32, pub nlink: u32, pub uid: u32, pub gid: u32, pub rdev: u32,
+        /// 1 if there is a `security.capability` to drop when the file is written.
+        pub capability: u32,
+    }
+
+    /// What a name stands for. `kind` is a DT_* value.
+    pub struct Entry { pub ino: u64, pub cookie: u64, pub kind: u8 }
+
+    /// Head of what is under a directory's cookie; the name follows.
+    pub struct Place { pub ino: u64, pub kind: u8 }
+
+    /// An open file: which inode, how it was opened, and who may use the handle.
+    pub struct OpenRecord { pub ino: u64, pub owner: Endpoint, pub flags: u32 }
+
+    /// A lock's range, after the key: its inclusive end, F_RDLCK or F_WRLCK, the process it is
+    /// reported for, and the handle it was taken through.
+    pub struct LockRecord { pub end: u64, pub fh: u64, pub kind: u32, pub pid: u32 }
+
+    /// `ino_limit` and `fh_limit`: no number from there on was ever given out. `inodes` exist.
+    pub struct Counters { pub ino_limit: u64, pub fh_limit: u64, pub inodes: u64 }
+}
+
+pub(crate) const VERSION_KEY: &[u8] = b"V";
+pub(crate) const COUNTERS: &[u8] = b"C";
+
+pub(crate) fn inode(ino: u64) -> Vec<u8> {
+    key(b'I', &[ino], &[])
+}
+
+pub(crate) fn entry(dir: u64, name: &[u8]) -> Vec<u8> {
+    key(b'N', &[dir], name)
+}
+
+pub(crate) fn place(dir: u64, cookie: u64) -> Vec<u8> {
+    key(b'R', &[dir, cookie], &[])
+}
+
+/// Places of `dir` from `cookie` on.
+pub(crate) fn places_from(dir: u64, cookie: u64) -> (Vec<u8>, Vec<u8>) {
+    (place(dir, cookie), key(b'R', &[dir + 1], &[]))
+}
+
+pub(crate) fn target(ino: u64) -> Vec<u8> {
+    key(b'T', &[ino], &[])
+}
+
+pub(crate) fn xattr(ino: u64, name: &[u8]) -> Vec<u8> {
+    key(b'X', &[ino], name)
+}
+
+/// The extended attributes of `ino`.
+pub(crate) fn xattrs(ino: u64) -> (Vec<u8>, Vec<u8>) {
+    (key(b'X', &[ino], &[]), key(b'X', &[ino + 1], &[]))
+}
+
+/// The attribute's name in a key made by [`xattr`].
+pub(crate) fn xattr_name(key: &[u8]) -> &[u8] {
+    key.get(9..).unwrap_or_default()
+}
+
+pub(crate) fn open(fh: u64) -> Vec<u8> {
+    key(b'O', &[fh], &[])
+}
+
+pub(crate) fn opens() -> (Vec<u8>, Vec<u8>) {
+    (vec![b'O'], vec![b'O' + 1])
+}
+
+pub(crate) fn lock(ino: u64, family: u8, endpoint: Endpoint, owner: u64, start: u64) -> Vec<u8> {
+    key(b'L', &[ino, u64::from(family), endpoint.to_bits(), owner, start], &[])
+}
+
+pub(crate) fn locks() -> (Vec<u8>, Vec<u8>) {
+    (vec![b'L'], vec![b'L' + 1])
+}
+
+pub(crate) fn garbage(ino: u64) -> Vec<u8> {
+    key(b'G', &[ino], &[])
+}
+
+pub(crate) fn all_garbage() -> (Vec<u8>, Vec<u8>) {
+    (vec![b'G'], vec![b'G' + 1])
+}
+
+/// The numbers in a key behind its tag; `None` if there are not exactly `N`.
+pub(crate) fn numbers<const N: usize>(key: &[u8]) -> Option<[u64; N]> {
+    let (words, rest) = key.get(1..)?.as_chunks::<8>();
+    let words: &[[u8; 8]; N] = words.try_into().ok()?;
+    rest.is_empty().then(|| words.map(u64::from_be_bytes))
+}
+
+/// Reads the record under `key`; `None` if there is none.
+///
+/// # Errors
+/// [`Corrupt`]: there are bytes, but not a record.
+pub(crate) fn read<T: Wire>(store: &dyn Store, key: &[u8]) -> Result<Option<T>, Corrupt> {
+    match store.get(key) {
+        None => Ok(None),
+        Some(bytes) => T::get(&bytes).map(Some).ok_or(Corrupt),
+    }
+}
+
+/// Collects the pairs of `range`.
+pub(crate) fn collect(
+    store: &dyn Store,
+    range: &(Vec<u8>, Vec<u8>),
+    mut each: impl FnMut(&[u8], &[u8]),
+) {
+    store.range(&range.0, &range.1, &mut |key, value| {
+        each(key, value);
+        ControlFlow::Continue(())
+    });
+}
+
+/// The store holds something that this server never wrote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Corrupt;
+
+fn key(tag: u8, numbers: &[u64], tail: &[u8]) -> Vec<u8> {
+    let mut key = Vec::with_capacity(1 + 8 * numbers.len() + tail.len());
+    key.push(tag);
+    for number in numbers {
+        key.extend_from_slice(&number.to_be_bytes());
+    }
+    key.extend_from_slice(tail);
+    key
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_names_of_one_directory_are_not_found_in_another() {
+        let (from, to) = places_from(7, 0);
+        for (key, inside) in [
+            (place(7, 0), true),
+            (place(7, u64::MAX), true),
+            (place(6, u64::MAX), false),
+            (place(8, 0), false),
+            (entry(7, b"x"), false),
+        ] {
+            assert_eq!(from <= key && key < to, inside, "{key:?}");
+        }
+    }
+
+    #[test]
+    fn the_numbers_of_a_key_come_back_and_a_cut_key_is_refused() {
+        let key = lock(1, 1, Endpoint::from_bits(77), 3, u64::MAX);
+        assert_eq!(numbers::<5>(&key), Some([1, 1, 77, 3, u64::MAX]));
+        for cut in 0..key.len() {
+            assert_eq!(numbers::<5>(&key[..cut]), None, "cut at {cut}");
+        }
+    }
+}

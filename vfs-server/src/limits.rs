@@ -1,0 +1,73 @@
+//! Every bound of the file server, with its reason.
+
+/// Largest file, in bytes: what ext4 with 4 KiB blocks stores in one file, because a blob is one
+/// file of the host. Growing beyond it is EFBIG.
+pub const FILE_SIZE_MAX: u64 = (1 << 44) - 4096;
+
+/// Names of one inode that is not a directory. ext4's number, so programs have met it (EMLINK).
+pub const LINK_MAX: u32 = 65_000;
+
+/// Subdirectories of one directory; each is a link to it and `nlink` has 32 bits (EMLINK).
+pub const SUBDIRECTORY_MAX: u32 = 1 << 30;
+
+/// Longest target of a symbolic link, in bytes (PATH_MAX without its NUL).
+pub const SYMLINK_MAX: usize = 4095;
+
+/// Longest name of an extended attribute, in bytes (XATTR_NAME_MAX).
+pub const XATTR_NAME_MAX: usize = 255;
+
+/// Largest value of an extended attribute, in bytes (XATTR_SIZE_MAX).
+pub const XATTR_SIZE_MAX: usize = 65_536;
+
+/// Names and values of all extended attributes of one inode, in bytes. Bounds the work of one
+/// call, and keeps the list of names below XATTR_LIST_MAX (65 536).
+pub const XATTR_TOTAL_MAX: usize = 65_536;
+
+/// Open files of the whole DC. Each is about 200 bytes in memory (ENFILE).
+pub const HANDLES_MAX: usize = 1 << 20;
+
+/// Lock ranges of one owner on one inode. Changing one moves those behind it in memory (ENOLCK).
+pub const RANGES_PER_OWNER_MAX: usize = 4096;
+
+/// Calls that may wait for a lock at once: more than one per program of a large DC (ENOLCK).
+pub const WAITERS_MAX: usize = 1 << 16;
+
+/// Inodes kept in memory. Each is about 150 bytes; the store is asked for the others.
+pub const INODE_CACHE_MAX: usize = 16_384;
+
+/// Numbers (of inodes, of handles) reserved by one write of the counters.
+pub const NUMBER_BLOCK: u64 = 1024;
+
+/// Inodes that statfs(2) claims to have room for. Nothing but space limits their number.
+pub const INODES_CLAIMED: u64 = 1 << 40;
+
+/// Storage left alone at the end, in bytes: the journal needs some to commit even the calls that
+/// free space. On a small store it is a sixteenth.
+pub const SPACE_RESERVE: u64 = 64 << 20;
+
+/// Bytes that may be written before the store is asked again how much is free: at most this, and
+/// at most a quarter of the reserve, so that the reserve survives a stale answer.
+pub const SPACE_GRANT: u64 = 16 << 20;
+
+/// What a new name or inode is taken to cost in the store, in bytes.
+pub const METADATA_COST: u64 = 1024;
+
+/// Nanoseconds from one reclaim of deleted inodes to the next. Long enough that a program on
+/// another node that has just looked a name up can still open what it found.
+pub const RECLAIM_INTERVAL: u64 = 100_000_000;
+
+/// Nanoseconds to the next reclaim when the last one had more to do than it may at once.
+pub const RECLAIM_BACKLOG_INTERVAL: u64 = 2_000_000;
+
+/// Inodes that one reclaim destroys at most: about a millisecond of removing blobs.
+pub const RECLAIM_BATCH: usize = 64;
+
+/// `st_blksize`: what stdio and coreutils read and write at once. Every read is a round trip, so
+/// it is larger than a page.
+pub const PREFERRED_IO_SIZE: u32 = 65_536;
+
+/// Block of statfs(2), in bytes.
+pub const STATFS_BLOCK_SIZE: u32 = 4096;
+
+const _: () = assert!(SPACE_GRANT * 4 <= SPACE_RESERVE);
+const _: () = assert!(FILE_SIZE_MAX <= i64::MAX as u64);

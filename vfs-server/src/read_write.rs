@@ -1,0 +1,265 @@
+//! The bytes of files: read, write, truncation, fallocate, SEEK_DATA and SEEK_HOLE, fsync.
+//!
+//! The inode says how long a file is. Its blob may be shorter: what is missing reads as zeros. It may
+//! be longer, after a truncation, or after a crash between the write of a blob and the commit of the
+//! inode: what lies behind the size is never read, and it is cut before the file grows over it.
+
+use crate::VfsServer;
+use crate::answer::{Result, blob_error, err};
+use crate::keys::{Inode, OpenRecord};
+use crate::limits::FILE_SIZE_MAX;
+use crate::linux::{
+    FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE, S_IFDIR, S_IFREG, SEEK_DATA,
+    SEEK_HOLE,
+};
+use crate::reclaim::extends_beyond;
+use calls::vfs::{Count, Fallocate, Fsync, Read, Seek, WRITE_APPEND, WRITE_AT, Write};
+use dvk::server::{Call, Context};
+use dvk::store::{Store, StoreError};
+use m3ipc::Cred;
+use m3ipc::errno::numbers::{EBADF, EFBIG, EINVAL, EISDIR, ENODEV, ENXIO, EOPNOTSUPP};
+use m3ipc::limits::PAYLOAD_MAX;
+
+/// Largest offset that off_t can say.
+const OFFSET_MAX: u64 = i64::MAX as u64;
+
+impl VfsServer {
+    pub(crate) fn read(
+        &mut self,
+        row: Read,
+        call: &Call<'_>,
+        cx: &mut Context<'_>,
+    ) -> Result<Vec<u8>> {
+        let open = self.handle(row.fh, row.ino, call.id.source)?;
+        if !open.reads() {
+            return err(EBADF);
+        }
+        let mut inode = self.file(row.ino, EISDIR, cx)?;
+        if row.offset > OFFSET_MAX {
+            return err(EINVAL);
+        }
+        let data = read_blob(&inode, row.offset, row.size, cx.store)?;
+        if !data.is_empty() && !open.leaves_access_time() && inode.accessed(cx.wall) {
+            self.save(&inode, cx);
+        }
+        Ok(data)
+    }
+
+    pub(crate) fn write(
+        &mut self,
+        row: Write,
+        call: &Call<'_>,
+        cx: &mut Context<'_>,
+    ) -> Result<Count> {
+        let open = self.writable_handle(row.fh, row.ino, call.id.source, EBADF)?;
+        let mut inode = self.file(row.ino, EISDIR, cx)?;
+        let offset = write_offset(row.offset, &open, &inode)?;
+        if call.payload.is_empty() {
+            return Ok(Count { count: 0 });
+        }
+        if offset >= FILE_SIZE_MAX {
+            return err(EFBIG);
+        }
+        let count = (FILE_SIZE_MAX - offset).min(call.payload.len() as u64);
+        let data = &call.payload[..usize::try_from(count).unwrap_or(call.payload.len())];
+        self.take_space(count, cx)?;
+        if offset > inode.size {
+            cut_behind_end(&inode, cx.store)?;
+        }
+        self.write_blob(inode.ino, offset, data, cx)?;
+        inode.size = inode.size.max(offset + count);
+        inode.drop_privileges(call.cred, cx.store);
+        inode.modified(cx.wall);
+        self.save(&inode, cx);
+        if open.is_synchronous() {
+            cx.store.blob_sync(inode.ino);
+            cx.sync();
+        }
+        Ok(Count { count })
+    }
+
+    pub(crate) fn fallocate(
+        &mut self,
+        row: Fallocate,
+        call: &Call<'_>,
+        cx: &mut Context<'_>,
+    ) -> Result<()> {
+        let open = self.writable_handle(row.fh, row.ino, call.id.source, EBADF)?;
+        let mut inode = self.file(row.ino, ENODEV, cx)?;
+        if row.length == 0 || row.length > OFFSET_MAX || row.offset > OFFSET_MAX {
+            return err(EINVAL);
+        }
+        let end = row.offset + row.length;
+        if end > FILE_SIZE_MAX {
+            return err(EFBIG);
+        }
+        let keep_size = row.mode & FALLOC_FL_KEEP_SIZE != 0;
+        match row.mode & !FALLOC_FL_KEEP_SIZE {
+            0 => self.check_room(&inode, row.offset, end, cx)?,
+            FALLOC_FL_PUNCH_HOLE if keep_size => zero(&inode, row.offset, end, cx.store)?,
+            FALLOC_FL_ZERO_RANGE => zero(&inode, row.offset, end, cx.store)?,
+            _ => return err(EOPNOTSUPP),
+        }
+        if end > inode.size && !keep_size {
+            cut_behind_end(&inode, cx.store)?;
+            inode.size = end;
+        }
+        inode.drop_privileges(call.cred, cx.store);
+        inode.modified(cx.wall);
+        self.save(&inode, cx);
+        if open.is_synchronous() {
+            cx.store.blob_sync(inode.ino);
+            cx.sync();
+        }
+        Ok(())
+    }
+
+    pub(crate) fn seek(
+        &mut self,
+        row: Seek,
+        call: &Call<'_>,
+        cx: &mut Context<'_>,
+    ) -> Result<Count> {
+        self.handle(row.fh, row.ino, call.id.source)?;
+        let inode = self.file(row.ino, EINVAL, cx)?;
+        let hole = match row.whence {
+            SEEK_DATA => false,
+            SEEK_HOLE => true,
+            _ => return err(EINVAL),
+        };
+        if row.offset >= inode.size {
+            return err(ENXIO);
+        }
+        match (cx.store.blob_seek(inode.ino, row.offset, hole), hole) {
+            (Some(found), true) => Ok(Count { count: found.min(inode.size) }),
+            (Some(found), false) if found < inode.size => Ok(Count { count: found }),
+            // Behind the blob's end the file is one hole.
+            (None, true) => Ok(Count { count: row.offset }),
+            (_, false) => err(ENXIO),
+        }
+    }
+
+    pub(crate) fn fsync(
+        &mut self,
+        row: Fsync,
+        call: &Call<'_>,
+        cx: &mut Context<'_>,
+    ) -> Result<()> {
+        self.handle(row.fh, row.ino, call.id.source)?;
+        if self.inode(row.ino, cx)?.is_regular() {
+            cx.store.blob_sync(row.ino);
+        }
+        cx.sync();
+        Ok(())
+    }
+
+    /// Makes a file longer or shorter. The caller checks permissions and stores the inode.
+    ///
+    /// # Errors
+    /// EFBIG, ENOSPC, EIO.
+    pub(crate) fn resize(
+        &mut self,
+        inode: &mut Inode,
+        size: u64,
+        cred: &Cred,
+        cx: &mut Context<'_>,
+    ) -> Result<()> {
+        if size > OFFSET_MAX {
+            return err(EINVAL);
+        }
+        if size > FILE_SIZE_MAX {
+            return err(EFBIG);
+        }
+        if size > inode.size {
+            cut_behind_end(inode, cx.store)?;
+        }
+        if size < inode.size {
+            self.cut_later(inode.ino, cx);
+        }
+        inode.size = size;
+        inode.drop_privileges(cred, cx.store);
+        inode.modified(cx.wall);
+        Ok(())
+    }
+
+    /// Regular file `ino`.
+    ///
+    /// # Errors
+    /// EISDIR for a directory, `other` for what is neither.
+    fn file(&mut self, ino: u64, other: i32, cx: &Context<'_>) -> Result<Inode> {
+        let inode = self.inode(ino, cx)?;
+        match inode.kind() {
+            S_IFREG => Ok(inode),
+            S_IFDIR => err(EISDIR),
+            _ => err(other),
+        }
+    }
+
+    /// fallocate(2) in mode 0: there must be room now. It is not reserved, because a store has no
+    /// operation for that.
+    fn check_room(
+        &mut self,
+        inode: &Inode,
+        offset: u64,
+        end: u64,
+        cx: &mut Context<'_>,
+    ) -> Result<()> {
+        let used = cx.store.blob_used(inode.ino);
+        self.take_space((end - offset).min(end.saturating_sub(used)), cx)
+    }
+
+    fn write_blob(
+        &mut self,
+        ino: u64,
+        offset: u64,
+        data: &[u8],
+        cx: &mut Context<'_>,
+    ) -> Result<()> {
+        match cx.store.blob_write(ino, offset, data) {
+            Err(StoreError::Full) => {
+                self.reclaim_all(cx);
+                cx.store.blob_write(ino, offset, data).map_err(blob_error)
+            }
+            result => result.map_err(blob_error),
+        }
+    }
+}
+
+/// Where a write goes: to the end with O_APPEND, unless the row insists.
+///
+/// # Errors
+/// EINVAL if the offset is none that off_t can say.
+fn write_offset(offset: u64, open: &OpenRecord, inode: &Inode) -> Result<u64> {
+    match offset {
+        WRITE_APPEND => Ok(inode.size),
+        _ if offset & WRITE_AT != 0 => Ok(offset & !WRITE_AT),
+        _ if open.appends() => Ok(inode.size),
+        _ => Ok(offset),
+    }
+}
+
+/// At most `size` bytes at `offset`, fewer at the end of the file.
+fn read_blob(inode: &Inode, offset: u64, size: u32, store: &dyn Store) -> Result<Vec<u8>> {
+    let count = inode.size.saturating_sub(offset).min(u64::from(size)).min(PAYLOAD_MAX as u64);
+    let mut data = vec![0; usize::try_from(count).unwrap_or(PAYLOAD_MAX)];
+    let read = store.blob_read(inode.ino, offset, &mut data).map_err(blob_error)?;
+    data[read..].fill(0);
+    Ok(data)
+}
+
+/// Removes stale bytes behind the end, before the file grows over them.
+fn cut_behind_end(inode: &Inode, store: &mut dyn Store) -> Result<()> {
+    if extends_beyond(store, inode.ino, inode.size) {
+        store.blob_truncate(inode.ino, inode.size).map_err(blob_error)?;
+    }
+    Ok(())
+}
+
+/// Lets `offset..end` read as zeros, as far as the file goes.
+fn zero(inode: &Inode, offset: u64, end: u64, store: &mut dyn Store) -> Result<()> {
+    let end = end.min(inode.size);
+    if offset < end {
+        store.blob_punch(inode.ino, offset, end - offset).map_err(blob_error)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,189 @@
+//! Destroying inodes that nothing refers to any more, and giving back the storage behind a file's
+//! end: always in a later round than the one that made them garbage.
+//!
+//! A round's map changes are committed together, but a blob that is removed is gone at once. Were a
+//! replaced file's blob removed in the round of the rename, a crash before the commit would leave the
+//! old name with no data. So garbage waits for the second tick after it arose: between two ticks lies
+//! a commit. In the meantime an inode without a name can still be opened by number, which spares a
+//! program that has just looked its name up, on a node far away, an error that no local file system
+//! would give it.
+//!
+//! Which inodes are garbage is in the store (`G`); blobs to be cut are not, because a crash only
+//! leaves them longer than needed, and growing a file cuts first (`read_write.rs`).
+
+use crate::VfsServer;
+use crate::answer::{Result, err};
+use crate::keys;
+use crate::limits::{
+    METADATA_COST, RECLAIM_BACKLOG_INTERVAL, RECLAIM_BATCH, RECLAIM_INTERVAL, SPACE_GRANT,
+    SPACE_RESERVE,
+};
+use crate::linux::{S_IFLNK, S_IFREG};
+use dvk::server::{Context, Nanos};
+use dvk::store::Store;
+use m3ipc::errno::numbers::ENOSPC;
+use std::collections::VecDeque;
+
+/// What waits to be reclaimed, and how much may be written before asking for free space again.
+#[derive(Debug, Default)]
+pub(crate) struct Reclaim {
+    queue: VecDeque<Garbage>,
+    /// Ticks so far.
+    ticks: u64,
+    due: Option<Nanos>,
+    /// Bytes that may be used without asking the store.
+    granted: u64,
+}
+
+/// An inode to destroy, or whose blob to cut at the inode's size, and the tick it arose after.
+#[derive(Clone, Copy, Debug)]
+struct Garbage {
+    ino: u64,
+    tick: u64,
+}
+
+impl Reclaim {
+    /// Takes up the garbage of an earlier life; its deletion is committed already.
+    pub(crate) fn open(store: &dyn Store) -> Reclaim {
+        let mut reclaim = Reclaim { ticks: 2, ..Reclaim::default() };
+        keys::collect(store, &keys::all_garbage(), |key, _| {
+            if let Some([ino]) = keys::numbers(key) {
+                reclaim.queue.push_back(Garbage { ino, tick: 0 });
+            }
+        });
+        reclaim.due = (!reclaim.queue.is_empty()).then_some(0);
+        reclaim
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Nanos> {
+        self.due
+    }
+
+    fn push(&mut self, ino: u64, now: Nanos) {
+        self.queue.push_back(Garbage { ino, tick: self.ticks });
+        self.due.get_or_insert(now.saturating_add(RECLAIM_INTERVAL));
+    }
+
+    /// The next inode that became garbage at least two ticks ago.
+    fn pop_ripe(&mut self) -> Option<u64> {
+        let ripe = self.queue.front().is_some_and(|garbage| garbage.tick + 2 <= self.ticks);
+        if ripe { self.queue.pop_front().map(|garbage| garbage.ino) } else { None }
+    }
+}
+
+impl VfsServer {
+    /// The last name or the last handle of `ino` is gone.
+    pub(crate) fn discard(&mut self, ino: u64, cx: &mut Context<'_>) {
+        cx.store.put(&keys::garbage(ino), &[]);
+        self.reclaim.push(ino, cx.now);
+    }
+
+    /// Somebody has opened an inode that has no name any more.
+    pub(crate) fn revive(&mut self, ino: u64, cx: &mut Context<'_>) {
+        cx.store.remove(&keys::garbage(ino));
+    }
+
+    /// File `ino` has become shorter.
+    pub(crate) fn cut_later(&mut self, ino: u64, cx: &Context<'_>) {
+        self.reclaim.push(ino, cx.now);
+    }
+
+    /// The clock's part: reclaims what has waited long enough.
+    pub(crate) fn reclaim_tick(&mut self, cx: &mut Context<'_>) {
+        if self.reclaim.due.is_none_or(|due| cx.now < due) {
+            return;
+        }
+        self.reclaim.ticks += 1;
+        let mut budget = RECLAIM_BATCH;
+        while budget > 0
+            && let Some(ino) = self.reclaim.pop_ripe()
+        {
+            self.reclaim_one(ino, cx);
+            budget -= 1;
+        }
+        let pause = if budget == 0 { RECLAIM_BACKLOG_INTERVAL } else { RECLAIM_INTERVAL };
+        let more = !self.reclaim.queue.is_empty();
+        self.reclaim.due = more.then(|| cx.now.saturating_add(pause));
+    }
+
+    /// Takes `bytes` of the storage that is free.
+    ///
+    /// # Errors
+    /// ENOSPC, if the reserve would be touched even after everything was reclaimed.
+    pub(crate) fn take_space(&mut self, bytes: u64, cx: &mut Context<'_>) -> Result<()> {
+        if self.reclaim.granted < bytes && !self.ask_for_space(bytes, cx) {
+            self.reclaim_all(cx);
+            if !self.ask_for_space(bytes, cx) {
+                return err(ENOSPC);
+            }
+        }
+        self.reclaim.granted -= bytes;
+        Ok(())
+    }
+
+    /// Takes what a new name or inode costs.
+    ///
+    /// # Errors
+    /// ENOSPC.
+    pub(crate) fn take_metadata_space(&mut self, cx: &mut Context<'_>) -> Result<()> {
+        self.take_space(METADATA_COST, cx)
+    }
+
+    fn ask_for_space(&mut self, bytes: u64, cx: &Context<'_>) -> bool {
+        let available = available(cx.store);
+        let grant = SPACE_GRANT.min(reserve(cx.store.space().0) / 4);
+        self.reclaim.granted = available.min(grant.max(bytes));
+        bytes <= available
+    }
+
+    /// Reclaims at once: the disk is full. A crash before this round's commit may cost the data of
+    /// files deleted in the same round; refusing to write to a disk that has just been cleared would
+    /// be the more common harm.
+    pub(crate) fn reclaim_all(&mut self, cx: &mut Context<'_>) {
+        while let Some(garbage) = self.reclaim.queue.pop_front() {
+            self.reclaim_one(garbage.ino, cx);
+        }
+    }
+
+    /// Looks again at what was garbage: it may have been opened, or be gone already.
+    fn reclaim_one(&mut self, ino: u64, cx: &mut Context<'_>) {
+        let Ok(Some(inode)) = self.inodes.find(ino, cx.store) else { return };
+        if inode.nlink == 0 && !self.opens.is_open(ino) {
+            self.destroy(ino, inode.kind(), cx);
+        } else if inode.is_regular() && extends_beyond(cx.store, ino, inode.size) {
+            // A blob that cannot be cut now is cut before the file grows again, or never needs to be.
+            cx.store.blob_truncate(ino, inode.size).ok();
+        }
+    }
+
+    fn destroy(&mut self, ino: u64, kind: u32, cx: &mut Context<'_>) {
+        let mut gone = vec![keys::garbage(ino)];
+        if kind == S_IFLNK {
+            gone.push(keys::target(ino));
+        }
+        keys::collect(cx.store, &keys::xattrs(ino), |key, _| gone.push(key.to_vec()));
+        for key in gone {
+            cx.store.remove(&key);
+        }
+        self.inodes.remove(ino, cx.store);
+        if kind == S_IFREG {
+            cx.store.blob_remove(ino);
+        }
+        self.numbers.inode_gone(cx.store);
+    }
+}
+
+/// Does the blob have bytes at or behind `size`?
+pub(crate) fn extends_beyond(store: &dyn Store, blob: u64, size: u64) -> bool {
+    store.blob_seek(blob, size, true).is_some()
+}
+
+/// Bytes that callers may use.
+pub(crate) fn available(store: &dyn Store) -> u64 {
+    let (total, free) = store.space();
+    free.saturating_sub(reserve(total))
+}
+
+fn reserve(total: u64) -> u64 {
+    SPACE_RESERVE.min(total / 16)
+}

@@ -1,0 +1,196 @@
+//! rename(2) with RENAME_NOREPLACE and RENAME_EXCHANGE.
+
+use crate::VfsServer;
+use crate::answer::{Result, err};
+use crate::inode::time;
+use crate::keys::{Entry, Inode};
+use crate::limits::SUBDIRECTORY_MAX;
+use crate::linux::{RENAME_EXCHANGE, RENAME_NOREPLACE, W_OK};
+use crate::name;
+use crate::permission;
+use calls::vfs::{ROOT_INO, Rename};
+use dvk::server::{Call, Context};
+use m3ipc::Cred;
+use m3ipc::errno::numbers::{EEXIST, EINVAL, EISDIR, EMLINK, ENOENT, ENOTDIR, ENOTEMPTY};
+
+/// A name and what it stands for.
+struct Named<'a> {
+    name: &'a [u8],
+    entry: Entry,
+    inode: Inode,
+}
+
+impl VfsServer {
+    pub(crate) fn rename(
+        &mut self,
+        row: Rename,
+        call: &Call<'_>,
+        cx: &mut Context<'_>,
+    ) -> Result<()> {
+        if !matches!(row.flags, 0 | RENAME_NOREPLACE | RENAME_EXCHANGE) {
+            return err(EINVAL);
+        }
+        let (old_name, new_name) = name::split(call.payload, row.name_len)?;
+        let old_dir = self.searchable(row.parent, call.cred, cx)?;
+        let new_dir = self.searchable(row.new_parent, call.cred, cx)?;
+        let (old_name, new_name) = (name::to_rename(old_name)?, name::to_rename(new_name)?);
+
+        let entry = self.existing(&old_dir, old_name, cx)?;
+        let old = Named { name: old_name, entry, inode: self.inode(entry.ino, cx)? };
+        let target = match self.find(&new_dir, new_name, cx)? {
+            Some(entry) => Some(Named { name: new_name, entry, inode: self.inode(entry.ino, cx)? }),
+            None => None,
+        };
+        match (&target, row.flags) {
+            (Some(_), RENAME_NOREPLACE) => return err(EEXIST),
+            (None, RENAME_EXCHANGE) => return err(ENOENT),
+            _ => {}
+        }
+        self.check_no_loop(&old_dir, &new_dir, &old, target.as_ref(), row.flags, cx)?;
+        match target {
+            Some(new) if new.inode.ino == old.inode.ino => Ok(()),
+            Some(new) if row.flags == RENAME_EXCHANGE => {
+                self.exchange(old_dir, new_dir, old, new, call.cred, cx)
+            }
+            Some(new) => self.replace(old_dir, new_dir, old, new, call.cred, cx),
+            None => self.move_name(old_dir, new_dir, old, new_name, call.cred, cx),
+        }
+    }
+
+    /// A directory must not come to be below itself.
+    ///
+    /// # Errors
+    /// EINVAL; ENOTEMPTY if the name to be replaced is a directory above the old one.
+    fn check_no_loop(
+        &mut self,
+        old_dir: &Inode,
+        new_dir: &Inode,
+        old: &Named<'_>,
+        target: Option<&Named<'_>>,
+        flags: u32,
+        cx: &Context<'_>,
+    ) -> Result<()> {
+        if old_dir.ino == new_dir.ino {
+            return Ok(());
+        }
+        if old.inode.is_directory() && self.is_above(old.inode.ino, new_dir, cx)? {
+            return err(EINVAL);
+        }
+        if let Some(target) = target
+            && target.inode.is_directory()
+            && self.is_above(target.inode.ino, old_dir, cx)?
+        {
+            return err(if flags == RENAME_EXCHANGE { EINVAL } else { ENOTEMPTY });
+        }
+        Ok(())
+    }
+
+    /// Is directory `ino` the same as, or above, `dir`?
+    fn is_above(&mut self, ino: u64, dir: &Inode, cx: &Context<'_>) -> Result<bool> {
+        let mut at = *dir;
+        while at.ino != ino && at.ino != ROOT_INO {
+            at = self.directory(at.parent, cx)?;
+        }
+        Ok(at.ino == ino)
+    }
+
+    fn move_name(
+        &mut self,
+        mut old_dir: Inode,
+        mut new_dir: Inode,
+        mut old: Named<'_>,
+        new_name: &[u8],
+        cred: &Cred,
+        cx: &mut Context<'_>,
+    ) -> Result<()> {
+        permission::remove_entry(&old_dir, &old.inode, cred)?;
+        permission::add_entry(&new_dir, cred)?;
+        check_move(&old_dir, &new_dir, &old.inode, cred)?;
+        if old.inode.is_directory()
+            && old_dir.ino != new_dir.ino
+            && new_dir.nlink >= SUBDIRECTORY_MAX
+        {
+            return err(EMLINK);
+        }
+        self.leave(&mut old_dir, old.name, &old.entry, cx);
+        if old_dir.ino == new_dir.ino {
+            new_dir = old_dir;
+        }
+        self.enter(&mut new_dir, new_name, &old.inode, cx);
+        self.moved(&mut old.inode, &new_dir, cx);
+        Ok(())
+    }
+
+    fn replace(
+        &mut self,
+        mut old_dir: Inode,
+        mut new_dir: Inode,
+        mut old: Named<'_>,
+        new: Named<'_>,
+        cred: &Cred,
+        cx: &mut Context<'_>,
+    ) -> Result<()> {
+        permission::remove_entry(&old_dir, &old.inode, cred)?;
+        permission::remove_entry(&new_dir, &new.inode, cred)?;
+        match (old.inode.is_directory(), new.inode.is_directory()) {
+            (true, false) => return err(ENOTDIR),
+            (false, true) => return err(EISDIR),
+            _ => {}
+        }
+        check_move(&old_dir, &new_dir, &old.inode, cred)?;
+        if new.inode.is_directory() && new.inode.size > 0 {
+            return err(ENOTEMPTY);
+        }
+        self.leave(&mut old_dir, old.name, &old.entry, cx);
+        if old_dir.ino == new_dir.ino {
+            new_dir = old_dir;
+        }
+        self.repoint(&mut new_dir, new.name, &new.entry, &old.inode, cx);
+        self.moved(&mut old.inode, &new_dir, cx);
+        self.unlinked(new.inode, cx);
+        Ok(())
+    }
+
+    fn exchange(
+        &mut self,
+        mut old_dir: Inode,
+        mut new_dir: Inode,
+        mut old: Named<'_>,
+        mut new: Named<'_>,
+        cred: &Cred,
+        cx: &mut Context<'_>,
+    ) -> Result<()> {
+        permission::remove_entry(&old_dir, &old.inode, cred)?;
+        permission::remove_entry(&new_dir, &new.inode, cred)?;
+        check_move(&old_dir, &new_dir, &old.inode, cred)?;
+        check_move(&old_dir, &new_dir, &new.inode, cred)?;
+        self.repoint(&mut old_dir, old.name, &old.entry, &new.inode, cx);
+        if old_dir.ino == new_dir.ino {
+            new_dir = old_dir;
+        }
+        self.repoint(&mut new_dir, new.name, &new.entry, &old.inode, cx);
+        self.moved(&mut old.inode, &new_dir, cx);
+        self.moved(&mut new.inode, &old_dir, cx);
+        Ok(())
+    }
+
+    /// `inode` has a name in `dir` now.
+    fn moved(&mut self, inode: &mut Inode, dir: &Inode, cx: &mut Context<'_>) {
+        if inode.is_directory() {
+            inode.parent = dir.ino;
+        }
+        inode.ctime = time(cx.wall);
+        self.save(inode, cx);
+    }
+}
+
+/// A directory that gets another parent is itself changed: its `..`.
+///
+/// # Errors
+/// EACCES.
+fn check_move(old_dir: &Inode, new_dir: &Inode, inode: &Inode, cred: &Cred) -> Result<()> {
+    if inode.is_directory() && old_dir.ino != new_dir.ino {
+        permission::access(inode, cred, W_OK)?;
+    }
+    Ok(())
+}

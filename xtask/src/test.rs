@@ -1,0 +1,86 @@
+//! All tests with one command: the Debian packages that the programs of legacy-tests come in, then cargo test.
+
+use anyhow::{Context, Result, ensure};
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::Command;
+
+/// What the tests run, and the Debian package it comes in. Everything else they need is in the
+/// system itself or in this project.
+const PROGRAMS: &[(&str, &str)] = &[
+    ("/usr/bin/python3", "python3"),
+    ("/usr/bin/perl", "perl"),
+    ("/usr/share/perl", "perl"),
+    ("/usr/bin/sqlite3", "sqlite3"),
+    ("/usr/bin/gcc", "gcc"),
+    ("/usr/include/stdio.h", "libc6-dev"),
+    ("/usr/bin/flock", "util-linux"),
+    ("/usr/bin/ps", "procps"),
+    ("/usr/bin/diff", "diffutils"),
+    ("/usr/bin/find", "findutils"),
+];
+
+/// Runs all tests, or those whose names contain `filter`.
+pub(crate) fn run(filter: &[&str]) -> Result<()> {
+    let missing = missing(PROGRAMS, |path| Path::new(path).exists());
+    if !missing.is_empty() {
+        install(&missing)?;
+    }
+    cargo(["test", "--release", "--workspace", "--locked"], filter)?;
+    if crate::root().join("preload/Cargo.toml").is_file() {
+        cargo(["test", "--release", "--locked", "--manifest-path=preload/Cargo.toml"], filter)?;
+    }
+    Ok(())
+}
+
+/// The packages of the programs that are not there, each once.
+fn missing(programs: &[(&str, &'static str)], exists: impl Fn(&str) -> bool) -> Vec<&'static str> {
+    let mut packages: Vec<_> =
+        programs.iter().filter(|(path, _)| !exists(path)).map(|(_, package)| *package).collect();
+    packages.dedup();
+    packages
+}
+
+/// Installs Debian packages, as root or by sudo.
+fn install(packages: &[&str]) -> Result<()> {
+    let advice = || {
+        format!(
+            "the tests run programs of these Debian packages; please install: {}",
+            packages.join(" ")
+        )
+    };
+    let user = Command::new("id").arg("-u").output().context("cannot run id")?.stdout;
+    let sudo: &[&str] = if user.trim_ascii() == b"0" { &[] } else { &["sudo"] };
+    for command in [&["update", "-q"][..], &["install", "-q", "-y", "--no-install-recommends"]] {
+        let packages = if command[0] == "install" { packages } else { &[] };
+        let line = [sudo, &["apt-get"], command, packages].concat();
+        eprintln!("+ {}", line.join(" "));
+        let status = Command::new(line[0])
+            .args(&line[1..])
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .status();
+        ensure!(status.with_context(advice)?.success(), "{}", advice());
+    }
+    Ok(())
+}
+
+fn cargo<const N: usize>(arguments: [&str; N], filter: &[&str]) -> Result<()> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+    eprintln!("+ cargo {} {}", arguments.join(" "), filter.join(" "));
+    let status =
+        Command::new(cargo).args(arguments).args(filter).current_dir(crate::root()).status()?;
+    ensure!(status.success(), "cargo {} failed", arguments.join(" "));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::missing;
+
+    #[test]
+    fn only_the_packages_of_missing_programs_are_installed_and_each_once() {
+        let programs = &[("/a", "one"), ("/b", "two"), ("/c", "two"), ("/d", "three")];
+        assert_eq!(missing(programs, |_| true), [""; 0]);
+        assert_eq!(missing(programs, |path| path == "/d"), ["one", "two"]);
+    }
+}
