@@ -142,14 +142,25 @@ impl World {
     }
 
     /// Sends a message, and returns the name of the call.
-    pub(crate) fn send(&mut self, client: &Client, mut message: Message, payload: &[u8]) -> CallId {
+    pub(crate) fn send(&mut self, client: &Client, message: Message, payload: &[u8]) -> CallId {
         self.calls += 1;
         let id = CallId { source: client.endpoint, tag: Tag::new(0, self.calls) };
+        self.send_as(id, client, message, payload);
+        id
+    }
+
+    /// Sends a message as call `id`, again perhaps.
+    pub(crate) fn send_as(
+        &mut self,
+        id: CallId,
+        client: &Client,
+        mut message: Message,
+        payload: &[u8],
+    ) {
         (message.source, message.tag) = (id.source, id.tag);
         message.payload_len = payload.len().try_into().unwrap();
         let call = Call { id, cred: &client.cred, message: &message, payload };
         self.input(|server, cx| server.serve(&call, cx));
-        id
     }
 
     /// The answer to a call, if it has come.
@@ -187,12 +198,16 @@ impl World {
         self.input(|server, cx| server.gone(gone, cx));
     }
 
+    pub(crate) fn tick(&mut self) {
+        self.input(|server, cx| server.tick(cx));
+    }
+
     /// Lets `seconds` pass, with as many ticks as the server asks for.
     pub(crate) fn pass(&mut self, seconds: u64) {
         let end = self.clock + seconds * 1_000_000_000;
         while let Some(deadline) = self.server.deadline().filter(|deadline| *deadline < end) {
             self.clock = self.clock.max(deadline);
-            self.input(|server, cx| server.tick(cx));
+            self.tick();
         }
         self.clock = end;
     }
@@ -524,11 +539,15 @@ impl World {
 
     /// F_SETLKW, or flock(2).
     pub(crate) fn lock_wait(&mut self, file: &File, lock: Lock, flock: u8) -> CallId {
-        let row = Setlk { ino: file.ino, fh: file.fh, wait: 1, flock };
-        let mut message = Message::request(Setlk::NUMBER);
-        row.put(&mut message.args);
-        self.send(&file.client, message, &lock.bytes())
+        self.send(&file.client, setlkw(file, flock), &lock.bytes())
     }
+}
+
+/// The request of a lock that is waited for.
+pub(crate) fn setlkw(file: &File, flock: u8) -> Message {
+    let mut message = Message::request(Setlk::NUMBER);
+    Setlk { ino: file.ino, fh: file.fh, wait: 1, flock }.put(&mut message.args);
+    message
 }
 
 pub(crate) fn now(world: &World) -> calls::vfs::Time {

@@ -763,6 +763,14 @@ fn extended_attributes_obey_their_namespaces_and_limits() {
             0,
         ),
         (
+            "the largest value again",
+            |w| {
+                w.setxattr(&USER, "/u/f", "user.a", &[7; XATTR_SIZE_MAX - 6], 0)?;
+                w.setxattr(&USER, "/u/f", "user.a", &[8; XATTR_SIZE_MAX - 6], XATTR_REPLACE)
+            },
+            0,
+        ),
+        (
             "too large a value",
             |w| w.setxattr(&USER, "/u/f", "user.a", &[7; XATTR_SIZE_MAX + 1], 0),
             E2BIG,

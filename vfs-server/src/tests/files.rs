@@ -6,6 +6,7 @@ use crate::linux::{
 };
 use crate::tests::driver::{ALIEN, MATE, ROOT, USER, World};
 use crate::tests::errors::world;
+use crate::tests::fsck;
 use calls::vfs::{FsStats, ROOT_INO, Statfs, WRITE_APPEND, WRITE_AT};
 use calls::wire::Wire;
 use dvk::store::Store;
@@ -161,7 +162,9 @@ fn a_name_just_replaced_can_still_be_opened_by_who_has_looked_it_up() {
     let ino = w.stat(&USER, "/u/f").unwrap().ino;
     w.rename(&USER, "/u/d/f", "/u/f", 0).unwrap();
     let file = w.open_ino(&MATE, ino, 0).unwrap();
+    fsck::check(&mut w);
     w.pass(10);
+    w.restart();
     assert_eq!(w.read(&file, 0, 9).unwrap(), b"hello");
     w.release(&file).unwrap();
     w.pass(10);

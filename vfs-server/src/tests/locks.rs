@@ -1,7 +1,7 @@
 //! Locks between programs: who gets them, who waits, in which order, and who must not wait.
 
 use crate::limits::RANGES_PER_OWNER_MAX;
-use crate::tests::driver::{File, Got, MATE, USER, World};
+use crate::tests::driver::{File, Got, MATE, USER, World, setlkw};
 use calls::vfs::Lock;
 use m3ipc::CallId;
 use m3ipc::errno::numbers::{EAGAIN, EBADF, EDEADLK, EINTR, ENOLCK};
@@ -122,6 +122,16 @@ fn a_signal_ends_the_wait_and_only_the_wait() {
     w.cancel(second);
     assert_eq!(state(&mut w, second), Some(Ok(())), "too late: it was granted");
     assert_eq!(w.lock(&a, read(1, 0, 0), 0), Err(EAGAIN));
+}
+
+#[test]
+fn a_waiting_call_that_comes_again_still_waits_once() {
+    let (mut w, [a, far], _) = world();
+    w.lock(&a, write(1, 0, 9), 0).unwrap();
+    let id = w.lock_wait(&far, write(1, 0, 9), 0);
+    w.send_as(id, &MATE, setlkw(&far, 0), &write(1, 0, 9).bytes());
+    w.release(&a).unwrap();
+    assert_eq!(state(&mut w, id), Some(Ok(())), "the driver refuses two answers");
 }
 
 #[test]
