@@ -40,10 +40,9 @@ pub(crate) const ALIEN: Client = client(3, 1002, 200);
 
 /// The map and the blobs of a store apart, so that a crash can lose the one and keep the other;
 /// and a disk that can be full.
-#[derive(Clone, Debug, Default)]
 pub(crate) struct TestStore {
     pub map: MemoryStore,
-    pub blobs: MemoryStore,
+    pub blobs: Box<dyn Store>,
     /// Free bytes to claim.
     pub free: Option<u64>,
     /// What every change of a blob's bytes fails with.
@@ -122,7 +121,13 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new() -> World {
-        let mut store = TestStore::default();
+        World::with_blobs(Box::new(MemoryStore::default()))
+    }
+
+    /// A world whose files' bytes are elsewhere.
+    pub(crate) fn with_blobs(blobs: Box<dyn Store>) -> World {
+        let map = MemoryStore::default();
+        let mut store = TestStore { map, blobs, free: None, broken: None, synced: Vec::new() };
         let clock = 1_000_000_000_000;
         let server = VfsServer::open(&mut store, clock).unwrap();
         World { store, server, clock, sync: false, calls: 0, answers: BTreeMap::new() }

@@ -318,6 +318,15 @@ fn rename_moves_replaces_and_refuses() {
         ("noreplace, there", |w| w.rename(&USER, "/u/f", "/u/l", RENAME_NOREPLACE), EEXIST),
         ("noreplace, itself", |w| w.rename(&USER, "/u/f", "/u/f", RENAME_NOREPLACE), EEXIST),
         ("exchange", |w| w.rename(&USER, "/u/f", "/u/d", RENAME_EXCHANGE), 0),
+        (
+            "exchange a directory one may not write, elsewhere",
+            |w| {
+                w.put(&USER, "/t/file", 0o644, b"")?;
+                w.chmod(&USER, "/u/d", 0o555)?;
+                w.rename(&USER, "/t/file", "/u/d", RENAME_EXCHANGE)
+            },
+            EACCES,
+        ),
         ("exchange with nothing", |w| w.rename(&USER, "/u/f", "/u/new", RENAME_EXCHANGE), ENOENT),
         (
             "exchange with what is below",

@@ -9,8 +9,9 @@ use crate::tests::errors::world;
 use crate::tests::fsck;
 use calls::vfs::{FsStats, ROOT_INO, Statfs, WRITE_APPEND, WRITE_AT};
 use calls::wire::Wire;
+use dvk::host::disk::DiskStore;
 use dvk::store::Store;
-use m3ipc::errno::numbers::{ENOENT, ESTALE};
+use m3ipc::errno::numbers::{ENOENT, ENXIO, ESTALE};
 use std::collections::BTreeSet;
 
 #[test]
@@ -122,6 +123,24 @@ fn holes_are_punched_zeroed_and_found() {
     let hole = w.seek(&file, 3, SEEK_HOLE).unwrap();
     assert!((20..=24).contains(&hole), "{hole}");
     assert_eq!(w.seek(&file, 1 << 30, SEEK_HOLE), Ok(1 << 30));
+}
+
+#[test]
+fn holes_of_sparse_files_on_disk_are_found() {
+    const MIB: u64 = 1 << 20;
+    let directory = tempfile::tempdir().unwrap();
+    let mut w = World::with_blobs(Box::new(DiskStore::open(directory.path()).unwrap()));
+    let file = w.create(&USER, "/f", 0o644, 2).unwrap();
+    w.write(&file, 2 * MIB, &[1; 4096]).unwrap();
+    w.ftruncate(&file, 1 << 40).unwrap();
+    assert_eq!(w.seek(&file, 0, SEEK_HOLE), Ok(0));
+    assert_eq!(w.seek(&file, 0, SEEK_DATA), Ok(2 * MIB));
+    assert_eq!(w.seek(&file, 2 * MIB, SEEK_HOLE), Ok(2 * MIB + 4096));
+    assert_eq!(w.seek(&file, 3 * MIB, SEEK_DATA), Err(ENXIO));
+    assert_eq!(w.seek(&file, 3 * MIB, SEEK_HOLE), Ok(3 * MIB));
+    assert!(w.fstat(&file).unwrap().blocks < 100, "a terabyte that is not there");
+    w.fallocate(&file, 2 * MIB, 4096, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE).unwrap();
+    assert_eq!(w.seek(&file, 0, SEEK_DATA), Err(ENXIO));
 }
 
 #[test]

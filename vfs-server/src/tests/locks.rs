@@ -171,7 +171,10 @@ fn flock_converts_by_giving_up_first() {
     assert_eq!(state(&mut w, upgrade), Some(Ok(())));
     w.lock(&a, write(1, 0, END), 1).unwrap();
     w.lock(&a, read(1, 7, 8), 1).unwrap();
-    assert_eq!(w.lock(&far, read(1, 0, END), 1), Ok(()), "whole-file whatever the range says");
+    assert_eq!(w.lock(&far, read(1, 0, END), 1), Ok(()), "a downgrade lets others in");
+    w.lock(&far, unlock(1, 7, 8), 1).unwrap();
+    w.lock(&a, write(1, 7, 8), 1).unwrap();
+    assert_eq!(w.lock(&far, read(1, 0, 3), 1), Err(EAGAIN), "the whole file, whatever is said");
     assert_eq!(w.lock(&far, write(5, 0, END), 0), Ok(()), "and not seen by record locks");
 }
 
