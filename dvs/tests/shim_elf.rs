@@ -78,7 +78,7 @@ fn the_shim_needs_no_other_library() {
         .expect("a dynamic section");
     let strings = sections.strings(endian, shim::SHIM, strings).expect("strings");
     let of_tag =
-        |tag: u32| entries.iter().filter(move |entry| entry.d_tag.get(endian) == u64::from(tag));
+        |tag: i64| entries.iter().filter(move |entry| entry.d_tag.get(endian) == tag);
     assert_eq!(of_tag(elf::DT_NEEDED).count(), 0);
     assert_eq!(of_tag(elf::DT_TEXTREL).count(), 0);
     let soname = of_tag(elf::DT_SONAME).next().expect("a name to be linked to");
