@@ -140,6 +140,8 @@ fn session_config(options: &Options) -> Config {
         MountOption::FSName(options.name.clone()),
         MountOption::Subtype("dvs".into()),
         MountOption::CUSTOM(format!("max_read={}", limits::IO_SIZE_MAX)),
+        // fusermount3 stays, and unmounts should this process die.
+        MountOption::AutoUnmount,
     ];
     config
 }

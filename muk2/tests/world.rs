@@ -13,7 +13,12 @@ use std::rc::Rc;
 const O_CREAT: u32 = 0o100;
 const O_RDWR: u32 = 2;
 
-fn ask<R: Row>(program: &Program<'_>, to: Endpoint, row: &R, send: &[u8]) -> Result<(R::Reply, Vec<u8>), Errno> {
+fn ask<R: Row>(
+    program: &Program<'_>,
+    to: Endpoint,
+    row: &R,
+    send: &[u8],
+) -> Result<(R::Reply, Vec<u8>), Errno> {
     let mut receive = vec![0; 64 * 1024];
     let (reply, len) = call(program, to, row, &[send], &mut receive, Wait::FOREVER)?;
     receive.truncate(len);
@@ -26,7 +31,9 @@ fn semaphore(program: &Program<'_>, name: &[u8], value: u32) -> u64 {
 }
 
 /// Runs programs as root in a fresh world with simulated time; returns what they noted, in order.
-fn run(programs: Vec<Box<dyn FnOnce(&Program<'_>, &dyn Fn(String))>>) -> (Vec<String>, Result<(), Stuck>) {
+fn run(
+    programs: Vec<Box<dyn FnOnce(&Program<'_>, &dyn Fn(String))>>,
+) -> (Vec<String>, Result<(), Stuck>) {
     let notes = Rc::new(RefCell::new(Vec::new()));
     let mut world = World::new(Clock::Simulated).expect("memory");
     for program in programs {
@@ -56,7 +63,8 @@ fn what_one_program_writes_the_other_reads_after_the_semaphore() {
             let open = Create { parent: ROOT_INO, mode: 0o600, umask: 0, flags: O_RDWR | O_CREAT };
             let (opened, attr) = ask(own, Endpoint::VFS, &open, b"letter").expect("created");
             let ino = u64::from_le_bytes(attr[..8].try_into().expect("an attr"));
-            ask(own, Endpoint::VFS, &Write { fh: opened.fh, ino, offset: 0 }, b"dear reader").expect("written");
+            ask(own, Endpoint::VFS, &Write { fh: opened.fh, ino, offset: 0 }, b"dear reader")
+                .expect("written");
             note("written".into());
             ask(own, Endpoint::IPC, &SemPost { id: gate }, b"").expect("posted");
         }),

@@ -27,9 +27,11 @@ impl Identity {
         let peer = getsockopt(socket, sockopt::PeerCredentials).context("SO_PEERCRED")?;
         let pid = u32::try_from(peer.pid()).ok().filter(|pid| *pid != 0);
         let pid = pid.context("the process is in a pid namespace that this dvkd cannot see")?;
-        let pidfd = getsockopt(socket, sockopt::PeerPidfd).or_else(|_| open_pidfd(pid)).context("pidfd")?;
+        let pidfd =
+            getsockopt(socket, sockopt::PeerPidfd).or_else(|_| open_pidfd(pid)).context("pidfd")?;
         let groups = groups(socket).context("SO_PEERGROUPS")?;
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("/proc/PID/status")?;
+        let status =
+            std::fs::read_to_string(format!("/proc/{pid}/status")).context("/proc/PID/status")?;
         // What was read is of this process and not of a later one with its pid.
         ensure!(!is_dead(&pidfd), "the process is dead");
         let inner = innermost_pid(&status).unwrap_or(pid);
@@ -40,7 +42,10 @@ impl Identity {
 
 /// Before Linux 6.5. The pid may be another process's by now; `is_dead` below and the socket's end tell.
 fn open_pidfd(pid: u32) -> Result<OwnedFd, nix::Error> {
-    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw).ok_or(nix::Error::ESRCH)?;
+    let pid = i32::try_from(pid)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw)
+        .ok_or(nix::Error::ESRCH)?;
     rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
         .map_err(|error| nix::Error::from_raw(error.raw_os_error()))
 }
@@ -94,7 +99,8 @@ mod tests {
     #[test]
     fn this_process_is_recognised() {
         let (one, _other) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .unwrap();
         let identity = Identity::of(&one).unwrap();
         assert_eq!(identity.pid, std::process::id());
         assert_eq!(identity.uid, rustix::process::getuid().as_raw());

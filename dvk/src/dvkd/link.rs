@@ -187,7 +187,11 @@ impl Link {
     /// Reads without waiting.
     fn try_read(&self, buffer: &mut [u8]) -> Option<Result<usize>> {
         match self.stream.read(buffer) {
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => None,
+            Err(error)
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
+            {
+                None
+            }
             result => Some(result),
         }
     }

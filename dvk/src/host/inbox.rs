@@ -9,7 +9,7 @@ use m3ipc::connection::{Connection, Fds};
 use m3ipc::door::{Ask, Tell, flag, kind, tell};
 use m3ipc::limits::LANES;
 use m3ipc::{CallId, Cred, Endpoint, IpcError, NodeId};
-use rustix::fd::AsFd;
+use rustix::fd::{AsFd, BorrowedFd};
 use std::cell::RefCell;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -26,7 +26,7 @@ pub(crate) struct Inbox {
 
 #[derive(Debug)]
 struct Shared {
-    bell: Bell,
+    bell: Arc<Bell>,
     events: Mutex<Vec<Event>>,
     news: AtomicBool,
 }
@@ -34,7 +34,7 @@ struct Shared {
 /// Something that dvkd said.
 #[derive(Debug)]
 pub(crate) enum Event {
-    Accepted(Accepted),
+    Accepted(Box<Accepted>),
     Gone(Gone),
     Stop,
     /// dvkd is gone.
@@ -67,7 +67,9 @@ impl Accepted {
     fn from_record(record: &Tell, [channel, bell]: Fds) -> Result<Accepted, IpcError> {
         let channel = SharedChannel::map(channel.ok_or(IpcError::Protocol)?.as_fd())?;
         let bell = match bell {
-            Some(bell) if record.flags & flag::REQUESTER_BELL != 0 => Some(Ringer::map(bell.as_fd())?),
+            Some(bell) if record.flags & flag::REQUESTER_BELL != 0 => {
+                Some(Ringer::map(bell.as_fd())?)
+            }
             _ => None,
         };
         let cred = record.cred().ok_or(IpcError::Protocol)?;
@@ -78,8 +80,12 @@ impl Accepted {
 
 impl Inbox {
     /// Binds this process as server `number` and starts the thread.
-    pub(crate) fn connect(number: u32, socket: &Path) -> Result<Inbox> {
-        let (bell, descriptor) = Bell::create().map_err(|error| anyhow::anyhow!("cannot make a bell: {error:?}"))?;
+    pub(crate) fn connect(
+        number: u32,
+        socket: &Path,
+        bell: Arc<Bell>,
+        descriptor: BorrowedFd<'_>,
+    ) -> Result<Inbox> {
         let connection = match Connection::connect(socket.as_os_str().as_bytes()) {
             Ok(connection) => connection,
             Err(_) => bail!("no dvkd answers at {}", socket.display()),
@@ -88,9 +94,10 @@ impl Inbox {
         rustix::rand::getrandom(&mut nonce, rustix::rand::GetRandomFlags::empty())?;
         let hello = Ask::hello(kind::SERVER, number, u64::from_ne_bytes(nonce) | 1);
         let welcome = connection
-            .hello(hello, Some(descriptor.as_fd()))
+            .hello(hello, Some(descriptor))
             .map_err(|error| anyhow::anyhow!("dvkd refuses server {number}: {error:?}"))?;
-        let shared = Arc::new(Shared { bell, events: Mutex::default(), news: AtomicBool::new(false) });
+        let shared =
+            Arc::new(Shared { bell, events: Mutex::default(), news: AtomicBool::new(false) });
         let listener = shared.clone();
         std::thread::Builder::new()
             .name("dvkd".into())
@@ -147,14 +154,16 @@ impl Shared {
 fn event(record: &Tell, fds: Fds) -> Option<Event> {
     match record.op {
         tell::ACCEPT => match Accepted::from_record(record, fds) {
-            Ok(accepted) => Some(Event::Accepted(accepted)),
+            Ok(accepted) => Some(Event::Accepted(Box::new(accepted))),
             Err(error) => {
                 tracing::error!(peer = ?record.endpoint, ?error, "cannot accept a channel");
                 None
             }
         },
         tell::GONE => Some(Event::Gone(Gone::Endpoint(record.endpoint))),
-        tell::NODE_GONE => u16::try_from(record.node).ok().map(|node| Event::Gone(Gone::Node(NodeId(node)))),
+        tell::NODE_GONE => {
+            u16::try_from(record.node).ok().map(|node| Event::Gone(Gone::Node(NodeId(node))))
+        }
         tell::STOP => Some(Event::Stop),
         _ => None,
     }

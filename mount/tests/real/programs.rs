@@ -27,6 +27,17 @@ pub(crate) fn can_mount() -> bool {
     able
 }
 
+/// Is `program` installed? If not, says loudly what is not tested.
+pub(crate) fn have(program: &str) -> bool {
+    let found = std::env::var("PATH")
+        .is_ok_and(|path| path.split(':').any(|place| Path::new(place).join(program).is_file()));
+    if !found {
+        let told = format!("SKIPPED, NOT TESTED: {program} is not installed\n");
+        std::io::stderr().write_all(told.as_bytes()).unwrap();
+    }
+    found
+}
+
 impl World {
     /// A fresh tree, mounted on `nodes` nodes; `None` if that is not possible here.
     pub(crate) fn new(nodes: u16) -> Option<World> {
