@@ -13,7 +13,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// In the environment of every daemon of a lab: the lab's directory.
+/// In the environment of every daemon of a lab: the lab's directory. Set by a user, it chooses the
+/// directory, so that there can be several labs.
 pub(super) const DIRECTORY_VARIABLE: &str = "DVS_LAB_DIR";
 
 /// Bytes at the end of a log in which its last line is looked for.
@@ -42,6 +43,9 @@ pub(crate) struct LabNode {
 
 /// The directory of this user's lab.
 pub(crate) fn directory() -> PathBuf {
+    if let Some(chosen) = directory_of_this() {
+        return chosen;
+    }
     let uid = rustix::process::geteuid();
     if uid.is_root() {
         return PathBuf::from("/run/dvs/lab");
@@ -75,7 +79,7 @@ pub(super) fn lock(directory: &Path) -> Result<File> {
     if owner != rustix::process::geteuid().as_raw() {
         bail!("{} belongs to another user", parent.display());
     }
-    let path = parent.join("lab.lock");
+    let path = directory.with_extension("lock");
     let file = File::options().create(true).append(true).open(&path);
     let file = file.with_context(|| format!("cannot open {}", path.display()))?;
     rustix::io::retry_on_intr(|| rustix::fs::flock(&file, FlockOperation::LockExclusive))?;
