@@ -141,10 +141,11 @@ fn unfinished(file: &File) -> Vec<(usize, String)> {
 fn unsafe_is_announced(file: &File) -> Vec<(usize, String)> {
     let late = |(index, line): (usize, &str)| {
         let expects = line.contains("(unsafe_code") && line.trim_start().starts_with("#");
-        (expects && !(index == 1 && line.starts_with("#![expect(unsafe_code"))).then_some(index + 1)
+        let under_head = file.text.lines().take(index).all(|above| above.starts_with("//!"));
+        (expects && !(under_head && line.starts_with("#![expect(unsafe_code"))).then_some(index + 1)
     };
     let message =
-        "`#![expect(unsafe_code, reason = …)]` is the second line of a file, and nowhere else";
+        "`#![expect(unsafe_code, reason = …)]` stands right under a file's head, and nowhere else";
     file.text.lines().enumerate().filter_map(late).map(|line| (line, message.to_owned())).collect()
 }
 

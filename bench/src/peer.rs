@@ -1,0 +1,54 @@
+//! The other side of a ping-pong: a second process that sends back what it gets.
+
+use crate::{shared, stream};
+use anyhow::Result;
+use rustix::stdio;
+use std::fs::File;
+use std::process::{Child, Command, Stdio};
+
+/// How the two processes are joined.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum Kind {
+    /// A memfd at standard input.
+    Shared,
+    /// A pipe at standard input, one at standard output.
+    Pipes,
+    /// A socket at standard input.
+    Socket,
+}
+
+/// Runs the other side until this one is gone.
+pub(crate) fn answer(kind: Kind) -> Result<()> {
+    let input = stdio::stdin().try_clone_to_owned()?;
+    match kind {
+        Kind::Shared => shared::echo(&input),
+        Kind::Pipes => stream::echo(
+            &mut File::from(input),
+            &mut File::from(stdio::stdout().try_clone_to_owned()?),
+        ),
+        Kind::Socket => {
+            let input = File::from(input);
+            stream::echo(&mut &input, &mut &input)
+        }
+    }
+}
+
+/// A peer that ends with its owner.
+#[derive(Debug)]
+pub(crate) struct Peer(pub(crate) Child);
+
+impl Peer {
+    pub(crate) fn start(kind: &str, input: Stdio, output: Stdio) -> Result<Peer> {
+        let program = std::env::current_exe()?;
+        Ok(Peer(Command::new(program).args(["peer", kind]).stdin(input).stdout(output).spawn()?))
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        // It may have ended already, then there is nothing to kill; either way it is reaped.
+        if self.0.kill().is_ok() {
+            drop(self.0.wait());
+        }
+    }
+}

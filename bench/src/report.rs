@@ -1,0 +1,50 @@
+//! The rows: for people, or one JSON object each.
+#![expect(clippy::print_stdout, reason = "the rows are what the bench is for")]
+
+use crate::rounds::Time;
+use serde_json::json;
+
+/// Where rows go.
+#[derive(Debug)]
+pub(crate) struct Report {
+    json: bool,
+    filter: String,
+}
+
+impl Report {
+    pub(crate) fn new(json: bool, filter: &str) -> Report {
+        Report { json, filter: filter.to_owned() }
+    }
+
+    /// One time, in nanoseconds, beside that of `baseline` if there is one.
+    pub(crate) fn row(&self, name: &str, nanos: f64, baseline: Option<&Time>) {
+        let full =
+            baseline.map_or(name.to_owned(), |baseline| format!("{name} / {}", baseline.name));
+        if !full.contains(&self.filter) {
+            return;
+        }
+        let ratio = baseline.map(|baseline| nanos / baseline.nanos);
+        if self.json {
+            let baseline = baseline.map(|baseline| micros(baseline.nanos));
+            println!(
+                "{}",
+                json!({"name": full, "value": micros(nanos), "unit": "us", "baseline": baseline, "ratio": ratio})
+            );
+            return;
+        }
+        match (baseline, ratio) {
+            (Some(baseline), Some(ratio)) => {
+                println!(
+                    "{full:<56} {:>9.2} µs {:>9.2} µs {ratio:>7.2} ×",
+                    micros(nanos),
+                    micros(baseline.nanos)
+                );
+            }
+            _ => println!("{full:<56} {:>9.2} µs", micros(nanos)),
+        }
+    }
+}
+
+fn micros(nanos: f64) -> f64 {
+    nanos.round() / 1000.0
+}
