@@ -5,6 +5,7 @@
 use super::admin::ChildStatus;
 use super::config::{Config, Dc};
 use super::node::Shared;
+use crate::kernel::Role;
 use crate::limits::{CHILD_STOP_TIMEOUT, RESTART_MAX, RESTART_MIN};
 use anyhow::{Context, Result};
 use rustix::fd::OwnedFd;
@@ -116,14 +117,19 @@ impl Keeper {
         Ok(Keeper { dc: dc.name.clone(), role, state, thread: Some(thread) })
     }
 
-    pub(super) fn status(&self, bound_pids: &[u32]) -> ChildStatus {
+    /// `bound`: the processes of its DC that are bound here.
+    pub(super) fn status(&self, bound: &[(Role, u32)]) -> ChildStatus {
         let now = self.state.lock();
         let pid = now.child.as_ref().map(|(pid, _)| *pid);
         ChildStatus {
             role: self.role.into(),
             pid,
             restarts: now.restarts,
-            bound: pid.is_some_and(|pid| bound_pids.contains(&pid)),
+            // A container is bound by a child of the child: process 1 of its pid namespace.
+            bound: bound.iter().any(|(role, bound)| match role {
+                Role::Container => !self.is_server(),
+                _ => pid == Some(*bound),
+            }),
             last_exit: now.last_exit.clone(),
         }
     }
