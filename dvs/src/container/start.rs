@@ -2,13 +2,14 @@
 //!
 //! The container has threads, and a forked child of such a process may do next to nothing; so it
 //! executes this program anew, and that one makes the session, the mounts and the user's rights.
-#![expect(unsafe_code, reason = "descriptors are inherited by number, and SIGPIPE is set back")]
+#![expect(unsafe_code, reason = "descriptors are inherited by number, and signals get their default action")]
 
 use super::{elf, root};
 use crate::session::Request;
 use anyhow::{Context, Result, ensure};
 use calls::container::{Spawned, shim, step};
 use m3ipc::Cred;
+use nix::sys::signal::{self, SigHandler, SigSet, Signal};
 use nix::unistd::execve;
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::io::FdFlags;
@@ -254,15 +255,16 @@ fn prepare(launch: &Launch) -> std::result::Result<(), Failed> {
     if std::env::set_current_dir(OsStr::from_bytes(&launch.request.cwd)).is_err() {
         std::env::set_current_dir("/").map_err(|error| Failed(step::PREPARE, error))?;
     }
-    // SAFETY: the default action is no function, so there is none that could be called wrongly.
-    let reset = unsafe {
-        nix::sys::signal::signal(
-            nix::sys::signal::Signal::SIGPIPE,
-            nix::sys::signal::SigHandler::SigDfl,
-        )
-    };
-    reset.map_err(|error| Failed(step::PREPARE, error.into()))?;
-    Ok(())
+    reset_signals().map_err(|error| Failed(step::PREPARE, error.into()))
+}
+
+/// As a program expects them: nothing blocked, nothing ignored.
+fn reset_signals() -> nix::Result<()> {
+    for signal in Signal::iterator().filter(|signal| !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP)) {
+        // SAFETY: the default action is no function, so there is none that could be called wrongly.
+        unsafe { signal::signal(signal, SigHandler::SigDfl) }?;
+    }
+    SigSet::empty().thread_set_mask()
 }
 
 /// From the container's rights to the caller's.
