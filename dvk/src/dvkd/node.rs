@@ -268,7 +268,10 @@ impl Node {
         let Some(connection) = self.door.connection_of(asker) else { return };
         let place = (dc, endpoint);
         let pid = connection.identity.pid;
-        if let Some(old) = self.by_pid.insert((dc, pid), endpoint).filter(|old| *old != endpoint) {
+        if !endpoint.is_server()
+            && let Some(old) = self.by_pid.insert((dc, pid), endpoint)
+            && old != endpoint
+        {
             // The process has executed another program.
             self.forget((dc, old));
         }
