@@ -6,6 +6,7 @@
 
 #[macro_use]
 mod table;
+pub mod container;
 pub mod ipc;
 pub mod pm;
 pub mod vfs;

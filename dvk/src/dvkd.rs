@@ -1,9 +1,39 @@
 //! The node daemon: the door to local processes, the links to other nodes, and the children.
 
 pub mod admin;
+mod children;
 mod config;
+mod door;
+mod identity;
+mod link;
+mod links;
+mod node;
+mod proxy;
 
+pub use children::{CONTAINER, SERVERS};
 pub use config::{Config, Dc, Peer};
+
+use crate::host::solo::monotonic;
+use crate::kernel::{Kernel, NodeState};
+use crate::limits::DESCRIPTORS_MAX;
+use admin::{DcStatus, NodeStatus, Query, Status};
+use anyhow::{Context, Result, bail};
+use children::Keeper;
+use door::Door;
+use m3ipc::{DcId, NodeId};
+use nix::sys::signal::{SigSet, Signal};
+use node::Shared;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::collections::BTreeSet;
+use std::fs::{File, TryLockError};
+use std::io::Write;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, JoinHandle};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Runs the node daemon until SIGTERM, SIGINT or an admin's `Stop`.
 ///
@@ -12,7 +42,280 @@ pub use config::{Config, Dc, Peer};
 ///
 /// # Errors
 /// One sentence: the address or a socket is in use, a directory cannot be made.
-pub fn run(config: Config) -> anyhow::Result<()> {
-    config.check()?;
-    anyhow::bail!("not yet")
+pub fn run(config: Config) -> Result<()> {
+    // Blocked in all threads, so that the one below gets them; children unblock them.
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
+    signals.thread_block().context("cannot block signals")?;
+    let daemon = Daemon::start(config)?;
+    let wish = daemon.wish.clone();
+    spawn("signals", move || {
+        while let Ok(signal) = signals.wait() {
+            tracing::info!(%signal, "stopping");
+            wish.stop();
+        }
+    })?;
+    daemon.wish.wait();
+    daemon.stop();
+    Ok(())
 }
+
+/// A running daemon. `run` is one for a process; tests have several.
+#[derive(Debug)]
+pub struct Daemon {
+    shared: Arc<Shared>,
+    keepers: Arc<Mutex<Vec<Keeper>>>,
+    wish: Arc<Wish>,
+    threads: Vec<JoinHandle<()>>,
+    listener: Arc<TcpListener>,
+    admin: Arc<UnixListener>,
+    sockets: Vec<PathBuf>,
+    _lock: File,
+}
+
+/// That somebody wants the daemon to stop.
+#[derive(Debug, Default)]
+struct Wish {
+    stop: Mutex<bool>,
+    changed: Condvar,
+    /// Those who asked for it: their connections end when it has stopped.
+    waiting: Mutex<Vec<UnixStream>>,
+}
+
+impl Wish {
+    fn stop(&self) {
+        *locked(&self.stop) = true;
+        self.changed.notify_all();
+    }
+
+    fn wait(&self) {
+        let stop = locked(&self.stop);
+        drop(self.changed.wait_while(stop, |stop| !*stop).unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl Daemon {
+    /// Starts a daemon and its children.
+    ///
+    /// # Errors
+    /// As [`run`].
+    pub fn start(config: Config) -> Result<Daemon> {
+        config.check()?;
+        raise_descriptor_limit();
+        let lock = lock(&config.run)?;
+        let listener = Arc::new(links::listen(config.listen)?);
+        let admin = Arc::new(admin_listener(&config.admin_socket())?);
+        let mut sockets = vec![config.admin_socket()];
+        let mut door = Door::new(config.node)?;
+        for dc in &config.dcs {
+            let path = config.socket(&dc.name);
+            door.listen(DcId(dc.id), &path)?;
+            sockets.push(path);
+        }
+        let first_generation = first_generation(&config.store)?;
+        let kernel =
+            Kernel::new(node::kernel_config(&config, random(), first_generation), monotonic());
+        let mut daemon = Daemon {
+            shared: Arc::new(Shared::new(config, kernel, door)?),
+            keepers: Arc::default(),
+            wish: Arc::default(),
+            threads: Vec::new(),
+            listener,
+            admin,
+            sockets,
+            _lock: lock,
+        };
+        daemon.start_threads()?;
+        *locked(&daemon.keepers) = children::start(&daemon.shared)?;
+        Ok(daemon)
+    }
+
+    fn start_threads(&mut self) -> Result<()> {
+        let config = &self.shared.config;
+        let shared = || self.shared.clone();
+        let mut threads = Vec::new();
+        let door = shared();
+        threads.push(spawn("door", move || door::run(&door))?);
+        let proxy = shared();
+        threads.push(spawn("proxy", move || proxy::run(&proxy))?);
+        let (accepting, listener) = (shared(), self.listener.clone());
+        threads.push(spawn("accept", move || links::accept(&accepting, &listener))?);
+        // Of two nodes the one with the smaller number connects.
+        for peer in config.peers.iter().filter(|peer| peer.node > config.node) {
+            let (connecting, node, address) = (shared(), NodeId(peer.node), peer.address);
+            threads.push(spawn("link", move || links::connect(&connecting, node, address))?);
+        }
+        let (answering, keepers, wish, listener) =
+            (shared(), self.keepers.clone(), self.wish.clone(), self.admin.clone());
+        threads.push(spawn("admin", move || {
+            let uid = rustix::process::geteuid().as_raw();
+            let answer = move |query: Query, stream: UnixStream| match query {
+                Query::Status => admin::answer(&stream, &status(&answering, &keepers)),
+                Query::Stop => {
+                    locked(&wish.waiting).push(stream);
+                    wish.stop();
+                    Ok(())
+                }
+            };
+            admin::serve(&listener, uid, &(Arc::new(answer) as admin::Answer));
+        })?);
+        self.threads = threads;
+        Ok(())
+    }
+
+    /// Stops the children, then everything else.
+    pub fn stop(mut self) {
+        children::stop(&self.shared, &mut locked(&self.keepers));
+        self.shared.halt();
+        // accept(2) then returns; nothing to do if it has.
+        rustix::net::shutdown(&*self.listener, rustix::net::Shutdown::Both).ok();
+        rustix::net::shutdown(&*self.admin, rustix::net::Shutdown::Both).ok();
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of dvkd has panicked");
+            }
+        }
+        for socket in &self.sockets {
+            // Whoever comes next replaces a socket that nobody listens at.
+            std::fs::remove_file(socket).ok();
+        }
+        locked(&self.wish.waiting).clear();
+    }
+
+    /// What an admin would be told.
+    pub fn status(&self) -> Status {
+        status(&self.shared, &self.keepers)
+    }
+}
+
+fn status(shared: &Shared, keepers: &Mutex<Vec<Keeper>>) -> Status {
+    let config = &shared.config;
+    let mut status = shared.with(|node| {
+        let up: BTreeSet<u16> = node
+            .kernel
+            .nodes()
+            .filter(|info| matches!(info.state, NodeState::Up { .. }))
+            .map(|info| info.node.0)
+            .collect();
+        let dcs =
+            config.dcs.iter().map(|dc| dc_status(config, dc, node, &locked(keepers))).collect();
+        let peers = config.peers.iter().map(|peer| NodeStatus {
+            node: peer.node,
+            name: peer.name.clone(),
+            address: peer.address,
+            up: up.contains(&peer.node),
+        });
+        Status { nodes: peers.collect(), dcs, counters: node.counters, ..Status::default() }
+    });
+    let this = NodeStatus {
+        node: config.node,
+        name: config.name.clone(),
+        address: config.listen,
+        up: true,
+    };
+    status.nodes.insert(0, this);
+    status.node = config.node;
+    status.name.clone_from(&config.name);
+    status.pid = std::process::id();
+    status.version = env!("CARGO_PKG_VERSION").into();
+    status
+}
+
+fn dc_status(config: &Config, dc: &Dc, node: &node::Node, keepers: &[Keeper]) -> DcStatus {
+    let bound: Vec<u32> = node.kernel.endpoints(DcId(dc.id)).map(|info| info.pid).collect();
+    let children =
+        keepers.iter().filter(|keeper| keeper.dc == dc.name).map(|keeper| keeper.status(&bound));
+    DcStatus {
+        id: dc.id,
+        name: dc.name.clone(),
+        home: dc.home,
+        nodes: dc.nodes.clone(),
+        socket: config.socket(&dc.name),
+        endpoints: bound.len(),
+        channels: node.channel_count(DcId(dc.id)),
+        children: children.collect(),
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    Builder::new().name(name.into()).spawn(body).context("cannot start a thread")
+}
+
+/// Makes the run directory and makes sure that no other dvkd uses it.
+fn lock(run: &Path) -> Result<File> {
+    std::fs::create_dir_all(run).with_context(|| format!("cannot create {}", run.display()))?;
+    let path = run.join("lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.with_context(|| format!("cannot open {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => bail!("another dvkd runs in {}", run.display()),
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("cannot lock {}", path.display()))
+        }
+    }
+}
+
+fn admin_listener(path: &Path) -> Result<UnixListener> {
+    if path.exists() {
+        // This daemon holds the lock, so whoever made it is gone.
+        std::fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))?;
+    }
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("cannot listen at {}", path.display()))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))
+        .with_context(|| format!("cannot change the mode of {}", path.display()))?;
+    Ok(listener)
+}
+
+/// The generation of this daemon's first endpoints: higher than any that an earlier one of this node gave out, so
+/// that no endpoint ever names two processes. Each start gets 65 536; the clock helps if the file got lost.
+fn first_generation(store: &Path) -> Result<u32> {
+    std::fs::create_dir_all(store).with_context(|| format!("cannot create {}", store.display()))?;
+    let path = store.join("generation");
+    let last = match std::fs::read_to_string(&path) {
+        Ok(text) => text
+            .trim()
+            .parse::<u32>()
+            .with_context(|| format!("{} is no number", path.display()))?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+    };
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let next = last.saturating_add(1 << 16).max(u32::try_from(clock).unwrap_or(0));
+    let fresh = store.join("generation.new");
+    let written = File::create(&fresh).and_then(|mut file| {
+        writeln!(file, "{next}")?;
+        file.sync_all()?;
+        std::fs::rename(&fresh, &path)
+    });
+    written.with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(next)
+}
+
+fn random() -> u64 {
+    let mut bytes = [0; 8];
+    // Eight bytes are never cut short (getrandom(2)).
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .expect("the kernel has randomness after boot");
+    u64::from_ne_bytes(bytes) | 1
+}
+
+/// Each channel and each process is a descriptor here. Children get the old limit back.
+fn raise_descriptor_limit() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    children::DESCRIPTORS.get_or_init(|| Rlimit { current, maximum });
+    // Root may have more than its hard limit; others what they have.
+    let most = maximum.max(Some(DESCRIPTORS_MAX));
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most })
+        .or_else(|_| setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit of descriptors");
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -43,6 +43,10 @@ pub struct Packet<'a> {
 
 /// What a node says to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a frame lives on the stack for a moment; the large one is the common one"
+)]
 pub enum Frame<'a> {
     Hello(Hello),
     Request(Request<'a>),
@@ -50,6 +54,7 @@ pub enum Frame<'a> {
     /// A signal interrupted the caller: the server shall end the call if it is still kept.
     Cancel {
         dc: DcId,
+        to: Endpoint,
         id: CallId,
     },
     /// `gone`, an endpoint of the sending node, is dead; `to`, one of the receiving node, knew it.
@@ -178,6 +183,11 @@ impl Frame<'_> {
         }
     }
 
+    /// Bytes of payload that it carries.
+    pub fn payload_len(&self) -> usize {
+        self.payload().len()
+    }
+
     fn kind(&self) -> u16 {
         match self {
             Frame::Hello(_) => kind::HELLO,
@@ -291,8 +301,9 @@ impl Put<'_> {
                 self.endpoint(answer.to);
                 self.0.extend_from_slice(answer.message.as_bytes());
             }
-            Frame::Cancel { dc, id } => {
+            Frame::Cancel { dc, to, id } => {
                 self.u32(dc.0);
+                self.endpoint(*to);
                 self.endpoint(id.source);
                 self.u64(id.tag.0);
             }
@@ -390,7 +401,9 @@ impl<'a> Get<'a> {
             kind::HELLO => Frame::Hello(self.hello()?),
             kind::REQUEST => Frame::Request(self.request()?),
             kind::ANSWER => Frame::Answer(self.answer()?),
-            kind::CANCEL => Frame::Cancel { dc: self.dc()?, id: self.call_id()? },
+            kind::CANCEL => {
+                Frame::Cancel { dc: self.dc()?, to: self.endpoint()?, id: self.call_id()? }
+            }
             kind::GONE => {
                 Frame::Gone { dc: self.dc()?, to: self.endpoint()?, gone: self.endpoint()? }
             }
@@ -442,5 +455,209 @@ impl<'a> Get<'a> {
 
     fn call_id(&mut self) -> Result<CallId, FrameError> {
         Ok(CallId { source: self.endpoint()?, tag: m3ipc::Tag(self.u64("tag")?) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use m3ipc::Tag;
+    use proptest::prelude::*;
+
+    fn hello() -> Hello {
+        Hello {
+            node: NodeId(1),
+            to: NodeId(2),
+            incarnation: 0x1234_5678_9abc_def0,
+            epoch: 3,
+            peer_incarnation: 9,
+            peer_epoch: 1,
+            received: 77,
+        }
+    }
+
+    fn any_endpoint() -> impl Strategy<Value = Endpoint> {
+        (1..u32::MAX, any::<u32>()).prop_map(|(slot, generation)| Endpoint { slot, generation })
+    }
+
+    fn any_payload() -> impl Strategy<Value = Vec<u8>> {
+        prop_oneof![proptest::collection::vec(any::<u8>(), 0..64), Just(vec![7; PAYLOAD_MAX])]
+    }
+
+    fn any_message() -> impl Strategy<Value = Message> {
+        (any_endpoint(), any::<u64>(), any::<u16>(), any::<u16>(), any::<[u8; 32]>()).prop_map(
+            |(source, tag, call, status, bytes)| {
+                let mut message =
+                    Message { source, tag: Tag(tag), status, ..Message::request(call) };
+                message.args[..32].copy_from_slice(&bytes);
+                message
+            },
+        )
+    }
+
+    fn any_cred() -> impl Strategy<Value = Cred> {
+        (any::<[u32; 3]>(), proptest::collection::vec(any::<u32>(), 0..=m3ipc::limits::GROUPS_MAX))
+            .prop_map(|([pid, uid, gid], groups)| Cred::new(pid, uid, gid).with_groups(groups))
+    }
+
+    /// Bytes of a packet with `frame`, and the check that they are read as what was written.
+    fn check_round_trip(sequence: u64, received: u64, frame: Frame<'_>) -> Vec<u8> {
+        let sequence = if frame.is_sequenced() { sequence.max(1) } else { 0 };
+        let packet = Packet { sequence, received, frame };
+        let mut bytes = packet.encode();
+        let length = bytes.len();
+        assert_eq!(decode(&bytes), Ok((packet, length)));
+        bytes.extend_from_slice(b"the next frame");
+        assert_eq!(decode(&bytes), Ok((packet, length)));
+        bytes.truncate(length);
+        bytes
+    }
+
+    /// One packet of each kind.
+    fn samples() -> Vec<Vec<u8>> {
+        let (dc, to, from) = (DcId(1), Endpoint::VFS, Endpoint::new(NodeId(2), 5, 6));
+        let id = CallId { source: from, tag: Tag::new(1, 2) };
+        let message =
+            Message { source: from, tag: id.tag, payload_len: 3, ..Message::request(0x101) };
+        let cred = Cred::new(1, 2, 3).with_groups([4, 5]);
+        [
+            Frame::Hello(hello()),
+            Frame::Request(Request { dc, to, cred, message, payload: b"abc" }),
+            Frame::Answer(Answer {
+                dc,
+                to: from,
+                message: Message { source: to, ..message },
+                payload: b"abc",
+            }),
+            Frame::Cancel { dc, to, id },
+            Frame::Gone { dc, to, gone: from },
+            Frame::Notify { dc, from, to, value: 1 },
+            Frame::Ping { sent: 5 },
+            Frame::Pong { sent: 5 },
+            Frame::Received,
+        ]
+        .into_iter()
+        .map(|frame| check_round_trip(9, 8, frame))
+        .collect()
+    }
+
+    #[test]
+    fn every_kind_of_frame_cut_anywhere_is_incomplete_and_cut_with_its_length_malformed() {
+        for bytes in samples() {
+            for cut in 0..bytes.len() {
+                let need = if cut < 4 { HEADER } else { bytes.len() };
+                assert_eq!(
+                    decode(&bytes[..cut]),
+                    Err(FrameError::Incomplete { need }),
+                    "cut at {cut}"
+                );
+                let mut short = bytes[..cut].to_vec();
+                if let Some(prefix) = short.first_chunk_mut::<4>() {
+                    *prefix = u32::try_from(cut).unwrap().to_le_bytes();
+                    let error = decode(&short).expect_err("a frame without its end");
+                    assert!(
+                        !matches!(error, FrameError::Incomplete { .. }),
+                        "cut at {cut}: {error}"
+                    );
+                }
+            }
+            let mut long = bytes.clone();
+            long.push(0);
+            let length = u32::try_from(long.len()).unwrap();
+            long[..4].copy_from_slice(&length.to_le_bytes());
+            assert!(matches!(decode(&long), Err(FrameError::Malformed { .. })));
+        }
+    }
+
+    #[test]
+    fn impossible_lengths_are_refused_before_anything_is_read() {
+        for length in [0, 1, HEADER - 1, FRAME_MAX + 1, u32::MAX as usize] {
+            let prefix = u32::try_from(length).unwrap().to_le_bytes();
+            assert_eq!(decode(&prefix), Err(FrameError::Length { length }));
+        }
+    }
+
+    #[test]
+    fn a_frame_with_all_it_can_carry_is_not_too_long() {
+        let message = Message {
+            source: Endpoint::new(NodeId(1), 1, 1),
+            payload_len: u32::try_from(PAYLOAD_MAX).unwrap(),
+            ..Message::request(1)
+        };
+        let cred = Cred::ROOT.with_groups([7; m3ipc::limits::GROUPS_MAX]);
+        let payload = vec![1; PAYLOAD_MAX];
+        let request = Request { dc: DcId(1), to: Endpoint::VFS, cred, message, payload: &payload };
+        assert_eq!(check_round_trip(1, 0, Frame::Request(request)).len(), FRAME_MAX);
+    }
+
+    #[test]
+    fn another_version_is_named_and_another_protocol_told_apart() {
+        let bytes = Packet { sequence: 0, received: 0, frame: Frame::Hello(hello()) }.encode();
+        let mut newer = bytes.clone();
+        newer[HEADER + 4] = 9;
+        let error = decode(&newer).unwrap_err();
+        assert_eq!(error, FrameError::Version { theirs: 9 });
+        assert!(
+            error.to_string().contains("version 9")
+                && error.to_string().contains(&VERSION.to_string())
+        );
+        let mut other = bytes;
+        other[HEADER] = b'H';
+        assert_eq!(decode(&other), Err(FrameError::Magic));
+    }
+
+    #[test]
+    fn fields_without_a_meaning_are_refused() {
+        for (index, what) in [(6, "header"), (HEADER + 8, "node"), (HEADER + 10, "node")] {
+            let mut bytes =
+                Packet { sequence: 0, received: 0, frame: Frame::Hello(hello()) }.encode();
+            bytes[index..index + 2].copy_from_slice(&if what == "node" { [0, 0] } else { [1, 0] });
+            assert_eq!(decode(&bytes), Err(FrameError::Malformed { what }), "byte {index}");
+        }
+        for bytes in samples() {
+            let (packet, _) = decode(&bytes).unwrap();
+            let sequence = u64::from(packet.sequence == 0);
+            let wrong = Packet { sequence, ..packet }.encode();
+            assert_eq!(decode(&wrong), Err(FrameError::Malformed { what: "sequence" }));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(
+            numbers in any::<(u64, u64, u32, u64)>(), ends in (any_endpoint(), any_endpoint()),
+            cred in any_cred(), message in any_message(), payload in any_payload(),
+        ) {
+            let ((sequence, received, dc, value), (to, from)) = (numbers, ends);
+            let dc = DcId(dc);
+            let message = Message { payload_len: u32::try_from(payload.len()).unwrap(), ..message };
+            let id = CallId { source: from, tag: message.tag };
+            check_round_trip(sequence, received, Frame::Request(Request { dc, to, cred, message, payload: &payload }));
+            check_round_trip(sequence, received, Frame::Answer(Answer { dc, to, message, payload: &payload }));
+            check_round_trip(sequence, received, Frame::Cancel { dc, to, id });
+            check_round_trip(sequence, received, Frame::Gone { dc, to, gone: from });
+            check_round_trip(sequence, received, Frame::Notify { dc, from, to, value });
+            check_round_trip(sequence, received, Frame::Ping { sent: value });
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            decode(&bytes).ok();
+        }
+
+        /// Bytes changed in a good frame: an error, or a frame that is written as those same bytes.
+        #[test]
+        fn changed_bytes_are_refused_or_mean_what_they_say(
+            which in 0usize..9, changes in proptest::collection::vec((any::<u16>(), any::<u8>()), 1..4),
+        ) {
+            let mut bytes = samples().swap_remove(which);
+            for (at, value) in changes {
+                let at = usize::from(at) % bytes.len();
+                bytes[at] = value;
+            }
+            if let Ok((packet, used)) = decode(&bytes) {
+                prop_assert_eq!(packet.encode(), &bytes[..used]);
+            }
+        }
     }
 }

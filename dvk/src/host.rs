@@ -2,5 +2,6 @@
 
 mod blobs;
 pub mod disk;
+mod inbox;
 mod journal;
 pub mod solo;

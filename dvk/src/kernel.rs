@@ -8,9 +8,16 @@
 //! node do not pass here. For a receiver on another node the daemon is the receiver of the channel
 //! (a *proxy*), and makes a [`Input::LocalRequest`] of each request it finds there.
 
+mod calls;
+mod container;
+mod link;
+mod slots;
+
 use crate::frame::{Hello, Packet};
 use crate::server::{Gone, Nanos};
 use bytes::Bytes;
+use container::Container;
+use link::Peer;
 use m3ipc::door::kind;
 use m3ipc::{CallId, Cred, DcId, Endpoint, IpcError, Message, NodeId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -192,15 +199,15 @@ pub enum LinkError {
     Exhausted,
 }
 
-/// The kernel's calls, besides `step(&mut self, now: Nanos, input: Input<'_>, out: &mut Vec<Output>)`:
-/// `Kernel::new(config: Config, now: Nanos)`, `hello(&self, node) -> Option<Hello>`, `next_deadline(&self) ->
-/// Option<Nanos>`, `nodes()`, `endpoints(dc)`, `servers(dc)`.
+/// Another node, as the kernel sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeInfo {
     pub node: NodeId,
     pub state: NodeState,
     /// Incarnation of the session with it, 0 if there is none.
     pub incarnation: u64,
+    /// How often this node has given it up.
+    pub epoch: u64,
     /// Calls of this node that wait for its answer.
     pub calls_out: usize,
     /// Calls of that node that are open here.
@@ -225,3 +232,130 @@ pub struct EndpointInfo {
     pub role: Role,
     pub pid: u32,
 }
+
+/// A server of a container, and the endpoint bound as it if it is on this node and there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServerInfo {
+    pub number: u32,
+    pub node: NodeId,
+    pub bound: Option<Endpoint>,
+}
+
+/// The kernel of one node.
+#[derive(Debug)]
+pub struct Kernel {
+    node: NodeId,
+    incarnation: u64,
+    first_generation: u32,
+    containers: BTreeMap<DcId, Container>,
+    peers: BTreeMap<NodeId, Peer>,
+}
+
+impl Kernel {
+    /// A kernel that has no link yet. It waits for the other nodes as if it had just lost them.
+    pub fn new(config: Config, now: Nanos) -> Kernel {
+        let mut kernel = Kernel {
+            node: config.node,
+            incarnation: config.incarnation,
+            first_generation: config.first_generation,
+            containers: BTreeMap::new(),
+            peers: config
+                .peers
+                .iter()
+                .filter(|peer| **peer != config.node)
+                .map(|n| (*n, Peer::new(*n, now)))
+                .collect(),
+        };
+        for dc in &config.dcs {
+            kernel.dc_start(dc);
+        }
+        kernel
+    }
+
+    /// Takes one input at time `now`, which never goes back, and appends what is to be done.
+    pub fn step(&mut self, now: Nanos, input: Input<'_>, out: &mut Vec<Output>) {
+        match input {
+            Input::Tick => self.tick(now, out),
+            Input::Hello { asker, dc, role, pid, nonce, privileged } => {
+                match self.bind(now, dc, role, pid, nonce, privileged, out) {
+                    Ok(bound) => self.welcome(asker, dc, bound, out),
+                    Err(error) => out.push(Output::Refused { asker, error }),
+                }
+            }
+            Input::Open { asker, dc, from, to } => {
+                if let Err(error) = self.open(now, asker, dc, from, to, out) {
+                    out.push(Output::Refused { asker, error });
+                }
+            }
+            Input::Withdraw { asker } => self.withdraw(asker),
+            Input::Died { dc, endpoint } => self.died(now, dc, endpoint, out),
+            Input::LocalRequest { dc, to, cred, message, payload } => {
+                self.local_request(now, dc, to, cred, message, payload, out);
+            }
+            Input::LocalCancel { dc, to, id } => self.local_cancel(now, dc, to, id, out),
+            Input::LocalAnswer { dc, from, id, message, payload } => {
+                self.local_answer(now, dc, from, id, message, payload, out);
+            }
+            Input::LocalNotify { dc, from, to, value } => {
+                self.local_notify(now, dc, from, to, value, out)
+            }
+            Input::LinkUp { link, sent, received } => self.link_up(now, link, sent, received, out),
+            Input::LinkDown { node, link } => self.link_down(now, node, link),
+            Input::Packet { node, link, packet } => self.packet(now, node, link, packet, out),
+            Input::DcStart { dc } => self.dc_start(dc),
+            Input::DcStop { dc } => self.dc_stop(now, dc, out),
+        }
+        self.give_up_overfull(now, out);
+    }
+
+    /// When `Tick` is wanted at the latest. `None`: no time is of interest (no other node, nobody waits).
+    pub fn next_deadline(&self) -> Option<Nanos> {
+        let containers = self.containers.values().filter_map(Container::deadline);
+        let peers = self.peers.values().filter_map(Peer::deadline);
+        containers.chain(peers).min()
+    }
+
+    /// The Hello for a new connection to `node`; `None` if it is not of this cluster. It is for one
+    /// connection: make it when it is sent.
+    pub fn hello(&self, node: NodeId) -> Option<Hello> {
+        self.peers.get(&node).map(|peer| peer.hello(self.node, self.incarnation))
+    }
+
+    pub fn nodes(&self) -> impl Iterator<Item = NodeInfo> {
+        self.peers.values().map(Peer::info)
+    }
+
+    pub fn dcs(&self) -> impl Iterator<Item = &Dc> {
+        self.containers.values().map(|container| &container.dc)
+    }
+
+    /// The processes bound on this node, in the order of their slots.
+    pub fn endpoints(&self, dc: DcId) -> impl Iterator<Item = EndpointInfo> {
+        let bindings =
+            self.containers.get(&dc).into_iter().flat_map(|container| container.slots.iter());
+        bindings.map(|binding| EndpointInfo {
+            endpoint: binding.endpoint,
+            role: binding.role,
+            pid: binding.pid,
+        })
+    }
+
+    pub fn servers(&self, dc: DcId) -> impl Iterator<Item = ServerInfo> {
+        let container = self.containers.get(&dc);
+        container.into_iter().flat_map(|container| {
+            container.dc.servers.iter().map(|(&number, &node)| {
+                let bound = container.slots.by_slot(number).map(|binding| binding.endpoint);
+                ServerInfo { number, node, bound }
+            })
+        })
+    }
+
+    fn tick(&mut self, now: Nanos, out: &mut Vec<Output>) {
+        self.refuse_overdue(now, out);
+        self.end_overdue(now, out);
+        self.watch_links(now, out);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -3,11 +3,11 @@
 //! Pure middle: `kernel`, `frame`, `server`, `store` (the traits) do no I/O and read no clock.
 //! Rim: `host` runs servers, `dvkd` is the node daemon. Modules stand in reading order.
 
+pub mod dvkd;
 pub mod frame;
+pub mod host;
 pub mod kernel;
 pub mod lanes;
-pub mod dvkd;
-pub mod host;
 pub mod limits;
 pub mod server;
 pub mod store;

@@ -4,6 +4,7 @@ use crate::frame::HEADER;
 use crate::server::Nanos;
 use m3ipc::cred::CRED_SIZE_MAX;
 use m3ipc::limits::PAYLOAD_MAX;
+use std::time::Duration;
 
 const MILLISECOND: Nanos = 1_000_000;
 const SECOND: Nanos = 1_000 * MILLISECOND;
@@ -86,3 +87,54 @@ pub const MAP_MEMTABLE: u64 = 16 << 20;
 
 /// Bytes of all journals of a store, the least that fjall takes. Read again at each start.
 pub const MAP_JOURNALS: u64 = 64 << 20;
+
+/// How long the files of removed blobs stay: unlinking needs a sync, which `rm -r` should not wait for each time.
+pub const SWEEP_AFTER: Nanos = SECOND;
+
+/// A bell whose owner had announced sleep but did not go on to it (stopped, or out of CPU) is rung again after this.
+pub const RING_AGAIN: Nanos = MILLISECOND;
+
+/// Bytes of frames that wait to be written to one link. The kernel keeps no more than that for a node that does
+/// not read, so a link is dropped for this only if something is wrong with it.
+pub const LINK_QUEUE: usize = UNRECEIVED_LIMIT + (64 << 20);
+
+/// Longest spin of a link's reader before it sleeps.
+pub const SPIN_READER: Duration = Duration::from_nanos(m3ipc::limits::SPIN_MAX_NS);
+
+/// Connections at the door, and those of one ordinary user: each is a descriptor of the daemon. Programs close
+/// theirs after each exchange.
+pub const CONNECTIONS_MAX: usize = 16_384;
+pub const CONNECTIONS_PER_USER: usize = 2048;
+
+/// Processes of one ordinary user that are bound in one container: a third of all there can be.
+pub const ENDPOINTS_PER_USER: usize = ENDPOINTS_MAX / 3;
+
+/// Records of one connection that are read before the others get their turn.
+pub const PACKETS_PER_TURN: usize = 16;
+
+/// Records that wait for a receiver that does not listen. A server hears of every channel and every death; many
+/// thousands at once happen when a node goes down.
+pub const TELLS_QUEUED: usize = 65_536;
+
+/// How long a new connection may take to say Hello.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Connections that have not said Hello yet; each has a thread.
+pub const HANDSHAKES_MAX: usize = 64;
+
+/// Pauses between attempts to connect to another node.
+pub const RECONNECT_MIN: Duration = Duration::from_millis(50);
+pub const RECONNECT_MAX: Duration = Duration::from_secs(1);
+
+/// Pauses before a child that has died is started again. The first is short: clients wait.
+pub const RESTART_MIN: Duration = Duration::from_millis(5);
+pub const RESTART_MAX: Duration = Duration::from_secs(2);
+
+/// How long the containers, and then the servers, have to stop before they are killed.
+pub const CHILD_STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Connections of the command line at once.
+pub const ADMINS_MAX: usize = 16;
+
+/// Descriptors of a daemon: two per process, one per channel. It is Linux's own limit (`fs.nr_open`) by default.
+pub const DESCRIPTORS_MAX: u64 = 1 << 20;

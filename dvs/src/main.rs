@@ -1,2 +1,33 @@
-//! (to come)
-fn main() {}
+//! `dvs`: the command line of DVS, and by sub-command or by name each of its processes.
+
+mod cli;
+mod container;
+mod dc;
+mod demo;
+mod embedded;
+mod exit;
+mod ipcs;
+mod lab;
+mod mount;
+mod node;
+mod place;
+mod procfs;
+mod ps;
+mod run;
+mod server;
+mod session;
+mod table;
+mod terminal;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let (name, command) = cli::parse(std::env::args_os());
+    match cli::execute(command) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("{name}: {error:#}");
+            ExitCode::from(exit::code(&error))
+        }
+    }
+}

@@ -287,6 +287,11 @@ impl SharedChannel {
         self.lane(lane).state.store(state::IDLE, Ordering::Release);
     }
 
+    /// Has anything been answered since the last look (requesters that are woken by a bell)?
+    pub fn has_answers(&self) -> bool {
+        self.header().receiver.answered.load(Ordering::SeqCst) != 0
+    }
+
     /// Lanes answered since the last look (requesters that are woken by a bell).
     pub fn take_answered(&self) -> u64 {
         take(&self.header().receiver.answered)

@@ -1,1 +1,213 @@
-//! (to come)
+//! `dvs-mount`, the FUSE door: serves the VOS tree to the unmodified programs of a node.
+//!
+//! Each FUSE request becomes one call of vfs-server, with the credentials of the process that made it. Modules stand in
+//! reading order; only `fuser_door` and `lock_kind` know the crate `fuser`.
+//!
+//! The process that holds `/dev/fuse` must never use its own mount: it would wait for itself, and could not even be
+//! killed. So it has no file and no directory there, and starts no program while it serves.
+
+pub mod agent;
+mod cred;
+pub mod fuser_door;
+pub mod limits;
+mod lock_kind;
+mod mountpoint;
+
+use agent::VosAgent;
+use anyhow::{Context as _, Result, anyhow};
+use fuser::{Config, MountOption, Session, SessionACL};
+use fuser_door::FuserDoor;
+use m3ipc::Sendrec;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use std::num::NonZero;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+/// How a tree is mounted.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// An existing directory.
+    pub mountpoint: PathBuf,
+    /// Source of the mount, as mountinfo and df(1) show it. For example `dvs` or the name of the DC.
+    pub name: String,
+    /// Threads that serve requests; `None`: one per core, two at least.
+    pub threads: Option<NonZero<usize>>,
+}
+
+impl Options {
+    /// A mount named `dvs` at `mountpoint`.
+    pub fn new(mountpoint: impl Into<PathBuf>) -> Options {
+        Options { mountpoint: mountpoint.into(), name: "dvs".into(), threads: None }
+    }
+}
+
+/// Serves the tree at `options.mountpoint` until it is unmounted or the process gets SIGTERM, SIGINT or SIGHUP.
+///
+/// `port` is a port of a trusted channel (`m3ipc::door::kind::AGENT`). Meant for a process of its own, which it renames.
+///
+/// # Errors
+/// One sentence that says what to do: `/dev/fuse` missing or not allowed, the mount point missing or in use.
+pub fn run(options: Options, port: impl Sendrec + Send + Sync + 'static) -> Result<()> {
+    become_agent()?;
+    mount(&options, port)?.until_signal()
+}
+
+/// Takes name and place of a file agent: nothing that could keep a file system busy, least of all its own.
+fn become_agent() -> Result<()> {
+    rustix::thread::set_name(c"dvs-mount").context("cannot set the process name")?;
+    // With a thread missing it would serve on, until none is left: better it dies and is started anew.
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
+    std::env::set_current_dir("/").context("cannot change to /")
+}
+
+/// A tree that is being served by threads of this process. Unmounted when dropped.
+#[derive(Debug)]
+pub struct Mounted {
+    place: PathBuf,
+    news: Receiver<News>,
+    tell: Sender<News>,
+    /// Whoever unmounts twice may take away what somebody else has mounted there since.
+    attached: bool,
+}
+
+/// What the thread that waits for the end is told.
+#[derive(Debug)]
+enum News {
+    /// The kernel has ended the session.
+    Ended(std::io::Result<()>),
+    /// A signal asks to stop.
+    Stop,
+}
+
+/// Mounts the tree and returns when it can be used.
+///
+/// # Errors
+/// As [`run`].
+pub fn mount(options: &Options, port: impl Sendrec + Send + Sync + 'static) -> Result<Mounted> {
+    let place = mountpoint::prepare(&options.mountpoint)?;
+    let session = open_session(options, &place, FuserDoor::new(VosAgent::new(port)))?;
+    let (tell, news) = channel();
+    let mounted = Mounted { place, news, tell: tell.clone(), attached: true };
+    let serve = move || {
+        // Nobody listens any more if the mount has been dropped.
+        tell.send(News::Ended(session.run())).ok();
+    };
+    thread::Builder::new()
+        .name("dvs-mount".into())
+        .spawn(serve)
+        .context("no thread to serve the mount")?;
+    tracing::info!("mounted at {}", mounted.place.display());
+    Ok(mounted)
+}
+
+/// Mounts with the system call, or else with fusermount3, and shakes hands with the kernel.
+fn open_session<A: agent::Agent>(
+    options: &Options,
+    place: &Path,
+    door: FuserDoor<A>,
+) -> Result<Session<FuserDoor<A>>> {
+    let wanted = mountpoint::Wanted { name: &options.name, max_read: limits::IO_SIZE_MAX };
+    let config = session_config(options);
+    if let Some(device) = mountpoint::mount(place, wanted)? {
+        return Session::from_fd(door, device, SessionACL::All, config).map_err(|error| {
+            mountpoint::unmount(place).ok();
+            anyhow!(error)
+                .context("the kernel's FUSE refused the handshake: Linux 4.9 or newer is needed")
+        });
+    }
+    Session::new(door, place, &config).map_err(|error| {
+        let help = "mounting needs root (CAP_SYS_ADMIN), or the program fusermount3 (package fuse3) and \
+                    `user_allow_other` in /etc/fuse.conf";
+        anyhow!("{help}: {}", error.to_string().trim())
+    })
+}
+
+/// One thread per core and two at least, so that one slow call does not stop the others.
+fn session_config(options: &Options) -> Config {
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    let mut config = Config::default();
+    config.acl = SessionACL::All;
+    config.n_threads = Some(options.threads.map_or(cores.max(2), NonZero::get));
+    config.clone_fd = mountpoint::device_opens();
+    // Only for the way through fusermount3; the system call has its own.
+    config.mount_options = vec![
+        MountOption::FSName(options.name.clone()),
+        MountOption::Subtype("dvs".into()),
+        MountOption::CUSTOM(format!("max_read={}", limits::IO_SIZE_MAX)),
+        // fusermount3 stays, and unmounts should this process die.
+        MountOption::AutoUnmount,
+    ];
+    config
+}
+
+impl Mounted {
+    /// The mount point, absolute and without links.
+    pub fn path(&self) -> &Path {
+        &self.place
+    }
+
+    /// Waits until the tree is unmounted, or unmounts it at SIGTERM, SIGINT or SIGHUP.
+    ///
+    /// # Errors
+    /// The session broke, or it could not be unmounted.
+    pub fn until_signal(mut self) -> Result<()> {
+        let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])
+            .context("cannot handle signals")?;
+        let handle = signals.handle();
+        let tell = self.tell.clone();
+        let watch = move || {
+            for _ in signals.forever() {
+                tell.send(News::Stop).ok();
+            }
+        };
+        thread::Builder::new()
+            .name("dvs-signals".into())
+            .spawn(watch)
+            .context("no thread for signals")?;
+        let news = self.news.recv();
+        handle.close();
+        match news {
+            Ok(News::Ended(outcome)) => {
+                self.attached = false;
+                outcome.context("the FUSE session broke")
+            }
+            Ok(News::Stop) | Err(_) => self.unmount(),
+        }
+    }
+
+    /// Unmounts the tree. Programs with files open in it have some seconds to close them; those that do not get
+    /// ENOTCONN when this process ends.
+    ///
+    /// # Errors
+    /// It could not be unmounted.
+    pub fn unmount(mut self) -> Result<()> {
+        self.attached = false;
+        mountpoint::unmount(&self.place)?;
+        match self.news.recv_timeout(Duration::from_secs(limits::STOP_GRACE_SECONDS)) {
+            Ok(News::Ended(outcome)) => outcome.context("the FUSE session broke"),
+            Ok(News::Stop) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                tracing::warn!(
+                    "files at {} are still open: they are cut off",
+                    self.place.display()
+                );
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if self.attached
+            && let Err(error) = mountpoint::unmount(&self.place)
+        {
+            tracing::warn!("{error:#}");
+        }
+    }
+}

@@ -48,8 +48,10 @@ impl Tasks {
     /// No memory for its stack.
     pub fn add(&mut self, body: impl FnOnce(Turn<'_>) + 'static) -> std::io::Result<TaskId> {
         let id = self.all.len();
-        let coroutine =
-            Coroutine::with_stack(DefaultStack::new(STACK_SIZE)?, move |yielder, ()| body(yielder));
+        // Boxed, because what a coroutine starts with is copied to the top of its stack.
+        let body: Box<dyn FnOnce(Turn<'_>)> = Box::new(body);
+        let stack = DefaultStack::new(STACK_SIZE)?;
+        let coroutine = Coroutine::with_stack(stack, move |yielder, ()| body(yielder));
         self.all.push(Some(coroutine));
         self.alive.push(true);
         self.queued.push(false);

@@ -54,11 +54,10 @@ struct Desk {
     gone: RefCell<Vec<Endpoint>>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Caller {
     task: TaskId,
     cred: Cred,
-    channel: Rc<LocalChannel>,
 }
 
 #[derive(Debug)]
@@ -89,11 +88,12 @@ impl World {
         };
         let servers = [desk(Endpoint::VFS), desk(Endpoint::PM), desk(Endpoint::IPC)];
         let time = Time { clock, start: Instant::now(), now: Cell::new(1) };
+        let wall = time.wall();
         let shared = Rc::new(Shared { tasks: RefCell::default(), servers, time });
         let mut stores = [MemoryStore::default(), MemoryStore::default(), MemoryStore::default()];
-        let vfs = VfsServer::open(&mut stores[0])?;
-        let pm = PmServer::open(&mut stores[1])?;
-        let ipc = IpcServer::open(&mut stores[2])?;
+        let vfs = VfsServer::open(&mut stores[0], wall)?;
+        let pm = PmServer::open(&stores[1]);
+        let ipc = IpcServer::open(&stores[2]);
         let [vfs_store, pm_store, ipc_store] = stores;
         serve(&shared, 0, vfs, vfs_store)?;
         serve(&shared, 1, pm, pm_store)?;
@@ -297,7 +297,6 @@ impl<S: Server> Served<S> {
 }
 
 /// A program's view of its world: it makes calls.
-#[derive(Debug)]
 pub struct Program<'a> {
     shared: Rc<Shared>,
     turn: Turn<'a>,
@@ -307,6 +306,12 @@ pub struct Program<'a> {
     /// Its channels to the three servers.
     ways: [RefCell<Option<Rc<LocalChannel>>>; 3],
     sequence: Cell<u64>,
+}
+
+impl std::fmt::Debug for Program<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Program").field("endpoint", &self.endpoint).finish_non_exhaustive()
+    }
 }
 
 impl Program<'_> {
@@ -333,8 +338,7 @@ impl Program<'_> {
                 .list
                 .borrow_mut()
                 .push(Inbound::new(ServerEnd(Rc::clone(&channel)), self.endpoint));
-            let caller = Caller { task: self.task, cred: self.cred, channel: Rc::clone(&channel) };
-            place.callers.borrow_mut().push(caller);
+            place.callers.borrow_mut().push(Caller { task: self.task, cred: self.cred });
             channel
         };
         Rc::clone(way.get_or_insert_with(open))

@@ -183,7 +183,7 @@ impl VfsServer {
             }
             for id in granted {
                 // Who was granted just before may now be in the way.
-                if !self.locks.waiting.get(&id).is_some_and(|wish| !self.locks.is_blocked(wish)) {
+                if self.locks.waiting.get(&id).is_none_or(|wish| self.locks.is_blocked(wish)) {
                     continue;
                 }
                 let Some(wish) = self.locks.forget(id) else { continue };
@@ -286,6 +286,16 @@ impl Locks {
     fn held(&self, ino: u64, family: Family, owner: Owner) -> &[Range] {
         let table = self.tables.get(&ino);
         table.and_then(|table| table.held.get(&(family, owner))).map_or(&[], |ranges| ranges)
+    }
+
+    /// All locks, for comparison.
+    #[cfg(test)]
+    pub(crate) fn all_held(&self) -> Vec<String> {
+        let tables = self
+            .tables
+            .iter()
+            .flat_map(|(ino, table)| table.held.iter().map(move |held| (ino, held)));
+        tables.map(|held| format!("{held:?}")).collect()
     }
 
     /// For every other owner who is in the way of `wanted`, the first range that is.

@@ -42,8 +42,9 @@ pub(crate) fn set(ranges: &[Range], mut new: Range) -> Splice {
             new.start = new.start.min(old.start);
             new.end = new.end.max(old.end);
         } else {
-            left = before(old, start).or(left);
-            right = after(old, end).or(right);
+            // Only the first can begin before the new one, only the last can end behind it.
+            left = left.or(before(old, start));
+            right = after(old, end);
         }
     }
     Splice { from, to, with: left.into_iter().chain([new]).chain(right).collect() }
@@ -93,12 +94,16 @@ mod tests {
         ranges.splice(splice.from..splice.to, splice.with);
     }
 
+    fn at(start: u64, end: u64) -> std::ops::RangeInclusive<usize> {
+        usize::try_from(start).unwrap()..=usize::try_from(end).unwrap()
+    }
+
     /// The same, a byte at a time.
     fn bytes(ranges: &[Range]) -> [Option<Kind>; FILE] {
         let mut bytes = [None; FILE];
         for range in ranges {
-            for at in range.start..=range.end {
-                assert_eq!(bytes[at as usize].replace(range.kind), None, "two ranges at {at}");
+            for byte in &mut bytes[at(range.start, range.end)] {
+                assert_eq!(byte.replace(range.kind), None, "it is in two ranges");
             }
         }
         bytes
@@ -125,7 +130,7 @@ mod tests {
                     None => clear(&ranges, start, end),
                 };
                 apply(&mut ranges, splice);
-                model[start as usize..=end as usize].fill(kind);
+                model[at(start, end)].fill(kind);
                 prop_assert_eq!(bytes(&ranges), model);
                 for pair in ranges.windows(2) {
                     prop_assert!(pair[0].end < pair[1].start, "not sorted: {:?}", pair);
@@ -135,7 +140,7 @@ mod tests {
             }
             for kind in [Kind::Read, Kind::Write] {
                 let clashes = |held: &Option<Kind>| *held == Some(Kind::Write) || (held.is_some() && kind == Kind::Write);
-                let want = model[start as usize..=end as usize].iter().any(clashes);
+                let want = model[at(start, end)].iter().any(clashes);
                 prop_assert_eq!(conflict(&ranges, &range(start, end, kind)).is_some(), want);
             }
         }

@@ -20,7 +20,7 @@ impl VfsServer {
             files: INODES_CLAIMED,
             files_free: INODES_CLAIMED.saturating_sub(self.numbers.inodes()),
             block_size: STATFS_BLOCK_SIZE,
-            name_max: NAME_MAX as u32,
+            name_max: u32::try_from(NAME_MAX).expect("a name has 255 bytes"),
         };
         Ok(stats.bytes().into())
     }

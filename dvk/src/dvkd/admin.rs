@@ -1,11 +1,14 @@
 //! What the command line asks a running `dvkd`: one JSON line each way over `admin.sock`.
 
+use crate::limits::ADMINS_MAX;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Bytes of one line at most.
@@ -117,6 +120,53 @@ pub fn stop(run: &Path) -> Result<()> {
     answer.get_ref().get_ref().set_read_timeout(Some(STOP_TIMEOUT))?;
     // dvkd closes its side when all its children are gone.
     answer.read_to_end(&mut Vec::new()).context("dvkd has been asked to stop, but does not")?;
+    Ok(())
+}
+
+/// How dvkd answers a query; a connection that it keeps ends when it has stopped.
+pub(super) type Answer = Arc<dyn Fn(Query, UnixStream) -> Result<()> + Send + Sync>;
+
+/// The body of the thread that answers the command line. Ends when the listener is shut down.
+pub(super) fn serve(listener: &UnixListener, uid: u32, answer: &Answer) {
+    let busy = Arc::new(AtomicUsize::new(0));
+    while let Ok((stream, _)) = listener.accept() {
+        if busy.fetch_add(1, Ordering::SeqCst) >= ADMINS_MAX {
+            busy.fetch_sub(1, Ordering::SeqCst);
+            continue;
+        }
+        let (answer, counter) = (answer.clone(), busy.clone());
+        let thread = std::thread::Builder::new().name("admin".into()).spawn(move || {
+            if let Err(error) = serve_one(stream, uid, &answer) {
+                tracing::debug!(error = format!("{error:#}"), "an admin's query fails");
+            }
+            counter.fetch_sub(1, Ordering::SeqCst);
+        });
+        if let Err(error) = thread {
+            tracing::error!(%error, "cannot start a thread");
+            busy.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+fn serve_one(stream: UnixStream, uid: u32, answer: &Answer) -> Result<()> {
+    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+    stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+    let peer = rustix::net::sockopt::socket_peercred(&stream)?;
+    let mut line = String::new();
+    BufReader::new((&stream).take(LINE_MAX)).read_line(&mut line)?;
+    let query: Query = serde_json::from_str(&line)?;
+    // Everybody may look; only root and dvkd's own user may stop it.
+    if query == Query::Stop && ![0, uid].contains(&peer.uid.as_raw()) {
+        bail!("user {} may not stop dvkd", peer.uid.as_raw());
+    }
+    answer(query, stream)
+}
+
+/// Sends a status.
+pub(super) fn answer(mut stream: &UnixStream, status: &Status) -> Result<()> {
+    let mut line = serde_json::to_string(status)?;
+    line.push('\n');
+    stream.write_all(line.as_bytes())?;
     Ok(())
 }
 

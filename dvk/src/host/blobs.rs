@@ -28,8 +28,14 @@ pub(crate) struct Blobs {
 
 impl Blobs {
     pub(crate) fn open(directory: PathBuf) -> Result<Blobs> {
-        std::fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
-        Ok(Blobs { directory, open: RefCell::default(), sync: BTreeSet::new(), fresh: BTreeSet::new() })
+        std::fs::create_dir_all(&directory)
+            .with_context(|| format!("cannot create {}", directory.display()))?;
+        Ok(Blobs {
+            directory,
+            open: RefCell::default(),
+            sync: BTreeSet::new(),
+            fresh: BTreeSet::new(),
+        })
     }
 
     fn parent(&self, blob: u64) -> PathBuf {
@@ -57,9 +63,12 @@ impl Blobs {
         if let Some(file) = self.file(blob)? {
             return Ok(file);
         }
-        let make = || OpenOptions::new().read(true).write(true).create_new(true).open(self.path(blob));
+        let make =
+            || OpenOptions::new().read(true).write(true).create_new(true).open(self.path(blob));
         let made = make().or_else(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => std::fs::create_dir_all(self.parent(blob)).and_then(|()| make()),
+            std::io::ErrorKind::NotFound => {
+                std::fs::create_dir_all(self.parent(blob)).and_then(|()| make())
+            }
             _ => Err(error),
         });
         let file = made.map_err(|error| failed("create", blob, &error))?;
@@ -67,7 +76,12 @@ impl Blobs {
         Ok(self.open.borrow_mut().insert(blob, file))
     }
 
-    pub(crate) fn read(&self, blob: u64, offset: u64, buffer: &mut [u8]) -> Result<usize, StoreError> {
+    pub(crate) fn read(
+        &self,
+        blob: u64,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<usize, StoreError> {
         let Some(file) = self.file(blob)? else { return Ok(0) };
         if offset > i64::MAX as u64 {
             return Ok(0);
@@ -100,7 +114,8 @@ impl Blobs {
         if length > i64::MAX as u64 {
             return Err(StoreError::Full);
         }
-        ftruncate(&self.file_made(blob)?, length).map_err(|error| failed("truncate", blob, &error.into()))
+        ftruncate(&self.file_made(blob)?, length)
+            .map_err(|error| failed("truncate", blob, &error.into()))
     }
 
     pub(crate) fn punch(&mut self, blob: u64, offset: u64, count: u64) -> Result<(), StoreError> {
@@ -126,7 +141,8 @@ impl Blobs {
 
     /// Bytes of storage that the blob uses.
     pub(crate) fn used(&self, blob: u64) -> u64 {
-        let blocks = |file: Rc<File>| fstat(&file).ok().and_then(|stat| u64::try_from(stat.st_blocks).ok());
+        let blocks =
+            |file: Rc<File>| fstat(&file).ok().and_then(|stat| u64::try_from(stat.st_blocks).ok());
         self.file(blob).ok().flatten().and_then(blocks).unwrap_or(0) * 512
     }
 
@@ -151,9 +167,11 @@ impl Blobs {
     pub(crate) fn sync_marked(&mut self) -> Result<()> {
         let mut parents = BTreeSet::new();
         for blob in std::mem::take(&mut self.sync) {
-            let file = self.file(blob).map_err(|_| anyhow::anyhow!("cannot open blob {blob:016x}"))?;
+            let file =
+                self.file(blob).map_err(|_| anyhow::anyhow!("cannot open blob {blob:016x}"))?;
             let Some(file) = file else { continue };
-            file.sync_data().with_context(|| format!("cannot sync {}", self.path(blob).display()))?;
+            file.sync_data()
+                .with_context(|| format!("cannot sync {}", self.path(blob).display()))?;
             if self.fresh.remove(&blob) {
                 parents.insert(self.parent(blob));
                 parents.insert(self.directory.clone());
@@ -196,7 +214,9 @@ fn failed(what: &str, blob: u64, error: &std::io::Error) -> StoreError {
 }
 
 pub(crate) fn fsync_directory(path: &Path) -> Result<()> {
-    File::open(path).and_then(|directory| directory.sync_all()).with_context(|| format!("cannot sync {}", path.display()))
+    File::open(path)
+        .and_then(|directory| directory.sync_all())
+        .with_context(|| format!("cannot sync {}", path.display()))
 }
 
 /// The open files used last, at most `BLOB_FILES_OPEN`.

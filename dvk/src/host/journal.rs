@@ -63,7 +63,9 @@ fn damaged(path: &Path, at: u64) -> anyhow::Error {
 /// The journals, oldest first.
 fn list(database: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let mut journals = Vec::new();
-    for entry in std::fs::read_dir(database).with_context(|| format!("cannot list {}", database.display()))? {
+    for entry in std::fs::read_dir(database)
+        .with_context(|| format!("cannot list {}", database.display()))?
+    {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "jnl") {
             let number = path.file_stem().and_then(|stem| stem.to_str()?.parse().ok());
@@ -77,7 +79,9 @@ fn list(database: &Path) -> Result<Vec<(u64, PathBuf)>> {
 
 fn cut(path: &Path, at: u64) -> Result<()> {
     let file = OpenOptions::new().write(true).open(path)?;
-    file.set_len(at).and_then(|()| file.sync_all()).with_context(|| format!("cannot shorten {}", path.display()))
+    file.set_len(at)
+        .and_then(|()| file.sync_all())
+        .with_context(|| format!("cannot shorten {}", path.display()))
 }
 
 /// What a walk through a journal found.
@@ -172,7 +176,8 @@ fn item(window: &mut Window, hash: &mut Xxh3) -> std::io::Result<Parsed> {
             let head = take!(window, 20);
             hash.update(&head);
             let key_len = u64::from(u16::from_le_bytes([head[10], head[11]]));
-            let stored_len = u64::from(u32::from_le_bytes([head[16], head[17], head[18], head[19]]));
+            let stored_len =
+                u64::from(u32::from_le_bytes([head[16], head[17], head[18], head[19]]));
             let mut left = key_len + stored_len;
             let mut chunk = [0; PAGE];
             while left > 0 {
@@ -209,7 +214,8 @@ impl Window {
     fn open(path: &Path) -> std::io::Result<Window> {
         let file = File::open(path)?;
         let len = file.metadata()?.len();
-        let mut window = Window { file, position: 0, written: len, buffer: Vec::new(), buffer_at: 0 };
+        let mut window =
+            Window { file, position: 0, written: len, buffer: Vec::new(), buffer_at: 0 };
         window.written = window.find_end(len)?;
         Ok(window)
     }
@@ -246,8 +252,11 @@ impl Window {
         }
         let mut done = 0;
         while done < out.len() {
-            let inside = self.position.checked_sub(self.buffer_at).and_then(|at| usize::try_from(at).ok());
-            let Some(bytes) = inside.and_then(|at| self.buffer.get(at..)).filter(|bytes| !bytes.is_empty()) else {
+            let inside =
+                self.position.checked_sub(self.buffer_at).and_then(|at| usize::try_from(at).ok());
+            let Some(bytes) =
+                inside.and_then(|at| self.buffer.get(at..)).filter(|bytes| !bytes.is_empty())
+            else {
                 self.fill(self.position, self.written)?;
                 continue;
             };
@@ -263,7 +272,8 @@ impl Window {
     fn has_an_end_after(&mut self, from: u64) -> std::io::Result<bool> {
         let mut bytes = vec![0; usize::try_from(self.written - from).unwrap_or(usize::MAX)];
         self.file.read_exact_at(&mut bytes, from)?;
-        for (index, _) in bytes.windows(MAGIC.len()).enumerate().filter(|(_, four)| **four == MAGIC) {
+        for (index, _) in bytes.windows(MAGIC.len()).enumerate().filter(|(_, four)| **four == MAGIC)
+        {
             self.position = from + (index + MAGIC.len()) as u64;
             if self.position == self.written || matches!(batch(self)?, Parsed::Complete(_)) {
                 return Ok(true);
@@ -342,14 +352,19 @@ mod tests {
             let unseen = (5..13).contains(&(at - start)) && index + 1 == ends.len();
             let found = walk(&path).unwrap();
             assert!(
-                found == Walk::Damaged { at: start } || found == Walk::Damaged { at: ends[index] } || unseen,
+                found == Walk::Damaged { at: start }
+                    || found == Walk::Damaged { at: ends[index] }
+                    || unseen,
                 "flip at {at} in the batch at {start}: {found:?}"
             );
             file.write_all_at(&byte, at).unwrap();
         }
         file.write_all_at(&[0xff], ends[20] + 40).unwrap();
         let error = format!("{:#}", check_all(dir.path()).unwrap_err());
-        assert!(error.contains("0.jnl is damaged at offset") && error.contains("truncate -s"), "{error}");
+        assert!(
+            error.contains("0.jnl is damaged at offset") && error.contains("truncate -s"),
+            "{error}"
+        );
     }
 
     #[test]

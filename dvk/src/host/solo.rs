@@ -1,9 +1,28 @@
 //! The `Solo` host: one server in one process, its state on this node's disk.
+//!
+//! A round is all requests found at one look at the channels. It is committed as one batch before its
+//! answers leave; if one of them wants stable storage, all wait for one fsync (group commit).
 
-use crate::server::Server;
+use super::disk::{DiskStore, Durable, StoreFailure};
+use super::inbox::{Accepted, Event, Inbox};
+use crate::lanes::Hosted;
+use crate::limits::{RING_AGAIN, SWEEP_AFTER};
+use crate::server::{Answer, Answers, Call, Context, Gone, Nanos, Server};
 use crate::store::Store;
-use anyhow::Result;
+use anyhow::{Result, anyhow, bail};
+use m3ipc::bell::Bell;
+use m3ipc::limits::{CHANNELS_PER_PEER, LANES, PAYLOAD_AREA, PAYLOAD_MAX};
+use m3ipc::port::bits;
+use m3ipc::spin::Spin;
+use m3ipc::{CallId, Cred, Endpoint, IpcError, Message, Tag};
+use rustix::fd::{AsFd, BorrowedFd};
+use std::collections::HashMap;
+use std::ops::Range;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// Runs server `number` of the container whose door is `socket`, with its state in directory
 /// `store`, until dvkd says stop. `open` makes the server from its store.
@@ -17,6 +36,355 @@ pub fn run<S: Server>(
     store: &Path,
     open: impl FnOnce(&mut dyn Store) -> Result<S>,
 ) -> Result<()> {
-    let _ = (number, socket, store, open);
-    anyhow::bail!("not yet")
+    catch_store_failure(|| {
+        let mut store = DiskStore::open(store)?;
+        let server = open(&mut store)?;
+        store.commit_sync()?;
+        let (bell, descriptor) =
+            Bell::create().map_err(|error| anyhow!("cannot make a bell: {error:?}"))?;
+        Solo::connect(number, socket, server, store, Arc::new(bell), descriptor.as_fd())?.serve()
+    })
+}
+
+/// A failed store unwinds through the server, which has no error to return for it.
+fn catch_store_failure(body: impl FnOnce() -> Result<()>) -> Result<()> {
+    match std::panic::catch_unwind(AssertUnwindSafe(body)) {
+        Ok(result) => result,
+        Err(cause) => match cause.downcast::<StoreFailure>() {
+            Ok(failure) => Err(anyhow!(failure.0)),
+            Err(panic) => std::panic::resume_unwind(panic),
+        },
+    }
+}
+
+/// Channels that are looked at while spinning: those with the latest requests.
+const HOT: usize = 4;
+
+/// A server with its store and its channels. [`run`] drives one in a process of its own; muk2 drives several in turn.
+#[derive(Debug)]
+pub struct Solo<S, D> {
+    hosted: Hosted<S>,
+    store: D,
+    inbox: Inbox,
+    channels: Vec<Rc<Accepted>>,
+    hot: Vec<Rc<Accepted>>,
+    /// Where the calls came from that the server has not answered.
+    open: HashMap<CallId, (Rc<Accepted>, usize)>,
+    answers: Answers,
+    /// Has this round done anything that must be committed?
+    worked: bool,
+    stopping: bool,
+    /// When removed blobs are to be unlinked.
+    sweep_at: Option<Nanos>,
+    /// Requesters who had announced sleep but were not asleep when rung.
+    ring_again: Vec<Rc<Accepted>>,
+    spin: Spin,
+    entropy: Entropy,
+    payload: Vec<u8>,
+}
+
+impl<S: Server, D: Durable> Solo<S, D> {
+    /// Binds `server`, which has been opened from `store`, as number `number` of the container whose door is `socket`.
+    /// `bell` wakes whoever drives it; its `descriptor` is for the peers.
+    ///
+    /// # Errors
+    /// One sentence: no dvkd at the socket, it refuses, or the store is damaged.
+    pub fn connect(
+        number: u32,
+        socket: &Path,
+        server: S,
+        store: D,
+        bell: Arc<Bell>,
+        descriptor: BorrowedFd<'_>,
+    ) -> Result<Solo<S, D>> {
+        Ok(Solo {
+            hosted: Hosted::open(server, &store)?,
+            store,
+            inbox: Inbox::connect(number, socket, bell, descriptor)?,
+            channels: Vec::new(),
+            hot: Vec::new(),
+            open: HashMap::new(),
+            answers: Answers::default(),
+            worked: false,
+            stopping: false,
+            sweep_at: None,
+            ring_again: Vec::new(),
+            spin: Spin::new(),
+            entropy: Entropy::default(),
+            payload: vec![0; PAYLOAD_AREA],
+        })
+    }
+
+    fn serve(mut self) -> Result<()> {
+        while !self.stopping {
+            if !self.round()? {
+                self.rest();
+            }
+        }
+        self.store.commit_sync()
+    }
+
+    /// Has dvkd said stop?
+    pub fn is_stopping(&self) -> bool {
+        self.stopping
+    }
+
+    /// Handles everything that is there, commits it, and lets the answers go. False: nothing was there.
+    ///
+    /// # Errors
+    /// The store failed, or the connection to dvkd is lost.
+    pub fn round(&mut self) -> Result<bool> {
+        self.worked = false;
+        self.answers.sync = false;
+        // In this order: what somebody asked before they died is asked for before it is said that they are dead.
+        let events = self.inbox.take();
+        self.look();
+        for event in events {
+            self.event(event)?;
+        }
+        let now = monotonic();
+        if self.hosted.deadline().is_some_and(|deadline| deadline <= now) {
+            self.with_context(|hosted, cx| hosted.tick(cx));
+        }
+        self.commit(now)?;
+        self.answer();
+        Ok(self.worked)
+    }
+
+    fn commit(&mut self, now: Nanos) -> Result<()> {
+        if self.answers.sync {
+            self.store.commit_sync()?;
+        } else if self.worked {
+            self.store.commit()?;
+        }
+        if !self.store.wants_sweep() {
+            self.sweep_at = None;
+        } else if *self.sweep_at.get_or_insert(now + SWEEP_AFTER) <= now {
+            self.store.sweep()?;
+            self.sweep_at = None;
+        }
+        Ok(())
+    }
+
+    /// Takes the requests of all channels.
+    fn look(&mut self) {
+        let mut active = Vec::new();
+        for accepted in &self.channels {
+            let news = accepted.channel.take_news();
+            if news.pending | news.cancelled != 0 {
+                active.push((accepted.clone(), news));
+            }
+        }
+        for (accepted, news) in active {
+            for lane in bits(news.pending) {
+                self.request(&accepted, lane);
+            }
+            for lane in bits(news.cancelled) {
+                let tag = accepted.channel.cancelled(lane);
+                if let Some(id) = accepted.calls.borrow()[lane].filter(|id| id.tag == tag) {
+                    self.with_context(|hosted, cx| hosted.cancel(id, cx));
+                }
+            }
+            self.heat(accepted);
+        }
+    }
+
+    /// Keeps the channels with the latest requests for the spinning.
+    fn heat(&mut self, accepted: Rc<Accepted>) {
+        if let Some(at) = self.hot.iter().position(|hot| Rc::ptr_eq(hot, &accepted)) {
+            self.hot.swap(0, at);
+            return;
+        }
+        self.hot.truncate(HOT - 1);
+        self.hot.insert(0, accepted);
+    }
+
+    fn request(&mut self, accepted: &Rc<Accepted>, lane: usize) {
+        let Some(mut message) = accepted.channel.request(lane) else { return };
+        let mut payload = std::mem::take(&mut self.payload);
+        match accepted.check(lane, &mut message, &mut payload) {
+            Ok((cred, range)) => {
+                let id = CallId { source: message.source, tag: message.tag };
+                self.open.insert(id, (accepted.clone(), lane));
+                accepted.calls.borrow_mut()[lane] = Some(id);
+                let call = Call { id, cred: &cred, message: &message, payload: &payload[range] };
+                self.with_context(|hosted, cx| hosted.request(&call, cx));
+            }
+            Err(error) => {
+                self.worked = true;
+                let answer =
+                    Message { tag: message.tag, ..Message::undelivered(message.call, error) };
+                accepted.channel.answer(lane, &answer, &[], accepted.by_bell());
+                self.ring(accepted);
+            }
+        }
+        self.payload = payload;
+    }
+
+    fn event(&mut self, event: Event) -> Result<()> {
+        self.worked = true;
+        match event {
+            Event::Accepted(accepted) => self.channels.push(Rc::from(accepted)),
+            Event::Gone(gone) => {
+                if let Gone::Endpoint(endpoint) = gone {
+                    self.channels.retain(|accepted| accepted.peer != endpoint);
+                    self.hot.retain(|accepted| accepted.peer != endpoint);
+                    self.ring_again.retain(|accepted| accepted.peer != endpoint);
+                }
+                self.with_context(|hosted, cx| hosted.gone(gone, cx));
+            }
+            Event::Stop => self.stopping = true,
+            Event::Lost(error) => bail!("the connection to dvkd is lost: {error:?}"),
+        }
+        Ok(())
+    }
+
+    /// Passes one input to the server.
+    fn with_context(&mut self, input: impl FnOnce(&mut Hosted<S>, &mut Context<'_>)) {
+        self.worked = true;
+        let mut context = Context {
+            now: monotonic(),
+            wall: wall_clock(),
+            entropy: self.entropy.next(),
+            store: &mut self.store,
+            answers: &mut self.answers,
+        };
+        input(&mut self.hosted, &mut context);
+    }
+
+    /// Lets the answers of the round go. One whose caller is gone has no place any more.
+    fn answer(&mut self) {
+        let mut bells: Vec<Rc<Accepted>> = Vec::new();
+        for Answer { to, mut message, payload } in std::mem::take(&mut self.answers.list) {
+            let Some((accepted, lane)) = self.open.remove(&to) else { continue };
+            message.source = self.inbox.endpoint();
+            accepted.calls.borrow_mut()[lane] = None;
+            accepted.channel.answer(lane, &message, &payload, accepted.by_bell());
+            if accepted.by_bell() && !bells.iter().any(|other| Rc::ptr_eq(other, &accepted)) {
+                bells.push(accepted);
+            }
+        }
+        for accepted in bells {
+            self.ring(&accepted);
+        }
+    }
+
+    fn ring(&mut self, accepted: &Rc<Accepted>) {
+        if accepted.bell.as_ref().is_some_and(|bell| !bell.ring()) {
+            self.ring_again.push(accepted.clone());
+        }
+    }
+
+    /// Waits for work: looks a while if that has been paying off, then sleeps.
+    fn rest(&mut self) {
+        let (inbox, hot) = (&self.inbox, &self.hot);
+        if self
+            .spin
+            .until(|| inbox.has_news() || hot.iter().any(|accepted| accepted.channel.has_news()))
+        {
+            return;
+        }
+        self.ring_again();
+        let ticket = self.inbox.bell().prepare();
+        if self.has_news() {
+            self.inbox.bell().awake();
+        } else {
+            self.inbox.bell().sleep(ticket, self.patience());
+        }
+    }
+
+    /// Rings those again who could not be woken. Before every sleep.
+    pub fn ring_again(&mut self) {
+        for accepted in std::mem::take(&mut self.ring_again) {
+            self.ring(&accepted);
+        }
+    }
+
+    /// Is anything there for [`Solo::round`]?
+    pub fn has_news(&self) -> bool {
+        self.inbox.has_news() || self.channels.iter().any(|accepted| accepted.channel.has_news())
+    }
+
+    /// How long to sleep at most.
+    pub fn patience(&self) -> Option<Duration> {
+        let now = monotonic();
+        let ring_again = (!self.ring_again.is_empty()).then(|| now + RING_AGAIN);
+        let next =
+            [self.hosted.deadline(), self.sweep_at, ring_again].into_iter().flatten().min()?;
+        Some(Duration::from_nanos(next.saturating_sub(now)))
+    }
+}
+
+impl Accepted {
+    /// Checks the request copied from `lane` and copies its payload. Returns the caller's credentials and where in
+    /// `payload` the call's own is.
+    fn check(
+        &self,
+        lane: usize,
+        message: &mut Message,
+        payload: &mut [u8],
+    ) -> Result<(Cred, Range<usize>), IpcError> {
+        if !self.is_trusted() {
+            message.source = self.peer;
+            check_lane(message.tag, lane)?;
+        }
+        message.status = 0;
+        let end = message.payload_len as usize;
+        let bytes = payload.get_mut(..end).ok_or(IpcError::Protocol)?;
+        self.channel.read_request(lane, bytes)?;
+        let (cred, start) = if self.is_trusted() {
+            let (cred, rest) = Cred::decode(bytes).ok_or(IpcError::Protocol)?;
+            (cred, end - rest.len())
+        } else {
+            (self.cred, 0)
+        };
+        if end - start > PAYLOAD_MAX || message.source == Endpoint::NONE {
+            return Err(IpcError::Protocol);
+        }
+        message.payload_len = u32::try_from(end - start).map_err(|_| IpcError::TooLarge)?;
+        Ok((cred, start..end))
+    }
+}
+
+/// A client's lanes go on from channel to channel, so the number in a tag is more than the lane's in its channel.
+/// Within its own source a client may lie to itself only, but not about more lanes than it can have.
+pub(crate) fn check_lane(tag: Tag, lane: usize) -> Result<(), IpcError> {
+    let number = usize::from(tag.lane());
+    let fits = number % LANES == lane && number < LANES * CHANNELS_PER_PEER;
+    if fits { Ok(()) } else { Err(IpcError::Protocol) }
+}
+
+/// Random bits, fetched some at a time.
+#[derive(Debug, Default)]
+struct Entropy {
+    words: Vec<u64>,
+}
+
+impl Entropy {
+    fn next(&mut self) -> u64 {
+        if self.words.is_empty() {
+            let mut bytes = [0; 256];
+            // 256 bytes are never cut short (getrandom(2)).
+            rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+                .expect("the kernel has randomness after boot");
+            self.words
+                .extend(bytes.as_chunks::<8>().0.iter().map(|chunk| u64::from_ne_bytes(*chunk)));
+        }
+        self.words.pop().expect("just filled")
+    }
+}
+
+/// Nanoseconds on the monotonic clock.
+pub(crate) fn monotonic() -> Nanos {
+    nanoseconds(rustix::time::ClockId::Monotonic)
+}
+
+fn wall_clock() -> u64 {
+    nanoseconds(rustix::time::ClockId::Realtime)
+}
+
+fn nanoseconds(clock: rustix::time::ClockId) -> u64 {
+    let time = rustix::time::clock_gettime(clock);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    seconds.saturating_mul(1_000_000_000) + u64::try_from(time.tv_nsec).unwrap_or(0)
 }

@@ -1,0 +1,238 @@
+//! Links to the other nodes: who connects, the Hellos, and the threads that read.
+//!
+//! Of two nodes the one with the smaller number connects, the other accepts. A link's reader gives each frame to
+//! the kernel and carries out what follows itself: an answer goes straight into the caller's lane.
+
+use super::link::{Link, Tcp};
+use super::node::Shared;
+use crate::frame::{self, Frame, FrameError, Hello, Packet};
+use crate::kernel::{Input, LinkId};
+use crate::limits::{
+    FRAME_MAX, HANDSHAKE_TIMEOUT, HANDSHAKES_MAX, LINK_QUEUE, RECONNECT_MAX, RECONNECT_MIN,
+};
+use anyhow::{Context, Result, bail, ensure};
+use bytes::Bytes;
+use m3ipc::NodeId;
+use m3ipc::spin::Spin;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::Builder;
+use std::time::Instant;
+
+/// Listens for the other nodes.
+pub(super) fn listen(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).with_context(|| format!("cannot listen at {address}"))
+}
+
+/// The body of the thread that accepts connections.
+pub(super) fn accept(shared: &Arc<Shared>, listener: &TcpListener) {
+    let handshakes = Arc::new(AtomicUsize::new(0));
+    while !shared.is_stopping() {
+        let stream = match listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a link");
+                std::thread::sleep(RECONNECT_MIN);
+                continue;
+            }
+        };
+        if shared.is_stopping() {
+            return;
+        }
+        // Strangers who connect and say nothing must not use up the threads.
+        if handshakes.fetch_add(1, Ordering::SeqCst) >= HANDSHAKES_MAX {
+            handshakes.fetch_sub(1, Ordering::SeqCst);
+            continue;
+        }
+        let (shared, counter) = (shared.clone(), handshakes.clone());
+        let thread = Builder::new().name("link".into()).spawn(move || {
+            let met = meet(&shared, stream, None);
+            counter.fetch_sub(1, Ordering::SeqCst);
+            match met {
+                Ok(met) => met.run(&shared),
+                Err(error) => {
+                    tracing::debug!(error = format!("{error:#}"), "a connection is refused")
+                }
+            }
+        });
+        if let Err(error) = thread {
+            tracing::error!(%error, "cannot start a thread");
+            handshakes.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+/// The body of the thread that keeps a link to `node`, which accepts.
+pub(super) fn connect(shared: &Shared, node: NodeId, address: SocketAddr) {
+    let mut pause = RECONNECT_MIN;
+    while !shared.is_stopping() {
+        let met = TcpStream::connect_timeout(&address, HANDSHAKE_TIMEOUT)
+            .context("cannot connect")
+            .and_then(|stream| meet(shared, stream, Some(node)));
+        match met {
+            Ok(met) => {
+                met.run(shared);
+                pause = RECONNECT_MIN;
+            }
+            Err(error) => tracing::debug!(node = node.0, error = format!("{error:#}"), "no link"),
+        }
+        shared.nap(pause);
+        pause = (pause * 2).min(RECONNECT_MAX);
+    }
+}
+
+/// A connection on which both have said who they are.
+struct Met {
+    link: Arc<Link>,
+    sent: Hello,
+    received: Hello,
+    /// What came after the Hello.
+    rest: Vec<u8>,
+}
+
+/// Exchanges Hellos. `node`: whom this node has connected to; the other speaks first if it connected.
+fn meet(shared: &Shared, stream: TcpStream, node: Option<NodeId>) -> Result<Met> {
+    let link = Arc::new(Link::new(Box::new(Tcp::new(stream)?), LINK_QUEUE));
+    let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
+    let say = |node: NodeId| -> Result<Hello> {
+        let hello = shared
+            .with(|state| state.kernel.hello(node))
+            .context("a node that is not configured")?;
+        link.send(Bytes::from(
+            Packet { sequence: 0, received: 0, frame: Frame::Hello(hello) }.encode(),
+        ));
+        link.flush();
+        Ok(hello)
+    };
+    let said = node.map(say).transpose()?;
+    let (received, rest) = hear_hello(&link, deadline)?;
+    ensure!(received.to.0 == shared.config.node, "it wants to talk to node {}", received.to.0);
+    let sent = match said {
+        Some(sent) => {
+            ensure!(sent.to == received.node, "it is node {}", received.node.0);
+            sent
+        }
+        None => {
+            ensure!(
+                received.node.0 < shared.config.node,
+                "node {} does not connect to this one",
+                received.node.0
+            );
+            say(received.node)?
+        }
+    };
+    Ok(Met { link, sent, received, rest })
+}
+
+/// Waits for the Hello; returns it and the bytes that came after it.
+fn hear_hello(link: &Link, deadline: Instant) -> Result<(Hello, Vec<u8>)> {
+    let mut bytes = Vec::new();
+    let mut chunk = [0; 4096];
+    loop {
+        let count = link.read_by(&mut chunk, deadline).context("no Hello")?;
+        ensure!(count > 0, "the connection was closed");
+        bytes.extend_from_slice(&chunk[..count]);
+        match frame::decode(&bytes) {
+            Ok((Packet { frame: Frame::Hello(hello), .. }, used)) => {
+                return Ok((hello, bytes.split_off(used)));
+            }
+            Ok(_) => bail!("the first frame is no Hello"),
+            // A Hello is short: who announces more is not one of us.
+            Err(FrameError::Incomplete { need }) if need <= chunk.len() => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+impl Met {
+    /// Takes the link into use until it ends.
+    fn run(self, shared: &Shared) {
+        let Met { link, sent, received, rest } = self;
+        let node = received.node;
+        let number = shared.with(|state| {
+            let number = state.new_link();
+            state.links.insert(number, link.clone());
+            state.step(Input::LinkUp { link: number, sent: &sent, received: &received });
+            if shared.is_stopping() {
+                link.close();
+            }
+            number
+        });
+        tracing::info!(node = node.0, "link up");
+        let flusher = link.clone();
+        let reason =
+            match Builder::new().name("link-flush".into()).spawn(move || flusher.flush_queued()) {
+                Ok(_) => read(shared, &link, node, number, rest),
+                Err(error) => error.to_string(),
+            };
+        link.close();
+        shared.with(|state| {
+            state.links.remove(&number);
+            state.step(Input::LinkDown { node, link: number });
+        });
+        if !shared.is_stopping() {
+            tracing::info!(node = node.0, reason, "link down");
+        }
+    }
+}
+
+/// Reads frames until the link ends; says why it did.
+fn read(shared: &Shared, link: &Link, node: NodeId, number: LinkId, rest: Vec<u8>) -> String {
+    let spin = Spin::new();
+    let mut bytes = rest;
+    let mut end = bytes.len();
+    loop {
+        let used = match take_frames(shared, node, number, &bytes[..end]) {
+            Ok(used) => used,
+            Err(error) => {
+                shared.with(|state| state.counters.protocol_errors += 1);
+                return error.to_string();
+            }
+        };
+        bytes.copy_within(used..end, 0);
+        end -= used;
+        // Room for the rest of the longest frame, and then some.
+        if bytes.len() < end + FRAME_MAX {
+            bytes.resize(end + FRAME_MAX, 0);
+        }
+        match link.read(&mut bytes[end..], &spin) {
+            Ok(0) => return "the other side has closed it".into(),
+            Ok(count) => end += count,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return error.to_string(),
+        }
+    }
+}
+
+/// Gives the whole frames in `bytes` to the kernel; returns how much they are.
+fn take_frames(
+    shared: &Shared,
+    node: NodeId,
+    link: LinkId,
+    bytes: &[u8],
+) -> Result<usize, FrameError> {
+    let mut used = 0;
+    let mut packets = Vec::new();
+    let outcome = loop {
+        match frame::decode(&bytes[used..]) {
+            Ok((packet, length)) => {
+                packets.push(packet);
+                used += length;
+            }
+            Err(FrameError::Incomplete { .. }) => break Ok(used),
+            Err(error) => break Err(error),
+        }
+    };
+    if !packets.is_empty() {
+        shared.with(|state| {
+            state.counters.frames_in += packets.len() as u64;
+            state.counters.bytes_in += used as u64;
+            for packet in &packets {
+                state.step(Input::Packet { node, link, packet });
+            }
+        });
+    }
+    outcome
+}

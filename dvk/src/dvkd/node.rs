@@ -1,0 +1,518 @@
+//! The daemon's state: the kernel, and the sockets, processes and channels that carry out what it wants.
+//!
+//! All of it is under one lock. Whatever happens (a packet at the door, a frame, a request on a channel) is
+//! stepped through the kernel and its outputs carried out at once by the thread that brought it: no message is
+//! handed from thread to thread. Nothing that is done under the lock waits.
+
+use super::admin::Counters;
+use super::config::Config;
+use super::door::Door;
+use super::identity::Identity;
+use super::link::Link;
+use super::proxy::{Couriers, Proxies, Version};
+use crate::host::solo::monotonic;
+use crate::kernel::{self, Asker, Input, Kernel, LinkId, Output};
+use crate::limits::ENDPOINTS_PER_USER;
+use crate::server::{Gone, Nanos};
+use anyhow::{Context, Result};
+use m3ipc::bell::{Bell, Ringer};
+use m3ipc::channel::SharedChannel;
+use m3ipc::door::{Tell, flag, tell};
+use m3ipc::limits::CHANNELS_PER_PEER;
+use m3ipc::{Cred, DcId, Endpoint, IpcError, NodeId};
+use rustix::fd::{AsFd, OwnedFd};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// What the threads of a daemon share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) config: Config,
+    /// Rung by local processes that have a request for another node, or an answer for it.
+    pub(super) bell: Bell,
+    node: Mutex<Node>,
+    /// Until when the proxy thread sleeps at most.
+    pub(super) sleeps_until: AtomicU64,
+    /// Grows when there are other channels for the proxy thread to look at.
+    pub(super) watched: Version,
+    stopping: AtomicBool,
+    nap: Mutex<()>,
+    woken: Condvar,
+    /// Bells whose owners had announced sleep but did not go on to it.
+    pub(super) ring_again: Mutex<Vec<Arc<Ringer>>>,
+}
+
+/// What is under the lock.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) kernel: Kernel,
+    out: Vec<Output>,
+    pub(super) door: Door,
+    /// Processes that are bound on this node.
+    pub(super) processes: BTreeMap<Place, Process>,
+    /// Those at each pid.
+    by_pid: BTreeMap<(DcId, u32), Endpoint>,
+    per_user: BTreeMap<(DcId, u32), usize>,
+    pub(super) proxies: Proxies,
+    pub(super) couriers: Couriers,
+    pub(super) links: BTreeMap<LinkId, Arc<Link>>,
+    next_link: u64,
+    /// Links with something new to write.
+    unflushed: Vec<Arc<Link>>,
+    /// To be rung when the lock is free.
+    rings: Vec<Arc<Ringer>>,
+    pub(super) counters: Counters,
+    /// This daemon's own bell, for those with whom it has channels.
+    bell: Arc<OwnedFd>,
+}
+
+/// A process of this node.
+pub(super) type Place = (DcId, Endpoint);
+
+/// A bound process.
+#[derive(Debug)]
+pub(super) struct Process {
+    pub(super) pid: u32,
+    pub(super) uid: u32,
+    /// The door's number for its pidfd.
+    watch: u64,
+    /// If it receives: the connection it keeps, and its bell.
+    pub(super) receiver: Option<Receiver>,
+    /// Channels on which it is the receiver, by requester.
+    channels: BTreeMap<Endpoint, Vec<OwnedFd>>,
+    /// Receivers of this node with which it has channels.
+    peers: BTreeSet<Endpoint>,
+}
+
+/// The receiving side of a process.
+#[derive(Clone, Debug)]
+pub(super) struct Receiver {
+    pub(super) connection: u64,
+    pub(super) bell: Arc<OwnedFd>,
+    pub(super) ringer: Arc<Ringer>,
+    /// Does it understand channels that speak for many?
+    pub(super) takes_trusted: bool,
+}
+
+impl Shared {
+    pub(super) fn new(config: Config, kernel: Kernel, door: Door) -> Result<Shared> {
+        let (bell, descriptor) =
+            Bell::create().map_err(|error| anyhow::anyhow!("cannot make a bell: {error:?}"))?;
+        let watched = Version::default();
+        let node = Node {
+            kernel,
+            out: Vec::new(),
+            door,
+            processes: BTreeMap::new(),
+            by_pid: BTreeMap::new(),
+            per_user: BTreeMap::new(),
+            proxies: Proxies::new(watched.clone()),
+            couriers: Couriers::new(watched.clone()),
+            links: BTreeMap::new(),
+            next_link: 1,
+            unflushed: Vec::new(),
+            rings: Vec::new(),
+            counters: Counters::default(),
+            bell: Arc::new(descriptor),
+        };
+        Ok(Shared {
+            config,
+            bell,
+            node: Mutex::new(node),
+            sleeps_until: AtomicU64::new(0),
+            watched,
+            stopping: AtomicBool::new(false),
+            nap: Mutex::default(),
+            woken: Condvar::new(),
+            ring_again: Mutex::default(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Node> {
+        self.node.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
+    /// Sleeps, unless the daemon stops.
+    pub(super) fn nap(&self, time: Duration) {
+        let guard = self.nap.lock().unwrap_or_else(PoisonError::into_inner);
+        let awake = self.woken.wait_timeout_while(guard, time, |()| !self.is_stopping());
+        drop(awake.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Makes all threads end.
+    pub(super) fn halt(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        drop(self.nap.lock().unwrap_or_else(PoisonError::into_inner));
+        self.woken.notify_all();
+        self.with(|node| {
+            node.door.wake();
+            for link in node.links.values() {
+                link.close();
+            }
+        });
+        while !self.bell.ring() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Does something to the node, carries out what follows from it, and wakes whom it concerns.
+    pub(super) fn with<R>(&self, act: impl FnOnce(&mut Node) -> R) -> R {
+        let mut node = self.lock();
+        let result = act(&mut node);
+        node.settle();
+        let rings = std::mem::take(&mut node.rings);
+        let deadline = node.kernel.next_deadline().unwrap_or(Nanos::MAX);
+        drop(node);
+        for ringer in rings {
+            self.ring(ringer);
+        }
+        if deadline < self.sleeps_until.fetch_min(deadline, Ordering::SeqCst) {
+            // It looks at the time again before it sleeps, so a ring that fails is no loss.
+            self.bell.ring();
+        }
+        result
+    }
+
+    /// Rings a bell, later again if its owner does not get on.
+    pub(super) fn ring(&self, ringer: Arc<Ringer>) {
+        if !ringer.ring() {
+            self.ring_again.lock().unwrap_or_else(PoisonError::into_inner).push(ringer);
+            self.bell.ring();
+        }
+    }
+}
+
+impl Node {
+    /// Steps the kernel. `settle` carries its outputs out.
+    pub(super) fn step(&mut self, input: Input<'_>) {
+        self.kernel.step(monotonic(), input, &mut self.out);
+    }
+
+    /// Carries out what the kernel wants, until it wants nothing more.
+    pub(super) fn settle(&mut self) {
+        while !self.out.is_empty() {
+            for output in std::mem::take(&mut self.out) {
+                self.carry_out(output);
+            }
+        }
+        for link in std::mem::take(&mut self.unflushed) {
+            link.flush();
+        }
+    }
+
+    fn carry_out(&mut self, output: Output) {
+        match output {
+            Output::Welcome { asker, dc, endpoint } => self.welcome(asker, dc, endpoint),
+            Output::Refused { asker, error } => self.door.answer(asker, &Tell::refused(error), &[]),
+            Output::Channel { asker, dc, requester, receiver, via } => {
+                let opened = match via {
+                    None => self.connect(asker, dc, requester, receiver),
+                    Some(_) => self.connect_to_proxy(asker, dc, requester, receiver),
+                };
+                if let Err(error) = opened {
+                    self.door.answer(asker, &Tell::refused(error), &[]);
+                }
+            }
+            Output::CloseChannels { dc, receiver, error } => {
+                self.close_channels((dc, receiver), error)
+            }
+            Output::Gone { dc, to, gone } => self.tell_gone((dc, to), gone),
+            Output::Deliver { dc, to, cred, message, payload } => {
+                self.deliver((dc, to), &cred, &message, &payload);
+            }
+            Output::DeliverCancel { dc, to, id } => {
+                if let Some(ringer) = self.couriers.cancel((dc, to), id) {
+                    self.rings.push(ringer);
+                }
+            }
+            Output::DeliverNotify { dc, to, from, .. } => {
+                // Notifications may get lost, and no receiver of ours takes them from elsewhere yet.
+                tracing::debug!(?dc, ?to, ?from, "a notification from another node is dropped");
+            }
+            Output::AnswerLocal { dc, id, message, payload, .. } => {
+                self.proxies.answer(dc, id, &message, &payload);
+            }
+            Output::Send { link, bytes, .. } => self.send(link, bytes),
+            Output::DropLink { node, link, reason } => {
+                tracing::warn!(node = node.0, %reason, "link dropped");
+                if let Some(link) = self.links.remove(&link) {
+                    link.close();
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, link: LinkId, bytes: bytes::Bytes) {
+        let Some(link) = self.links.get(&link) else { return };
+        self.counters.frames_out += 1;
+        self.counters.bytes_out += bytes.len() as u64;
+        link.send(bytes);
+        if !self.unflushed.iter().any(|other| Arc::ptr_eq(other, link)) {
+            self.unflushed.push(link.clone());
+        }
+    }
+
+    /// A new link, still without a node.
+    pub(super) fn new_link(&mut self) -> LinkId {
+        self.next_link += 1;
+        LinkId(self.next_link)
+    }
+
+    fn welcome(&mut self, asker: Asker, dc: DcId, endpoint: Endpoint) {
+        let Some(connection) = self.door.connection_of(asker) else { return };
+        let place = (dc, endpoint);
+        let pid = connection.identity.pid;
+        if let Some(old) = self.by_pid.insert((dc, pid), endpoint).filter(|old| *old != endpoint) {
+            // The process has executed another program.
+            self.forget((dc, old));
+        }
+        if !self.processes.contains_key(&place)
+            && let Err(error) = self.note_process(asker, place)
+        {
+            tracing::warn!(pid, %error, "cannot watch a process");
+            self.door.answer(asker, &Tell::refused(IpcError::Exhausted), &[]);
+            self.step(Input::Died { dc, endpoint });
+            return self.forget(place);
+        }
+        let node = NodeId(self.door.node);
+        let receiver = self.door.welcome(asker, dc, endpoint, node);
+        if let (Some(process), Some(receiver)) = (self.processes.get_mut(&place), receiver) {
+            process.receiver = Some(receiver);
+        }
+    }
+
+    fn note_process(&mut self, asker: Asker, place: Place) -> Result<()> {
+        let connection = self.door.connection_of(asker).context("the connection is gone")?;
+        let Identity { pid, uid, pidfd, .. } = &connection.identity;
+        let (pid, uid, pidfd) = (*pid, *uid, pidfd.try_clone()?);
+        let watch = self.door.watch(place, pidfd)?;
+        *self.per_user.entry((place.0, uid)).or_default() += 1;
+        self.processes.insert(
+            place,
+            Process {
+                pid,
+                uid,
+                watch,
+                receiver: None,
+                channels: BTreeMap::new(),
+                peers: BTreeSet::new(),
+            },
+        );
+        Ok(())
+    }
+
+    /// May this user bind one more process?
+    pub(super) fn has_room_for(&self, dc: DcId, uid: u32) -> bool {
+        let bound = self.per_user.get(&(dc, uid)).copied().unwrap_or(0);
+        self.door.is_privileged(uid) || bound < ENDPOINTS_PER_USER
+    }
+
+    /// A channel between two processes of this node.
+    fn connect(
+        &mut self,
+        asker: Asker,
+        dc: DcId,
+        requester: Endpoint,
+        receiver: Endpoint,
+    ) -> Result<(), IpcError> {
+        let (cred, flags) = self.door.credentials(asker).ok_or(IpcError::Stale)?;
+        let process = self.processes.get_mut(&(dc, receiver)).ok_or(IpcError::Stale)?;
+        let place = process.receiver.clone().ok_or(IpcError::Denied)?;
+        if flags != 0 && !place.takes_trusted {
+            return Err(IpcError::Denied);
+        }
+        let channels = process.channels.entry(requester).or_default();
+        if channels.len() >= CHANNELS_PER_PEER {
+            return Err(IpcError::Exhausted);
+        }
+        let channel = Arc::new(m3ipc::channel::create()?);
+        channels.push(channel.try_clone().map_err(|_| IpcError::Exhausted)?);
+        let mut accept = Tell::new(tell::ACCEPT, requester).with_cred(&cred);
+        accept.flags = flags;
+        self.door.tell(place.connection, &accept, std::slice::from_ref(&channel));
+        let mut opened = Tell::new(tell::CHANNEL, receiver);
+        opened.flags = flags;
+        self.door.answer(asker, &opened, &[channel, place.bell]);
+        if let Some(process) = self.processes.get_mut(&(dc, requester)) {
+            process.peers.insert(receiver);
+        }
+        Ok(())
+    }
+
+    /// A channel whose receiver is on another node: here this daemon receives.
+    fn connect_to_proxy(
+        &mut self,
+        asker: Asker,
+        dc: DcId,
+        requester: Endpoint,
+        receiver: Endpoint,
+    ) -> Result<(), IpcError> {
+        let (cred, flags) = self.door.credentials(asker).ok_or(IpcError::Stale)?;
+        let channel = Arc::new(m3ipc::channel::create()?);
+        self.proxies.add(&channel, dc, requester, receiver, cred, flags & flag::TRUSTED != 0)?;
+        let mut opened = Tell::new(tell::CHANNEL, receiver);
+        opened.flags = flags;
+        self.door.answer(asker, &opened, &[channel, self.bell.clone()]);
+        Ok(())
+    }
+
+    fn close_channels(&mut self, place: Place, error: IpcError) {
+        self.couriers.remove(place);
+        let Some(process) = self.processes.get_mut(&place) else { return };
+        for (requester, channels) in std::mem::take(&mut process.channels) {
+            for channel in channels {
+                match SharedChannel::map(channel.as_fd()) {
+                    Ok(channel) => channel.close(error),
+                    Err(error) => tracing::error!(?requester, ?error, "cannot close a channel"),
+                }
+            }
+            if let Some(requester) = self.processes.get_mut(&(place.0, requester)) {
+                requester.peers.remove(&place.1);
+            }
+        }
+    }
+
+    fn tell_gone(&mut self, to: Place, gone: Gone) {
+        let record = match gone {
+            Gone::Endpoint(endpoint) => Tell::new(tell::GONE, endpoint),
+            Gone::Node(node) => Tell::node_gone(node),
+        };
+        if let Some(receiver) =
+            self.processes.get(&to).and_then(|process| process.receiver.as_ref())
+        {
+            self.door.tell(receiver.connection, &record, &[]);
+        }
+    }
+
+    /// Hands a call of another node to a process of this one.
+    fn deliver(&mut self, to: Place, cred: &Cred, message: &m3ipc::Message, payload: &[u8]) {
+        self.counters.calls_in += 1;
+        let id = m3ipc::CallId { source: message.source, tag: message.tag };
+        let receiver = self.processes.get(&to).and_then(|process| process.receiver.clone());
+        let result = match receiver {
+            Some(receiver) if receiver.takes_trusted => {
+                self.post(to, &receiver, cred, message, payload)
+            }
+            Some(_) => Err(IpcError::Denied),
+            // It said hello without a bell: it makes calls only.
+            None => Err(IpcError::Denied),
+        };
+        if let Err(error) = result {
+            let answer =
+                m3ipc::Message { tag: id.tag, ..m3ipc::Message::undelivered(message.call, error) };
+            self.step(Input::LocalAnswer {
+                dc: to.0,
+                from: to.1,
+                id,
+                message: &answer,
+                payload: &[],
+            });
+        }
+    }
+
+    fn post(
+        &mut self,
+        to: Place,
+        receiver: &Receiver,
+        cred: &Cred,
+        message: &m3ipc::Message,
+        payload: &[u8],
+    ) -> Result<(), IpcError> {
+        if !self.couriers.has_room(to) {
+            let channel = Arc::new(m3ipc::channel::create()?);
+            self.couriers.add(to, &channel, receiver.ringer.clone())?;
+            let mut accept = Tell::new(tell::ACCEPT, Endpoint::NONE).with_cred(&Cred::ROOT);
+            accept.flags = flag::TRUSTED | flag::REQUESTER_BELL;
+            self.door.tell(receiver.connection, &accept, &[channel, self.bell.clone()]);
+        }
+        let ringer = self.couriers.post(to, cred, message, payload)?;
+        if !self.rings.iter().any(|other| Arc::ptr_eq(other, &ringer)) {
+            self.rings.push(ringer);
+        }
+        Ok(())
+    }
+
+    /// A process is dead, or a receiver has left.
+    pub(super) fn died(&mut self, place: Place) {
+        if !self.processes.contains_key(&place) {
+            return;
+        }
+        // What it had answered counts.
+        self.take_answers_of(place);
+        self.step(Input::Died { dc: place.0, endpoint: place.1 });
+        self.settle();
+        self.forget(place);
+    }
+
+    /// Forgets a process that the kernel has forgotten.
+    fn forget(&mut self, place: Place) {
+        self.proxies.remove(place);
+        self.couriers.remove(place);
+        let Some(process) = self.processes.remove(&place) else { return };
+        self.door.unwatch(process.watch);
+        if self.by_pid.get(&(place.0, process.pid)) == Some(&place.1) {
+            self.by_pid.remove(&(place.0, process.pid));
+        }
+        if let Some(count) = self.per_user.get_mut(&(place.0, process.uid)) {
+            *count -= 1;
+            if *count == 0 {
+                self.per_user.remove(&(place.0, process.uid));
+            }
+        }
+        for peer in process.peers {
+            if let Some(peer) = self.processes.get_mut(&(place.0, peer)) {
+                peer.channels.remove(&place.1);
+            }
+        }
+        if let Some(receiver) = process.receiver {
+            self.door.unbind(receiver.connection);
+        }
+    }
+
+    /// Reads the answers that a receiver has given to calls of other nodes.
+    pub(super) fn take_answers_of(&mut self, place: Place) {
+        for courier in self.couriers.channels_of(place) {
+            self.take_answers(&courier);
+        }
+    }
+
+    /// Number of channels, for the status.
+    pub(super) fn channel_count(&self, dc: DcId) -> usize {
+        let local = self.processes.iter().filter(|((of, _), _)| *of == dc);
+        let local: usize =
+            local.map(|(_, process)| process.channels.values().map(Vec::len).sum::<usize>()).sum();
+        local + self.proxies.count(dc) + self.couriers.count(dc)
+    }
+}
+
+/// What the kernel is told at its start.
+pub(super) fn kernel_config(
+    config: &Config,
+    incarnation: u64,
+    first_generation: u32,
+) -> kernel::Config {
+    kernel::Config {
+        node: NodeId(config.node),
+        incarnation,
+        first_generation,
+        peers: config.peers.iter().map(|peer| NodeId(peer.node)).collect(),
+        dcs: config
+            .dcs
+            .iter()
+            .map(|dc| kernel::Dc {
+                id: DcId(dc.id),
+                nodes: dc.nodes.iter().copied().map(NodeId).collect(),
+                servers: super::children::SERVERS
+                    .iter()
+                    .map(|(_, number)| (*number, NodeId(dc.home)))
+                    .collect(),
+            })
+            .collect(),
+    }
+}

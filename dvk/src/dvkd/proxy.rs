@@ -1,0 +1,404 @@
+//! The daemon as one end of channels: receiver for processes of other nodes, requester for callers of other nodes.
+//!
+//! One thread sleeps on the daemon's bell. It finds requests on the channels of local processes and gives them to
+//! the kernel, which makes frames of them; and answers of local servers, which become frames as well.
+
+use super::node::{Node, Place, Shared};
+use crate::host::solo::{check_lane, monotonic};
+use crate::kernel::Input;
+use crate::limits::RING_AGAIN;
+use crate::server::Nanos;
+use m3ipc::bell::Ringer;
+use m3ipc::channel::{Poll, SharedChannel};
+use m3ipc::limits::{CHANNELS_PER_PEER, LANES, PAYLOAD_AREA, PAYLOAD_MAX};
+use m3ipc::port::bits;
+use m3ipc::spin::Spin;
+use m3ipc::{CallId, Cred, DcId, Endpoint, IpcError, Message};
+use rustix::fd::{AsFd, OwnedFd};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+/// Channels of local processes with receivers on other nodes. This daemon receives.
+#[derive(Debug, Default)]
+pub(super) struct Proxies {
+    list: Vec<Arc<Proxy>>,
+    /// The open call of each lane.
+    lanes: BTreeMap<(u64, usize), CallId>,
+    open: BTreeMap<(DcId, CallId), (Arc<Proxy>, usize)>,
+    next: u64,
+    version: Version,
+}
+
+/// Grows when there are other channels to look at, before anybody can have posted on them.
+pub(super) type Version = Arc<AtomicU64>;
+
+/// One such channel.
+#[derive(Debug)]
+pub(super) struct Proxy {
+    number: u64,
+    channel: SharedChannel,
+    dc: DcId,
+    requester: Endpoint,
+    to: Endpoint,
+    cred: Cred,
+    /// Each request brings its own credentials.
+    is_trusted: bool,
+}
+
+/// Channels with local receivers, over which calls of other nodes are made.
+#[derive(Debug, Default)]
+pub(super) struct Couriers {
+    places: BTreeMap<Place, Vec<CourierLanes>>,
+    open: BTreeMap<(DcId, CallId), (Arc<Courier>, usize)>,
+    version: Version,
+}
+
+/// A courier, and the open call of each lane.
+#[derive(Debug)]
+struct CourierLanes {
+    courier: Arc<Courier>,
+    busy: u64,
+    calls: [Option<CallId>; LANES],
+}
+
+/// One such channel.
+#[derive(Debug)]
+pub(super) struct Courier {
+    channel: SharedChannel,
+    place: Place,
+    ringer: Arc<Ringer>,
+}
+
+impl Proxies {
+    pub(super) fn new(version: Version) -> Proxies {
+        Proxies { version, ..Proxies::default() }
+    }
+
+    pub(super) fn add(
+        &mut self,
+        channel: &OwnedFd,
+        dc: DcId,
+        requester: Endpoint,
+        to: Endpoint,
+        cred: Cred,
+        is_trusted: bool,
+    ) -> Result<(), IpcError> {
+        let alike = self
+            .list
+            .iter()
+            .filter(|proxy| proxy.dc == dc && proxy.requester == requester && proxy.to == to);
+        if alike.count() >= CHANNELS_PER_PEER {
+            return Err(IpcError::Exhausted);
+        }
+        let channel = SharedChannel::map(channel.as_fd())?;
+        self.next += 1;
+        self.version.fetch_add(1, Ordering::SeqCst);
+        self.list.push(Arc::new(Proxy {
+            number: self.next,
+            channel,
+            dc,
+            requester,
+            to,
+            cred,
+            is_trusted,
+        }));
+        Ok(())
+    }
+
+    /// The process at `place` is gone.
+    pub(super) fn remove(&mut self, place: Place) {
+        let (gone, list) = std::mem::take(&mut self.list)
+            .into_iter()
+            .partition::<Vec<_>, _>(|proxy| (proxy.dc, proxy.requester) == place);
+        self.list = list;
+        for proxy in gone {
+            self.version.fetch_add(1, Ordering::SeqCst);
+            for lane in 0..LANES {
+                if let Some(id) = self.lanes.remove(&(proxy.number, lane)) {
+                    self.open.remove(&(proxy.dc, id));
+                }
+            }
+        }
+    }
+
+    /// Ends a call of a local process.
+    pub(super) fn answer(&mut self, dc: DcId, id: CallId, message: &Message, payload: &[u8]) {
+        let Some((proxy, lane)) = self.open.remove(&(dc, id)) else { return };
+        if self.lanes.get(&(proxy.number, lane)) == Some(&id) {
+            self.lanes.remove(&(proxy.number, lane));
+            proxy.channel.answer(lane, message, payload, false);
+        }
+    }
+
+    pub(super) fn count(&self, dc: DcId) -> usize {
+        self.list.iter().filter(|proxy| proxy.dc == dc).count()
+    }
+}
+
+impl Couriers {
+    pub(super) fn new(version: Version) -> Couriers {
+        Couriers { version, ..Couriers::default() }
+    }
+
+    pub(super) fn add(
+        &mut self,
+        place: Place,
+        channel: &OwnedFd,
+        ringer: Arc<Ringer>,
+    ) -> Result<(), IpcError> {
+        let couriers = self.places.entry(place).or_default();
+        if couriers.len() >= CHANNELS_PER_PEER {
+            return Err(IpcError::Exhausted);
+        }
+        let channel = SharedChannel::map(channel.as_fd())?;
+        self.version.fetch_add(1, Ordering::SeqCst);
+        let courier = Arc::new(Courier { channel, place, ringer });
+        couriers.push(CourierLanes { courier, busy: 0, calls: [None; LANES] });
+        Ok(())
+    }
+
+    /// The receiver at `place` is gone.
+    pub(super) fn remove(&mut self, place: Place) {
+        for lanes in self.places.remove(&place).into_iter().flatten() {
+            self.version.fetch_add(1, Ordering::SeqCst);
+            for id in lanes.calls.into_iter().flatten() {
+                self.open.remove(&(place.0, id));
+            }
+        }
+    }
+
+    /// Is there a free lane?
+    pub(super) fn has_room(&self, place: Place) -> bool {
+        self.places
+            .get(&place)
+            .is_some_and(|couriers| couriers.iter().any(|lanes| lanes.busy != u64::MAX))
+    }
+
+    /// Makes the call of a process of another node. Returns the bell to ring.
+    pub(super) fn post(
+        &mut self,
+        place: Place,
+        cred: &Cred,
+        message: &Message,
+        payload: &[u8],
+    ) -> Result<Arc<Ringer>, IpcError> {
+        let couriers = self.places.get_mut(&place).ok_or(IpcError::Exhausted)?;
+        let lanes =
+            couriers.iter_mut().find(|lanes| lanes.busy != u64::MAX).ok_or(IpcError::Exhausted)?;
+        let lane = (!lanes.busy).trailing_zeros() as usize;
+        let id = CallId { source: message.source, tag: message.tag };
+        let mut head = [0; m3ipc::cred::CRED_SIZE_MAX];
+        let head_len = cred.encode(&mut head);
+        lanes.courier.channel.post(lane, message, &[&head[..head_len], payload])?;
+        lanes.busy |= 1 << lane;
+        lanes.calls[lane] = Some(id);
+        self.open.insert((place.0, id), (lanes.courier.clone(), lane));
+        Ok(lanes.courier.ringer.clone())
+    }
+
+    /// Tells the receiver that a call is to be given up. Returns the bell to ring.
+    pub(super) fn cancel(&mut self, place: Place, id: CallId) -> Option<Arc<Ringer>> {
+        let (courier, lane) =
+            self.open.get(&(place.0, id)).filter(|(courier, _)| courier.place == place)?;
+        courier.channel.cancel(*lane, id.tag);
+        Some(courier.ringer.clone())
+    }
+
+    /// Takes the call that was open on a lane out.
+    fn end(&mut self, courier: &Arc<Courier>, lane: usize) -> Option<CallId> {
+        let couriers = self.places.get_mut(&courier.place)?;
+        let lanes = couriers.iter_mut().find(|lanes| Arc::ptr_eq(&lanes.courier, courier))?;
+        let id = lanes.calls[lane].take()?;
+        lanes.busy &= !(1 << lane);
+        self.open.remove(&(courier.place.0, id));
+        Some(id)
+    }
+
+    pub(super) fn channels_of(&self, place: Place) -> Vec<Arc<Courier>> {
+        self.places.get(&place).into_iter().flatten().map(|lanes| lanes.courier.clone()).collect()
+    }
+
+    fn all(&self) -> Vec<Arc<Courier>> {
+        self.places.values().flatten().map(|lanes| lanes.courier.clone()).collect()
+    }
+
+    pub(super) fn count(&self, dc: DcId) -> usize {
+        self.places
+            .iter()
+            .filter(|((of, _), _)| *of == dc)
+            .map(|(_, couriers)| couriers.len())
+            .sum()
+    }
+}
+
+impl Node {
+    /// Takes the requests and cancellations of a local process.
+    fn take_requests(&mut self, proxy: &Arc<Proxy>, buffer: &mut [u8]) {
+        let news = proxy.channel.take_news();
+        for lane in bits(news.pending) {
+            self.take_request(proxy, lane, buffer);
+        }
+        for lane in bits(news.cancelled) {
+            let tag = proxy.channel.cancelled(lane);
+            let open = self.proxies.lanes.get(&(proxy.number, lane)).copied();
+            if let Some(id) = open.filter(|id| id.tag == tag) {
+                self.step(Input::LocalCancel { dc: proxy.dc, to: proxy.to, id });
+            }
+        }
+    }
+
+    fn take_request(&mut self, proxy: &Arc<Proxy>, lane: usize, buffer: &mut [u8]) {
+        let Some(mut message) = proxy.channel.request(lane) else { return };
+        match proxy.check(lane, &mut message, buffer) {
+            Ok((cred, range)) => {
+                self.counters.calls_out += 1;
+                let id = CallId { source: message.source, tag: message.tag };
+                let dc = proxy.dc;
+                self.proxies.lanes.insert((proxy.number, lane), id);
+                self.proxies.open.insert((dc, id), (proxy.clone(), lane));
+                let payload = &buffer[range];
+                self.step(Input::LocalRequest {
+                    dc,
+                    to: proxy.to,
+                    cred: &cred,
+                    message: &message,
+                    payload,
+                });
+            }
+            Err(error) => {
+                self.counters.protocol_errors += 1;
+                let answer =
+                    Message { tag: message.tag, ..Message::undelivered(message.call, error) };
+                proxy.channel.answer(lane, &answer, &[], false);
+            }
+        }
+    }
+
+    /// Takes the answers of a local receiver to calls of other nodes.
+    pub(super) fn take_answers(&mut self, courier: &Arc<Courier>) {
+        let mut buffer = Vec::new();
+        for lane in bits(courier.channel.take_answered()) {
+            let Poll::Answered(mut message) = courier.channel.poll(lane) else { continue };
+            let Some(id) = self.couriers.end(courier, lane) else { continue };
+            buffer.resize((message.payload_len as usize).min(PAYLOAD_AREA), 0);
+            courier.channel.read_answer(lane, &message, &mut buffer);
+            if message.tag != id.tag || buffer.len() > PAYLOAD_MAX {
+                self.counters.protocol_errors += 1;
+                message = Message {
+                    tag: id.tag,
+                    ..Message::undelivered(message.call, IpcError::Protocol)
+                };
+                buffer.clear();
+            }
+            courier.channel.release(lane);
+            let (dc, from) = courier.place;
+            self.step(Input::LocalAnswer { dc, from, id, message: &message, payload: &buffer });
+        }
+    }
+}
+
+impl Proxy {
+    /// Checks the request copied from `lane` and copies its payload. Returns the caller's credentials and where in
+    /// `buffer` the call's own payload is.
+    fn check(
+        &self,
+        lane: usize,
+        message: &mut Message,
+        buffer: &mut [u8],
+    ) -> Result<(Cred, Range<usize>), IpcError> {
+        check_lane(message.tag, lane)?;
+        message.source = self.requester;
+        message.status = 0;
+        let end = message.payload_len as usize;
+        let bytes = buffer.get_mut(..end).ok_or(IpcError::Protocol)?;
+        self.channel.read_request(lane, bytes)?;
+        let (cred, start) = if self.is_trusted {
+            let (cred, rest) = Cred::decode(bytes).ok_or(IpcError::Protocol)?;
+            (cred, end - rest.len())
+        } else {
+            (self.cred, 0)
+        };
+        if end - start > PAYLOAD_MAX {
+            return Err(IpcError::TooLarge);
+        }
+        message.payload_len = u32::try_from(end - start).map_err(|_| IpcError::TooLarge)?;
+        Ok((cred, start..end))
+    }
+}
+
+/// What the thread looks at; a copy, so that looking needs no lock.
+#[derive(Default)]
+struct Watched {
+    proxies: Vec<Arc<Proxy>>,
+    couriers: Vec<Arc<Courier>>,
+    version: u64,
+}
+
+impl Watched {
+    fn refresh(&mut self, node: &Node, version: u64) {
+        if self.version != version {
+            self.proxies.clone_from(&node.proxies.list);
+            self.couriers = node.couriers.all();
+            self.version = version;
+        }
+    }
+
+    fn has_news(&self) -> bool {
+        self.couriers.iter().any(|courier| courier.channel.has_answers())
+            || self.proxies.iter().any(|proxy| proxy.channel.has_news())
+    }
+}
+
+/// The body of the proxy thread. It also keeps the kernel's time.
+pub(super) fn run(shared: &Shared) {
+    let mut watched = Watched { version: u64::MAX, ..Watched::default() };
+    let mut buffer = vec![0; PAYLOAD_AREA];
+    let spin = Spin::new();
+    while !shared.is_stopping() {
+        shared.with(|node| {
+            for courier in watched.couriers.iter().filter(|courier| courier.channel.has_answers()) {
+                node.take_answers(courier);
+            }
+            for proxy in watched.proxies.iter().filter(|proxy| proxy.channel.has_news()) {
+                node.take_requests(proxy, &mut buffer);
+            }
+            if node.kernel.next_deadline().is_some_and(|deadline| deadline <= monotonic()) {
+                node.step(Input::Tick);
+            }
+            node.settle();
+            watched.refresh(node, shared.watched.load(Ordering::SeqCst));
+            // From here on, whoever makes the deadline an earlier one says so and rings.
+            shared
+                .sleeps_until
+                .store(node.kernel.next_deadline().unwrap_or(Nanos::MAX), Ordering::SeqCst);
+        });
+        if !spin.until(|| watched.has_news()) {
+            rest(shared, &watched);
+        }
+    }
+}
+
+fn rest(shared: &Shared, watched: &Watched) {
+    let again =
+        std::mem::take(&mut *shared.ring_again.lock().unwrap_or_else(PoisonError::into_inner));
+    let rung_all = again.is_empty();
+    for ringer in again {
+        shared.ring(ringer);
+    }
+    let ticket = shared.bell.prepare();
+    let now = monotonic();
+    let mut until = shared.sleeps_until.load(Ordering::SeqCst);
+    if !rung_all {
+        until = until.min(now + RING_AGAIN);
+    }
+    let changed = shared.watched.load(Ordering::SeqCst) != watched.version;
+    if changed || until <= now || watched.has_news() || shared.is_stopping() {
+        shared.bell.awake();
+    } else {
+        let timeout = (until != Nanos::MAX).then(|| Duration::from_nanos(until - now));
+        shared.bell.sleep(ticket, timeout);
+    }
+}

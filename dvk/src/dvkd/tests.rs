@@ -1,0 +1,604 @@
+//! Daemons, links, a server process and clients together, on the loopback interface.
+
+use super::*;
+use crate::host::solo;
+use crate::server::{Call, Context, Gone, Nanos, Server};
+use crate::store::Store;
+use m3ipc::client::{Identity, Process};
+use m3ipc::connection::Connection;
+use m3ipc::door::{Ask, kind};
+use m3ipc::limits::{LANES, PAYLOAD_MAX};
+use m3ipc::port::Signals;
+use m3ipc::{CallId, Cred, Endpoint, IpcError, Message, Sendrec, Wait};
+use rustix::fd::AsFd;
+use std::net::TcpStream;
+use std::os::unix::ffi::OsStrExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use zerocopy::IntoBytes;
+
+/// Answers the request's payload.
+const ECHO: u16 = 0x100;
+/// Adds one to a counter, once per call, and answers it.
+const ADD: u16 = 0x101;
+/// The counter.
+const GET: u16 = 0x102;
+/// Waits for the next `RELEASE`.
+const KEEP: u16 = 0x103;
+const RELEASE: u16 = 0x104;
+/// The caller's credentials, encoded, and its endpoint.
+const WHO: u16 = 0x105;
+/// How many calls are kept.
+const KEPT: u16 = 0x106;
+
+/// The server of these tests.
+struct Toy {
+    kept: Vec<CallId>,
+}
+
+impl Server for Toy {
+    fn serve(&mut self, call: &Call<'_>, cx: &mut Context<'_>) {
+        let reply = Message::request(call.message.call);
+        match call.message.call {
+            ECHO => cx.answer(call.id, reply, call.payload),
+            ADD => {
+                let value = count(cx.store) + 1;
+                cx.store.put(b"count", &value.to_le_bytes());
+                cx.answer(call.id, reply, value.to_le_bytes());
+            }
+            GET => cx.answer(call.id, reply, count(cx.store).to_le_bytes()),
+            KEEP => self.kept.push(call.id),
+            RELEASE => {
+                for kept in std::mem::take(&mut self.kept) {
+                    cx.answer(kept, Message::request(KEEP), []);
+                }
+                cx.answer(call.id, reply, []);
+            }
+            WHO => {
+                let mut cred = [0; m3ipc::cred::CRED_SIZE_MAX];
+                let len = call.cred.encode(&mut cred);
+                let mut payload = cred[..len].to_vec();
+                payload.extend(call.id.source.to_bits().to_le_bytes());
+                cx.answer(call.id, reply, payload);
+            }
+            KEPT => cx.answer(call.id, reply, (self.kept.len() as u64).to_le_bytes()),
+            other => cx.end(call.id, other, IpcError::Protocol),
+        }
+    }
+    fn cancel(&mut self, id: CallId, cx: &mut Context<'_>) {
+        if let Some(at) = self.kept.iter().position(|kept| *kept == id) {
+            self.kept.remove(at);
+            cx.end(id, KEEP, IpcError::Interrupted);
+        }
+    }
+    fn gone(&mut self, gone: Gone, _: &mut Context<'_>) {
+        self.kept.retain(|kept| match gone {
+            Gone::Endpoint(endpoint) => kept.source != endpoint,
+            Gone::Node(node) => kept.source.node() != node,
+        });
+    }
+    fn tick(&mut self, _: &mut Context<'_>) {}
+    fn deadline(&self) -> Option<Nanos> {
+        None
+    }
+    fn once(&self, message: &Message) -> bool {
+        message.call == ADD
+    }
+}
+
+fn count(store: &dyn Store) -> u64 {
+    store.get(b"count").map_or(0, |value| u64::from_le_bytes(value.try_into().unwrap()))
+}
+
+const CHILD_SOCKET: &str = "DVK_TEST_SOCKET";
+const CHILD_STORE: &str = "DVK_TEST_STORE";
+const CHILD_ROLE: &str = "DVK_TEST_ROLE";
+
+/// Not a test by itself: the body of the processes that the tests start.
+#[test]
+fn child_process() {
+    let Some(socket) = std::env::var_os(CHILD_SOCKET).map(PathBuf::from) else { return };
+    match std::env::var(CHILD_ROLE).as_deref() {
+        Ok("server") => {
+            let store = PathBuf::from(std::env::var_os(CHILD_STORE).unwrap());
+            solo::run(1, &socket, &store, |_| Ok(Toy { kept: Vec::new() })).unwrap();
+        }
+        Ok("keeper") => {
+            // Waits in the server until it is killed.
+            client(&socket).call(KEEP, &[]).ok();
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A child process, killed at the latest when the test ends.
+struct Guard(Child);
+
+impl Guard {
+    fn start(role: &str, socket: &Path, store: &Path) -> Guard {
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "dvkd::tests::child_process"])
+            .env(CHILD_ROLE, role)
+            .env(CHILD_SOCKET, socket)
+            .env(CHILD_STORE, store)
+            .stdout(Stdio::null())
+            .spawn();
+        Guard(child.unwrap())
+    }
+
+    fn kill(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+/// A cluster of daemons; the servers of its container are at home on node 1.
+struct Cluster {
+    dir: tempfile::TempDir,
+    configs: Vec<Config>,
+    daemons: Vec<Option<Daemon>>,
+}
+
+impl Cluster {
+    fn start(nodes: u16) -> Cluster {
+        let dir = tempfile::tempdir().unwrap();
+        let ports: Vec<_> = (0..nodes).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let addresses: Vec<_> = ports.iter().map(|port| port.local_addr().unwrap()).collect();
+        drop(ports);
+        let configs: Vec<Config> = (1..=nodes)
+            .map(|node| Config {
+                node,
+                name: format!("n{node}"),
+                listen: addresses[usize::from(node) - 1],
+                run: dir.path().join(format!("run{node}")),
+                store: dir.path().join(format!("store{node}")),
+                command: Vec::new(),
+                peers: (1..=nodes)
+                    .filter(|peer| *peer != node)
+                    .map(|peer| Peer {
+                        node: peer,
+                        name: format!("n{peer}"),
+                        address: addresses[usize::from(peer) - 1],
+                    })
+                    .collect(),
+                dcs: vec![Dc {
+                    id: 1,
+                    name: "lab".into(),
+                    nodes: (1..=nodes).collect(),
+                    home: 1,
+                    maps: Vec::new(),
+                }],
+            })
+            .collect();
+        let daemons =
+            configs.iter().map(|config| Some(Daemon::start(config.clone()).unwrap())).collect();
+        Cluster { dir, configs, daemons }
+    }
+
+    fn socket(&self, node: usize) -> PathBuf {
+        self.configs[node - 1].socket("lab")
+    }
+
+    fn server(&self) -> Guard {
+        Guard::start("server", &self.socket(1), &self.dir.path().join("toy"))
+    }
+
+    fn client(&self, node: usize) -> Client {
+        client(&self.socket(node))
+    }
+
+    fn daemon(&self, node: usize) -> &Daemon {
+        self.daemons[node - 1].as_ref().unwrap()
+    }
+
+    fn stop(&mut self, node: usize) {
+        self.daemons[node - 1].take().unwrap().stop();
+    }
+
+    fn cut_links(&self) {
+        for daemon in self.daemons.iter().flatten() {
+            daemon.shared.with(|node| node.links.values().for_each(|link| link.close()));
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for daemon in &mut self.daemons {
+            if let Some(daemon) = daemon.take() {
+                daemon.stop();
+            }
+        }
+    }
+}
+
+/// A client of the toy server.
+struct Client(Process);
+
+fn client(socket: &Path) -> Client {
+    Client(Process::new(Identity::new(kind::PROCESS, 0, socket.as_os_str().as_bytes())))
+}
+
+impl Client {
+    fn call(&self, call: u16, payload: &[u8]) -> Result<Vec<u8>, IpcError> {
+        self.call_for(call, payload, Wait::FOREVER)
+    }
+
+    fn call_for(&self, call: u16, payload: &[u8], wait: Wait) -> Result<Vec<u8>, IpcError> {
+        let mut message = Message::request(call);
+        let mut answer = vec![0; PAYLOAD_MAX];
+        let len =
+            self.0.sendrec(Endpoint::server(1), &mut message, &[payload], &mut answer, wait)?;
+        answer.truncate(len);
+        Ok(answer)
+    }
+
+    fn number(&self, call: u16) -> u64 {
+        u64::from_le_bytes(self.call(call, &[]).unwrap().try_into().unwrap())
+    }
+}
+
+/// Waits until `condition`; ten seconds are "never".
+fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let limit = Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(Instant::now() < limit, "never: {what}");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_local_call_reaches_the_server_with_the_callers_true_credentials() {
+    let cluster = Cluster::start(1);
+    let _server = cluster.server();
+    let client = cluster.client(1);
+    assert_eq!(client.call(ECHO, b"hello").unwrap(), b"hello");
+    let who = client.call(WHO, &[]).unwrap();
+    let (cred, source) = Cred::decode(&who).unwrap();
+    let (endpoint, node) = client.0.whoami().unwrap();
+    assert_eq!((cred.pid, cred.uid), (std::process::id(), rustix::process::getuid().as_raw()));
+    assert_eq!(source, endpoint.to_bits().to_le_bytes());
+    assert_eq!((node, endpoint.node()), (NodeId(1), NodeId(1)));
+}
+
+#[test]
+fn a_call_from_another_node_is_a_call_like_any_other() {
+    let cluster = Cluster::start(2);
+    let _server = cluster.server();
+    let client = cluster.client(2);
+    for len in [0, 1, 5000, PAYLOAD_MAX] {
+        let payload: Vec<u8> = (0..len).map(|index| u8::try_from(index % 251).unwrap()).collect();
+        assert_eq!(client.call(ECHO, &payload).unwrap(), payload);
+    }
+    let who = client.call(WHO, &[]).unwrap();
+    let (cred, source) = Cred::decode(&who).unwrap();
+    assert_eq!(cred.pid, std::process::id());
+    assert_eq!(source, client.0.whoami().unwrap().0.to_bits().to_le_bytes());
+    assert_eq!(client.call(0x1ff, &[]), Err(IpcError::Protocol));
+    let status = cluster.daemon(2).status();
+    assert!(status.nodes.iter().all(|node| node.up), "{status:?}");
+    assert!(status.counters.calls_out >= 5 && status.counters.protocol_errors == 0, "{status:?}");
+}
+
+#[test]
+fn every_add_counts_once_although_the_server_is_killed_and_links_are_cut() {
+    let cluster = Cluster::start(2);
+    let mut server = cluster.server();
+    let clients = [cluster.client(1), cluster.client(2)];
+    let done = AtomicU64::new(0);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for client in &clients {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    while !stop.load(Ordering::SeqCst) {
+                        client.call(ADD, &[]).unwrap();
+                        done.fetch_add(1, Ordering::SeqCst);
+                    }
+                });
+            }
+        }
+        for round in 0..6 {
+            let before = done.load(Ordering::SeqCst);
+            wait_until("calls get on", || done.load(Ordering::SeqCst) > before + 200);
+            if round % 2 == 0 {
+                server.kill();
+                server = cluster.server();
+            } else {
+                cluster.cut_links();
+            }
+        }
+        stop.store(true, Ordering::SeqCst);
+    });
+    assert_eq!(clients[0].number(GET), done.load(Ordering::SeqCst));
+}
+
+#[test]
+fn a_call_given_up_ends_at_once_on_any_node_and_the_lane_is_free_again() {
+    let cluster = Cluster::start(2);
+    let _server = cluster.server();
+    for node in [1, 2] {
+        let client = cluster.client(node);
+        for _ in 0..3 {
+            let wait = Wait { timeout_ms: Some(20), signals: Signals::Ignore };
+            assert_eq!(client.call_for(KEEP, &[], wait), Err(IpcError::TimedOut), "node {node}");
+        }
+        assert_eq!(client.number(KEPT), 0);
+    }
+}
+
+#[test]
+fn more_calls_wait_than_a_channel_has_lanes() {
+    let cluster = Cluster::start(2);
+    let _server = cluster.server();
+    let client = cluster.client(2);
+    let waiters = 2 * LANES + 10;
+    std::thread::scope(|scope| {
+        for _ in 0..waiters {
+            scope.spawn(|| client.call(KEEP, &[]).unwrap());
+        }
+        wait_until("all are kept", || client.number(KEPT) == waiters as u64);
+        client.call(RELEASE, &[]).unwrap();
+    });
+    assert_eq!(client.number(KEPT), 0);
+}
+
+#[test]
+fn a_client_that_is_killed_while_it_waits_is_forgotten_by_the_server() {
+    let cluster = Cluster::start(2);
+    let _server = cluster.server();
+    for node in [1, 2] {
+        let client = cluster.client(node);
+        let mut keeper = Guard::start("keeper", &cluster.socket(node), cluster.dir.path());
+        wait_until("the call is kept", || client.number(KEPT) == 1);
+        keeper.kill();
+        wait_until("the call is forgotten", || client.number(KEPT) == 0);
+    }
+    assert_eq!(cluster.daemon(1).status().dcs[0].endpoints, 2, "the server and this process");
+}
+
+#[test]
+fn kept_calls_of_other_nodes_survive_the_server() {
+    let cluster = Cluster::start(2);
+    let mut server = cluster.server();
+    let (one, two) = (cluster.client(1), cluster.client(2));
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| two.call(KEEP, &[]));
+        wait_until("the call is kept", || one.number(KEPT) == 1);
+        server.kill();
+        server = cluster.server();
+        wait_until("the call is kept again", || one.number(KEPT) == 1);
+        one.call(RELEASE, &[]).unwrap();
+        assert_eq!(waiting.join().unwrap(), Ok(vec![]));
+    });
+}
+
+#[test]
+fn a_node_that_goes_down_ends_the_calls_that_wait_for_it() {
+    let mut cluster = Cluster::start(2);
+    let server = cluster.server();
+    let client = cluster.client(2);
+    assert_eq!(client.call(ECHO, b"x").unwrap(), b"x");
+    drop(server);
+    cluster.stop(1);
+    assert_eq!(client.call(ECHO, b"x"), Err(IpcError::NodeDown));
+    assert!(!cluster.daemon(2).status().nodes[1].up);
+}
+
+#[test]
+fn garbage_at_the_door_closes_its_connection_and_disturbs_nobody() {
+    let cluster = Cluster::start(1);
+    let _server = cluster.server();
+    let client = cluster.client(1);
+    client.call(ECHO, b"before").unwrap();
+    let path = cluster.socket(1);
+    let hello = Ask::hello(kind::PROCESS, 0, 7);
+    let open = Ask::open(Endpoint::server(1));
+    let strange: Vec<Vec<u8>> = vec![
+        vec![0xff; 31],
+        vec![0; 32],
+        vec![1; 4096],
+        open.as_bytes().to_vec(),
+        Ask { kind: 99, ..hello }.as_bytes().to_vec(),
+        Ask { op: 77, ..hello }.as_bytes().to_vec(),
+        Ask { kind: kind::SERVER, number: 1, ..hello }.as_bytes().to_vec(),
+        Ask { kind: kind::PEER, ..hello }.as_bytes().to_vec(),
+    ];
+    for packet in strange {
+        let connection = Connection::connect(path.as_os_str().as_bytes()).unwrap();
+        rustix::net::send(&connection, &packet, rustix::net::SendFlags::NOSIGNAL).unwrap();
+        assert_eq!(connection.hear().err(), Some(IpcError::NotBound), "{packet:?}");
+    }
+    // A bell that is none, and one that is not wanted.
+    for kind in [kind::PEER, kind::PROCESS] {
+        let connection = Connection::connect(path.as_os_str().as_bytes()).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        let asked = Ask { kind, ..hello };
+        assert_eq!(connection.hello(asked, Some(file.as_fd())).err(), Some(IpcError::NotBound));
+    }
+    assert_eq!(client.call(ECHO, b"after").unwrap(), b"after");
+    assert!(cluster.daemon(1).status().counters.protocol_errors >= 8);
+}
+
+#[test]
+fn a_client_that_never_reads_blocks_nobody() {
+    let cluster = Cluster::start(1);
+    let _server = cluster.server();
+    let connection = Connection::connect(cluster.socket(1).as_os_str().as_bytes()).unwrap();
+    connection.hello(Ask::hello(kind::PROCESS, 0, 7), None).unwrap();
+    // Its answers are channels; it asks until it is refused, and reads nothing.
+    while connection.ask(&Ask::open(Endpoint::server(1)), None).is_ok() {}
+    assert_eq!(cluster.client(1).call(ECHO, b"x").unwrap(), b"x");
+}
+
+#[test]
+fn a_process_gets_channels_up_to_a_limit() {
+    let cluster = Cluster::start(2);
+    let _server = cluster.server();
+    for node in [1, 2] {
+        let connection = Connection::connect(cluster.socket(node).as_os_str().as_bytes()).unwrap();
+        connection.hello(Ask::hello(kind::PROCESS, 0, 7), None).unwrap();
+        for _ in 0..m3ipc::limits::CHANNELS_PER_PEER {
+            connection.open(Endpoint::server(1)).unwrap();
+        }
+        assert_eq!(connection.open(Endpoint::server(1)).err(), Some(IpcError::Exhausted));
+        assert_eq!(connection.open(Endpoint::server(9)).err(), Some(IpcError::NotBound));
+    }
+}
+
+#[test]
+fn garbage_on_a_link_ends_that_link_only() {
+    let cluster = Cluster::start(2);
+    let _server = cluster.server();
+    let client = cluster.client(2);
+    client.call(ECHO, b"before").unwrap();
+    for garbage in [&[0xff; 100][..], &[0; 100], b"GET / HTTP/1.1\r\n\r\n"] {
+        let mut stream = TcpStream::connect(cluster.configs[0].listen).unwrap();
+        stream.write_all(garbage).unwrap();
+        let mut rest = Vec::new();
+        std::io::Read::read_to_end(&mut stream, &mut rest).ok();
+        assert!(rest.is_empty());
+    }
+    // One that connects and says nothing holds nobody up.
+    let _silent = TcpStream::connect(cluster.configs[0].listen).unwrap();
+    assert_eq!(client.call(ECHO, b"after").unwrap(), b"after");
+}
+
+#[test]
+fn a_daemon_that_cannot_start_says_why() {
+    let cluster = Cluster::start(1);
+    let config = cluster.configs[0].clone();
+    let check = |config: Config, says: &str| {
+        let error = format!("{:#}", Daemon::start(config).unwrap_err());
+        assert!(error.contains(says), "{error:?} does not say {says:?}");
+    };
+    check(config.clone(), "another dvkd runs in");
+    let elsewhere = Config { run: cluster.dir.path().join("other"), ..config.clone() };
+    check(elsewhere.clone(), "cannot listen at 127.0.0.1:");
+    std::fs::create_dir_all(&elsewhere.run).unwrap();
+    std::fs::write(elsewhere.socket("lab"), "x").unwrap();
+    let listen = "127.0.0.1:0".parse().unwrap();
+    check(Config { listen, ..elsewhere }, "is there and is no socket");
+    check(Config { node: 0, ..config }, "node 0 is not in");
+}
+
+#[test]
+fn a_socket_that_a_dead_daemon_left_is_replaced_and_endpoints_are_never_given_out_twice() {
+    let mut cluster = Cluster::start(1);
+    let config = cluster.configs[0].clone();
+    let before = cluster.client(1).0.whoami().unwrap().0;
+    cluster.stop(1);
+    // What kill -9 leaves.
+    drop(door::bind(&config.socket("lab")).unwrap());
+    drop(UnixListener::bind(config.admin_socket()).unwrap());
+    std::fs::write(config.run.join("lock"), "").unwrap();
+    cluster.daemons[0] = Some(Daemon::start(config).unwrap());
+    let after = cluster.client(1).0.whoami().unwrap().0;
+    assert!(
+        after.generation > before.generation || after.slot != before.slot,
+        "{before:?} {after:?}"
+    );
+}
+
+#[test]
+fn an_admin_is_told_the_status_and_waits_for_the_stop() {
+    let mut cluster = Cluster::start(2);
+    let run = cluster.configs[0].run.clone();
+    wait_until("the link is up", || admin::status(&run).unwrap().nodes[1].up);
+    let status = admin::status(&run).unwrap();
+    assert_eq!((status.node, status.dcs[0].name.as_str()), (1, "lab"));
+    let daemon = cluster.daemons[0].take().unwrap();
+    let asked = std::thread::spawn(move || admin::stop(&run));
+    daemon.wish.wait();
+    assert!(!asked.is_finished());
+    daemon.stop();
+    asked.join().unwrap().unwrap();
+    let error = format!("{:#}", admin::status(&cluster.configs[0].run).unwrap_err());
+    assert!(error.contains("no dvkd answers at"), "{error}");
+}
+
+#[test]
+fn children_are_kept_running_and_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = "echo $$ >> $0.pids; exec sleep 1000";
+    let path = dir.path().join("child.sh");
+    std::fs::write(&path, script).unwrap();
+    let config = Config {
+        node: 1,
+        name: "n1".into(),
+        listen: "127.0.0.1:0".parse().unwrap(),
+        run: dir.path().join("run"),
+        store: dir.path().join("store"),
+        command: vec!["/bin/sh".into(), path.to_str().unwrap().into()],
+        peers: Vec::new(),
+        dcs: vec![Dc { id: 1, name: "lab".into(), nodes: vec![1], home: 1, maps: Vec::new() }],
+    };
+    let daemon = Daemon::start(config).unwrap();
+    let pids =
+        || daemon.status().dcs[0].children.iter().filter_map(|child| child.pid).collect::<Vec<_>>();
+    wait_until("four children run", || pids().len() == 4);
+    let victim = rustix::process::Pid::from_raw(i32::try_from(pids()[3]).unwrap()).unwrap();
+    rustix::process::kill_process(victim, rustix::process::Signal::KILL).unwrap();
+    wait_until("it is started again", || {
+        daemon.status().dcs[0].children[3].restarts == 1 && pids().len() == 4
+    });
+    let status = daemon.status();
+    let container = &status.dcs[0].children[3];
+    assert_eq!((container.role.as_str(), container.bound), ("container", false));
+    assert!(container.last_exit.as_deref().unwrap().contains("signal: 9"), "{container:?}");
+    let last = pids();
+    // These children do not listen to dvkd, so the servers must be killed; the test does not wait for that.
+    for pid in &last[..3] {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(*pid).unwrap()).unwrap();
+        locked(&daemon.keepers).iter().for_each(|keeper| keeper.stop(None));
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    }
+    daemon.stop();
+    for pid in last {
+        assert!(!Path::new(&format!("/proc/{pid}")).exists(), "{pid} is still there");
+    }
+}
+
+#[test]
+fn a_server_that_is_told_to_stop_ends_well() {
+    let cluster = Cluster::start(1);
+    let mut server = cluster.server();
+    let client = cluster.client(1);
+    client.call(ADD, &[]).unwrap();
+    cluster.daemon(1).shared.with(|node| node.door.stop_servers());
+    assert!(server.0.wait().unwrap().success());
+    let _server = cluster.server();
+    assert_eq!(client.number(GET), 1);
+}
+
+#[test]
+fn a_socket_that_somebody_listens_at_is_not_taken_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let _listener = door::bind(&path).unwrap();
+    let error = format!("{:#}", door::bind(&path).unwrap_err());
+    assert!(error.contains("is another dvkd running?"), "{error}");
+}
+
+#[test]
+fn a_second_server_of_the_same_number_and_one_without_rights_are_refused() {
+    let cluster = Cluster::start(1);
+    let _server = cluster.server();
+    let client = cluster.client(1);
+    client.call(ECHO, &[]).unwrap();
+    let (_bell, descriptor) = m3ipc::bell::Bell::create().unwrap();
+    let connection = Connection::connect(cluster.socket(1).as_os_str().as_bytes()).unwrap();
+    let hello = Ask::hello(kind::SERVER, 1, 9);
+    assert!(connection.hello(hello, Some(descriptor.as_fd())).is_err());
+    let hello = Ask::hello(kind::SERVER, 8, 9);
+    let connection = Connection::connect(cluster.socket(1).as_os_str().as_bytes()).unwrap();
+    assert_eq!(connection.hello(hello, Some(descriptor.as_fd())).err(), Some(IpcError::Denied));
+}

@@ -1,0 +1,396 @@
+//! One container on this node: bind, open, and die.
+//!
+//! A server's slot outlives its owners: who has called the last one, and who has died since, matters to the next.
+
+use super::calls::Incoming;
+use super::slots::Slots;
+use super::{Asker, Dc, Kernel, Output, Role};
+use crate::frame::Frame;
+use crate::limits::{PARKED_MAX, PEERS_PER_ENDPOINT, SERVER_WAIT, UNTOLD_MAX};
+use crate::server::{Gone, Nanos};
+use m3ipc::{DcId, Endpoint, IpcError, NodeId};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// What the kernel knows of a container.
+#[derive(Debug)]
+pub(super) struct Container {
+    pub(super) dc: Dc,
+    node: NodeId,
+    pub(super) slots: Slots,
+    /// By slot: the well-known ones of this node, bound or not, and bound agents and peers.
+    pub(super) receivers: BTreeMap<u32, Receiver>,
+    pub(super) incoming: Incoming,
+}
+
+/// A receiver, or the place of one that will come (again).
+#[derive(Debug, Default)]
+pub(super) struct Receiver {
+    /// Endpoints of this node that have had a channel with it, or with its predecessors.
+    clients: BTreeSet<Endpoint>,
+    parked: VecDeque<Parked>,
+    /// Who is gone since the last owner of the slot died: its successor opens the same store.
+    untold: Vec<Gone>,
+    /// Has it been bound in this incarnation of the node?
+    introduced: bool,
+}
+
+/// An OPEN that waits until its receiver is bound.
+#[derive(Debug)]
+struct Parked {
+    asker: Asker,
+    from: Endpoint,
+    until: Nanos,
+}
+
+/// Where a message to an endpoint of this node goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    Bound(Endpoint),
+    /// The server will come (back).
+    Absent,
+    No(IpcError),
+}
+
+impl Container {
+    pub(super) fn new(dc: Dc, node: NodeId, first_generation: u32) -> Container {
+        let servers =
+            dc.servers.iter().filter(|(_, home)| **home == node).map(|(number, _)| *number);
+        let well_known = servers.chain([Endpoint::container(node).slot]);
+        let receivers = well_known.map(|slot| (slot, Receiver::default())).collect();
+        Container {
+            dc,
+            node,
+            slots: Slots::new(node, first_generation),
+            receivers,
+            incoming: Incoming::default(),
+        }
+    }
+
+    /// The node where `to` is, by its address or by the directory.
+    pub(super) fn home(&self, to: Endpoint) -> Option<NodeId> {
+        let node = if to.is_server() { self.dc.servers.get(&to.slot).copied()? } else { to.node() };
+        self.dc.nodes.contains(&node).then_some(node)
+    }
+
+    /// Is `slot` that of a server of this node, or of the container itself?
+    pub(super) fn is_well_known(&self, slot: u32) -> bool {
+        slot == Endpoint::container(self.node).slot
+            || self.dc.servers.get(&slot) == Some(&self.node)
+    }
+
+    pub(super) fn find(&self, to: Endpoint) -> Found {
+        let absent = self.is_well_known(to.slot) && to.generation == 0;
+        match self.slots.by_slot(to.slot) {
+            _ if self.home(to) != Some(self.node) => Found::No(IpcError::NotBound),
+            None if absent => Found::Absent,
+            None => Found::No(IpcError::Stale),
+            Some(binding) if !absent && binding.endpoint != to => Found::No(IpcError::Stale),
+            Some(binding) if !binding.role.receives() => Found::No(IpcError::Denied),
+            Some(binding) => Found::Bound(binding.endpoint),
+        }
+    }
+
+    pub(super) fn deadline(&self) -> Option<Nanos> {
+        let parked = self
+            .receivers
+            .values()
+            .filter_map(|receiver| receiver.parked.front())
+            .map(|parked| parked.until);
+        parked.chain(self.incoming.deadline()).min()
+    }
+
+    /// Tells the receiver at `slot` that `gone` is: now, or its successor when that is bound. False if too
+    /// much is to be remembered.
+    pub(super) fn tell(&mut self, slot: u32, gone: Gone, out: &mut Vec<Output>) -> bool {
+        let Some(receiver) = self.receivers.get_mut(&slot) else { return true };
+        if let Some(binding) = self.slots.by_slot(slot) {
+            out.push(Output::Gone { dc: self.dc.id, to: binding.endpoint, gone });
+        } else if receiver.introduced {
+            return receiver.remember(gone);
+        }
+        true
+    }
+
+    /// Tells every receiver that a node is gone.
+    pub(super) fn tell_all(&mut self, gone: NodeId, out: &mut Vec<Output>) {
+        let slots: Vec<u32> = self.receivers.keys().copied().collect();
+        for slot in slots {
+            self.tell(slot, Gone::Node(gone), out);
+        }
+    }
+
+    /// A notification goes to a receiver that is there, or gets lost.
+    pub(super) fn notify(&self, from: Endpoint, to: Endpoint, value: u64, out: &mut Vec<Output>) {
+        if let Found::Bound(to) = self.find(to) {
+            out.push(Output::DeliverNotify { dc: self.dc.id, to, from, value });
+        }
+    }
+
+    /// What a receiver that has just been bound must hear first, and the channels that waited for it.
+    fn introduce(&mut self, bound: Endpoint, out: &mut Vec<Output>) {
+        let dc = self.dc.id;
+        let nodes: Vec<Gone> = self.dc.nodes.iter().map(|node| Gone::Node(*node)).collect();
+        let Some(receiver) = self.receivers.get_mut(&bound.slot) else { return };
+        // A server's store may be older than this daemon; whoever called then is gone, on every node.
+        let untold = std::mem::take(&mut receiver.untold);
+        let gone = if receiver.introduced { untold } else { nodes };
+        receiver.introduced = true;
+        out.extend(gone.into_iter().map(|gone| Output::Gone { dc, to: bound, gone }));
+        for parked in std::mem::take(&mut receiver.parked) {
+            self.connect(parked.asker, parked.from, bound, out);
+        }
+    }
+
+    fn park(&mut self, slot: u32, parked: Parked) -> Result<(), IpcError> {
+        let receiver = self.receivers.get_mut(&slot).ok_or(IpcError::NotBound)?;
+        if receiver.parked.len() >= PARKED_MAX {
+            return Err(IpcError::Exhausted);
+        }
+        receiver.parked.push_back(parked);
+        Ok(())
+    }
+
+    /// Notes and orders a channel between two processes of this node.
+    fn connect(
+        &mut self,
+        asker: Asker,
+        requester: Endpoint,
+        receiver: Endpoint,
+        out: &mut Vec<Output>,
+    ) {
+        let (Some(binding), Some(place)) =
+            (self.slots.get_mut(requester), self.receivers.get_mut(&receiver.slot))
+        else {
+            return out.push(Output::Refused { asker, error: IpcError::Stale });
+        };
+        if binding.receivers.len() >= PEERS_PER_ENDPOINT
+            && !binding.receivers.contains(&receiver.slot)
+        {
+            return out.push(Output::Refused { asker, error: IpcError::Exhausted });
+        }
+        binding.receivers.insert(receiver.slot);
+        place.clients.insert(requester);
+        out.push(Output::Channel { asker, dc: self.dc.id, requester, receiver, via: None });
+    }
+
+    /// A process of this node that had channels is dead: its receivers hear of it.
+    fn leave_receivers(
+        &mut self,
+        dead: Endpoint,
+        receivers: &BTreeSet<u32>,
+        out: &mut Vec<Output>,
+    ) {
+        for receiver in self.receivers.values_mut() {
+            receiver.parked.retain(|parked| {
+                if parked.from == dead {
+                    out.push(Output::Refused { asker: parked.asker, error: IpcError::Stale });
+                }
+                parked.from != dead
+            });
+        }
+        for slot in receivers {
+            if let Some(receiver) = self.receivers.get_mut(slot) {
+                receiver.clients.remove(&dead);
+            }
+            // Bounded by the clients of the receiver when it died: nobody can become one while it is not bound.
+            self.tell(*slot, Gone::Endpoint(dead), out);
+        }
+    }
+
+    /// A receiver of this node is dead: its channels end.
+    fn close(&mut self, dead: Endpoint, out: &mut Vec<Output>) {
+        out.push(Output::CloseChannels {
+            dc: self.dc.id,
+            receiver: dead,
+            error: IpcError::DestinationDied,
+        });
+        if self.is_well_known(dead.slot) {
+            return;
+        }
+        for client in
+            self.receivers.remove(&dead.slot).into_iter().flat_map(|receiver| receiver.clients)
+        {
+            if let Some(binding) = self.slots.get_mut(client) {
+                binding.receivers.remove(&dead.slot);
+            }
+        }
+    }
+}
+
+impl Receiver {
+    fn remember(&mut self, gone: Gone) -> bool {
+        if let Gone::Node(node) = gone {
+            self.untold.retain(|told| match told {
+                Gone::Endpoint(endpoint) => endpoint.node() != node,
+                Gone::Node(told) => *told != node,
+            });
+        }
+        self.untold.push(gone);
+        self.untold.len() <= UNTOLD_MAX
+    }
+}
+
+impl Kernel {
+    pub(super) fn dc_start(&mut self, dc: &Dc) {
+        let (node, first_generation) = (self.node, self.first_generation);
+        self.containers
+            .entry(dc.id)
+            .or_insert_with(|| Container::new(dc.clone(), node, first_generation));
+    }
+
+    pub(super) fn dc_stop(&mut self, now: Nanos, dc: DcId, out: &mut Vec<Output>) {
+        let Some(container) = self.containers.get(&dc) else { return };
+        let bound: Vec<Endpoint> = container.slots.iter().map(|binding| binding.endpoint).collect();
+        for endpoint in bound {
+            self.died(now, dc, endpoint, out);
+        }
+        self.end_incoming_of_dc(now, dc, out);
+        let receivers =
+            self.containers.remove(&dc).map(|container| container.receivers).unwrap_or_default();
+        for parked in receivers.into_values().flat_map(|receiver| receiver.parked) {
+            out.push(Output::Refused { asker: parked.asker, error: IpcError::NotBound });
+        }
+    }
+
+    /// Binds a process, or finds it bound.
+    #[expect(clippy::too_many_arguments, reason = "the fields of Input::Hello")]
+    pub(super) fn bind(
+        &mut self,
+        now: Nanos,
+        dc: DcId,
+        role: Role,
+        pid: u32,
+        nonce: u64,
+        privileged: bool,
+        out: &mut Vec<Output>,
+    ) -> Result<Bound, IpcError> {
+        let container = self.containers.get(&dc).ok_or(IpcError::NotBound)?;
+        if role.is_privileged() && !privileged {
+            return Err(IpcError::Denied);
+        }
+        if let Role::Server(number) = role
+            && container.dc.servers.get(&number) != Some(&self.node)
+        {
+            return Err(IpcError::Denied);
+        }
+        if let Some(binding) = container.slots.by_pid(pid) {
+            let old = binding.endpoint;
+            match binding.nonce == nonce {
+                true if binding.role == role => return Ok(Bound::Already(old)),
+                true => return Err(IpcError::Denied),
+                false => self.died(now, dc, old, out),
+            }
+        }
+        let container = self.containers.get_mut(&dc).ok_or(IpcError::NotBound)?;
+        let endpoint = container.slots.bind(role, pid, nonce)?;
+        if role.receives() {
+            container.receivers.entry(endpoint.slot).or_default();
+        }
+        Ok(Bound::New(endpoint, role))
+    }
+
+    pub(super) fn welcome(&mut self, asker: Asker, dc: DcId, bound: Bound, out: &mut Vec<Output>) {
+        let (Bound::New(endpoint, _) | Bound::Already(endpoint)) = bound;
+        out.push(Output::Welcome { asker, dc, endpoint });
+        let Bound::New(_, role) = bound else { return };
+        let Some(container) = self.containers.get_mut(&dc) else { return };
+        if !matches!(role, Role::Server(_))
+            && let Some(receiver) = container.receivers.get_mut(&endpoint.slot)
+        {
+            // Only servers have a past.
+            receiver.introduced = true;
+            receiver.untold.clear();
+        }
+        container.introduce(endpoint, out);
+        self.deliver_waiting(dc, endpoint, out);
+    }
+
+    pub(super) fn open(
+        &mut self,
+        now: Nanos,
+        asker: Asker,
+        dc: DcId,
+        from: Endpoint,
+        to: Endpoint,
+        out: &mut Vec<Output>,
+    ) -> Result<(), IpcError> {
+        let container = self.containers.get_mut(&dc).ok_or(IpcError::NotBound)?;
+        let requester = container.slots.get(from).ok_or(IpcError::Stale)?.endpoint;
+        let home = container.home(to).ok_or(IpcError::NotBound)?;
+        if home != self.node {
+            self.peers.get(&home).ok_or(IpcError::NotBound)?;
+            out.push(Output::Channel { asker, dc, requester, receiver: to, via: Some(home) });
+            return Ok(());
+        }
+        match container.find(to) {
+            Found::Bound(receiver) if receiver == from => return Err(IpcError::Denied),
+            Found::Bound(receiver) => container.connect(asker, requester, receiver, out),
+            Found::Absent => {
+                container.park(to.slot, Parked { asker, from, until: now + SERVER_WAIT })?
+            }
+            Found::No(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    pub(super) fn withdraw(&mut self, asker: Asker) {
+        for receiver in
+            self.containers.values_mut().flat_map(|container| container.receivers.values_mut())
+        {
+            receiver.parked.retain(|parked| parked.asker != asker);
+        }
+    }
+
+    /// OPENs whose receiver has not come in time.
+    pub(super) fn refuse_overdue(&mut self, now: Nanos, out: &mut Vec<Output>) {
+        for receiver in
+            self.containers.values_mut().flat_map(|container| container.receivers.values_mut())
+        {
+            while receiver.parked.front().is_some_and(|parked| parked.until <= now) {
+                let asker = receiver.parked.pop_front().expect("it has a front").asker;
+                out.push(Output::Refused { asker, error: IpcError::DestinationDied });
+            }
+        }
+    }
+
+    pub(super) fn died(&mut self, now: Nanos, dc: DcId, dead: Endpoint, out: &mut Vec<Output>) {
+        let Some(container) = self.containers.get_mut(&dc) else { return };
+        let Some(binding) = container.slots.unbind(dead) else { return };
+        container.leave_receivers(dead, &binding.receivers, out);
+        if binding.role.receives() {
+            container.close(dead, out);
+            self.receiver_died(now, dc, dead, out);
+        }
+        for (node, to) in binding.reached {
+            self.forget_outgoing(node, dc, dead, to);
+            self.send(now, node, &Frame::Gone { dc, to, gone: dead }, out);
+        }
+    }
+
+    pub(super) fn local_notify(
+        &mut self,
+        now: Nanos,
+        dc: DcId,
+        from: Endpoint,
+        to: Endpoint,
+        value: u64,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(container) = self.containers.get(&dc) else { return };
+        if container.slots.get(from).is_none() {
+            return;
+        }
+        match container.home(to) {
+            Some(home) if home == self.node => container.notify(from, to, value, out),
+            Some(home) => self.send(now, home, &Frame::Notify { dc, from, to, value }, out),
+            None => {}
+        }
+    }
+}
+
+/// How a HELLO ended well.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Bound {
+    New(Endpoint, Role),
+    Already(Endpoint),
+}

@@ -1,0 +1,179 @@
+//! The endpoints of one container on one node: which slot is whose, and no endpoint ever two processes'.
+
+use super::Role;
+use crate::limits::{ENDPOINTS_MAX, SLOTS_RESTING};
+use m3ipc::{Endpoint, IpcError, NodeId};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// A bound process.
+#[derive(Debug)]
+pub(super) struct Binding {
+    pub(super) endpoint: Endpoint,
+    pub(super) role: Role,
+    pub(super) pid: u32,
+    pub(super) nonce: u64,
+    /// Slots of the receivers on this node that it has had a channel with.
+    pub(super) receivers: BTreeSet<u32>,
+    /// Receivers on other nodes that it has called. They are told of its death.
+    pub(super) reached: BTreeSet<(NodeId, Endpoint)>,
+}
+
+/// Who is bound where.
+#[derive(Debug)]
+pub(super) struct Slots {
+    node: NodeId,
+    first_generation: u32,
+    bound: BTreeMap<u32, Binding>,
+    by_pid: BTreeMap<u32, u32>,
+    /// The lowest index never used; 0 is the container's.
+    fresh: u32,
+    /// Freed ordinary slots with their next generation, the longest free in front.
+    resting: VecDeque<(u32, u32)>,
+    /// Next generation of the well-known slots that have had an owner.
+    well_known: BTreeMap<u32, u32>,
+}
+
+impl Slots {
+    pub(super) fn new(node: NodeId, first_generation: u32) -> Slots {
+        Slots {
+            node,
+            first_generation: first_generation.max(1),
+            bound: BTreeMap::new(),
+            by_pid: BTreeMap::new(),
+            fresh: 1,
+            resting: VecDeque::new(),
+            well_known: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Binding> {
+        self.bound.values()
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Binding> {
+        self.bound.values_mut()
+    }
+
+    pub(super) fn by_slot(&self, slot: u32) -> Option<&Binding> {
+        self.bound.get(&slot)
+    }
+
+    pub(super) fn by_pid(&self, pid: u32) -> Option<&Binding> {
+        self.bound.get(self.by_pid.get(&pid)?)
+    }
+
+    /// The binding of exactly this endpoint.
+    pub(super) fn get(&self, endpoint: Endpoint) -> Option<&Binding> {
+        self.bound.get(&endpoint.slot).filter(|binding| binding.endpoint == endpoint)
+    }
+
+    pub(super) fn get_mut(&mut self, endpoint: Endpoint) -> Option<&mut Binding> {
+        self.bound.get_mut(&endpoint.slot).filter(|binding| binding.endpoint == endpoint)
+    }
+
+    /// Binds a process that is not bound yet.
+    pub(super) fn bind(&mut self, role: Role, pid: u32, nonce: u64) -> Result<Endpoint, IpcError> {
+        let endpoint = match role {
+            Role::Server(number) => self.take_well_known(number)?,
+            Role::Container => self.take_well_known(Endpoint::container(self.node).slot)?,
+            Role::Process | Role::Agent | Role::Peer => self.take()?,
+        };
+        let (receivers, reached) = (BTreeSet::new(), BTreeSet::new());
+        self.bound
+            .insert(endpoint.slot, Binding { endpoint, role, pid, nonce, receivers, reached });
+        self.by_pid.insert(pid, endpoint.slot);
+        Ok(endpoint)
+    }
+
+    /// Takes back the slot. A generation that cannot be counted on is the last of its slot.
+    pub(super) fn unbind(&mut self, endpoint: Endpoint) -> Option<Binding> {
+        self.get(endpoint)?;
+        let binding = self.bound.remove(&endpoint.slot)?;
+        self.by_pid.remove(&binding.pid);
+        match (binding.role, endpoint.generation.checked_add(1)) {
+            (Role::Server(_) | Role::Container, Some(next)) => {
+                self.well_known.insert(endpoint.slot, next);
+            }
+            (_, Some(next)) => self.resting.push_back((endpoint.slot, next)),
+            (_, None) => {}
+        }
+        Some(binding)
+    }
+
+    fn take_well_known(&mut self, slot: u32) -> Result<Endpoint, IpcError> {
+        if self.bound.contains_key(&slot) {
+            return Err(IpcError::Denied);
+        }
+        let generation = self.well_known.get(&slot).copied().unwrap_or(self.first_generation);
+        Ok(Endpoint { slot, generation })
+    }
+
+    fn take(&mut self) -> Result<Endpoint, IpcError> {
+        if self.bound.len() >= ENDPOINTS_MAX {
+            return Err(IpcError::Exhausted);
+        }
+        if self.resting.len() >= SLOTS_RESTING
+            && let Some((slot, generation)) = self.resting.pop_front()
+        {
+            return Ok(Endpoint { slot, generation });
+        }
+        let endpoint = Endpoint::new(self.node, self.fresh, self.first_generation);
+        // Only slots worn out by 2^32 owners are not in `bound` or `resting`.
+        if endpoint.index() != self.fresh {
+            return Err(IpcError::Exhausted);
+        }
+        self.fresh += 1;
+        Ok(endpoint)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slots() -> Slots {
+        Slots::new(NodeId(3), 100)
+    }
+
+    #[test]
+    fn a_slot_is_used_again_late_and_with_a_higher_generation() {
+        let mut slots = slots();
+        let first = slots.bind(Role::Process, 1, 0).unwrap();
+        assert_eq!(first, Endpoint::new(NodeId(3), 1, 100));
+        slots.unbind(first).unwrap();
+        let mut seen = BTreeSet::from([first]);
+        for round in 0..2 * SLOTS_RESTING {
+            let next = slots.bind(Role::Process, 1, 0).unwrap();
+            assert!(seen.insert(next), "{next:?} was somebody's before");
+            assert_eq!(next.slot == first.slot, round + 1 == SLOTS_RESTING, "round {round}");
+            slots.unbind(next).unwrap();
+        }
+        assert!(slots.unbind(first).is_none(), "a stale endpoint unbinds nobody");
+    }
+
+    #[test]
+    fn well_known_slots_have_one_owner_at_a_time() {
+        let mut slots = slots();
+        let server = slots.bind(Role::Server(2), 1, 0).unwrap();
+        assert_eq!(server, Endpoint { slot: Endpoint::PM.slot, generation: 100 });
+        assert_eq!(slots.bind(Role::Server(2), 2, 0), Err(IpcError::Denied));
+        slots.unbind(server).unwrap();
+        assert_eq!(slots.bind(Role::Server(2), 2, 0).unwrap().generation, 101);
+        assert_eq!(
+            slots.bind(Role::Container, 3, 0).unwrap().slot,
+            Endpoint::container(NodeId(3)).slot
+        );
+    }
+
+    #[test]
+    fn the_number_of_endpoints_is_bounded() {
+        let mut slots = slots();
+        for pid in 1..=u32::try_from(ENDPOINTS_MAX).unwrap() {
+            slots.bind(Role::Process, pid, 0).unwrap();
+        }
+        assert_eq!(slots.bind(Role::Process, 0, 0), Err(IpcError::Exhausted));
+        let one = slots.by_pid(7).unwrap().endpoint;
+        slots.unbind(one).unwrap();
+        assert!(slots.bind(Role::Process, 7, 0).is_ok());
+    }
+}

@@ -1,0 +1,450 @@
+//! A cluster on one machine: `lab up`, `lab status`, `lab down`.
+//!
+//! All of a lab is in one directory: `lab.toml`, and per node the configuration, the log, the
+//! sockets and the store. As root a node is a network namespace, else an address 127.0.0.N.
+
+pub(crate) mod network;
+pub(crate) mod process;
+mod state;
+
+pub(crate) use state::{Lab, LabNode, directory, directory_of_this, door};
+
+use crate::container::{self, SHIM_FILE};
+use crate::place::{Info, NodeInfo};
+use crate::table::{self, Cell, Table};
+use crate::{exit, procfs};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use dvk::dvkd::{self, Config, Dc, Peer, admin};
+use network::Network;
+use nix::sched::{CloneFlags, setns};
+use process::ProcessId;
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Options of `lab up`.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct UpOptions {
+    /// How many nodes
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=network::NODES_MAX as i64))]
+    pub(crate) nodes: u16,
+    /// Name of the distributed container that spans them
+    #[arg(long, default_value = "lab")]
+    pub(crate) dc: String,
+}
+
+impl Default for UpOptions {
+    fn default() -> UpOptions {
+        UpOptions { nodes: 3, dc: "lab".into() }
+    }
+}
+
+/// Options of the node daemon.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct DvkdOptions {
+    /// The node's configuration, a TOML file
+    #[arg(long)]
+    config: PathBuf,
+    /// Begin a session of its own, so that the end of a terminal does not end the daemon
+    #[arg(long)]
+    daemon: bool,
+}
+
+/// Where a node of a lab listens to its peers. In namespaces nobody else can have it.
+const PORT: u16 = 7083;
+/// How long all daemons, servers and containers of a lab may take to be there.
+const UP_PATIENCE: Duration = Duration::from_secs(60);
+/// After this long, `lab up` says what it is waiting for.
+const SILENCE: Duration = Duration::from_secs(2);
+/// How often `lab up` asks.
+const ASK_EVERY: Duration = Duration::from_millis(20);
+/// How long a dvkd has to end its servers and containers before it is killed.
+const DOWN_PATIENCE: Duration = Duration::from_secs(20);
+/// In the environment of every daemon of a lab: the lab's number.
+const ID_VARIABLE: &str = "DVS_LAB_ID";
+
+/// `dvs lab up`.
+///
+/// # Errors
+/// One sentence: what could not be started, with the last line of its log.
+pub(crate) fn up(options: &UpOptions) -> Result<()> {
+    if up_quietly(options)? {
+        let dc = &options.dc;
+        let last = options.nodes;
+        table::say(&format!(
+            "The lab is up: {last} nodes, distributed container {dc:?}.\n\
+             Try: dvs run --node n{last} -- sh -c 'hostname; ls -la /dvs'\n"
+        ))
+    } else {
+        table::say("The lab is up already.\n")
+    }
+}
+
+/// Starts a lab; `false` if the same one is up already.
+///
+/// # Errors
+/// As [`up`].
+pub(crate) fn up_quietly(options: &UpOptions) -> Result<bool> {
+    let directory = directory();
+    let _lock = state::lock(&directory)?;
+    if let Some(lab) = Lab::read(&directory)? {
+        check_same(&lab, options)?;
+        return Ok(false);
+    }
+    container::check_fuse()?;
+    let lab = Lab::new(directory, options.nodes, &options.dc)?;
+    let started = start(&lab).and_then(|children| wait_until_ready(&lab, children));
+    if let Err(error) = started {
+        // What was started is of no use without the rest.
+        take_down(&lab).context("the lab could not be cleaned up either")?;
+        return Err(error);
+    }
+    Ok(true)
+}
+
+/// A lab is there: is it the one that is wanted, and alive?
+fn check_same(lab: &Lab, options: &UpOptions) -> Result<()> {
+    let (count, dead) = (lab.nodes.len(), lab.dead_nodes());
+    ensure!(
+        dead.is_empty(),
+        "a lab is here, but of its {count} nodes {} are dead; \"dvs lab down\" clears it away",
+        dead.join(", ")
+    );
+    ensure!(
+        count == usize::from(options.nodes) && lab.dc == options.dc,
+        "a lab with {count} nodes and distributed container {:?} is up; \"dvs lab down\" ends it",
+        lab.dc
+    );
+    Ok(())
+}
+
+/// Starts the network and one daemon per node.
+fn start(lab: &Lab) -> Result<Vec<Child>> {
+    let network = lab.namespaces.then(|| Network::create(lab.count())).transpose()?;
+    if let Some(network) = &network {
+        let switch = spawn_in(&network.switch, &mut own_command("dvs-switch", "switch", lab)?)?;
+        ProcessId::of(i32::try_from(switch.id())?)
+            .ok_or_else(|| anyhow!("the lab's network cannot be kept"))?
+            .write(&lab.switch_file())?;
+    }
+    let mut children = Vec::new();
+    for node in &lab.nodes {
+        let mut command = prepare_node(lab, node)?;
+        let namespace = network
+            .as_ref()
+            .and_then(|network| network.nodes.get(usize::from(node.node).checked_sub(1)?));
+        let child = match namespace {
+            Some(namespace) => spawn_in(namespace, &mut command)?,
+            None => command.spawn().context("cannot start dvkd")?,
+        };
+        if let Some(process) = ProcessId::of(i32::try_from(child.id())?) {
+            process.write(&lab.pid_file(node))?;
+        }
+        children.push(child);
+    }
+    Ok(children)
+}
+
+/// Writes a node's files; returns the command that starts its daemon.
+fn prepare_node(lab: &Lab, node: &LabNode) -> Result<Command> {
+    let run = lab.run(node);
+    fs::create_dir_all(&run).with_context(|| format!("cannot make {}", run.display()))?;
+    if let Some(shim) = shim() {
+        fs::write(run.join(SHIM_FILE), shim)?;
+    }
+    let config = lab.config(node)?;
+    lab.info(node).write_beside(&config.socket(&lab.dc))?;
+    let file = run.join("dvkd.toml");
+    fs::write(&file, config.to_toml()?)
+        .with_context(|| format!("cannot write {}", file.display()))?;
+    let log = File::create(lab.log(node))?;
+    let mut command = own_command("dvkd", "dvkd", lab)?;
+    command.arg("--daemon").arg("--config").arg(file);
+    command.stdout(log.try_clone()?).stderr(log);
+    Ok(command)
+}
+
+/// The shim that goes into every program.
+fn shim() -> Option<&'static [u8]> {
+    None
+}
+
+/// This program as another of its processes.
+fn own_command(name: &str, role: &str, lab: &Lab) -> Result<Command> {
+    let mut command = Command::new(own_program()?);
+    command.arg0(name).arg(role);
+    command.env(ID_VARIABLE, &lab.id).env(state::DIRECTORY_VARIABLE, &lab.directory);
+    command.env_remove(m3ipc::door::SOCKET_ENV).current_dir("/");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    Ok(command)
+}
+
+fn own_program() -> Result<PathBuf> {
+    std::env::current_exe().context("cannot find this program's own file")
+}
+
+/// Starts `command` inside a network namespace.
+fn spawn_in(namespace: &File, command: &mut Command) -> Result<Child> {
+    std::thread::scope(|scope| {
+        let spawned = scope.spawn(|| -> Result<Child> {
+            // Of this thread only; a child has the namespace of the thread that forks it.
+            setns(namespace, CloneFlags::CLONE_NEWNET)?;
+            command.spawn().context("cannot start a process of the lab")
+        });
+        spawned.join().map_err(|_| anyhow!("the thread that starts a node panicked"))?
+    })
+}
+
+/// Waits until every daemon, server and container is there.
+fn wait_until_ready(lab: &Lab, mut children: Vec<Child>) -> Result<()> {
+    let begin = Instant::now();
+    let mut said = None;
+    loop {
+        for (child, node) in children.iter_mut().zip(&lab.nodes) {
+            if let Some(status) = child.try_wait()? {
+                let line = state::last_line(&lab.log(node));
+                bail!("dvkd of node {} has ended ({status}): {line}", node.name);
+            }
+        }
+        let Some(missing) = lab.nodes.iter().find_map(|node| missing(lab, node)) else {
+            return Ok(());
+        };
+        if begin.elapsed() > UP_PATIENCE {
+            let logs = lab
+                .nodes
+                .iter()
+                .map(|node| format!("\n  {}: {}", node.name, state::last_line(&lab.log(node))));
+            bail!(
+                "the lab is not ready after {UP_PATIENCE:?}: {missing}{}",
+                logs.collect::<String>()
+            );
+        }
+        if begin.elapsed() > SILENCE && said.as_ref() != Some(&missing) {
+            eprintln!("waiting for {missing}");
+            said = Some(missing);
+        }
+        std::thread::sleep(ASK_EVERY);
+    }
+}
+
+/// What node `node` is still waiting for.
+fn missing(lab: &Lab, node: &LabNode) -> Option<String> {
+    let Ok(status) = admin::status(&lab.run(node)) else {
+        return Some(format!("dvkd of node {}", node.name));
+    };
+    if let Some(peer) = status.nodes.iter().find(|peer| !peer.up) {
+        return Some(format!("the link from {} to {}", node.name, peer.name));
+    }
+    let children = status.dcs.iter().flat_map(|dc| &dc.children);
+    let child = children.into_iter().find(|child| !child.bound)?;
+    let why = child.last_exit.as_ref().map(|exit| format!(" (it ended: {exit})"));
+    Some(format!("{} on node {}{}", child.role, node.name, why.unwrap_or_default()))
+}
+
+/// `dvs lab status`: exit code 0 if all is well, 1 if not, 123 if there is no lab.
+///
+/// # Errors
+/// The state cannot be read.
+pub(crate) fn status(json: bool) -> Result<u8> {
+    let Some(lab) = Lab::read(&directory())? else {
+        return Err(exit::Failure::new(exit::NO_DVS, "no lab is up; \"dvs lab up\" starts one"));
+    };
+    let mut healthy = true;
+    let mut nodes = Table::new(&["NODE", "PID", "ADDRESS", "HEALTH"]);
+    let mut servers = Table::new(&["DC", "NODE", "PROCESS", "PID", "RESTARTS", "HEALTH"]);
+    for node in &lab.nodes {
+        let health = lab.health(node);
+        healthy &= health.is_ok();
+        let pid = ProcessId::read(&lab.pid_file(node)).map_or(0, |process| process.pid);
+        nodes.row(vec![
+            Cell::text(&node.name),
+            Cell::number(pid),
+            Cell::text(node.address),
+            Cell::text(health.as_ref().map_or_else(String::clone, |_| "up".into())),
+        ]);
+        for dc in health.iter().flat_map(|status| &status.dcs) {
+            for child in &dc.children {
+                healthy &= child.bound;
+                servers.row(vec![
+                    Cell::text(&dc.name),
+                    Cell::text(&node.name),
+                    Cell::text(&child.role),
+                    Cell::number(child.pid.unwrap_or(0)),
+                    Cell::number(child.restarts),
+                    Cell::text(if child.bound { "up" } else { "starting" }),
+                ]);
+            }
+        }
+    }
+    nodes.print(json)?;
+    if !json {
+        table::say("\n")?;
+    }
+    servers.print(json)?;
+    Ok(if healthy { 0 } else { exit::FAILED })
+}
+
+/// `dvs lab down`.
+///
+/// # Errors
+/// A process that does not end, a directory that cannot be removed.
+pub(crate) fn down() -> Result<()> {
+    let directory = directory();
+    let _lock = state::lock(&directory)?;
+    match Lab::read(&directory)? {
+        None if directory.exists() => {
+            // A lab that was interrupted before it had written its state, or whose state is gone.
+            state::remove(&directory)?;
+            table::say("The lab is down: only an empty directory was left of it.\n")
+        }
+        None => table::say("No lab is up.\n"),
+        Some(lab) => {
+            take_down(&lab)?;
+            table::say("The lab is down.\n")
+        }
+    }
+}
+
+/// Ends everything that belongs to `lab`, whatever state it is in.
+pub(crate) fn take_down(lab: &Lab) -> Result<()> {
+    let mut files: Vec<PathBuf> = lab.mount_files();
+    end_all(&files)?;
+    files.clear();
+    files.extend(lab.nodes.iter().map(|node| lab.pid_file(node)));
+    end_all(&files)?;
+    end_all(&[lab.switch_file()])?;
+    end_strays(&lab.id)?;
+    state::remove(&lab.directory)
+}
+
+/// Ends the processes of these pid files, all at the same time.
+fn end_all(files: &[PathBuf]) -> Result<()> {
+    std::thread::scope(|scope| {
+        let processes = files.iter().filter_map(|file| ProcessId::read(file));
+        let ends: Vec<_> =
+            processes.map(|process| scope.spawn(move || process.end(DOWN_PATIENCE))).collect();
+        ends.into_iter().try_for_each(|end| {
+            end.join().map_err(|_| anyhow!("the thread that ends a process panicked"))?
+        })
+    })
+}
+
+/// Ends what daemons of this lab have left behind, when they were killed.
+fn end_strays(id: &str) -> Result<()> {
+    for pid in procfs::pids(Path::new("/proc"))? {
+        let Some(process) = ProcessId::of(pid) else { continue };
+        let Some(environment) = procfs::environment(pid) else { continue };
+        if environment.get(ID_VARIABLE.as_bytes()).is_some_and(|value| value == id.as_bytes()) {
+            process.end(Duration::ZERO)?;
+        }
+    }
+    Ok(())
+}
+
+/// `dvs dvkd`.
+///
+/// # Errors
+/// One sentence: the configuration, an address in use.
+pub(crate) fn dvkd(options: &DvkdOptions) -> Result<()> {
+    if options.daemon {
+        rustix::process::setsid().ok();
+    }
+    rustix::thread::set_name(c"dvkd")?;
+    dvkd::run(Config::read(&options.config)?)
+}
+
+/// `dvs switch`: a process that does nothing but be in the bridge's namespace.
+///
+/// # Errors
+/// None.
+pub(crate) fn switch() -> Result<()> {
+    rustix::process::setsid().ok();
+    rustix::thread::set_name(c"dvs-switch")?;
+    let mut signals = nix::sys::signal::SigSet::empty();
+    signals.add(nix::sys::signal::Signal::SIGTERM);
+    signals.thread_block()?;
+    signals.wait()?;
+    Ok(())
+}
+
+impl Lab {
+    /// What the node's dvkd is told.
+    fn config(&self, node: &LabNode) -> Result<Config> {
+        let peer = |node: &LabNode| Peer {
+            node: node.node,
+            name: node.name.clone(),
+            address: node.address,
+        };
+        let peers = self.nodes.iter().filter(|other| other.node != node.node).map(peer).collect();
+        let dc = Dc {
+            id: 1,
+            name: self.dc.clone(),
+            nodes: self.nodes.iter().map(|node| node.node).collect(),
+            home: self.nodes[0].node,
+            maps: Vec::new(),
+        };
+        let program = own_program()?;
+        let program = program.to_str().context("this program's path is not UTF-8")?;
+        let config = Config {
+            node: node.node,
+            name: node.name.clone(),
+            listen: node.address,
+            run: self.run(node),
+            store: self.run(node).join("store"),
+            command: vec![program.to_owned()],
+            peers,
+            dcs: vec![dc],
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// What stands beside the node's socket.
+    fn info(&self, node: &LabNode) -> Info {
+        let nodes = self.nodes.iter().map(|node| NodeInfo {
+            node: node.node,
+            name: node.name.clone(),
+            address: node.address,
+        });
+        Info {
+            dc: self.dc.clone(),
+            id: 1,
+            node: node.node,
+            home: self.nodes[0].node,
+            nodes: nodes.collect(),
+        }
+    }
+
+    /// What the node's dvkd says of itself, or why it says nothing.
+    pub(crate) fn health(&self, node: &LabNode) -> std::result::Result<admin::Status, String> {
+        match ProcessId::read(&self.pid_file(node)) {
+            Some(process) if process.is_alive() => {
+                admin::status(&self.run(node)).map_err(|error| format!("no answer: {error:#}"))
+            }
+            _ => Err("dead".into()),
+        }
+    }
+}
+
+/// Addresses of a new lab's nodes.
+fn addresses(count: u16, namespaces: bool) -> Result<Vec<SocketAddr>> {
+    (1..=count)
+        .map(|node| {
+            if namespaces {
+                return Ok((network::address(node), PORT).into());
+            }
+            let ip = Ipv4Addr::from(u32::from(Ipv4Addr::LOCALHOST) + u32::from(node) - 1);
+            free_port(ip).map(|port| (ip, port).into())
+        })
+        .collect()
+}
+
+/// The usual port, or if somebody has it, one that is free now.
+fn free_port(ip: Ipv4Addr) -> Result<u16> {
+    let listener = TcpListener::bind((ip, PORT)).or_else(|_| TcpListener::bind((ip, 0)));
+    let listener = listener.with_context(|| format!("no port is free at {ip}"))?;
+    Ok(listener.local_addr()?.port())
+}

@@ -1,0 +1,751 @@
+//! What a file agent does, request by request, in no protocol's terms; and the one that asks vfs-server.
+
+use crate::cred;
+use crate::limits::{IO_SIZE_MAX, READDIR_SIZE, STACK_APART, THREADS_APART_MAX};
+use calls::Row;
+use calls::vfs::{
+    Access, Attr, Create, DirEntry, Fallocate, Flush, FsStats, Fsync, Getattr, Getlk, Getxattr,
+    Link, Listxattr, Lock, Lookup, Mkdir, Mknod, Open, Read, Readdir, Readlink, Release,
+    Removexattr, Rename, Rmdir, Seek, SetAttr, Setattr, Setlk, Setxattr, Statfs, Symlink, Unlink,
+    WRITE_APPEND, WRITE_AT, Write,
+};
+use calls::wire::Wire;
+use m3ipc::cred::CRED_SIZE_MAX;
+use m3ipc::errno::numbers::{EAGAIN, EIO, ENAMETOOLONG, ENOLCK, EPROTO};
+use m3ipc::{Cred, Endpoint, Errno, Sendrec, Wait};
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+/// Who makes a request, as the kernel says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// The thread that waits for the answer; 0 if it is the kernel itself.
+    pub pid: u32,
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// A name in a directory.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry<'a> {
+    pub parent: u64,
+    pub name: &'a [u8],
+}
+
+/// An open file: its inode and the server's handle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenFile {
+    pub ino: u64,
+    pub fh: u64,
+}
+
+/// Permission bits and type of what is to be made, and the maker's umask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NewMode {
+    pub mode: u32,
+    pub umask: u32,
+}
+
+/// Where a write goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    Offset(u64),
+    /// Wherever the file ends when the write is executed (O_APPEND).
+    End,
+}
+
+/// Which family a lock belongs to; they do not see each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockKind {
+    /// fcntl(2): record locks of a process or of an open file description.
+    Record,
+    /// flock(2).
+    Flock,
+}
+
+/// Called once, from any thread, with the outcome of a request that may take long.
+pub type Done = Box<dyn FnOnce(Result<(), Errno>) + Send>;
+
+/// Called for each directory entry, until it breaks.
+pub type VisitEntry<'a> = dyn FnMut(DirEntry, &[u8]) -> ControlFlow<()> + 'a;
+
+/// A file agent: one method per request of a file protocol, each one call of vfs-server.
+///
+/// Methods may be called from many threads and wait for the server. Numbers, flags and modes are Linux's.
+/// Every error is an errno for the program that asked.
+#[expect(clippy::missing_errors_doc, reason = "as just told")]
+pub trait Agent: Send + Sync + 'static {
+    fn lookup(&self, caller: Caller, entry: Entry<'_>) -> Result<Attr, Errno>;
+    fn getattr(&self, caller: Caller, ino: u64, fh: Option<u64>) -> Result<Attr, Errno>;
+    fn setattr(
+        &self,
+        caller: Caller,
+        ino: u64,
+        fh: Option<u64>,
+        set: &SetAttr,
+    ) -> Result<Attr, Errno>;
+    fn readlink(&self, caller: Caller, ino: u64) -> Result<Vec<u8>, Errno>;
+    fn symlink(&self, caller: Caller, entry: Entry<'_>, target: &[u8]) -> Result<Attr, Errno>;
+    fn mknod(
+        &self,
+        caller: Caller,
+        entry: Entry<'_>,
+        new: NewMode,
+        rdev: u32,
+    ) -> Result<Attr, Errno>;
+    fn mkdir(&self, caller: Caller, entry: Entry<'_>, new: NewMode) -> Result<Attr, Errno>;
+    fn unlink(&self, caller: Caller, entry: Entry<'_>) -> Result<(), Errno>;
+    fn rmdir(&self, caller: Caller, entry: Entry<'_>) -> Result<(), Errno>;
+    fn rename(
+        &self,
+        caller: Caller,
+        from: Entry<'_>,
+        to: Entry<'_>,
+        flags: u32,
+    ) -> Result<(), Errno>;
+    fn link(&self, caller: Caller, ino: u64, to: Entry<'_>) -> Result<Attr, Errno>;
+    /// Opens a file or directory; the handle.
+    fn open(&self, caller: Caller, ino: u64, flags: u32) -> Result<u64, Errno>;
+    fn create(
+        &self,
+        caller: Caller,
+        entry: Entry<'_>,
+        new: NewMode,
+        flags: u32,
+    ) -> Result<(Attr, OpenFile), Errno>;
+    /// Fills `buffer` from `offset` on; fewer bytes than it has room for mean the end of the file.
+    fn read(
+        &self,
+        caller: Caller,
+        file: OpenFile,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<usize, Errno>;
+    fn write(
+        &self,
+        caller: Caller,
+        file: OpenFile,
+        place: Place,
+        data: &[u8],
+    ) -> Result<usize, Errno>;
+    /// One descriptor is closed: the record locks of `owner` on the file go.
+    fn flush(&self, caller: Caller, file: OpenFile, owner: u64) -> Result<(), Errno>;
+    /// The last descriptor is closed.
+    fn release(&self, caller: Caller, file: OpenFile) -> Result<(), Errno>;
+    /// Returns at once; `done` is called when the file is on stable storage.
+    fn fsync(&self, caller: Caller, file: OpenFile, datasync: bool, done: Done);
+    /// Visits the entries after cookie `offset` (0 is the start) until `visit` breaks or they end.
+    fn readdir(
+        &self,
+        caller: Caller,
+        file: OpenFile,
+        offset: u64,
+        visit: &mut VisitEntry<'_>,
+    ) -> Result<(), Errno>;
+    fn statfs(&self, caller: Caller, ino: u64) -> Result<FsStats, Errno>;
+    fn access(&self, caller: Caller, ino: u64, mask: u32) -> Result<(), Errno>;
+    fn getlk(&self, caller: Caller, file: OpenFile, lock: Lock) -> Result<Lock, Errno>;
+    /// Sets or drops a lock. With `wait` it returns at once and `done` is called when the lock is
+    /// granted or refused.
+    fn setlk(
+        &self,
+        caller: Caller,
+        file: OpenFile,
+        lock: Lock,
+        kind: LockKind,
+        wait: bool,
+        done: Done,
+    );
+    /// The length of the value, which is in `buffer` unless that is empty.
+    fn getxattr(
+        &self,
+        caller: Caller,
+        ino: u64,
+        name: &[u8],
+        buffer: &mut [u8],
+    ) -> Result<usize, Errno>;
+    fn setxattr(
+        &self,
+        caller: Caller,
+        ino: u64,
+        name: &[u8],
+        value: &[u8],
+        flags: u32,
+    ) -> Result<(), Errno>;
+    /// As `getxattr`, for the list of names.
+    fn listxattr(&self, caller: Caller, ino: u64, buffer: &mut [u8]) -> Result<usize, Errno>;
+    fn removexattr(&self, caller: Caller, ino: u64, name: &[u8]) -> Result<(), Errno>;
+    fn fallocate(
+        &self,
+        caller: Caller,
+        file: OpenFile,
+        offset: u64,
+        length: u64,
+        mode: u32,
+    ) -> Result<(), Errno>;
+    /// lseek(2) with SEEK_DATA or SEEK_HOLE.
+    fn seek(&self, caller: Caller, file: OpenFile, offset: u64, whence: u32) -> Result<u64, Errno>;
+}
+
+/// The agent that asks vfs-server. `P` is a port whose channel is trusted (`door::kind::AGENT`):
+/// the caller's credentials stand in front of each payload.
+#[derive(Debug)]
+pub struct VosAgent<P> {
+    shared: Arc<Shared<P>>,
+}
+
+#[derive(Debug)]
+struct Shared<P> {
+    port: P,
+    /// Threads that make a call which may take long.
+    apart: AtomicUsize,
+}
+
+/// Longest target of a symbolic link (PATH_MAX).
+const TARGET_MAX: usize = 4096;
+const F_UNLCK: u32 = 2;
+
+impl<P: Sendrec> VosAgent<P> {
+    pub fn new(port: P) -> VosAgent<P> {
+        VosAgent { shared: Arc::new(Shared { port, apart: AtomicUsize::new(0) }) }
+    }
+
+    fn call<R: Row>(
+        &self,
+        cred: &Cred,
+        row: &R,
+        payload: [&[u8]; 2],
+        receive: &mut [u8],
+    ) -> Reply<R> {
+        self.shared.call(cred, row, payload, receive)
+    }
+
+    /// A call whose answer's payload is one fixed struct.
+    fn call_for<R: Row, T: Wire>(
+        &self,
+        cred: &Cred,
+        row: &R,
+        payload: [&[u8]; 2],
+    ) -> Result<(R::Reply, T), Errno> {
+        let mut answer = [0; 128];
+        let (reply, len) = self.call(cred, row, payload, &mut answer)?;
+        let value = T::get(&answer[..len.min(answer.len())]).ok_or(Errno::new(EPROTO))?;
+        Ok((reply, value))
+    }
+
+    /// A call that is answered by success or an error.
+    fn order<R: Row>(&self, cred: &Cred, row: &R, payload: [&[u8]; 2]) -> Result<R::Reply, Errno> {
+        self.call(cred, row, payload, &mut []).map(|(reply, _)| reply)
+    }
+}
+
+type Reply<R> = Result<(<R as Row>::Reply, usize), Errno>;
+
+impl<P: Sendrec> Shared<P> {
+    fn call<R: Row>(
+        &self,
+        cred: &Cred,
+        row: &R,
+        payload: [&[u8]; 2],
+        receive: &mut [u8],
+    ) -> Reply<R> {
+        let mut encoded = [0; CRED_SIZE_MAX];
+        let len = cred.encode(&mut encoded);
+        let send = [&encoded[..len], payload[0], payload[1]];
+        calls::call(&self.port, Endpoint::VFS, row, &send, receive, Wait::FOREVER)
+    }
+}
+
+/// How long the first of two names in a payload is.
+fn name_len(name: &[u8]) -> Result<u16, Errno> {
+    u16::try_from(name.len()).map_err(|_| Errno::new(ENAMETOOLONG))
+}
+
+/// A length as a row has it. Requests are bounded far below 4 GiB by the protocol above.
+fn size(buffer: &[u8]) -> u32 {
+    u32::try_from(buffer.len()).unwrap_or(u32::MAX)
+}
+
+/// A count in a reply, as a length of what was asked for.
+fn count(reply: u64, most: usize) -> Result<usize, Errno> {
+    usize::try_from(reply).ok().filter(|count| *count <= most).ok_or(Errno::new(EPROTO))
+}
+
+impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
+    fn lookup(&self, caller: Caller, entry: Entry<'_>) -> Result<Attr, Errno> {
+        let cred = cred::with_groups(caller);
+        self.call_for(&cred, &Lookup { parent: entry.parent }, [entry.name, &[]])
+            .map(|(_, attr)| attr)
+    }
+
+    fn getattr(&self, caller: Caller, ino: u64, fh: Option<u64>) -> Result<Attr, Errno> {
+        let row = Getattr { ino, fh: fh.unwrap_or(0) };
+        self.call_for(&cred::plain(caller), &row, [&[], &[]]).map(|(_, attr)| attr)
+    }
+
+    fn setattr(
+        &self,
+        caller: Caller,
+        ino: u64,
+        fh: Option<u64>,
+        set: &SetAttr,
+    ) -> Result<Attr, Errno> {
+        let row = Setattr { ino, fh: fh.unwrap_or(0) };
+        self.call_for(&cred::with_groups(caller), &row, [&set.bytes(), &[]]).map(|(_, attr)| attr)
+    }
+
+    fn readlink(&self, caller: Caller, ino: u64) -> Result<Vec<u8>, Errno> {
+        let mut target = vec![0; TARGET_MAX];
+        let (_, len) =
+            self.call(&cred::plain(caller), &Readlink { ino }, [&[], &[]], &mut target)?;
+        target.truncate(len);
+        Ok(target)
+    }
+
+    fn symlink(&self, caller: Caller, entry: Entry<'_>, target: &[u8]) -> Result<Attr, Errno> {
+        let row = Symlink { parent: entry.parent, name_len: name_len(entry.name)? };
+        self.call_for(&cred::with_groups(caller), &row, [entry.name, target]).map(|(_, attr)| attr)
+    }
+
+    fn mknod(
+        &self,
+        caller: Caller,
+        entry: Entry<'_>,
+        new: NewMode,
+        rdev: u32,
+    ) -> Result<Attr, Errno> {
+        let row = Mknod { parent: entry.parent, mode: new.mode, umask: new.umask, rdev };
+        self.call_for(&cred::with_groups(caller), &row, [entry.name, &[]]).map(|(_, attr)| attr)
+    }
+
+    fn mkdir(&self, caller: Caller, entry: Entry<'_>, new: NewMode) -> Result<Attr, Errno> {
+        let row = Mkdir { parent: entry.parent, mode: new.mode, umask: new.umask };
+        self.call_for(&cred::with_groups(caller), &row, [entry.name, &[]]).map(|(_, attr)| attr)
+    }
+
+    fn unlink(&self, caller: Caller, entry: Entry<'_>) -> Result<(), Errno> {
+        self.order(&cred::with_groups(caller), &Unlink { parent: entry.parent }, [entry.name, &[]])
+    }
+
+    fn rmdir(&self, caller: Caller, entry: Entry<'_>) -> Result<(), Errno> {
+        self.order(&cred::with_groups(caller), &Rmdir { parent: entry.parent }, [entry.name, &[]])
+    }
+
+    fn rename(
+        &self,
+        caller: Caller,
+        from: Entry<'_>,
+        to: Entry<'_>,
+        flags: u32,
+    ) -> Result<(), Errno> {
+        let row = Rename {
+            parent: from.parent,
+            new_parent: to.parent,
+            name_len: name_len(from.name)?,
+            flags,
+        };
+        self.order(&cred::with_groups(caller), &row, [from.name, to.name])
+    }
+
+    fn link(&self, caller: Caller, ino: u64, to: Entry<'_>) -> Result<Attr, Errno> {
+        let row = Link { ino, new_parent: to.parent };
+        self.call_for(&cred::with_groups(caller), &row, [to.name, &[]]).map(|(_, attr)| attr)
+    }
+
+    fn open(&self, caller: Caller, ino: u64, flags: u32) -> Result<u64, Errno> {
+        self.order(&cred::with_groups(caller), &Open { ino, flags }, [&[], &[]])
+            .map(|opened| opened.fh)
+    }
+
+    fn create(
+        &self,
+        caller: Caller,
+        entry: Entry<'_>,
+        new: NewMode,
+        flags: u32,
+    ) -> Result<(Attr, OpenFile), Errno> {
+        let row = Create { parent: entry.parent, mode: new.mode, umask: new.umask, flags };
+        let (opened, attr): (_, Attr) =
+            self.call_for(&cred::with_groups(caller), &row, [entry.name, &[]])?;
+        Ok((attr, OpenFile { ino: attr.ino, fh: opened.fh }))
+    }
+
+    fn read(
+        &self,
+        caller: Caller,
+        file: OpenFile,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<usize, Errno> {
+        let cred = cred::plain(caller);
+        let mut done = 0;
+        for part in buffer.chunks_mut(IO_SIZE_MAX as usize) {
+            let row =
+                Read { fh: file.fh, ino: file.ino, offset: offset + done as u64, size: size(part) };
+            let (_, len) = self.call(&cred, &row, [&[], &[]], part)?;
+            done += len;
+            if len < part.len() {
+                break;
+            }
+        }
+        Ok(done)
+    }
+
+    fn write(
+        &self,
+        caller: Caller,
+        file: OpenFile,
+        place: Place,
+        data: &[u8],
+    ) -> Result<usize, Errno> {
+        let cred = cred::plain(caller);
+        let mut done = 0;
+        for part in data.chunks(IO_SIZE_MAX as usize) {
+            let offset = match place {
+                Place::Offset(offset) => (offset + done as u64) | WRITE_AT,
+                Place::End => WRITE_APPEND,
+            };
+            let row = Write { fh: file.fh, ino: file.ino, offset };
+            let written = match self.order(&cred, &row, [part, &[]]) {
+                Ok(reply) => count(reply.count, part.len())?,
+                // What is written is written; the error comes with the next attempt.
+                Err(_) if done > 0 => break,
+                Err(error) => return Err(error),
+            };
+            done += written;
+            if written < part.len() {
+                break;
+            }
+        }
+        Ok(done)
+    }
+
+    fn flush(&self, caller: Caller, file: OpenFile, owner: u64) -> Result<(), Errno> {
+        self.order(&cred::plain(caller), &Flush { fh: file.fh, ino: file.ino, owner }, [&[], &[]])
+    }
+
+    fn release(&self, caller: Caller, file: OpenFile) -> Result<(), Errno> {
+        self.order(&cred::plain(caller), &Release { fh: file.fh, ino: file.ino }, [&[], &[]])
+    }
+
+    fn fsync(&self, caller: Caller, file: OpenFile, datasync: bool, done: Done) {
+        let cred = cred::plain(caller);
+        let row = Fsync { fh: file.fh, ino: file.ino, datasync: datasync.into() };
+        if let Err(done) = call_apart(&self.shared, cred, row, Vec::new(), done) {
+            done(self.order(&cred, &row, [&[], &[]]));
+        }
+    }
+
+    fn readdir(
+        &self,
+        caller: Caller,
+        file: OpenFile,
+        offset: u64,
+        visit: &mut VisitEntry<'_>,
+    ) -> Result<(), Errno> {
+        let cred = cred::plain(caller);
+        let mut entries = [0; READDIR_SIZE as usize];
+        let mut offset = offset;
+        loop {
+            let row = Readdir { fh: file.fh, ino: file.ino, offset, size: READDIR_SIZE };
+            let (_, len) = self.call(&cred, &row, [&[], &[]], &mut entries)?;
+            let mut rest = &entries[..len.min(entries.len())];
+            if rest.is_empty() {
+                return Ok(());
+            }
+            while !rest.is_empty() {
+                let (entry, name, tail) = split_entry(rest).ok_or(Errno::new(EPROTO))?;
+                if visit(entry, name).is_break() {
+                    return Ok(());
+                }
+                (offset, rest) = (entry.next, tail);
+            }
+        }
+    }
+
+    fn statfs(&self, caller: Caller, ino: u64) -> Result<FsStats, Errno> {
+        self.call_for(&cred::plain(caller), &Statfs { ino }, [&[], &[]]).map(|(_, stats)| stats)
+    }
+
+    fn access(&self, caller: Caller, ino: u64, mask: u32) -> Result<(), Errno> {
+        self.order(&cred::with_groups(caller), &Access { ino, mask }, [&[], &[]])
+    }
+
+    fn getlk(&self, caller: Caller, file: OpenFile, lock: Lock) -> Result<Lock, Errno> {
+        let row = Getlk { ino: file.ino, fh: file.fh };
+        self.call_for(&cred::plain(caller), &row, [&lock.bytes(), &[]]).map(|(_, lock)| lock)
+    }
+
+    fn setlk(
+        &self,
+        caller: Caller,
+        file: OpenFile,
+        lock: Lock,
+        kind: LockKind,
+        wait: bool,
+        done: Done,
+    ) {
+        let cred = cred::plain(caller);
+        let flock = u8::from(kind == LockKind::Flock);
+        let row = Setlk { ino: file.ino, fh: file.fh, wait: 0, flock };
+        // Most locks are free: only those that are not cost a thread.
+        match self.order(&cred, &row, [&lock.bytes(), &[]]) {
+            Err(error) if error.errno == EAGAIN && wait && lock.kind != F_UNLCK => {
+                let row = Setlk { wait: 1, ..row };
+                if let Err(done) = call_apart(&self.shared, cred, row, lock.bytes().into(), done) {
+                    done(Err(Errno::new(ENOLCK)));
+                }
+            }
+            outcome => done(outcome),
+        }
+    }
+
+    fn getxattr(
+        &self,
+        caller: Caller,
+        ino: u64,
+        name: &[u8],
+        buffer: &mut [u8],
+    ) -> Result<usize, Errno> {
+        let row = Getxattr { ino, size: size(buffer) };
+        let (reply, len) = self.call(&cred::with_groups(caller), &row, [name, &[]], buffer)?;
+        value_length(reply.count, len, buffer)
+    }
+
+    fn setxattr(
+        &self,
+        caller: Caller,
+        ino: u64,
+        name: &[u8],
+        value: &[u8],
+        flags: u32,
+    ) -> Result<(), Errno> {
+        let row = Setxattr { ino, name_len: name_len(name)?, flags };
+        self.order(&cred::with_groups(caller), &row, [name, value])
+    }
+
+    fn listxattr(&self, caller: Caller, ino: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
+        let row = Listxattr { ino, size: size(buffer) };
+        let (reply, len) = self.call(&cred::with_groups(caller), &row, [&[], &[]], buffer)?;
+        value_length(reply.count, len, buffer)
+    }
+
+    fn removexattr(&self, caller: Caller, ino: u64, name: &[u8]) -> Result<(), Errno> {
+        self.order(&cred::with_groups(caller), &Removexattr { ino }, [name, &[]])
+    }
+
+    fn fallocate(
+        &self,
+        caller: Caller,
+        file: OpenFile,
+        offset: u64,
+        length: u64,
+        mode: u32,
+    ) -> Result<(), Errno> {
+        let row = Fallocate { fh: file.fh, ino: file.ino, offset, length, mode };
+        self.order(&cred::plain(caller), &row, [&[], &[]])
+    }
+
+    fn seek(&self, caller: Caller, file: OpenFile, offset: u64, whence: u32) -> Result<u64, Errno> {
+        let row = Seek { fh: file.fh, ino: file.ino, offset, whence };
+        self.order(&cred::plain(caller), &row, [&[], &[]]).map(|reply| reply.count)
+    }
+}
+
+/// Length of an xattr answer: told when only that was asked for, else that of the payload.
+fn value_length(told: u64, len: usize, buffer: &[u8]) -> Result<usize, Errno> {
+    if buffer.is_empty() { count(told, usize::MAX) } else { count(len as u64, buffer.len()) }
+}
+
+/// The first entry of a `Readdir` payload, its name, and the rest; `None` if it is malformed.
+fn split_entry(payload: &[u8]) -> Option<(DirEntry, &[u8], &[u8])> {
+    let entry = DirEntry::get(payload)?;
+    let (name, rest) = payload[DirEntry::SIZE..].split_at_checked(entry.name_len.into())?;
+    (!name.is_empty()).then_some((entry, name, rest))
+}
+
+/// Makes a call that may take long on a thread of its own, so that nothing else waits for it. Hands
+/// `done` back if there can be no further thread.
+fn call_apart<P, R>(
+    shared: &Arc<Shared<P>>,
+    cred: Cred,
+    row: R,
+    payload: Vec<u8>,
+    done: Done,
+) -> Result<(), Done>
+where
+    P: Sendrec + Send + Sync + 'static,
+    R: Row<Reply = ()> + Send + 'static,
+{
+    let admitted = shared.apart.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |threads| {
+        (threads < THREADS_APART_MAX).then_some(threads + 1)
+    });
+    if admitted.is_err() {
+        return Err(done);
+    }
+    // Held by both sides, because a thread that cannot be started takes what it was given along.
+    let done = Arc::new(Mutex::new(Some(done)));
+    let (owned, theirs) = (shared.clone(), done.clone());
+    let work = move || {
+        let outcome = owned.call(&cred, &row, [&payload, &[]], &mut []).map(|_| ());
+        owned.apart.fetch_sub(1, Ordering::Relaxed);
+        if let Some(done) = take(&theirs) {
+            done(outcome);
+        }
+    };
+    let builder = thread::Builder::new().name(R::NAME.into()).stack_size(STACK_APART);
+    let Err(error) = builder.spawn(work) else { return Ok(()) };
+    tracing::warn!(%error, "no thread for {}", R::NAME);
+    shared.apart.fetch_sub(1, Ordering::Relaxed);
+    take(&done).map_or(Ok(()), Err)
+}
+
+fn take(done: &Mutex<Option<Done>>) -> Option<Done> {
+    done.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+/// An errno that may be told to a program: the server's word, but inside the range of errno.
+pub(crate) fn tellable(error: Errno) -> i32 {
+    if (1..512).contains(&error.errno) { error.errno } else { EIO }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use m3ipc::errno::numbers::{EHOSTDOWN, ENOENT};
+    use m3ipc::{IpcError, Message};
+    use proptest::prelude::*;
+    use std::sync::mpsc::channel;
+
+    /// Messages and what rode along with them.
+    type Sent = Vec<(Message, Vec<u8>)>;
+    /// Status, arguments and payload of an answer, or that none comes.
+    type Outcome = Result<(u16, [u8; 40], Vec<u8>), IpcError>;
+
+    /// A port that keeps what is sent and answers always the same.
+    #[derive(Debug)]
+    struct Echo {
+        sent: Mutex<Sent>,
+        answer: Outcome,
+    }
+
+    impl Sendrec for Echo {
+        fn sendrec(
+            &self,
+            to: Endpoint,
+            message: &mut Message,
+            send: &[&[u8]],
+            receive: &mut [u8],
+            _: Wait,
+        ) -> Result<usize, IpcError> {
+            assert_eq!(to, Endpoint::VFS);
+            self.sent.lock().unwrap().push((*message, send.concat()));
+            let (status, args, payload) = self.answer.clone()?;
+            (message.status, message.args) = (status, args);
+            let len = payload.len().min(receive.len());
+            receive[..len].copy_from_slice(&payload[..len]);
+            Ok(len)
+        }
+    }
+
+    fn agent(answer: Outcome) -> VosAgent<Echo> {
+        VosAgent::new(Echo { sent: Mutex::default(), answer })
+    }
+
+    fn sent(agent: &VosAgent<Echo>) -> Sent {
+        std::mem::take(&mut agent.shared.port.sent.lock().unwrap())
+    }
+
+    const CALLER: Caller = Caller { pid: 0, uid: 7, gid: 8 };
+    const FILE: OpenFile = OpenFile { ino: 2, fh: 3 };
+
+    #[test]
+    fn the_credentials_stand_in_front_of_the_payload() {
+        let agent = agent(Ok((0, [0; 40], Vec::new())));
+        let (from, to) = (Entry { parent: 1, name: b"old" }, Entry { parent: 2, name: b"new" });
+        agent.rename(CALLER, from, to, 1).unwrap();
+        let (message, payload) = sent(&agent).remove(0);
+        assert_eq!(Cred::decode(&payload), Some((Cred::new(0, 7, 8), &b"oldnew"[..])));
+        let row = Rename::get(&message.args);
+        assert_eq!(row, Some(Rename { parent: 1, new_parent: 2, name_len: 3, flags: 1 }));
+    }
+
+    #[test]
+    fn what_does_not_fit_one_message_goes_in_several() {
+        let mut args = [0; 40];
+        args[..8].copy_from_slice(&u64::from(IO_SIZE_MAX).to_le_bytes());
+        let agent = agent(Ok((0, args, vec![7; IO_SIZE_MAX as usize])));
+        let size = IO_SIZE_MAX as usize * 2;
+        let mut data = vec![0; size];
+        assert_eq!(agent.read(CALLER, FILE, 100, &mut data), Ok(size));
+        assert!(data.iter().all(|byte| *byte == 7));
+        assert_eq!(agent.write(CALLER, FILE, Place::Offset(5), &data), Ok(size));
+        let offsets: Vec<_> = sent(&agent)[2..]
+            .iter()
+            .map(|(message, _)| Write::get(&message.args).unwrap().offset & !WRITE_AT)
+            .collect();
+        assert_eq!(offsets, [5, 5 + u64::from(IO_SIZE_MAX)]);
+    }
+
+    #[test]
+    fn only_a_lock_that_is_not_free_is_waited_for_apart() {
+        let lock = Lock { end: 9, kind: 1, ..Lock::default() };
+        let check = |status: u16, wait: bool, outcome: Result<(), i32>, calls: usize| {
+            let agent = agent(Ok((status, [0; 40], Vec::new())));
+            let (tell, told) = channel();
+            let done = Box::new(move |outcome: Result<(), Errno>| {
+                tell.send(outcome.map_err(|error| error.errno)).unwrap();
+            });
+            agent.setlk(CALLER, FILE, lock, LockKind::Record, wait, done);
+            assert_eq!(told.recv().unwrap(), outcome);
+            assert_eq!(sent(&agent).len(), calls);
+        };
+        let again = u16::try_from(EAGAIN).unwrap();
+        check(0, true, Ok(()), 1);
+        check(again, false, Err(EAGAIN), 1);
+        check(again, true, Err(EAGAIN), 2);
+    }
+
+    #[test]
+    fn a_call_without_an_answer_is_an_error_of_the_program() {
+        let error = |agent: &VosAgent<Echo>| agent.statfs(CALLER, 1).unwrap_err().errno;
+        assert_eq!(error(&agent(Err(IpcError::NodeDown))), EHOSTDOWN);
+        assert_eq!(error(&agent(Ok((2, [0; 40], Vec::new())))), ENOENT);
+        assert_eq!(error(&agent(Ok((0, [0; 40], vec![0; 3])))), EPROTO);
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_makes_the_agent_panic_or_run_for_ever(
+            status in prop_oneof![3 => Just(0u16), 1 => any::<u16>()],
+            args in any::<[u8; 32]>(),
+            payload in proptest::collection::vec(any::<u8>(), 0..200),
+        ) {
+            let mut wide = [0; 40];
+            wide[..32].copy_from_slice(&args);
+            let agent = agent(Ok((status, wide, payload)));
+            let entry = Entry { parent: 1, name: b"n" };
+            let new = NewMode { mode: 0, umask: 0 };
+            let mut buffer = [0; 64];
+            agent.lookup(CALLER, entry).ok();
+            agent.readlink(CALLER, 1).ok();
+            agent.create(CALLER, entry, new, 0).ok();
+            agent.open(CALLER, 1, 0).ok();
+            agent.read(CALLER, FILE, 0, &mut buffer).ok();
+            prop_assert!(agent.write(CALLER, FILE, Place::End, &[0; 9]).unwrap_or(0) <= 9);
+            let mut entries = 0;
+            let mut visit = |_: DirEntry, _: &[u8]| {
+                entries += 1;
+                if entries < 1000 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            };
+            agent.readdir(CALLER, FILE, 0, &mut visit).ok();
+            agent.statfs(CALLER, 1).ok();
+            agent.getlk(CALLER, FILE, Lock::default()).ok();
+            agent.seek(CALLER, FILE, 0, 3).ok();
+            prop_assert!(agent.getxattr(CALLER, 1, b"user.x", &mut buffer).unwrap_or(0) <= 64);
+            agent.listxattr(CALLER, 1, &mut []).ok();
+        }
+    }
+}

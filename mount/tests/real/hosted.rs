@@ -1,0 +1,113 @@
+//! A VOS of one server inside the test: calls are served under a lock, kept calls wait on a condition.
+
+use dvk::server::{Answer, Answers, Call, Context, Server};
+use dvk::store::MemoryStore;
+use m3ipc::{CallId, Cred, Endpoint, IpcError, Message, NodeId, Sendrec, Tag, Wait};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Instant, SystemTime};
+use vfs_server::VfsServer;
+
+/// A vfs-server that several nodes share.
+pub(crate) struct Vos {
+    state: Mutex<State>,
+    answered: Condvar,
+    start: Instant,
+    sequence: AtomicU64,
+    down: AtomicBool,
+}
+
+struct State {
+    server: VfsServer,
+    store: MemoryStore,
+    answers: BTreeMap<CallId, Answer>,
+}
+
+/// The port of one node's file agent.
+pub(crate) struct Node {
+    vos: Arc<Vos>,
+    endpoint: Endpoint,
+}
+
+fn wall() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    u64::try_from(since.as_nanos()).unwrap()
+}
+
+impl Vos {
+    pub(crate) fn new() -> Arc<Vos> {
+        let mut store = MemoryStore::default();
+        let server = VfsServer::open(&mut store, wall()).unwrap();
+        Arc::new(Vos {
+            state: Mutex::new(State { server, store, answers: BTreeMap::new() }),
+            answered: Condvar::new(),
+            start: Instant::now(),
+            sequence: AtomicU64::new(1),
+            down: AtomicBool::new(false),
+        })
+    }
+
+    pub(crate) fn node(self: &Arc<Vos>, number: u16) -> Node {
+        Node { vos: self.clone(), endpoint: Endpoint::new(NodeId(number), 1, 1) }
+    }
+
+    /// From now on calls fail as if the server's node were down, or not any more.
+    pub(crate) fn set_down(&self, down: bool) {
+        self.down.store(down, Ordering::Relaxed);
+    }
+}
+
+impl Sendrec for Node {
+    fn sendrec(
+        &self,
+        to: Endpoint,
+        message: &mut Message,
+        send: &[&[u8]],
+        receive: &mut [u8],
+        _: Wait,
+    ) -> Result<usize, IpcError> {
+        assert_eq!(to, Endpoint::VFS);
+        if self.vos.down.load(Ordering::Relaxed) {
+            return Err(IpcError::NodeDown);
+        }
+        let sequence = self.vos.sequence.fetch_add(1, Ordering::Relaxed);
+        let id = CallId { source: self.endpoint, tag: Tag::new(0, sequence) };
+        let bytes = send.concat();
+        let (cred, payload) = Cred::decode(&bytes).ok_or(IpcError::Protocol)?;
+        (message.source, message.tag) = (id.source, id.tag);
+        message.payload_len = u32::try_from(payload.len()).unwrap();
+        let mut state = self.vos.state.lock().unwrap();
+        state.serve(&Call { id, cred: &cred, message, payload }, self.vos.start);
+        self.vos.answered.notify_all();
+        let answer = loop {
+            if let Some(answer) = state.answers.remove(&id) {
+                break answer;
+            }
+            state = self.vos.answered.wait(state).unwrap();
+        };
+        drop(state);
+        *message = answer.message;
+        let room = receive.get_mut(..answer.payload.len()).ok_or(IpcError::TooLarge)?;
+        room.copy_from_slice(&answer.payload);
+        Ok(answer.payload.len())
+    }
+}
+
+impl State {
+    fn serve(&mut self, call: &Call<'_>, start: Instant) {
+        let mut answers = Answers::default();
+        let mut cx = Context {
+            now: u64::try_from(start.elapsed().as_nanos()).unwrap(),
+            wall: wall(),
+            entropy: call.id.tag.0,
+            store: &mut self.store,
+            answers: &mut answers,
+        };
+        self.server.serve(call, &mut cx);
+        if self.server.deadline().is_some() {
+            self.server.tick(&mut cx);
+        }
+        self.answers.extend(answers.list.into_iter().map(|answer| (answer.to, answer)));
+    }
+}

@@ -1,0 +1,10 @@
+//! Real programs on real mounts of a tree that a vfs-server inside the test serves.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod agent_process;
+mod coherence;
+mod files;
+mod hosted;
+mod locks;
+mod permissions;
+mod programs;

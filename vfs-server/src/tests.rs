@@ -1,0 +1,13 @@
+//! The server as its callers see it, driven call by call.
+
+mod driver;
+mod fsck;
+
+mod errors;
+mod files;
+mod fuzz;
+mod locks;
+mod model;
+mod permissions;
+mod restart;
+mod space;

@@ -1,0 +1,138 @@
+//! Checks everything that must hold in the store, and that the caches say the same.
+
+use crate::keys::{self, Counters, Entry, Inode, LockRecord, OpenRecord, Place};
+use crate::linux::S_IFLNK;
+use crate::tests::driver::World;
+use calls::vfs::ROOT_INO;
+use calls::wire::Wire;
+use dvk::store::Store;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+
+/// Panics if something is wrong.
+pub(crate) fn check(world: &mut World) {
+    let store = &world.store;
+    let inodes = read_inodes(store);
+    let opens = read_opens(store);
+    let mut names: BTreeMap<u64, u32> = BTreeMap::new();
+    let mut subdirectories: BTreeMap<u64, u32> = BTreeMap::new();
+    for dir in inodes.values().filter(|inode| inode.is_directory()) {
+        for entry in check_directory(store, dir) {
+            let inode = &inodes[&entry.ino];
+            assert_eq!(entry.kind, inode.entry_kind(), "{inode:?}");
+            *names.entry(entry.ino).or_default() += 1;
+            if inode.is_directory() {
+                assert_eq!(inode.parent, dir.ino);
+                *subdirectories.entry(dir.ino).or_default() += 1;
+            }
+        }
+    }
+    let held: BTreeSet<u64> = opens.values().map(|open| open.ino).collect();
+    for inode in inodes.values() {
+        let ino = inode.ino;
+        let named = names.get(&ino).copied().unwrap_or(0) + u32::from(ino == ROOT_INO);
+        let links = match (inode.is_directory(), named) {
+            (true, 0) => 0,
+            (true, _) => {
+                assert_eq!(named, 1, "a directory has one name: {inode:?}");
+                2 + subdirectories.get(&ino).copied().unwrap_or(0)
+            }
+            (false, _) => named,
+        };
+        assert_eq!(inode.nlink, links, "{inode:?}");
+        let garbage = store.get(&keys::garbage(ino)).is_some();
+        assert_eq!(garbage, links == 0 && !held.contains(&ino), "{inode:?}");
+        assert_eq!(store.get(&keys::target(ino)).is_some(), inode.kind() == S_IFLNK);
+    }
+    check_ownership(store, &inodes, &opens);
+    let counters: Counters = keys::read(store, keys::COUNTERS).unwrap().unwrap();
+    assert_eq!(counters.inodes, inodes.len() as u64);
+    assert!(inodes.keys().all(|ino| *ino < counters.ino_limit));
+    assert!(opens.keys().all(|fh| *fh < counters.fh_limit));
+    check_caches(world, &inodes, &opens);
+}
+
+fn check_directory(store: &dyn Store, dir: &Inode) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    keys::collect(store, &keys::places_from(dir.ino, 0), |key, value| {
+        let [_, cookie] = keys::numbers(key).unwrap();
+        let place = Place::get(value).unwrap();
+        let by_name = keys::read::<Entry>(store, &keys::entry(dir.ino, &value[Place::SIZE..]));
+        let entry = Entry { ino: place.ino, cookie, kind: place.kind };
+        assert_eq!(by_name.unwrap(), Some(entry), "by name and by cookie");
+        assert!(cookie < dir.next_cookie);
+        entries.push(entry);
+    });
+    let (from, to) = (keys::entry(dir.ino, &[]), keys::entry(dir.ino + 1, &[]));
+    let mut count = 0;
+    store.range(&from, &to, &mut |_, _| {
+        count += 1;
+        ControlFlow::Continue(())
+    });
+    assert_eq!((count, count as u64), (entries.len(), dir.size), "{dir:?}");
+    entries
+}
+
+/// Attributes and open files have an inode, locks have a handle.
+fn check_ownership(
+    store: &dyn Store,
+    inodes: &BTreeMap<u64, Inode>,
+    opens: &BTreeMap<u64, OpenRecord>,
+) {
+    keys::collect(store, &(vec![b'X'], vec![b'Y']), |key, _| {
+        let ino = u64::from_be_bytes(key[1..9].try_into().unwrap());
+        assert!(inodes.contains_key(&ino), "an attribute of {ino}");
+    });
+    keys::collect(store, &keys::all_garbage(), |key, _| {
+        let [ino] = keys::numbers(key).unwrap();
+        assert!(inodes.contains_key(&ino), "garbage {ino}");
+    });
+    for open in opens.values() {
+        assert!(inodes.contains_key(&open.ino), "{open:?}");
+    }
+    keys::collect(store, &keys::locks(), |key, value| {
+        let [ino, _, endpoint, _, _] = keys::numbers(key).unwrap();
+        let lock = LockRecord::get(value).unwrap();
+        let open = &opens[&lock.fh];
+        assert_eq!((open.ino, open.owner.to_bits()), (ino, endpoint), "{lock:?}");
+    });
+}
+
+/// A server opened now knows what the running one knows.
+fn check_caches(
+    world: &mut World,
+    inodes: &BTreeMap<u64, Inode>,
+    opens: &BTreeMap<u64, OpenRecord>,
+) {
+    for inode in inodes.values() {
+        let cached = world.server.inodes.find(inode.ino, &world.store).unwrap();
+        assert_eq!(cached, Some(*inode));
+    }
+    let fresh = crate::VfsServer::open(&mut world.store.map.clone(), world.clock).unwrap();
+    assert_eq!(format!("{:?}", fresh.opens), format!("{:?}", world.server.opens));
+    assert_eq!(fresh.holders(), world.server.holders());
+    assert!(
+        opens.keys().all(|fh| format!("{:?}", fresh.opens).contains(&format!("{fh}: OpenRecord")))
+    );
+    assert_eq!(fresh.locks.all_held(), world.server.locks.all_held());
+}
+
+fn read_inodes(store: &dyn Store) -> BTreeMap<u64, Inode> {
+    let mut inodes = BTreeMap::new();
+    keys::collect(store, &(vec![b'I'], vec![b'J']), |key, value| {
+        let inode = Inode::get(value).unwrap();
+        assert_eq!(keys::numbers(key), Some([inode.ino]));
+        inodes.insert(inode.ino, inode);
+    });
+    assert!(inodes.contains_key(&ROOT_INO));
+    inodes
+}
+
+fn read_opens(store: &dyn Store) -> BTreeMap<u64, OpenRecord> {
+    let mut opens = BTreeMap::new();
+    keys::collect(store, &keys::opens(), |key, value| {
+        let [fh] = keys::numbers(key).unwrap();
+        opens.insert(fh, OpenRecord::get(value).unwrap());
+    });
+    opens
+}

@@ -1,0 +1,84 @@
+//! Whatever a caller sends, the server answers it, does not panic, and its store stays sound.
+
+use crate::tests::driver::{ALIEN, Client, MATE, ROOT, USER};
+use crate::tests::errors::world;
+use calls::vfs::VfsCall;
+use m3ipc::message::ARGS_SIZE;
+use m3ipc::{Message, Tag};
+use proptest::prelude::{Just, Strategy, any, prop_assert, prop_oneof, proptest};
+
+/// Numbers that a server trips over if it trips at all.
+fn a_number() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        0..40_u64,
+        Just(u64::MAX),
+        Just(i64::MAX as u64),
+        Just(i64::MAX as u64 + 1),
+        Just(u64::from(u32::MAX)),
+        any::<u64>(),
+    ]
+}
+
+fn a_payload() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
+        2 => prop_oneof![Just("f"), Just("d"), Just("u"), Just("fd"), Just("uf"), Just(".."), Just("user.a")]
+            .prop_map(|name| name.as_bytes().to_vec()),
+        1 => proptest::collection::vec(any::<u8>(), 0..100),
+        1 => proptest::collection::vec(a_number(), 0..10)
+            .prop_map(|numbers| numbers.iter().flat_map(|number| number.to_le_bytes()).collect()),
+    ]
+}
+
+fn a_message() -> impl Strategy<Value = Message> {
+    // Aligned as most rows have it, or a byte at a time.
+    let args = prop_oneof![
+        proptest::collection::vec(a_number(), ARGS_SIZE / 8).prop_map(|numbers| numbers
+            .iter()
+            .flat_map(|number| number.to_le_bytes())
+            .collect::<Vec<u8>>()),
+        proptest::collection::vec(prop_oneof![0..4_u8, any::<u8>()], ARGS_SIZE),
+    ];
+    (0x100..0x11f_u16, args).prop_map(|(call, args)| Message {
+        args: args.try_into().unwrap(),
+        ..Message::request(call)
+    })
+}
+
+fn a_client() -> impl Strategy<Value = Client> {
+    prop_oneof![Just(ROOT), Just(USER), Just(MATE), Just(ALIEN)]
+}
+
+proptest! {
+    #[test]
+    fn any_message_is_answered_and_leaves_the_store_sound(
+        inputs in proptest::collection::vec((a_client(), a_message(), a_payload()), 1..60),
+    ) {
+        let mut w = world();
+        let opened = [&ROOT, &USER, &MATE, &ALIEN].map(|client| w.open(client, "/u/f", 0).is_ok());
+        prop_assert!(opened.iter().all(|opened| *opened));
+        for (client, message, payload) in inputs {
+            let id = w.send(&client, message, &payload);
+            if w.answer(id).is_none() {
+                let kept = matches!(VfsCall::decode(&message), Some(VfsCall::Setlk(_)));
+                prop_assert!(kept, "only a wait for a lock is kept: {:x}", message.call);
+            }
+        }
+        w.pass(1);
+        w.restart();
+    }
+}
+
+#[test]
+fn every_payload_cut_anywhere_is_answered() {
+    let mut w = world();
+    let payload = [b"f".as_slice(), &[1; 200]].concat();
+    for call in 0x100..0x120 {
+        for cut in 0..payload.len() {
+            let mut message = Message::request(call);
+            message.args[0] = 3;
+            message.tag = Tag(9);
+            let id = w.send(&USER, message, &payload[..cut]);
+            assert!(w.answer(id).is_some(), "{call:x} with {cut} bytes");
+        }
+    }
+}
