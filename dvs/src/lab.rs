@@ -9,10 +9,10 @@ mod state;
 
 pub(crate) use state::{Lab, LabNode, directory, directory_of_this, door};
 
-use crate::container::{self, SHIM_FILE};
+use crate::container;
 use crate::place::{Info, NodeInfo};
 use crate::table::{self, Cell, Table};
-use crate::{exit, procfs};
+use crate::{exit, procfs, shim};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use dvk::dvkd::{self, Config, Dc, Peer, admin};
 use network::Network;
@@ -152,9 +152,7 @@ fn start(lab: &Lab) -> Result<Vec<Child>> {
 fn prepare_node(lab: &Lab, node: &LabNode) -> Result<Command> {
     let run = lab.run(node);
     fs::create_dir_all(&run).with_context(|| format!("cannot make {}", run.display()))?;
-    if let Some(shim) = shim() {
-        fs::write(run.join(SHIM_FILE), shim)?;
-    }
+    shim::install(&run.join(shim::NAME)).context("cannot install the shim")?;
     let config = lab.config(node)?;
     lab.info(node).write_beside(&config.socket(&lab.dc))?;
     let file = run.join("dvkd.toml");
@@ -165,11 +163,6 @@ fn prepare_node(lab: &Lab, node: &LabNode) -> Result<Command> {
     command.arg("--daemon").arg("--config").arg(file);
     command.stdout(log.try_clone()?).stderr(log);
     Ok(command)
-}
-
-/// The shim that goes into every program.
-fn shim() -> Option<&'static [u8]> {
-    None
 }
 
 /// This program as another of its processes.
