@@ -14,7 +14,7 @@ pub use children::{CONTAINER, SERVERS};
 pub use config::{Config, Dc, Peer};
 
 use crate::host::solo::monotonic;
-use crate::kernel::{Kernel, NodeState, Role};
+use crate::kernel::{Kernel, NodeState};
 use crate::limits::DESCRIPTORS_MAX;
 use admin::{DcStatus, NodeStatus, Query, Status};
 use anyhow::{Context, Result, bail};
