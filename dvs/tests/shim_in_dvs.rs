@@ -27,6 +27,7 @@ impl Node {
             run: path("run"),
             store: path("store"),
             command: vec![],
+            servers_inside: false,
             peers: vec![],
             dcs: vec![dc],
         };

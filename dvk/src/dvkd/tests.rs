@@ -529,7 +529,7 @@ fn an_admin_is_told_the_status_and_waits_for_the_stop() {
 #[test]
 fn children_are_kept_running_and_stopped() {
     let dir = tempfile::tempdir().unwrap();
-    let script = "echo $$ >> $0.pids; exec sleep 1000";
+    let script = "echo $$ >> $0.pids; exec tail -f /dev/null";
     let path = dir.path().join("child.sh");
     std::fs::write(&path, script).unwrap();
     let config = Config {
