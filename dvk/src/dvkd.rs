@@ -14,7 +14,7 @@ pub use children::{CONTAINER, SERVERS};
 pub use config::{Config, Dc, Peer};
 
 use crate::host::solo::monotonic;
-use crate::kernel::{Kernel, NodeState, Role};
+use crate::kernel::{Kernel, NodeState};
 use crate::limits::DESCRIPTORS_MAX;
 use admin::{DcStatus, NodeStatus, Query, Status};
 use anyhow::{Context, Result, bail};
@@ -221,10 +221,11 @@ fn status(shared: &Shared, keepers: &Mutex<Vec<Keeper>>) -> Status {
 }
 
 fn dc_status(config: &Config, dc: &Dc, node: &node::Node, keepers: &[Keeper]) -> DcStatus {
-    let bound: Vec<(Role, u32)> =
-        node.kernel.endpoints(DcId(dc.id)).map(|info| (info.role, info.pid)).collect();
+    let bound: Vec<u32> =
+        node.kernel.endpoints(DcId(dc.id)).map(|info| info.endpoint.slot).collect();
+    let own = keepers.iter().filter(|keeper| keeper.dc == dc.name);
     let children =
-        keepers.iter().filter(|keeper| keeper.dc == dc.name).map(|keeper| keeper.status(&bound));
+        own.map(|keeper| keeper.status(bound.contains(&keeper.endpoint(config.node).slot)));
     DcStatus {
         id: dc.id,
         name: dc.name.clone(),

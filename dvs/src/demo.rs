@@ -1,419 +1,280 @@
 //! `dvs lab demo`: shows on real programs that three nodes are one machine.
 //!
-//! Everything shown is the real output of the command above it, and is checked.
+//! Each step runs commands with `dvs run`, prints them with what they really wrote, and checks it. The programs
+//! are perl (in every Debian) and, for POSIX semaphores, python3 if it is there.
 
-use crate::lab::{self, Lab, UpOptions};
+use crate::lab::{self, UpOptions};
 use crate::table::say;
-use anyhow::{Context, Result, ensure};
-use std::io::{BufRead, BufReader, IsTerminal, Read, Write};
-use std::process::{Child, Command, Stdio};
+use anyhow::{Context, Result, bail};
+use std::io::{BufRead, BufReader, IsTerminal, Read};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 
-/// Increments of the shared counter by each node.
-const INCREMENTS: u32 = 200;
-
-/// Adds to a counter in a file, under a record lock (fcntl(2)).
-const COUNTER: &str = "\
-import fcntl, sys
-with open(sys.argv[1], 'r+') as counter:
-    for _ in range(int(sys.argv[2])):
-        fcntl.lockf(counter, fcntl.LOCK_EX)
-        counter.seek(0)
-        value = int(counter.read() or 0)
-        counter.seek(0)
-        counter.write(str(value + 1))
-        counter.flush()
-        fcntl.lockf(counter, fcntl.LOCK_UN)
-";
-
-/// The same with flock(1), for machines without Python.
-const COUNTER_SH: &str = "\
-for i in $(seq $2); do
-  flock $1 sh -c 'read value < $0; echo $((value + 1)) > $0' $1
-done
-";
-
-/// A named semaphore (sem_overview(7)) and a message queue (mq_overview(7)), through libc.
-const POSIX: &str = "\
-import ctypes, os, sys
-libc = ctypes.CDLL(None, use_errno=True)
-libc.sem_open.restype = ctypes.c_void_p
-libc.mq_receive.restype = ctypes.c_ssize_t
-def check(result):
-    if result in (-1, None):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return result
-what, name = sys.argv[1], sys.argv[2].encode()
-if what in ('wait', 'post'):
-    sem = ctypes.c_void_p(check(libc.sem_open(name, os.O_CREAT, 0o600, 0)))
-    if what == 'wait':
-        print('waiting', flush=True)
-    check(libc.sem_wait(sem) if what == 'wait' else libc.sem_post(sem))
-    print('woken' if what == 'wait' else 'posted')
-else:
-    queue = check(libc.mq_open(name, os.O_CREAT | os.O_RDWR, 0o600, None))
-    if what == 'send':
-        for priority, text in ((1, b'first sent'), (9, b'urgent'), (5, b'third sent')):
-            check(libc.mq_send(queue, text, len(text), priority))
-        print('sent: first sent (1), urgent (9), third sent (5)')
-    else:
-        buffer, priority = ctypes.create_string_buffer(8192), ctypes.c_uint()
-        for _ in range(3):
-            size = check(libc.mq_receive(queue, buffer, 8192, ctypes.byref(priority)))
-            print(buffer.raw[:size].decode(), '(%d)' % priority.value)
-";
-
-/// A System V semaphore (sysvipc(7)) whose holder undoes what it did when it dies (SEM_UNDO).
-const SYSV: &str = "\
-use IPC::SysV qw(IPC_CREAT IPC_NOWAIT IPC_RMID SEM_UNDO SETVAL GETVAL);
-my ($what, $key) = @ARGV;
-my $set = semget($key, 1, IPC_CREAT | 0600);
-defined $set or die \"semget: $!\\n\";
-sub op { semop($set, pack('s!s!s!', 0, $_[0], $_[1])) }
-if ($what eq 'hold') {
-    semctl($set, 0, SETVAL, 1) // die \"semctl: $!\\n\";
-    op(-1, SEM_UNDO) or die \"semop: $!\\n\";
-    $| = 1;
-    print \"holding, pid $$\\n\";
-    sleep 1000;
-} elsif ($what eq 'try') {
-    print op(-1, IPC_NOWAIT | SEM_UNDO) ? \"free\\n\" : \"taken: $!\\n\";
-} else {
-    op(-1, SEM_UNDO) or die \"semop: $!\\n\";
-    print \"free again\\n\";
-    semctl($set, 0, IPC_RMID, 0);
+/// Adds 200 times to a counter file under a record lock.
+const COUNT_UNDER_LOCK: &str = r#"
+use Fcntl qw(:flock :seek); use strict;
+open(my $f, "+>>", "/dvs/demo/counter") or die "open: $!";
+for (1..200) {
+    flock($f, LOCK_EX) or die "flock: $!";
+    seek($f, 0, SEEK_SET); my $n = <$f> || 0;
+    truncate($f, 0); syswrite($f, $n + 1);
+    flock($f, LOCK_UN);
 }
-";
+print "added 200\n";"#;
+
+/// Takes the SysV semaphore with SEM_UNDO (0x1000), and holds it until it is killed.
+const HOLD: &str = r#"
+$| = 1; my $id = semget(0xd5, 1, 0666); defined $id or die "semget: $!";
+semop($id, pack("s3", 0, -1, 0x1000)) or die "semop: $!";
+print "$$\n"; sleep 1 while 1;"#;
+
+/// Makes the semaphore with value 1 (SETVAL is 16).
+const MAKE: &str = r#"
+my $id = semget(0xd5, 1, 01666); semctl($id, 0, 16, 1) or die "semctl: $!";
+print "semaphore array $id made, value 1\n";"#;
+
+/// Takes the semaphore; waits as long as it must.
+const TAKE: &str = r#"
+my $id = semget(0xd5, 1, 0666); semop($id, pack("s3", 0, -1, 0)) or die "semop: $!";
+print "taken\n";"#;
+
+const MSG_SEND: &str = r#"
+my $q = msgget(0xd6, 01666); defined $q or die "msgget: $!";
+for (1..3) { msgsnd($q, pack("l! a*", $_, "letter $_"), 0) or die "msgsnd: $!" }
+print "3 letters sent\n";"#;
+
+const MSG_RECEIVE: &str = r#"
+my $q = msgget(0xd6, 0666); my $m;
+for (1..3) { msgrcv($q, $m, 100, 0, 0) or die "msgrcv: $!"; print((unpack "l! a*", $m)[1], "\n") }"#;
+
+/// mq_open is system call 240, mq_timedsend 242, mq_timedreceive 243 (x86-64).
+const MQ_SEND: &str = r#"
+my $q = syscall(240, my $n = "demo", 0102, 0600, 0); $q >= 0 or die "mq_open: $!";
+for (["later", 1], ["urgent", 9]) { syscall(242, $q, my $t = $_->[0], length $_->[0], $_->[1], 0) == 0 or die "mq_send: $!" }
+print "sent: later (priority 1), urgent (priority 9)\n";"#;
+
+const MQ_RECEIVE: &str = r#"
+my $q = syscall(240, my $n = "demo", 2, 0, 0); $q >= 0 or die "mq_open: $!";
+for (1..2) { my $t = " " x 8192; my $l = syscall(243, $q, $t, 8192, 0, 0); $l > 0 or die "mq_receive: $!"; print substr($t, 0, $l), "\n" }"#;
+
+const POSIX_SEMAPHORE: &str = r#"
+import ctypes, os
+c = ctypes.CDLL(None, use_errno=True); c.sem_open.restype = ctypes.c_void_p
+s = ctypes.c_void_p(c.sem_open(b"/demo", os.O_CREAT, 0o600, 1))
+for _ in range(200):
+    assert c.sem_wait(s) == 0
+    try: n = int(open("/dvs/demo/guarded").read())
+    except FileNotFoundError: n = 0
+    with open("/dvs/demo/guarded", "w") as f: f.write(str(n + 1))
+    assert c.sem_post(s) == 0
+print("added 200")"#;
 
 /// `dvs lab demo`: exit code 0 if everything shown was as it should be.
 ///
 /// # Errors
-/// The lab cannot be started, or a program of this machine cannot be run at all.
+/// The lab cannot be started, or a command of the demonstration not be run.
 pub(crate) fn main() -> Result<u8> {
-    let own_lab = match Lab::read(&lab::directory())? {
-        Some(lab) => {
-            ensure!(lab.count() >= 3, "the demo wants three nodes; \"dvs lab down\" ends this lab");
-            false
-        }
-        None => lab::up_quietly(&UpOptions::default())?,
-    };
+    let started = lab::up_quietly(&UpOptions::default())?;
     let mut demo = Demo::new()?;
-    let shown = demo.show_all();
-    // Whatever happened: what was started for the demo ends with it.
-    let down = if own_lab { lab::down_quietly() } else { demo.clean() };
+    demo.heading(if started {
+        "A lab of three nodes is up"
+    } else {
+        "The lab that is up is shown"
+    })?;
+    let shown = demo.show();
+    if started {
+        lab::down()?;
+    }
     shown?;
-    down?;
-    demo.summary()
+    let text = format!("{} of {} checks passed\n", demo.passed, demo.passed + demo.failed);
+    demo.heading(&text)?;
+    Ok(u8::from(demo.failed > 0))
 }
 
 struct Demo {
+    program: PathBuf,
     colour: bool,
-    program: std::path::PathBuf,
-    /// A directory in the DC and a part of names, of this demo only.
-    directory: String,
-    tag: String,
-    key: String,
-    python: bool,
-    perl: bool,
-    /// Titles, and whether what was shown was right; `None`: it could not be shown.
-    results: Vec<(&'static str, Option<bool>)>,
+    passed: u32,
+    failed: u32,
+}
+
+/// A command on its way, with what it has written so far taken off.
+struct Running {
+    child: Child,
+    output: BufReader<ChildStdout>,
 }
 
 impl Demo {
     fn new() -> Result<Demo> {
-        let tag = format!("demo-{}", std::process::id());
-        let mut demo = Demo {
-            colour: std::io::stdout().is_terminal(),
-            program: std::env::current_exe().context("cannot find this program's own file")?,
-            directory: format!("/dvs/{tag}"),
-            key: (0x6576_0000_u32 | std::process::id() & 0xffff).to_string(),
-            tag,
-            python: false,
-            perl: false,
-            results: Vec::new(),
-        };
-        demo.python = demo.quiet("n1", &["python3", "-c", "import ctypes, fcntl"])?;
-        demo.perl = demo.quiet("n1", &["perl", "-MIPC::SysV", "-e", "1"])?;
-        Ok(demo)
+        let program = std::env::current_exe().context("cannot find this program's own file")?;
+        Ok(Demo { program, colour: std::io::stdout().is_terminal(), passed: 0, failed: 0 })
     }
 
-    fn show_all(&mut self) -> Result<()> {
-        say("Three nodes, one machine. Every line after $ is run as shown, on the node it names.\n")?;
-        self.files()?;
-        self.locks()?;
-        self.semaphore()?;
-        self.sysv()?;
-        self.queue()?;
+    fn show(&mut self) -> Result<()> {
+        self.heading("One file tree: what n1 writes, n3 reads")?;
+        self.run(
+            "n1",
+            &["sh", "-c", "rm -rf /dvs/demo; mkdir /dvs/demo; uname -n > /dvs/demo/from"],
+        )?;
+        let read = self.run("n3", &["sh", "-c", "uname -n; cat /dvs/demo/from"])?;
+        self.check("n3 read what n1 wrote", read == "n3\nn1\n")?;
+        self.heading("One lock: three nodes add to one counter")?;
+        self.everywhere(&["perl", "-e", COUNT_UNDER_LOCK])?;
+        let count = self.run("n2", &["cat", "/dvs/demo/counter"])?;
+        self.check("600 additions are 600", count == "600")?;
+        self.semaphores()?;
+        self.queues()?;
         self.processes()
     }
 
-    fn files(&mut self) -> Result<()> {
-        self.heading("Files: what one node writes, the others read at once")?;
-        let directory = self.directory.clone();
-        let hello = format!("mkdir {directory} && echo hello from $(hostname) > {directory}/hello");
-        self.run("n1", &["sh", "-c", &hello])?;
-        self.run("n2", &["sh", "-c", &format!("echo hello from $(hostname) >> {directory}/hello")])?;
-        let read = self.run("n3", &["cat", &format!("{directory}/hello")])?;
-        self.result("files", read == "hello from n1\nhello from n2\n");
-        Ok(())
+    fn semaphores(&mut self) -> Result<()> {
+        if Path::new("/usr/bin/python3").exists() {
+            self.heading("One POSIX semaphore: three nodes take turns")?;
+            self.everywhere(&["/usr/bin/python3", "-c", POSIX_SEMAPHORE])?;
+            let count = self.run("n1", &["cat", "/dvs/demo/guarded"])?;
+            self.check("600 additions are 600", count == "600")?;
+        }
+        self.heading("One SysV semaphore, given back for a process that is killed (SEM_UNDO)")?;
+        self.run("n1", &["perl", "-e", MAKE])?;
+        let mut holder = self.start("n2", &["perl", "-e", HOLD])?;
+        let pid = holder.line()?;
+        let kill = format!("kill -KILL {}", pid.trim());
+        self.run("n1", &["bash", "-c", &kill])?;
+        let taken = self.run("n3", &["perl", "-e", TAKE])?;
+        self.check("n3 has what n2 held", taken == "taken\n" && !pid.is_empty())?;
+        let status = holder.end()?.1;
+        self.check("n2's dvs-run reports the signal", status.code() == Some(128 + 9))
     }
 
-    fn locks(&mut self) -> Result<()> {
-        self.heading("Locks: three nodes count in one file, at the same time")?;
-        let counter = format!("{}/counter", self.directory);
-        let (interpreter, text, file, count) = if self.python {
-            ("python3", COUNTER, "counter.py", INCREMENTS)
-        } else {
-            ("sh", COUNTER_SH, "counter.sh", INCREMENTS / 10)
-        };
-        let script = self.script(file, text)?;
-        self.quiet("n1", &["sh", "-c", &format!("echo 0 > {counter}")])?;
-        let times = count.to_string();
-        let command = [interpreter, &script, &counter, &times];
-        let mut adders = Vec::new();
-        for node in ["n1", "n2", "n3"] {
-            adders.push(self.start(node, &command)?);
-        }
-        for mut adder in adders {
-            adder.child.wait()?;
-        }
-        let sum = self.run("n1", &["cat", &counter])?;
-        self.result("locks", sum.trim() == (3 * count).to_string());
-        Ok(())
-    }
-
-    fn semaphore(&mut self) -> Result<()> {
-        self.heading("A named semaphore: n2 waits, n3 posts")?;
-        if !self.python {
-            return self.cannot("named semaphore", "python3");
-        }
-        let script = self.script("posix.py", POSIX)?;
-        let name = format!("/{}", self.tag);
-        let mut waiter = self.start("n2", &["python3", &script, "wait", &name])?;
-        let waiting = waiter.line()?;
-        self.show(&waiting)?;
-        self.run("n3", &["python3", &script, "post", &name])?;
-        let woken = waiter.line()?;
-        self.show(&woken)?;
-        waiter.child.wait()?;
-        self.list("ipcs", "POSIX semaphores")?;
-        self.result("named semaphore", woken == "woken\n");
-        Ok(())
-    }
-
-    fn sysv(&mut self) -> Result<()> {
-        self.heading("A System V semaphore with SEM_UNDO: its holder on n1 is killed, n3 gets it")?;
-        if !self.perl {
-            return self.cannot("System V semaphore", "perl with IPC::SysV");
-        }
-        let (script, key) = (self.script("sysv.pl", SYSV)?, self.key.clone());
-        let mut holder = self.start("n1", &["perl", &script, "hold", &key])?;
-        let holding = holder.line()?;
-        self.show(&holding)?;
-        let taken = self.run("n3", &["perl", &script, "try", &key])?;
-        let pid = holding.trim().rsplit(' ').next().unwrap_or_default().to_owned();
-        self.run("n2", &["sh", "-c", &format!("kill -KILL {pid}")])?;
-        let ended = holder.child.wait()?.code();
-        let free = self.run("n3", &["perl", &script, "take", &key])?;
-        let right = taken.starts_with("taken") && ended == Some(137) && free == "free again\n";
-        self.result("System V semaphore", right);
-        Ok(())
-    }
-
-    fn queue(&mut self) -> Result<()> {
-        self.heading("A message queue: n1 sends, n3 receives, the most urgent first")?;
-        if !self.python {
-            return self.cannot("message queue", "python3");
-        }
-        let script = self.script("posix.py", POSIX)?;
-        let name = format!("/{}", self.tag);
-        self.run("n1", &["python3", &script, "send", &name])?;
-        self.list("ipcs", "POSIX message queues")?;
-        let received = self.run("n3", &["python3", &script, "receive", &name])?;
-        self.result("message queue", received == "urgent (9)\nthird sent (5)\nfirst sent (1)\n");
-        Ok(())
+    fn queues(&mut self) -> Result<()> {
+        self.heading("Message queues, SysV and POSIX")?;
+        self.run("n2", &["perl", "-e", MSG_SEND])?;
+        let letters = self.run("n3", &["perl", "-e", MSG_RECEIVE])?;
+        self.check("they come in order", letters == "letter 1\nletter 2\nletter 3\n")?;
+        self.run("n3", &["perl", "-e", MQ_SEND])?;
+        let texts = self.run("n1", &["perl", "-e", MQ_RECEIVE])?;
+        self.check("the urgent one comes first", texts == "urgent\nlater\n")
     }
 
     fn processes(&mut self) -> Result<()> {
-        self.heading("Processes: every node sees all, and a kill reaches any")?;
-        let mut sleepers = Vec::new();
-        for node in ["n1", "n2", "n3"] {
-            sleepers.push(self.start(node, &["sh", "-c", "echo $$; exec sleep 1000"])?);
-        }
-        let mut pids = Vec::new();
-        for sleeper in &mut sleepers {
-            pids.push(sleeper.line()?.trim().to_owned());
-        }
-        let listed = self.own(&["ps"])?;
-        let right = pids.iter().all(|pid| listed.split_whitespace().any(|word| word == pid));
-        self.result("process table", right && !pids.iter().any(String::is_empty));
-        // n3's from n1, the others without much ado.
-        self.run("n1", &["sh", "-c", &format!("kill -TERM {}", pids[2])])?;
-        let ended = sleepers[2].child.wait()?.code();
-        let text = ended.map_or_else(|| "no exit code".to_owned(), |code| code.to_string());
-        self.show(&format!("exit code of the dvs-run that started it: {text}\n"))?;
-        self.result("kill across nodes", ended == Some(143));
-        for (pid, sleeper) in pids.iter().zip(&mut sleepers).take(2) {
-            self.quiet("n1", &["sh", "-c", &format!("kill -KILL {pid}")])?;
-            sleeper.child.wait()?;
+        self.heading("One process table")?;
+        let nodes = ["n1", "n2", "n3"];
+        let sleepers =
+            nodes.map(|node| self.start(node, &["sh", "-c", "echo $$; exec sleep 1000"]));
+        let mut sleepers = sleepers.into_iter().collect::<Result<Vec<_>>>()?;
+        let pids = sleepers.iter_mut().map(Running::line).collect::<Result<Vec<_>>>()?;
+        let list = self.show_and_run(&["ps"], &mut self.command(&["ps"]))?;
+        let all = pids
+            .iter()
+            .all(|pid| list.lines().any(|row| row.split_whitespace().next() == Some(pid.trim())));
+        self.check("processes of all nodes are in it", all)?;
+        let kill = format!("kill {}", pids.join(" ").replace('\n', ""));
+        self.run("n1", &["bash", "-c", &kill])?;
+        for (running, node) in sleepers.into_iter().zip(nodes) {
+            let (_, status) = running.end()?;
+            let what = format!("the kill on n1 has ended the process on {node}");
+            self.check(&what, status.code() == Some(128 + 15))?;
         }
         Ok(())
     }
 
-    /// Removes what the demo made in a lab that was there before.
-    fn clean(&self) -> Result<()> {
-        self.quiet("n1", &["rm", "-rf", &self.directory])?;
-        if self.python {
-            let unlink = format!(
-                "import ctypes; libc = ctypes.CDLL(None); name = b'/{}'; \
-                 libc.sem_unlink(name); libc.mq_unlink(name)",
-                self.tag
-            );
-            self.quiet("n1", &["python3", "-c", &unlink])?;
-        }
-        Ok(())
-    }
-
-    fn summary(&self) -> Result<u8> {
-        self.heading("Summary")?;
-        let mut failed = 0;
-        for (what, right) in &self.results {
-            let (colour, word) = match right {
-                Some(true) => ("32", "as it should be"),
-                Some(false) => ("31", "WRONG"),
-                None => ("33", "not shown"),
-            };
-            failed += usize::from(*right == Some(false));
-            say(&format!("{what:20} {}\n", self.paint(colour, word)))?;
-        }
-        Ok(if failed == 0 { 0 } else { crate::exit::FAILED })
-    }
-
-    /// Runs a program on a node, shows the command and its output; returns its output.
-    fn run(&self, node: &str, command: &[&str]) -> Result<String> {
-        self.own(&[&["run", "--node", node, "--"], command].concat())
-    }
-
-    /// Runs a `dvs` command, shows it and its output; returns what it wrote to standard output.
-    fn own(&self, arguments: &[&str]) -> Result<String> {
-        self.command_line(arguments)?;
-        let output = self.command(arguments).stdin(Stdio::null()).output()?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        self.show(&text)?;
-        self.show(&String::from_utf8_lossy(&output.stderr))?;
-        Ok(text)
-    }
-
-    /// Shows one of the tables of a `dvs` command.
-    fn list(&self, command: &str, title: &str) -> Result<()> {
-        self.command_line(&[command])?;
-        let output = self.command(&[command]).stdin(Stdio::null()).output()?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        let lines: Vec<&str> = text
-            .lines()
-            .skip_while(|line| !line.contains(title))
-            .take_while(|line| !line.is_empty())
-            .collect();
-        self.show(&(lines.join("\n") + "\n"))
-    }
-
-    /// Starts a program on a node and goes on.
-    fn start(&self, node: &str, command: &[&str]) -> Result<Started> {
-        let arguments = [&["run", "--node", node, "--"], command].concat();
-        self.command_line(&arguments)?;
-        let mut child =
-            self.command(&arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
-        let output = child.stdout.take().context("no output")?;
-        Ok(Started { child, output: BufReader::new(Box::new(output)) })
-    }
-
-    /// Runs a program on a node without showing it; says whether it succeeded.
-    fn quiet(&self, node: &str, command: &[&str]) -> Result<bool> {
-        let arguments = [&["run", "--node", node, "--"], command].concat();
-        let output = self.command(&arguments).stdin(Stdio::null()).output()?;
-        Ok(output.status.success())
-    }
-
-    /// Puts a script into the DC's directory; returns its path.
-    fn script(&self, name: &str, text: &str) -> Result<String> {
-        let path = format!("{}/{name}", self.directory);
-        let mut tee = self
-            .command(&["run", "--node", "n1", "--", "tee", &path])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()?;
-        tee.stdin.take().context("no input")?.write_all(text.as_bytes())?;
-        tee.wait()?;
-        Ok(path)
-    }
-
+    /// This program with arguments; its standard error is the user's.
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
-        command.args(arguments);
+        command.arg0("dvs").args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
         command
     }
 
-    fn result(&mut self, what: &'static str, right: bool) {
-        self.results.push((what, Some(right)));
+    /// Runs a command on a node and prints what it writes.
+    fn run(&self, node: &str, command: &[&str]) -> Result<String> {
+        let arguments = [&["run", "--node", node, "--"], command].concat();
+        self.show_and_run(&arguments, &mut self.command(&arguments))
     }
 
-    fn cannot(&mut self, what: &'static str, without: &str) -> Result<()> {
-        self.results.push((what, None));
-        self.show(&format!("not shown: there is no {without} here\n"))
+    /// Starts a command on a node.
+    fn start(&self, node: &str, command: &[&str]) -> Result<Running> {
+        let arguments = [&["run", "--node", node, "--"], command].concat();
+        self.print_command(&arguments)?;
+        let mut child = self.command(&arguments).spawn().context("cannot start dvs-run")?;
+        let output = BufReader::new(child.stdout.take().context("the output is a pipe")?);
+        Ok(Running { child, output })
+    }
+
+    /// Runs a command on all nodes at the same time.
+    fn everywhere(&mut self, command: &[&str]) -> Result<()> {
+        let started: Result<Vec<Running>> =
+            ["n1", "n2", "n3"].iter().map(|node| self.start(node, command)).collect();
+        for running in started? {
+            let (text, status) = running.end()?;
+            say(&text)?;
+            if !status.success() {
+                bail!("a command of the demonstration failed ({status})");
+            }
+        }
+        Ok(())
+    }
+
+    fn show_and_run(&self, arguments: &[&str], command: &mut Command) -> Result<String> {
+        self.print_command(arguments)?;
+        let output =
+            command.spawn().and_then(Child::wait_with_output).context("cannot run a command")?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        say(&text)?;
+        if !text.is_empty() && !text.ends_with('\n') {
+            say("\n")?;
+        }
+        Ok(text)
     }
 
     fn heading(&self, text: &str) -> Result<()> {
-        say(&format!("\n{}\n", self.paint("1;36", text)))
+        let text = text.trim();
+        say(&if self.colour {
+            format!("\n\x1b[1;36m{text}\x1b[0m\n")
+        } else {
+            format!("\n== {text}\n")
+        })
     }
 
-    fn command_line(&self, arguments: &[&str]) -> Result<()> {
-        let words: Vec<String> = arguments.iter().map(|word| quoted(word)).collect();
-        say(&format!("{} dvs {}\n", self.paint("32", "$"), words.join(" ")))
+    /// As a user would type it; of a long program the beginning.
+    fn print_command(&self, arguments: &[&str]) -> Result<()> {
+        let words = arguments.iter().map(|word| {
+            let word = word.trim().lines().next().unwrap_or("").to_owned()
+                + if word.trim().contains('\n') { " …" } else { "" };
+            if word.contains(' ') { format!("'{word}'") } else { word }
+        });
+        let line = words.collect::<Vec<_>>().join(" ");
+        say(&if self.colour {
+            format!("\x1b[2m$ dvs {line}\x1b[0m\n")
+        } else {
+            format!("$ dvs {line}\n")
+        })
     }
 
-    fn show(&self, text: &str) -> Result<()> {
-        let lines = text.lines().map(|line| format!("  {line}\n"));
-        say(&lines.collect::<String>())
-    }
-
-    fn paint(&self, colour: &str, text: &str) -> String {
-        if self.colour { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_owned() }
+    fn check(&mut self, what: &str, holds: bool) -> Result<()> {
+        *(if holds { &mut self.passed } else { &mut self.failed }) += 1;
+        let (mark, colour) = if holds { ("ok", "32") } else { ("FAILED", "31") };
+        say(&if self.colour {
+            format!("\x1b[{colour}m{mark}: {what}\x1b[0m\n")
+        } else {
+            format!("{mark}: {what}\n")
+        })
     }
 }
 
-/// A program that has been started, and its output so far.
-struct Started {
-    child: Child,
-    output: BufReader<Box<dyn Read>>,
-}
-
-impl Started {
-    /// The next line; empty when there is none any more.
+impl Running {
+    /// Waits for the next line.
     fn line(&mut self) -> Result<String> {
         let mut line = String::new();
-        self.output.read_line(&mut line)?;
+        self.output.read_line(&mut line).context("cannot read a command's output")?;
+        say(&line)?;
         Ok(line)
     }
-}
 
-/// A word as a shell takes it.
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::quoted;
-
-    #[test]
-    fn a_shown_command_can_be_typed_again() {
-        assert_eq!(quoted("/dvs/x"), "/dvs/x");
-        assert_eq!(quoted("echo $$"), "'echo $$'");
-        assert_eq!(quoted("it's"), r"'it'\''s'");
-        assert_eq!(quoted(""), "''");
+    /// Waits for the end; returns the rest of the output, and how it ended.
+    fn end(mut self) -> Result<(String, ExitStatus)> {
+        let mut rest = String::new();
+        self.output.read_to_string(&mut rest).context("cannot read a command's output")?;
+        Ok((rest, self.child.wait()?))
     }
 }

@@ -5,9 +5,9 @@
 use super::admin::ChildStatus;
 use super::config::{Config, Dc};
 use super::node::Shared;
-use crate::kernel::Role;
 use crate::limits::{CHILD_STOP_TIMEOUT, RESTART_MAX, RESTART_MIN};
 use anyhow::{Context, Result};
+use m3ipc::{Endpoint, NodeId};
 use rustix::fd::OwnedFd;
 use rustix::process::{
     Pid, PidfdFlags, Resource, Rlimit, Signal, pidfd_open, pidfd_send_signal, setrlimit,
@@ -66,7 +66,7 @@ pub(super) fn start(shared: &Arc<Shared>) -> Result<Vec<Keeper>> {
         return Ok(keepers);
     }
     for dc in &config.dcs {
-        let servers = SERVERS.iter().filter(|_| dc.home == config.node);
+        let servers = SERVERS.iter().filter(|_| dc.home == config.node && !config.servers_inside);
         for (role, _) in servers {
             keepers.push(Keeper::start(shared, dc, role, server_arguments(config, dc, role))?);
         }
@@ -117,19 +117,20 @@ impl Keeper {
         Ok(Keeper { dc: dc.name.clone(), role, state, thread: Some(thread) })
     }
 
-    /// `bound`: the processes of its DC that are bound here.
-    pub(super) fn status(&self, bound: &[(Role, u32)]) -> ChildStatus {
+    /// Where it is bound when it is ready. Not by its pid: a container is a child of the process started here.
+    pub(super) fn endpoint(&self, node: u16) -> Endpoint {
+        let server = SERVERS.iter().find(|(role, _)| *role == self.role);
+        server.map_or(Endpoint::container(NodeId(node)), |(_, number)| Endpoint::server(*number))
+    }
+
+    pub(super) fn status(&self, bound: bool) -> ChildStatus {
         let now = self.state.lock();
         let pid = now.child.as_ref().map(|(pid, _)| *pid);
         ChildStatus {
             role: self.role.into(),
             pid,
             restarts: now.restarts,
-            // A container is bound by a child of the child: process 1 of its pid namespace.
-            bound: bound.iter().any(|(role, bound)| match role {
-                Role::Container => !self.is_server(),
-                _ => pid == Some(*bound),
-            }),
+            bound: bound && pid.is_some(),
             last_exit: now.last_exit.clone(),
         }
     }

@@ -35,7 +35,8 @@ struct Shared {
 #[derive(Debug)]
 pub(crate) enum Event {
     Accepted(Box<Accepted>),
-    Gone(Gone),
+    /// A death, with its number.
+    Gone(u64, Gone),
     Stop,
     /// dvkd is gone.
     Lost(IpcError),
@@ -160,9 +161,10 @@ fn event(record: &Tell, fds: Fds) -> Option<Event> {
                 None
             }
         },
-        tell::GONE => Some(Event::Gone(Gone::Endpoint(record.endpoint))),
+        tell::GONE => Some(Event::Gone(record.number, Gone::Endpoint(record.endpoint))),
         tell::NODE_GONE => {
-            u16::try_from(record.node).ok().map(|node| Event::Gone(Gone::Node(NodeId(node))))
+            let node = u16::try_from(record.node).ok().map(NodeId);
+            node.map(|node| Event::Gone(record.number, Gone::Node(node)))
         }
         tell::STOP => Some(Event::Stop),
         _ => None,

@@ -225,13 +225,13 @@ impl<S: Server, D: Durable> Solo<S, D> {
         self.worked = true;
         match event {
             Event::Accepted(accepted) => self.channels.push(Rc::from(accepted)),
-            Event::Gone(gone) => {
+            Event::Gone(number, gone) => {
                 if let Gone::Endpoint(endpoint) = gone {
                     self.channels.retain(|accepted| accepted.peer != endpoint);
                     self.hot.retain(|accepted| accepted.peer != endpoint);
                     self.ring_again.retain(|accepted| accepted.peer != endpoint);
                 }
-                self.with_context(|hosted, cx| hosted.gone(gone, cx));
+                self.with_context(|hosted, cx| hosted.told(number, gone, cx));
             }
             Event::Stop => self.stopping = true,
             Event::Lost(error) => bail!("the connection to dvkd is lost: {error:?}"),

@@ -2,14 +2,13 @@
 //!
 //! The container has threads, and a forked child of such a process may do next to nothing; so it
 //! executes this program anew, and that one makes the session, the mounts and the user's rights.
-#![expect(unsafe_code, reason = "descriptors are inherited by number, and signals get their default action")]
+#![expect(unsafe_code, reason = "descriptors are inherited by number, and signals are set back")]
 
 use super::{elf, root};
 use crate::session::Request;
 use anyhow::{Context, Result, ensure};
 use calls::container::{Spawned, shim, step};
 use m3ipc::Cred;
-use nix::sys::signal::{self, SigHandler, SigSet, Signal};
 use nix::unistd::execve;
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::io::FdFlags;
@@ -258,11 +257,13 @@ fn prepare(launch: &Launch) -> std::result::Result<(), Failed> {
     reset_signals().map_err(|error| Failed(step::PREPARE, error.into()))
 }
 
-/// As a program expects them: nothing blocked, nothing ignored.
+/// Signals as a login would have them: the daemons that this process descends from block and ignore some.
 fn reset_signals() -> nix::Result<()> {
-    for signal in Signal::iterator().filter(|signal| !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP)) {
+    use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
+    let fixed = [Signal::SIGKILL, Signal::SIGSTOP];
+    for number in Signal::iterator().filter(|number| !fixed.contains(number)) {
         // SAFETY: the default action is no function, so there is none that could be called wrongly.
-        unsafe { signal::signal(signal, SigHandler::SigDfl) }?;
+        unsafe { signal(number, SigHandler::SigDfl) }?;
     }
     SigSet::empty().thread_set_mask()
 }

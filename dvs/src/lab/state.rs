@@ -29,6 +29,9 @@ pub(crate) struct Lab {
     /// Are the nodes network namespaces?
     pub(crate) namespaces: bool,
     pub(crate) nodes: Vec<LabNode>,
+    /// The lab of one `dvs-run`: its servers are in its only daemon, which ends with it.
+    #[serde(default)]
+    pub(crate) private: bool,
     #[serde(skip)]
     pub(crate) directory: PathBuf,
 }
@@ -123,7 +126,24 @@ impl Lab {
     /// # Errors
     /// The directory cannot be made, or an address is not to be had.
     pub(super) fn new(directory: PathBuf, count: u16, dc: &str) -> Result<Lab> {
-        let namespaces = rustix::process::geteuid().is_root();
+        Lab::make(directory, count, dc, rustix::process::geteuid().is_root(), false)
+    }
+
+    /// The private lab of one program.
+    ///
+    /// # Errors
+    /// As [`Lab::new`].
+    pub(super) fn new_private(directory: PathBuf) -> Result<Lab> {
+        Lab::make(directory, 1, "private", false, true)
+    }
+
+    fn make(
+        directory: PathBuf,
+        count: u16,
+        dc: &str,
+        namespaces: bool,
+        private: bool,
+    ) -> Result<Lab> {
         let nodes = (1..).zip(super::addresses(count, namespaces)?);
         let nodes =
             nodes.map(|(node, address)| LabNode { node, name: format!("n{node}"), address });
@@ -134,6 +154,7 @@ impl Lab {
             dc: dc.to_owned(),
             namespaces,
             nodes: nodes.collect(),
+            private,
             directory,
         };
         // A name that dvkd would refuse is refused before anything is there.
@@ -218,6 +239,7 @@ mod tests {
             dc: "shop".into(),
             namespaces: false,
             nodes: vec![node(1), node(2)],
+            private: false,
             directory: directory.to_owned(),
         }
     }
