@@ -155,11 +155,15 @@ pub enum Output {
     /// requesters open a new channel and send their calls again. Calls that came by
     /// `Deliver` are delivered again when it is back: the daemon forgets them.
     CloseChannels { dc: DcId, receiver: Endpoint, error: IpcError },
-    /// Tell the receiver `to`, bound on this node, that others it has to do with are gone.
+    /// Tell the receiver `to`, bound on this node, that others it has to do with are gone. `number` grows from death to
+    /// death, also over restarts of the daemon (see [`Config::first_generation`]). A server that is bound is told
+    /// again of all that its predecessor may not have finished with; its host drops what that has
+    /// committed ([`crate::lanes::Hosted::told`]).
     ///
-    /// Requests of theirs which `to` has not taken yet must not be taken after it has heard of this:
-    /// the daemon withdraws them from its channel (or, for a process of this node, `to` drops the channel first).
-    Gone { dc: DcId, to: Endpoint, gone: Gone },
+    /// A node that was given up comes back with the same endpoints. What was delivered to `to` before this must reach it
+    /// before this, and what is delivered later must reach it later: requests of that node go over new
+    /// channels from now on.
+    Gone { dc: DcId, to: Endpoint, gone: Gone, number: u64 },
 
     /// A call from another node, for `to`, bound here. It ends in exactly one `LocalAnswer`, or with `CloseChannels` or `Gone`.
     Deliver { dc: DcId, to: Endpoint, cred: Cred, message: Message, payload: Bytes },

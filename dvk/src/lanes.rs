@@ -20,6 +20,8 @@ use zerocopy::{FromBytes, IntoBytes};
 pub const LANE_PREFIX: [u8; 2] = [0xff, b'L'];
 /// The first key after them.
 const LANE_END: [u8; 2] = [0xff, b'L' + 1];
+/// Key of the number of the last death that has been dealt with.
+const DEATH_KEY: [u8; 2] = [0xff, b'D'];
 
 const _: () = assert!(KEPT_ANSWER_MAX >= PAYLOAD_MAX, "every answer can be kept");
 
@@ -34,6 +36,8 @@ pub struct Hosted<S> {
     open: BTreeMap<Lane, Open>,
     /// Sequence of the last call that has an answer in the store.
     done: BTreeMap<Lane, u64>,
+    /// Number of the last death that has been dealt with.
+    deaths: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -68,7 +72,16 @@ impl<S: Server> Hosted<S> {
                 ControlFlow::Break(())
             }
         });
-        if damaged { Err(DamagedLane) } else { Ok(Hosted { server, open: BTreeMap::new(), done }) }
+        let deaths = store.get(&DEATH_KEY).unwrap_or_else(|| vec![0; 8]);
+        match deaths.try_into() {
+            Ok(deaths) if !damaged => Ok(Hosted {
+                server,
+                open: BTreeMap::new(),
+                done,
+                deaths: u64::from_le_bytes(deaths),
+            }),
+            _ => Err(DamagedLane),
+        }
     }
 
     pub fn server(&self) -> &S {
@@ -102,6 +115,17 @@ impl<S: Server> Hosted<S> {
     pub fn cancel(&mut self, id: CallId, cx: &mut Context<'_>) {
         if self.is_open(id) {
             self.run(cx, |server, cx| server.cancel(id, cx));
+        }
+    }
+
+    /// As `gone`, for a host that may be told the same death again after it was killed: `number` grows from one
+    /// death to the next (`Output::Gone`). What an earlier owner of the store has dealt with is dropped; the same caller's node
+    /// may be back since, and its state is new.
+    pub fn told(&mut self, number: u64, gone: Gone, cx: &mut Context<'_>) {
+        if number > self.deaths {
+            self.deaths = number;
+            cx.store.put(&DEATH_KEY, &number.to_le_bytes());
+            self.gone(gone, cx);
         }
     }
 
@@ -540,6 +564,23 @@ mod tests {
                 "cut at {cut}"
             );
         }
+    }
+
+    #[test]
+    fn a_death_told_again_after_a_kill_is_dealt_with_once() {
+        let mut bench = Bench::new();
+        bench.call(A, 0, 1, ADD);
+        bench.with(|hosted, cx| hosted.told(7, Gone::Node(NodeId(1)), cx));
+        assert_eq!(
+            bench.call(A, 0, 1, ADD),
+            [(A, 1, Ok(2))],
+            "the node is back, and its lanes are new"
+        );
+        bench.restart();
+        bench.with(|hosted, cx| hosted.told(7, Gone::Node(NodeId(1)), cx));
+        assert_eq!(bench.call(A, 0, 1, ADD), [(A, 1, Ok(2))], "still known");
+        bench.with(|hosted, cx| hosted.told(8, Gone::Node(NodeId(1)), cx));
+        assert_eq!(bench.call(A, 0, 1, ADD), [(A, 1, Ok(3))]);
     }
 
     /// However often each call is sent, and whenever the server is killed, each is executed once.

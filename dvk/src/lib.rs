@@ -10,4 +10,5 @@ pub mod kernel;
 pub mod lanes;
 pub mod limits;
 pub mod server;
+pub mod sim;
 pub mod store;

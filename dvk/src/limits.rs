@@ -56,8 +56,9 @@ pub const UNRECEIVED_LIMIT: usize = 512 << 20;
 pub const RECEIVED_FRAMES: u64 = 64;
 pub const RECEIVED_BYTES: usize = 1 << 20;
 
-/// Deaths that a server which is not bound has not been told of yet, of endpoints of one other node.
-/// Above it the server is told that the whole node is gone, and the node that it was given up.
+/// Deaths that are remembered for the next owner of a server's slot. While the server is bound the oldest are
+/// dropped: it has heard of so many others since. If it is not bound, the node that reports more is
+/// given up, which is one death.
 pub const UNTOLD_MAX: usize = 65_536;
 
 /// An idle link is pinged so often.

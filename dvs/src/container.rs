@@ -67,9 +67,6 @@ pub(crate) struct Options {
     map: Vec<PathBuf>,
 }
 
-/// Name of the shim's file in a node's run directory.
-pub(crate) const SHIM_FILE: &str = "libdvs_preload.so";
-
 /// The process number of dvs-mount, which no program may signal; 0 if there is none.
 static AGENT_PID: AtomicI32 = AtomicI32::new(0);
 
@@ -120,7 +117,7 @@ fn run(options: &Options) -> Result<()> {
         socket: options.socket.clone(),
         stage: options.run.join(format!("root-{}", options.dc)),
         hidden: crate::lab::directory_of_this().unwrap_or_else(|| options.run.clone()),
-        shim: Some(options.run.join(SHIM_FILE)).filter(|path| path.exists()),
+        shim: Some(options.run.join(crate::shim::NAME)).filter(|path| path.exists()),
     })?;
     let mut agent = Agent::new(options.dc.clone());
     agent.start_and_wait()?;

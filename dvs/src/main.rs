@@ -16,6 +16,7 @@ mod ps;
 mod run;
 mod server;
 mod session;
+mod shim;
 mod table;
 mod terminal;
 

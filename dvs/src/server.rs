@@ -2,6 +2,8 @@
 
 use anyhow::Result;
 use dvk::host::solo;
+use ipc_server::IpcServer;
+use pm_server::PmServer;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 use vfs_server::VfsServer;
@@ -32,16 +34,16 @@ pub(crate) fn vfs(options: &Options) -> Result<()> {
 ///
 /// # Errors
 /// One sentence, as of `solo::run`.
-pub(crate) fn pm(_options: &Options) -> Result<()> {
+pub(crate) fn pm(options: &Options) -> Result<()> {
     rustix::thread::set_name(c"pm-server")?;
-    anyhow::bail!("pm-server is not part of this program yet")
+    solo::run(2, &options.socket, &options.store, |store| Ok(PmServer::open(store)))
 }
 
 /// `ipc-server`.
 ///
 /// # Errors
 /// One sentence, as of `solo::run`.
-pub(crate) fn ipc(_options: &Options) -> Result<()> {
+pub(crate) fn ipc(options: &Options) -> Result<()> {
     rustix::thread::set_name(c"ipc-server")?;
-    anyhow::bail!("ipc-server is not part of this program yet")
+    solo::run(3, &options.socket, &options.store, |store| Ok(IpcServer::open(store)))
 }

@@ -1,8 +1,9 @@
-//! The shim as a file: it needs nothing, exports what it should, and nothing else.
+//! The shim as a file: it needs nothing, exports what it should and nothing else, and can be installed.
 
 use object::read::elf::{ElfFile64, FileHeader as _, SectionHeader as _};
 use object::{Object as _, ObjectSymbol as _, elf};
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt as _;
 
 #[path = "../src/shim.rs"]
 mod shim;
@@ -77,8 +78,7 @@ fn the_shim_needs_no_other_library() {
         .find_map(|section| section.dynamic(endian, shim::SHIM).expect("well-formed"))
         .expect("a dynamic section");
     let strings = sections.strings(endian, shim::SHIM, strings).expect("strings");
-    let of_tag =
-        |tag: u32| entries.iter().filter(move |entry| entry.d_tag.get(endian) == u64::from(tag));
+    let of_tag = |tag: i64| entries.iter().filter(move |entry| entry.d_tag.get(endian) == tag);
     assert_eq!(of_tag(elf::DT_NEEDED).count(), 0);
     assert_eq!(of_tag(elf::DT_TEXTREL).count(), 0);
     let soname = of_tag(elf::DT_SONAME).next().expect("a name to be linked to");
@@ -88,10 +88,7 @@ fn the_shim_needs_no_other_library() {
 
 #[test]
 fn the_shim_leaves_nothing_undefined_that_must_be_there() {
-    assert_eq!(
-        names(|symbol| symbol.is_undefined() && !symbol.is_weak()),
-        BTreeSet::from([String::new()])
-    );
+    assert_eq!(names(|symbol| symbol.is_undefined() && !symbol.is_weak()), BTreeSet::new());
     let weak = names(|symbol| symbol.is_undefined() && symbol.is_weak());
     let expected = [
         "__errno_location",
@@ -117,4 +114,18 @@ fn the_shim_exports_what_it_interposes_and_its_c_api_only() {
     expected.extend(declared());
     expected.insert("dvs_preload_version".to_owned());
     assert_eq!(names(|symbol| symbol.is_definition()), expected);
+}
+
+#[test]
+fn the_shim_is_installed_for_all_and_replaces_an_older_one() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join(shim::NAME);
+    std::fs::write(&path, "older").expect("written");
+    for _ in 0..2 {
+        shim::install(&path).expect("installed");
+        assert_eq!(std::fs::read(&path).expect("there"), shim::SHIM);
+        assert_eq!(std::fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o755);
+    }
+    assert_eq!(std::fs::read_dir(directory.path()).expect("there").count(), 1);
+    assert!(shim::install(&directory.path().join("none/shim")).is_err());
 }

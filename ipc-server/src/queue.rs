@@ -134,10 +134,10 @@ impl Queues {
         let (attr, name) = attributes(args.attr_len, call.payload)?;
         let name = name::queue(name)?;
         let access = match args.flags & O_ACCMODE {
-            0 => READ,
-            O_WRONLY => WRITE,
-            O_RDWR => READ | WRITE,
-            _ => return Err(Errno::new(EINVAL)),
+            0 => Some(READ),
+            O_WRONLY => Some(WRITE),
+            O_RDWR => Some(READ | WRITE),
+            _ => None,
         };
         self.make_room(cx);
         if self.descriptions.len() >= MQ_DESCRIPTIONS_MAX {
@@ -147,12 +147,15 @@ impl Queues {
         let queue = match self.names.get(name) {
             Some(_) if args.flags & O_CREAT != 0 && exclusive => return Err(Errno::new(EEXIST)),
             Some(number) => {
+                let access = access.ok_or(Errno::new(EINVAL))?;
                 self.queues[number].owner.allows(call.cred, access)?;
                 *number
             }
             None if args.flags & O_CREAT != 0 => self.create(name, args.mode, attr, call, cx)?,
             None => return Err(Errno::new(ENOENT)),
         };
+        // As Linux, a queue can be made with the access that is none, but not opened with it.
+        let access = access.unwrap_or(0);
         let nonblocking = args.flags & O_NONBLOCK != 0;
         let id = crate::unused_id(cx.entropy, |id| self.descriptions.contains_key(&id));
         self.set_description(id, Description { queue, access, nonblocking }, cx.store);

@@ -256,6 +256,9 @@ impl SysvQueues {
         call: &Call<'_>,
         cx: &mut Context<'_>,
     ) -> Served {
+        if args.id < 0 {
+            return Err(Errno::new(EINVAL));
+        }
         match args.command {
             IPC_INFO | MSG_INFO => self.info(args.command),
             IPC_STAT => self.stat(args.id, 0, Some(call)),

@@ -289,6 +289,9 @@ impl SemaphoreSets {
         cx: &mut Context<'_>,
     ) -> Served {
         let reply = |value| done::<SemCtl>(Value { value });
+        if args.id < 0 {
+            return Err(Errno::new(EINVAL));
+        }
         match args.command {
             IPC_INFO | SEM_INFO => self.info(args.command),
             IPC_STAT => self.stat(args.id, 0, Some(call)),

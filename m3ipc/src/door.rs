@@ -100,6 +100,8 @@ pub struct Tell {
     pub dc: u32,
     pub flags: u32,
     pub cred_len: u32,
+    /// GONE, NODE_GONE: the number of the death. A receiver may be told of it again, in its next life.
+    pub number: u64,
     pub cred: [u8; CRED_SIZE_MAX],
 }
 
@@ -132,6 +134,7 @@ impl Tell {
             dc: 0,
             flags: 0,
             cred_len: 0,
+            number: 0,
             cred: [0; CRED_SIZE_MAX],
         }
     }

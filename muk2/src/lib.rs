@@ -5,6 +5,7 @@
 //! process instead of shared memory. A call costs two coroutine switches.
 
 pub mod channel;
+pub mod house;
 pub mod task;
 pub mod world;
 

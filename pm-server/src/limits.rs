@@ -48,8 +48,10 @@ pub const LISTS_MAX: usize = 1024;
 /// enough for a person who waits for `dvs ps`.
 pub const REPORT_WAIT: Nanos = 2_000_000_000;
 
-/// How long a caller that pages through a list finds the rest of it, and how many such lists are kept.
+/// How long a caller that pages through a list finds the rest of it: pages follow each other at once.
 pub const SNAPSHOT_LIFE: Nanos = 30_000_000_000;
+
+/// Lists that are kept for their callers. One more than that only costs its oldest a new collection.
 pub const SNAPSHOTS_MAX: usize = 16;
 
 /// How often a container is asked whether a process lives on that somebody waits for, but whose

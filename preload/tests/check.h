@@ -14,6 +14,7 @@
 #include <sys/sem.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -33,6 +34,12 @@
         CHECK((long)(call) == -1);   \
         CHECK(errno == (number));    \
     } while (0)
+
+/* A program that waits for ever ends with a signal. */
+__attribute__((constructor)) static void limit(void)
+{
+    alarm(60);
+}
 
 static inline struct timespec in_ms(clockid_t clock, long ms)
 {

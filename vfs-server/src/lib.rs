@@ -10,10 +10,11 @@
 //! 1. A handler checks everything before its first change, and changes that can fail (blobs) come
 //!    before those that cannot (the map): a call that fails has changed nothing that can be seen.
 //! 2. Finding a name is one `get`. No handler's work grows with the size of the tree, of a
-//!    directory, or of a file.
+//!    directory, or of a file. What it may grow with is bounded by `limits.rs` or by the callers:
+//!    an inode's attributes and locks, and the depth a directory is moved to.
 //! 3. Numbers of inodes and handles are never used again, across crashes too.
-//! 4. An inode exists while it has a name or an open file, and a little longer (`reclaim.rs`); its
-//!    blob is removed in a later round than its last name.
+//! 4. An inode exists while it has a name or an open file, and a little longer (`reclaim.rs`). Its
+//!    blob is removed, and a shortened one cut, in a later round (unless the disk is full).
 //! 5. What a blob holds behind its inode's size is never read.
 //! 6. A directory's `size` is the number of its entries, its `nlink` 2 plus its subdirectories; each
 //!    entry is in the store twice, under its name and under its cookie.

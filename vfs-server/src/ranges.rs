@@ -42,8 +42,9 @@ pub(crate) fn set(ranges: &[Range], mut new: Range) -> Splice {
             new.start = new.start.min(old.start);
             new.end = new.end.max(old.end);
         } else {
-            left = before(old, start).or(left);
-            right = after(old, end).or(right);
+            // Only the first can begin before the new one, only the last can end behind it.
+            left = left.or(before(old, start));
+            right = after(old, end);
         }
     }
     Splice { from, to, with: left.into_iter().chain([new]).chain(right).collect() }

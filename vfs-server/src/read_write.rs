@@ -242,8 +242,8 @@ fn write_offset(offset: u64, open: &OpenRecord, inode: &Inode) -> Result<u64> {
 fn read_blob(inode: &Inode, offset: u64, size: u32, store: &dyn Store) -> Result<Vec<u8>> {
     let count = inode.size.saturating_sub(offset).min(u64::from(size)).min(PAYLOAD_MAX as u64);
     let mut data = vec![0; usize::try_from(count).unwrap_or(PAYLOAD_MAX)];
-    let read = store.blob_read(inode.ino, offset, &mut data).map_err(blob_error)?;
-    data[read..].fill(0);
+    // What the blob does not have stays zero.
+    store.blob_read(inode.ino, offset, &mut data).map_err(blob_error)?;
     Ok(data)
 }
 

@@ -1,12 +1,11 @@
 //! Destroying inodes that nothing refers to any more, and giving back the storage behind a file's
 //! end: always in a later round than the one that made them garbage.
 //!
-//! A round's map changes are committed together, but a blob that is removed is gone at once. Were a
-//! replaced file's blob removed in the round of the rename, a crash before the commit would leave the
-//! old name with no data. So garbage waits for the second tick after it arose: between two ticks lies
-//! a commit. In the meantime an inode without a name can still be opened by number, which spares a
-//! program that has just looked its name up, on a node far away, an error that no local file system
-//! would give it.
+//! Garbage waits for the second tick after it arose; between two ticks lies a commit. A round's
+//! changes of the map are committed together, but a blob is cut at once: were a truncated file's blob
+//! cut in the round of the call, a crash before the commit would leave the old size with zeros. And in
+//! the meantime an inode without a name can still be opened by number, which spares a program that has
+//! just looked its name up, on a node far away, an error that no local file system would give it.
 //!
 //! Which inodes are garbage is in the store (`G`); blobs to be cut are not, because a crash only
 //! leaves them longer than needed, and growing a file cuts first (`read_write.rs`).
@@ -109,12 +108,16 @@ impl VfsServer {
     /// Takes `bytes` of the storage that is free.
     ///
     /// # Errors
-    /// ENOSPC, if the reserve would be touched even after everything was reclaimed.
+    /// ENOSPC, if the reserve would be touched even after everything was reclaimed. What has just
+    /// been reclaimed counts as free, though the store may give it back to the disk only later.
     pub(crate) fn take_space(&mut self, bytes: u64, cx: &mut Context<'_>) -> Result<()> {
         if self.reclaim.granted < bytes && !self.ask_for_space(bytes, cx) {
-            self.reclaim_all(cx);
+            let freed = self.reclaim_all(cx);
             if !self.ask_for_space(bytes, cx) {
-                return err(ENOSPC);
+                if freed < bytes {
+                    return err(ENOSPC);
+                }
+                self.reclaim.granted = freed;
             }
         }
         self.reclaim.granted -= bytes;
@@ -136,13 +139,17 @@ impl VfsServer {
         bytes <= available
     }
 
-    /// Reclaims at once: the disk is full. A crash before this round's commit may cost the data of
+    /// Reclaims at once, and says how many bytes that frees: the disk is full. A crash before this round's commit may cost the data of
     /// files deleted in the same round; refusing to write to a disk that has just been cleared would
     /// be the more common harm.
-    pub(crate) fn reclaim_all(&mut self, cx: &mut Context<'_>) {
-        while let Some(garbage) = self.reclaim.queue.pop_front() {
-            self.reclaim_one(garbage.ino, cx);
+    pub(crate) fn reclaim_all(&mut self, cx: &mut Context<'_>) -> u64 {
+        let mut freed = 0;
+        while let Some(Garbage { ino, .. }) = self.reclaim.queue.pop_front() {
+            let used = cx.store.blob_used(ino);
+            self.reclaim_one(ino, cx);
+            freed += used.saturating_sub(cx.store.blob_used(ino));
         }
+        freed
     }
 
     /// Looks again at what was garbage: it may have been opened, or be gone already.

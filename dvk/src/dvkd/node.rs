@@ -228,7 +228,7 @@ impl Node {
             Output::CloseChannels { dc, receiver, error } => {
                 self.close_channels((dc, receiver), error)
             }
-            Output::Gone { dc, to, gone } => self.tell_gone((dc, to), gone),
+            Output::Gone { dc, to, gone, number } => self.tell_gone((dc, to), gone, number),
             Output::Deliver { dc, to, cred, message, payload } => {
                 self.deliver((dc, to), &cred, &message, &payload);
             }
@@ -274,7 +274,10 @@ impl Node {
         let Some(connection) = self.door.connection_of(asker) else { return };
         let place = (dc, endpoint);
         let pid = connection.identity.pid;
-        if let Some(old) = self.by_pid.insert((dc, pid), endpoint).filter(|old| *old != endpoint) {
+        if !endpoint.is_server()
+            && let Some(old) = self.by_pid.insert((dc, pid), endpoint)
+            && old != endpoint
+        {
             // The process has executed another program.
             self.forget((dc, old));
         }
@@ -384,11 +387,12 @@ impl Node {
         }
     }
 
-    fn tell_gone(&mut self, to: Place, gone: Gone) {
+    fn tell_gone(&mut self, to: Place, gone: Gone, number: u64) {
         let record = match gone {
             Gone::Endpoint(endpoint) => Tell::new(tell::GONE, endpoint),
             Gone::Node(node) => Tell::node_gone(node),
         };
+        let record = Tell { number, ..record };
         if let Some(receiver) =
             self.processes.get(&to).and_then(|process| process.receiver.as_ref())
         {

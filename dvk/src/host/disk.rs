@@ -12,7 +12,7 @@
 use super::blobs::{Blobs, fsync_directory};
 use super::journal;
 use crate::limits::{MAP_CACHE, MAP_JOURNALS, MAP_MEMTABLE, REMOVED_BLOBS_MAX};
-use crate::store::{Store, StoreError};
+use crate::store::{MemoryStore, Store, StoreError};
 use anyhow::{Context, Result, bail, ensure};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,6 +46,58 @@ pub struct StoreFailure(pub String);
 impl std::fmt::Debug for DiskStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("DiskStore").field("round", &self.round.len()).finish_non_exhaustive()
+    }
+}
+
+/// A store whose rounds can be made to last.
+pub trait Durable: Store {
+    /// Makes what was put since the last commit one batch that survives the end of this process.
+    ///
+    /// # Errors
+    /// The disk failed or is full; the server cannot go on.
+    fn commit(&mut self) -> Result<()>;
+    /// As `commit`, and it survives the end of the machine.
+    ///
+    /// # Errors
+    /// As `commit`.
+    fn commit_sync(&mut self) -> Result<()>;
+    /// Is there tidying to do when time allows?
+    fn wants_sweep(&self) -> bool;
+    /// Does it.
+    ///
+    /// # Errors
+    /// As `commit`.
+    fn sweep(&mut self) -> Result<()>;
+}
+
+impl Durable for DiskStore {
+    fn commit(&mut self) -> Result<()> {
+        DiskStore::commit(self)
+    }
+    fn commit_sync(&mut self) -> Result<()> {
+        DiskStore::commit_sync(self)
+    }
+    fn wants_sweep(&self) -> bool {
+        DiskStore::wants_sweep(self)
+    }
+    fn sweep(&mut self) -> Result<()> {
+        DiskStore::sweep(self)
+    }
+}
+
+/// Memory lasts as long as the process: there is nothing to do.
+impl Durable for MemoryStore {
+    fn commit(&mut self) -> Result<()> {
+        Ok(())
+    }
+    fn commit_sync(&mut self) -> Result<()> {
+        Ok(())
+    }
+    fn wants_sweep(&self) -> bool {
+        false
+    }
+    fn sweep(&mut self) -> Result<()> {
+        Ok(())
     }
 }
 
@@ -376,7 +428,6 @@ fn prepare(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::MemoryStore;
     use proptest::prelude::*;
     use std::io::{BufRead, BufReader};
     use std::process::{Command, Stdio};

@@ -9,7 +9,7 @@ use m3ipc::connection::{Connection, Fds};
 use m3ipc::door::{Ask, Tell, flag, kind, tell};
 use m3ipc::limits::LANES;
 use m3ipc::{CallId, Cred, Endpoint, IpcError, NodeId};
-use rustix::fd::AsFd;
+use rustix::fd::{AsFd, BorrowedFd};
 use std::cell::RefCell;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -26,7 +26,7 @@ pub(crate) struct Inbox {
 
 #[derive(Debug)]
 struct Shared {
-    bell: Bell,
+    bell: Arc<Bell>,
     events: Mutex<Vec<Event>>,
     news: AtomicBool,
 }
@@ -35,7 +35,8 @@ struct Shared {
 #[derive(Debug)]
 pub(crate) enum Event {
     Accepted(Box<Accepted>),
-    Gone(Gone),
+    /// A death, with its number.
+    Gone(u64, Gone),
     Stop,
     /// dvkd is gone.
     Lost(IpcError),
@@ -80,9 +81,12 @@ impl Accepted {
 
 impl Inbox {
     /// Binds this process as server `number` and starts the thread.
-    pub(crate) fn connect(number: u32, socket: &Path) -> Result<Inbox> {
-        let (bell, descriptor) =
-            Bell::create().map_err(|error| anyhow::anyhow!("cannot make a bell: {error:?}"))?;
+    pub(crate) fn connect(
+        number: u32,
+        socket: &Path,
+        bell: Arc<Bell>,
+        descriptor: BorrowedFd<'_>,
+    ) -> Result<Inbox> {
         let connection = match Connection::connect(socket.as_os_str().as_bytes()) {
             Ok(connection) => connection,
             Err(_) => bail!("no dvkd answers at {}", socket.display()),
@@ -91,7 +95,7 @@ impl Inbox {
         rustix::rand::getrandom(&mut nonce, rustix::rand::GetRandomFlags::empty())?;
         let hello = Ask::hello(kind::SERVER, number, u64::from_ne_bytes(nonce) | 1);
         let welcome = connection
-            .hello(hello, Some(descriptor.as_fd()))
+            .hello(hello, Some(descriptor))
             .map_err(|error| anyhow::anyhow!("dvkd refuses server {number}: {error:?}"))?;
         let shared =
             Arc::new(Shared { bell, events: Mutex::default(), news: AtomicBool::new(false) });
@@ -157,9 +161,10 @@ fn event(record: &Tell, fds: Fds) -> Option<Event> {
                 None
             }
         },
-        tell::GONE => Some(Event::Gone(Gone::Endpoint(record.endpoint))),
+        tell::GONE => Some(Event::Gone(record.number, Gone::Endpoint(record.endpoint))),
         tell::NODE_GONE => {
-            u16::try_from(record.node).ok().map(|node| Event::Gone(Gone::Node(NodeId(node))))
+            let node = u16::try_from(record.node).ok().map(NodeId);
+            node.map(|node| Event::Gone(record.number, Gone::Node(node)))
         }
         tell::STOP => Some(Event::Stop),
         _ => None,

@@ -3,22 +3,25 @@
 //! A round is all requests found at one look at the channels. It is committed as one batch before its
 //! answers leave; if one of them wants stable storage, all wait for one fsync (group commit).
 
-use super::disk::{DiskStore, StoreFailure};
+use super::disk::{DiskStore, Durable, StoreFailure};
 use super::inbox::{Accepted, Event, Inbox};
 use crate::lanes::Hosted;
 use crate::limits::{RING_AGAIN, SWEEP_AFTER};
 use crate::server::{Answer, Answers, Call, Context, Gone, Nanos, Server};
 use crate::store::Store;
 use anyhow::{Result, anyhow, bail};
+use m3ipc::bell::Bell;
 use m3ipc::limits::{CHANNELS_PER_PEER, LANES, PAYLOAD_AREA, PAYLOAD_MAX};
 use m3ipc::port::bits;
 use m3ipc::spin::Spin;
 use m3ipc::{CallId, Cred, Endpoint, IpcError, Message, Tag};
+use rustix::fd::{AsFd, BorrowedFd};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Runs server `number` of the container whose door is `socket`, with its state in directory
@@ -37,9 +40,9 @@ pub fn run<S: Server>(
         let mut store = DiskStore::open(store)?;
         let server = open(&mut store)?;
         store.commit_sync()?;
-        let hosted = Hosted::open(server, &store)?;
-        let inbox = Inbox::connect(number, socket)?;
-        Solo::new(hosted, store, inbox).serve()
+        let (bell, descriptor) =
+            Bell::create().map_err(|error| anyhow!("cannot make a bell: {error:?}"))?;
+        Solo::connect(number, socket, server, store, Arc::new(bell), descriptor.as_fd())?.serve()
     })
 }
 
@@ -57,9 +60,11 @@ fn catch_store_failure(body: impl FnOnce() -> Result<()>) -> Result<()> {
 /// Channels that are looked at while spinning: those with the latest requests.
 const HOT: usize = 4;
 
-struct Solo<S> {
+/// A server with its store and its channels. [`run`] drives one in a process of its own; muk2 drives several in turn.
+#[derive(Debug)]
+pub struct Solo<S, D> {
     hosted: Hosted<S>,
-    store: DiskStore,
+    store: D,
     inbox: Inbox,
     channels: Vec<Rc<Accepted>>,
     hot: Vec<Rc<Accepted>>,
@@ -78,12 +83,24 @@ struct Solo<S> {
     payload: Vec<u8>,
 }
 
-impl<S: Server> Solo<S> {
-    fn new(hosted: Hosted<S>, store: DiskStore, inbox: Inbox) -> Solo<S> {
-        Solo {
-            hosted,
+impl<S: Server, D: Durable> Solo<S, D> {
+    /// Binds `server`, which has been opened from `store`, as number `number` of the container whose door is `socket`.
+    /// `bell` wakes whoever drives it; its `descriptor` is for the peers.
+    ///
+    /// # Errors
+    /// One sentence: no dvkd at the socket, it refuses, or the store is damaged.
+    pub fn connect(
+        number: u32,
+        socket: &Path,
+        server: S,
+        store: D,
+        bell: Arc<Bell>,
+        descriptor: BorrowedFd<'_>,
+    ) -> Result<Solo<S, D>> {
+        Ok(Solo {
+            hosted: Hosted::open(server, &store)?,
             store,
-            inbox,
+            inbox: Inbox::connect(number, socket, bell, descriptor)?,
             channels: Vec::new(),
             hot: Vec::new(),
             open: HashMap::new(),
@@ -95,21 +112,28 @@ impl<S: Server> Solo<S> {
             spin: Spin::new(),
             entropy: Entropy::default(),
             payload: vec![0; PAYLOAD_AREA],
-        }
+        })
     }
 
     fn serve(mut self) -> Result<()> {
         while !self.stopping {
-            self.round()?;
-            if !self.worked {
+            if !self.round()? {
                 self.rest();
             }
         }
         self.store.commit_sync()
     }
 
-    /// Handles everything that is there, commits it, and lets the answers go.
-    fn round(&mut self) -> Result<()> {
+    /// Has dvkd said stop?
+    pub fn is_stopping(&self) -> bool {
+        self.stopping
+    }
+
+    /// Handles everything that is there, commits it, and lets the answers go. False: nothing was there.
+    ///
+    /// # Errors
+    /// The store failed, or the connection to dvkd is lost.
+    pub fn round(&mut self) -> Result<bool> {
         self.worked = false;
         self.answers.sync = false;
         // In this order: what somebody asked before they died is asked for before it is said that they are dead.
@@ -124,7 +148,7 @@ impl<S: Server> Solo<S> {
         }
         self.commit(now)?;
         self.answer();
-        Ok(())
+        Ok(self.worked)
     }
 
     fn commit(&mut self, now: Nanos) -> Result<()> {
@@ -201,13 +225,13 @@ impl<S: Server> Solo<S> {
         self.worked = true;
         match event {
             Event::Accepted(accepted) => self.channels.push(Rc::from(accepted)),
-            Event::Gone(gone) => {
+            Event::Gone(number, gone) => {
                 if let Gone::Endpoint(endpoint) = gone {
                     self.channels.retain(|accepted| accepted.peer != endpoint);
                     self.hot.retain(|accepted| accepted.peer != endpoint);
                     self.ring_again.retain(|accepted| accepted.peer != endpoint);
                 }
-                self.with_context(|hosted, cx| hosted.gone(gone, cx));
+                self.with_context(|hosted, cx| hosted.told(number, gone, cx));
             }
             Event::Stop => self.stopping = true,
             Event::Lost(error) => bail!("the connection to dvkd is lost: {error:?}"),
@@ -260,20 +284,29 @@ impl<S: Server> Solo<S> {
         {
             return;
         }
-        for accepted in std::mem::take(&mut self.ring_again) {
-            self.ring(&accepted);
-        }
+        self.ring_again();
         let ticket = self.inbox.bell().prepare();
-        if self.inbox.has_news() || self.channels.iter().any(|accepted| accepted.channel.has_news())
-        {
+        if self.has_news() {
             self.inbox.bell().awake();
         } else {
             self.inbox.bell().sleep(ticket, self.patience());
         }
     }
 
+    /// Rings those again who could not be woken. Before every sleep.
+    pub fn ring_again(&mut self) {
+        for accepted in std::mem::take(&mut self.ring_again) {
+            self.ring(&accepted);
+        }
+    }
+
+    /// Is anything there for [`Solo::round`]?
+    pub fn has_news(&self) -> bool {
+        self.inbox.has_news() || self.channels.iter().any(|accepted| accepted.channel.has_news())
+    }
+
     /// How long to sleep at most.
-    fn patience(&self) -> Option<Duration> {
+    pub fn patience(&self) -> Option<Duration> {
         let now = monotonic();
         let ring_again = (!self.ring_again.is_empty()).then(|| now + RING_AGAIN);
         let next =
@@ -322,7 +355,7 @@ pub(crate) fn check_lane(tag: Tag, lane: usize) -> Result<(), IpcError> {
 }
 
 /// Random bits, fetched some at a time.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Entropy {
     words: Vec<u64>,
 }

@@ -20,6 +20,8 @@ pub(super) struct Container {
     /// By slot: the well-known ones of this node, bound or not, and bound agents and peers.
     pub(super) receivers: BTreeMap<u32, Receiver>,
     pub(super) incoming: Incoming,
+    /// Of the last death, see [`Output::Gone`].
+    death_number: u64,
 }
 
 /// A receiver, or the place of one that will come (again).
@@ -28,10 +30,17 @@ pub(super) struct Receiver {
     /// Endpoints of this node that have had a channel with it, or with its predecessors.
     clients: BTreeSet<Endpoint>,
     parked: VecDeque<Parked>,
-    /// Who is gone since the last owner of the slot died: its successor opens the same store.
-    untold: Vec<Gone>,
-    /// Has it been bound in this incarnation of the node?
-    introduced: bool,
+    /// Only servers have a past: their store outlives them.
+    deaths: Option<Deaths>,
+}
+
+/// Who is gone, in order and numbered: what a server's owner is told, and its successor again, because
+/// the one may have been killed before it had done and committed what there is to do. The number tells the other whether.
+#[derive(Debug)]
+struct Deaths {
+    list: VecDeque<(u64, Gone)>,
+    /// Numbers up to this have been told to an owner.
+    told: u64,
 }
 
 /// An OPEN that waits until its receiver is bound.
@@ -53,17 +62,25 @@ pub(super) enum Found {
 
 impl Container {
     pub(super) fn new(dc: Dc, node: NodeId, first_generation: u32) -> Container {
-        let servers =
-            dc.servers.iter().filter(|(_, home)| **home == node).map(|(number, _)| *number);
-        let well_known = servers.chain([Endpoint::container(node).slot]);
-        let receivers = well_known.map(|slot| (slot, Receiver::default())).collect();
-        Container {
+        let mut container = Container {
             dc,
             node,
             slots: Slots::new(node, first_generation),
-            receivers,
+            receivers: BTreeMap::from([(Endpoint::container(node).slot, Receiver::default())]),
             incoming: Incoming::default(),
+            // Above those of earlier incarnations of the node, like generations.
+            death_number: u64::from(first_generation) << 32,
+        };
+        let servers = container.dc.servers.iter().filter(|(_, home)| **home == node);
+        for slot in servers.map(|(number, _)| *number).collect::<Vec<u32>>() {
+            let receiver = Receiver { deaths: Some(Deaths::new()), ..Receiver::default() };
+            container.receivers.insert(slot, receiver);
         }
+        // A server's store may be older than this daemon: whoever called then is gone, on every node.
+        for gone in container.dc.nodes.clone() {
+            container.tell_all(gone, &mut Vec::new());
+        }
+        container
     }
 
     /// The node where `to` is, by its address or by the directory.
@@ -103,12 +120,11 @@ impl Container {
     /// much is to be remembered.
     pub(super) fn tell(&mut self, slot: u32, gone: Gone, out: &mut Vec<Output>) -> bool {
         let Some(receiver) = self.receivers.get_mut(&slot) else { return true };
-        if let Some(binding) = self.slots.by_slot(slot) {
-            out.push(Output::Gone { dc: self.dc.id, to: binding.endpoint, gone });
-        } else if receiver.introduced {
-            return receiver.remember(gone);
-        }
-        true
+        self.death_number += 1;
+        let (dc, number) = (self.dc.id, self.death_number);
+        let bound = self.slots.by_slot(slot).map(|binding| binding.endpoint);
+        out.extend(bound.map(|to| Output::Gone { dc, to, gone, number }));
+        receiver.deaths.as_mut().is_none_or(|deaths| deaths.remember(number, gone, bound.is_some()))
     }
 
     /// Tells every receiver that a node is gone.
@@ -129,13 +145,10 @@ impl Container {
     /// What a receiver that has just been bound must hear first, and the channels that waited for it.
     fn introduce(&mut self, bound: Endpoint, out: &mut Vec<Output>) {
         let dc = self.dc.id;
-        let nodes: Vec<Gone> = self.dc.nodes.iter().map(|node| Gone::Node(*node)).collect();
         let Some(receiver) = self.receivers.get_mut(&bound.slot) else { return };
-        // A server's store may be older than this daemon; whoever called then is gone, on every node.
-        let untold = std::mem::take(&mut receiver.untold);
-        let gone = if receiver.introduced { untold } else { nodes };
-        receiver.introduced = true;
-        out.extend(gone.into_iter().map(|gone| Output::Gone { dc, to: bound, gone }));
+        for (number, gone) in receiver.deaths.iter_mut().flat_map(Deaths::retell) {
+            out.push(Output::Gone { dc, to: bound, gone, number });
+        }
         for parked in std::mem::take(&mut receiver.parked) {
             self.connect(parked.asker, parked.from, bound, out);
         }
@@ -192,7 +205,8 @@ impl Container {
             if let Some(receiver) = self.receivers.get_mut(slot) {
                 receiver.clients.remove(&dead);
             }
-            // Bounded by the clients of the receiver when it died: nobody can become one while it is not bound.
+            // Those nobody is told of are bounded by the clients of the receiver when it died: nobody can become one
+            // while it is not bound.
             self.tell(*slot, Gone::Endpoint(dead), out);
         }
     }
@@ -217,16 +231,36 @@ impl Container {
     }
 }
 
-impl Receiver {
-    fn remember(&mut self, gone: Gone) -> bool {
+impl Deaths {
+    fn new() -> Deaths {
+        Deaths { list: VecDeque::new(), told: 0 }
+    }
+
+    /// False if there are too many that nobody has been told of.
+    fn remember(&mut self, number: u64, gone: Gone, is_told: bool) -> bool {
         if let Gone::Node(node) = gone {
-            self.untold.retain(|told| match told {
+            self.list.retain(|(_, earlier)| match earlier {
                 Gone::Endpoint(endpoint) => endpoint.node() != node,
-                Gone::Node(told) => *told != node,
+                Gone::Node(earlier) => *earlier != node,
             });
         }
-        self.untold.push(gone);
-        self.untold.len() <= UNTOLD_MAX
+        self.list.push_back((number, gone));
+        if is_told {
+            self.told = number;
+        }
+        // Who has been told of so many later ones has done with the first.
+        if self.list.len() > UNTOLD_MAX
+            && self.list.front().is_some_and(|(first, _)| *first <= self.told)
+        {
+            self.list.pop_front();
+        }
+        self.list.len() <= UNTOLD_MAX
+    }
+
+    /// All, for an owner that has just been bound.
+    fn retell(&mut self) -> Vec<(u64, Gone)> {
+        self.told = self.list.back().map_or(self.told, |(last, _)| *last);
+        self.list.iter().copied().collect()
     }
 }
 
@@ -245,9 +279,10 @@ impl Kernel {
             self.died(now, dc, endpoint, out);
         }
         self.end_incoming_of_dc(now, dc, out);
-        let receivers =
-            self.containers.remove(&dc).map(|container| container.receivers).unwrap_or_default();
-        for parked in receivers.into_values().flat_map(|receiver| receiver.parked) {
+        let Some(container) = self.containers.remove(&dc) else { return };
+        // If the container starts again, no endpoint of this one is given out, and deaths go on being counted.
+        self.first_generation = self.first_generation.max(container.slots.next_generation());
+        for parked in container.receivers.into_values().flat_map(|receiver| receiver.parked) {
             out.push(Output::Refused { asker: parked.asker, error: IpcError::NotBound });
         }
     }
@@ -273,7 +308,9 @@ impl Kernel {
         {
             return Err(IpcError::Denied);
         }
-        if let Some(binding) = container.slots.by_pid(pid) {
+        if !matches!(role, Role::Server(_))
+            && let Some(binding) = container.slots.by_pid(pid)
+        {
             let old = binding.endpoint;
             match binding.nonce == nonce {
                 true if binding.role == role => return Ok(Bound::Already(old)),
@@ -286,21 +323,15 @@ impl Kernel {
         if role.receives() {
             container.receivers.entry(endpoint.slot).or_default();
         }
-        Ok(Bound::New(endpoint, role))
+        Ok(Bound::New(endpoint))
     }
 
     pub(super) fn welcome(&mut self, asker: Asker, dc: DcId, bound: Bound, out: &mut Vec<Output>) {
-        let (Bound::New(endpoint, _) | Bound::Already(endpoint)) = bound;
+        let (Bound::New(endpoint) | Bound::Already(endpoint)) = bound;
         out.push(Output::Welcome { asker, dc, endpoint });
-        let Bound::New(_, role) = bound else { return };
-        let Some(container) = self.containers.get_mut(&dc) else { return };
-        if !matches!(role, Role::Server(_))
-            && let Some(receiver) = container.receivers.get_mut(&endpoint.slot)
-        {
-            // Only servers have a past.
-            receiver.introduced = true;
-            receiver.untold.clear();
-        }
+        let (Bound::New(_), Some(container)) = (bound, self.containers.get_mut(&dc)) else {
+            return;
+        };
         container.introduce(endpoint, out);
         self.deliver_waiting(dc, endpoint, out);
     }
@@ -391,6 +422,6 @@ impl Kernel {
 /// How a HELLO ended well.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Bound {
-    New(Endpoint, Role),
+    New(Endpoint),
     Already(Endpoint),
 }

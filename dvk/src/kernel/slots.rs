@@ -31,6 +31,8 @@ pub(super) struct Slots {
     resting: VecDeque<(u32, u32)>,
     /// Next generation of the well-known slots that have had an owner.
     well_known: BTreeMap<u32, u32>,
+    /// The highest given out.
+    highest_generation: u32,
 }
 
 impl Slots {
@@ -43,7 +45,13 @@ impl Slots {
             fresh: 1,
             resting: VecDeque::new(),
             well_known: BTreeMap::new(),
+            highest_generation: first_generation,
         }
+    }
+
+    /// Above every generation given out.
+    pub(super) fn next_generation(&self) -> u32 {
+        self.highest_generation.saturating_add(1)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Binding> {
@@ -81,7 +89,10 @@ impl Slots {
         let (receivers, reached) = (BTreeSet::new(), BTreeSet::new());
         self.bound
             .insert(endpoint.slot, Binding { endpoint, role, pid, nonce, receivers, reached });
-        self.by_pid.insert(pid, endpoint.slot);
+        // A process may be several servers (muk2); each is bound to its connection, not to the pid.
+        if !endpoint.is_server() {
+            self.by_pid.insert(pid, endpoint.slot);
+        }
         Ok(endpoint)
     }
 
@@ -89,7 +100,9 @@ impl Slots {
     pub(super) fn unbind(&mut self, endpoint: Endpoint) -> Option<Binding> {
         self.get(endpoint)?;
         let binding = self.bound.remove(&endpoint.slot)?;
-        self.by_pid.remove(&binding.pid);
+        if !endpoint.is_server() {
+            self.by_pid.remove(&binding.pid);
+        }
         match (binding.role, endpoint.generation.checked_add(1)) {
             (Role::Server(_) | Role::Container, Some(next)) => {
                 self.well_known.insert(endpoint.slot, next);
@@ -145,7 +158,7 @@ mod tests {
         for round in 0..2 * SLOTS_RESTING {
             let next = slots.bind(Role::Process, 1, 0).unwrap();
             assert!(seen.insert(next), "{next:?} was somebody's before");
-            assert_eq!(next.slot == first.slot, round + 1 == SLOTS_RESTING, "round {round}");
+            assert_eq!(next.slot == first.slot, (round + 1) % SLOTS_RESTING == 0, "round {round}");
             slots.unbind(next).unwrap();
         }
         assert!(slots.unbind(first).is_none(), "a stale endpoint unbinds nobody");

@@ -1,1 +1,1063 @@
-//! (to come)
+//! The kernel, one and two at a time. Whole clusters under fault are the simulator's.
+
+use super::{Asker, Config, Dc, Input, Kernel, LinkError, LinkId, NodeState, Output, Role};
+use crate::frame::{Frame, Hello, Packet, Request, decode};
+use crate::limits::{
+    CALLS_PER_NODE, LINK_SILENCE, NODE_DOWN_AFTER, PARKED_MAX, PING_EVERY, RECEIVED_FRAMES,
+    SERVER_WAIT, UNTOLD_MAX,
+};
+use crate::server::{Gone, Nanos};
+use bytes::Bytes;
+use m3ipc::{CallId, Cred, DcId, Endpoint, IpcError, Message, NodeId, Tag};
+use std::collections::{BTreeMap, BTreeSet};
+
+const N1: NodeId = NodeId(1);
+const N2: NodeId = NodeId(2);
+const N3: NodeId = NodeId(3);
+/// Spans the nodes 1 and 2, with VFS on 1 and IPC on 2.
+const BLUE: DcId = DcId(1);
+/// Only on node 1.
+const RED: DcId = DcId(2);
+
+fn config(node: NodeId, incarnation: u64) -> Config {
+    let dc = |id, nodes: &[NodeId], servers: &[(u32, NodeId)]| Dc {
+        id,
+        nodes: nodes.iter().copied().collect(),
+        servers: servers.iter().copied().collect(),
+    };
+    Config {
+        node,
+        incarnation,
+        first_generation: u32::try_from(incarnation).unwrap(),
+        peers: BTreeSet::from([N1, N2, N3]),
+        dcs: vec![dc(BLUE, &[N1, N2], &[(1, N1), (3, N2)]), dc(RED, &[N1], &[(1, N1)])],
+    }
+}
+
+/// One kernel, its clock and what it said last.
+struct Bench {
+    kernel: Kernel,
+    now: Nanos,
+    askers: u64,
+}
+
+impl Bench {
+    fn new(node: NodeId, incarnation: u64) -> Bench {
+        Bench { kernel: Kernel::new(config(node, incarnation), 0), now: 0, askers: 0 }
+    }
+
+    fn step(&mut self, input: Input<'_>) -> Vec<Output> {
+        let mut out = Vec::new();
+        self.kernel.step(self.now, input, &mut out);
+        out
+    }
+
+    /// Time goes on; every deadline on the way is kept.
+    fn wait(&mut self, time: Nanos) -> Vec<Output> {
+        let end = self.now + time;
+        let mut out = Vec::new();
+        while let Some(deadline) = self.kernel.next_deadline().filter(|deadline| *deadline <= end) {
+            self.now = self.now.max(deadline);
+            let before = self.kernel.next_deadline();
+            out.extend(self.step(Input::Tick));
+            assert_ne!(
+                self.kernel.next_deadline(),
+                before,
+                "a deadline that does not go away spins"
+            );
+        }
+        self.now = end;
+        out
+    }
+
+    fn asker(&mut self) -> Asker {
+        self.askers += 1;
+        Asker(self.askers)
+    }
+
+    fn hello(&mut self, dc: DcId, role: Role, pid: u32, nonce: u64) -> Vec<Output> {
+        let asker = self.asker();
+        self.step(Input::Hello { asker, dc, role, pid, nonce, privileged: true })
+    }
+
+    fn bind(&mut self, dc: DcId, role: Role, pid: u32) -> Endpoint {
+        match self.hello(dc, role, pid, 0).first() {
+            Some(Output::Welcome { endpoint, .. }) => *endpoint,
+            other => panic!("not welcome: {other:?}"),
+        }
+    }
+
+    fn open(&mut self, dc: DcId, from: Endpoint, to: Endpoint) -> Vec<Output> {
+        let asker = self.asker();
+        self.step(Input::Open { asker, dc, from, to })
+    }
+
+    fn died(&mut self, dc: DcId, endpoint: Endpoint) -> Vec<Output> {
+        self.step(Input::Died { dc, endpoint })
+    }
+
+    fn request(
+        &mut self,
+        dc: DcId,
+        to: Endpoint,
+        message: &Message,
+        payload: &[u8],
+    ) -> Vec<Output> {
+        self.step(Input::LocalRequest { dc, to, cred: &Cred::ROOT, message, payload })
+    }
+}
+
+fn message(source: Endpoint, lane: u16, sequence: u64) -> Message {
+    Message { source, tag: Tag::new(lane, sequence), ..Message::request(0x300) }
+}
+
+fn id(message: &Message) -> CallId {
+    CallId { source: message.source, tag: message.tag }
+}
+
+fn refusals(out: &[Output]) -> Vec<IpcError> {
+    let refused = |output: &Output| match output {
+        Output::Refused { error, .. } => Some(*error),
+        _ => None,
+    };
+    out.iter().filter_map(refused).collect()
+}
+
+fn channels(out: &[Output]) -> Vec<(Endpoint, Endpoint, Option<NodeId>)> {
+    let channel = |output: &Output| match output {
+        Output::Channel { requester, receiver, via, .. } => Some((*requester, *receiver, *via)),
+        _ => None,
+    };
+    out.iter().filter_map(channel).collect()
+}
+
+/// Who is told that who is gone.
+fn gone(out: &[Output]) -> Vec<(Endpoint, Gone)> {
+    let gone = |output: &Output| match output {
+        Output::Gone { to, gone, .. } => Some((*to, *gone)),
+        _ => None,
+    };
+    out.iter().filter_map(gone).collect()
+}
+
+/// The numbers of those deaths.
+fn numbers(out: &[Output]) -> Vec<u64> {
+    let number = |output: &Output| match output {
+        Output::Gone { number, .. } => Some(*number),
+        _ => None,
+    };
+    out.iter().filter_map(number).collect()
+}
+
+/// How calls of the node ended.
+fn ended(out: &[Output]) -> Vec<(u64, Result<(), IpcError>)> {
+    let ended = |output: &Output| match output {
+        Output::AnswerLocal { id, message, .. } => {
+            assert_eq!(message.tag, id.tag);
+            Some((id.tag.sequence(), message.outcome().map(|_| ())))
+        }
+        _ => None,
+    };
+    out.iter().filter_map(ended).collect()
+}
+
+/// What receivers of the node were handed: sequences of calls, or of cancels (negative).
+fn delivered(out: &[Output]) -> Vec<i64> {
+    let delivered = |output: &Output| match output {
+        Output::Deliver { message, .. } => Some(i64::try_from(message.tag.sequence()).unwrap()),
+        Output::DeliverCancel { id, .. } => Some(-i64::try_from(id.tag.sequence()).unwrap()),
+        _ => None,
+    };
+    out.iter().filter_map(delivered).collect()
+}
+
+fn dropped(out: &[Output]) -> Vec<LinkError> {
+    let dropped = |output: &Output| match output {
+        Output::DropLink { reason, .. } => Some(*reason),
+        _ => None,
+    };
+    out.iter().filter_map(dropped).collect()
+}
+
+fn sent(out: &[Output]) -> Vec<Bytes> {
+    let sent = |output: &Output| match output {
+        Output::Send { bytes, .. } => Some(bytes.clone()),
+        _ => None,
+    };
+    out.iter().filter_map(sent).collect()
+}
+
+#[test]
+fn a_process_that_says_hello_again_is_the_same_and_after_exec_another() {
+    let mut one = Bench::new(N1, 1);
+    let vfs = one.bind(BLUE, Role::Server(1), 10);
+    let first = one.bind(BLUE, Role::Process, 20);
+    assert_eq!(one.bind(BLUE, Role::Process, 20), first);
+    assert_eq!(
+        refusals(&one.hello(BLUE, Role::Agent, 20, 0)),
+        [IpcError::Denied],
+        "one program, one role"
+    );
+    one.open(BLUE, first, Endpoint::VFS);
+    let out = one.hello(BLUE, Role::Process, 20, 1);
+    assert_eq!(gone(&out), [(vfs, Gone::Endpoint(first))]);
+    let Some(Output::Welcome { endpoint: second, .. }) = out.last() else { panic!("{out:?}") };
+    assert_ne!(*second, first);
+    assert_eq!(refusals(&one.open(BLUE, first, Endpoint::VFS)), [IpcError::Stale]);
+    assert_eq!(one.kernel.endpoints(BLUE).count(), 2);
+    assert!(one.died(BLUE, first).is_empty(), "the death of one long gone is no news");
+}
+
+#[test]
+fn roles_with_power_are_for_the_daemons_user_and_slots_for_one() {
+    let mut one = Bench::new(N1, 1);
+    for role in [Role::Server(1), Role::Container, Role::Agent] {
+        let (asker, pid) = (one.asker(), 5);
+        let out =
+            one.step(Input::Hello { asker, dc: BLUE, role, pid, nonce: 0, privileged: false });
+        assert_eq!(refusals(&out), [IpcError::Denied], "{role:?}");
+    }
+    one.bind(BLUE, Role::Server(1), 10);
+    for (dc, role, error) in [
+        (BLUE, Role::Server(1), IpcError::Denied),
+        (BLUE, Role::Server(3), IpcError::Denied),
+        (BLUE, Role::Server(9), IpcError::Denied),
+        (DcId(9), Role::Process, IpcError::NotBound),
+    ] {
+        assert_eq!(refusals(&one.hello(dc, role, 11, 0)), [error], "{dc:?} {role:?}");
+    }
+    assert_eq!(
+        one.kernel.servers(BLUE).map(|server| server.bound.is_some()).collect::<Vec<_>>(),
+        [true, false]
+    );
+}
+
+#[test]
+fn channels_are_opened_within_a_container_to_those_who_receive() {
+    let mut one = Bench::new(N1, 1);
+    let vfs = one.bind(BLUE, Role::Server(1), 10);
+    let container = one.bind(BLUE, Role::Container, 11);
+    let client = one.bind(BLUE, Role::Process, 20);
+    let peer = one.bind(BLUE, Role::Peer, 21);
+    let red = one.bind(RED, Role::Peer, 22);
+    let there = Endpoint::new(N2, 1, 1);
+    for (to, receiver, via) in [
+        (Endpoint::VFS, vfs, None),
+        (vfs, vfs, None),
+        (Endpoint::container(N1), container, None),
+        (peer, peer, None),
+        (Endpoint::IPC, Endpoint::IPC, Some(N2)),
+        (Endpoint::container(N2), Endpoint::container(N2), Some(N2)),
+        (there, there, Some(N2)),
+    ] {
+        assert_eq!(channels(&one.open(BLUE, client, to)), [(client, receiver, via)], "{to:?}");
+    }
+    for (dc, from, to, error) in [
+        (BLUE, peer, client, IpcError::Denied),
+        (BLUE, peer, peer, IpcError::Denied),
+        (BLUE, client, Endpoint { generation: 9, ..vfs }, IpcError::Stale),
+        (BLUE, client, Endpoint { generation: 9, ..peer }, IpcError::Stale),
+        (BLUE, client, Endpoint { generation: 0, ..peer }, IpcError::Stale),
+        (BLUE, client, Endpoint::PM, IpcError::NotBound),
+        (BLUE, client, Endpoint::NONE, IpcError::NotBound),
+        (BLUE, client, Endpoint::ANY, IpcError::NotBound),
+        (BLUE, client, Endpoint::new(N3, 1, 1), IpcError::NotBound),
+        (RED, red, Endpoint::container(N2), IpcError::NotBound),
+        (RED, peer, red, IpcError::Stale),
+        (DcId(9), client, Endpoint::VFS, IpcError::NotBound),
+    ] {
+        assert_eq!(refusals(&one.open(dc, from, to)), [error], "{dc:?} {from:?} {to:?}");
+    }
+}
+
+#[test]
+fn an_open_waits_for_the_server_but_not_for_ever() {
+    let mut one = Bench::new(N1, 1);
+    let client = one.bind(BLUE, Role::Process, 20);
+    let other = one.bind(BLUE, Role::Process, 21);
+    assert!(one.open(BLUE, client, Endpoint::VFS).is_empty());
+    assert_eq!(refusals(&one.wait(SERVER_WAIT)), [IpcError::DestinationDied]);
+    one.open(BLUE, client, Endpoint::VFS);
+    one.open(BLUE, other, Endpoint::VFS);
+    let asker = Asker(one.askers);
+    one.step(Input::Withdraw { asker });
+    let out = one.hello(BLUE, Role::Server(1), 10, 0);
+    assert_eq!(channels(&out).len(), 1);
+    let Some(Output::Welcome { endpoint: vfs, .. }) = out.first() else { panic!("{out:?}") };
+    let out = one.died(BLUE, *vfs);
+    let closed =
+        Output::CloseChannels { dc: BLUE, receiver: *vfs, error: IpcError::DestinationDied };
+    assert_eq!(out, [closed]);
+    one.open(BLUE, client, Endpoint::VFS);
+    assert_eq!(refusals(&one.died(BLUE, client)), [IpcError::Stale], "who is dead does not wait");
+    for _ in 0..PARKED_MAX {
+        assert!(one.open(BLUE, other, Endpoint::VFS).is_empty());
+    }
+    assert_eq!(refusals(&one.open(BLUE, other, Endpoint::VFS)), [IpcError::Exhausted]);
+}
+
+#[test]
+fn a_server_hears_of_all_deaths_of_its_clients_even_those_it_missed() {
+    let mut one = Bench::new(N1, 7);
+    let out = one.hello(BLUE, Role::Server(1), 10, 0);
+    let Some(Output::Welcome { endpoint: vfs, .. }) = out.first().cloned() else {
+        panic!("{out:?}")
+    };
+    let nodes = [(vfs, Gone::Node(N1)), (vfs, Gone::Node(N2))];
+    assert_eq!(gone(&out), nodes, "its store may know callers of an earlier incarnation");
+    let first = numbers(&out);
+    assert!(first[0] > 7 << 32, "above those of earlier incarnations");
+    let clients: Vec<Endpoint> = (20..24).map(|pid| one.bind(BLUE, Role::Process, pid)).collect();
+    for client in &clients[..3] {
+        one.open(BLUE, *client, Endpoint::VFS);
+    }
+    assert_eq!(gone(&one.died(BLUE, clients[0])), [(vfs, Gone::Endpoint(clients[0]))]);
+    one.died(BLUE, vfs);
+    assert!(gone(&one.died(BLUE, clients[1])).is_empty());
+    assert!(gone(&one.died(BLUE, clients[3])).is_empty(), "never was a client");
+    let out = one.hello(BLUE, Role::Server(1), 11, 0);
+    let Some(Output::Welcome { endpoint: next, .. }) = out.first().cloned() else {
+        panic!("{out:?}")
+    };
+    // The last owner may have been killed before it had done anything about the first.
+    let told =
+        [Gone::Node(N1), Gone::Node(N2), Gone::Endpoint(clients[0]), Gone::Endpoint(clients[1])];
+    assert_eq!(gone(&out), told.map(|gone| (next, gone)));
+    assert!(numbers(&out).is_sorted() && numbers(&out)[0] == first[0], "a death keeps its number");
+    assert_eq!(
+        gone(&one.died(BLUE, clients[2])),
+        [(next, Gone::Endpoint(clients[2]))],
+        "a client of the last owner, though it has not called this one"
+    );
+}
+
+#[test]
+fn a_peer_that_dies_ends_its_channels_and_its_slot_starts_clean() {
+    let mut one = Bench::new(N1, 1);
+    let client = one.bind(BLUE, Role::Process, 20);
+    let peer = one.bind(BLUE, Role::Peer, 21);
+    one.open(BLUE, client, peer);
+    let closed =
+        Output::CloseChannels { dc: BLUE, receiver: peer, error: IpcError::DestinationDied };
+    assert_eq!(one.died(BLUE, peer), [closed]);
+    assert_eq!(refusals(&one.open(BLUE, client, peer)), [IpcError::Stale]);
+    assert!(one.died(BLUE, client).is_empty());
+}
+
+/// Two kernels and the wires between them.
+struct Pair {
+    nodes: BTreeMap<NodeId, Bench>,
+    /// Bytes under way, by sender.
+    wires: BTreeMap<NodeId, Vec<Bytes>>,
+    link: u64,
+}
+
+impl Pair {
+    fn new() -> Pair {
+        let mut pair = Pair {
+            nodes: BTreeMap::from([(N1, Bench::new(N1, 1)), (N2, Bench::new(N2, 2))]),
+            wires: BTreeMap::new(),
+            link: 0,
+        };
+        pair.connect();
+        pair
+    }
+
+    fn at(&mut self, node: NodeId) -> &mut Bench {
+        self.nodes.get_mut(&node).unwrap()
+    }
+
+    /// What both did, without what they sent, which is now under way.
+    fn sort(&mut self, node: NodeId, out: Vec<Output>) -> Vec<Output> {
+        self.wires.entry(node).or_default().extend(sent(&out));
+        out.into_iter().filter(|output| !matches!(output, Output::Send { .. })).collect()
+    }
+
+    fn hellos(&self) -> (Hello, Hello) {
+        (self.nodes[&N1].kernel.hello(N2).unwrap(), self.nodes[&N2].kernel.hello(N1).unwrap())
+    }
+
+    fn link_up(&mut self, node: NodeId, sent: &Hello, received: &Hello) -> Vec<Output> {
+        let link = LinkId(self.link);
+        let out = self.at(node).step(Input::LinkUp { link, sent, received });
+        self.sort(node, out)
+    }
+
+    /// A new connection; what was under way on the old one is lost.
+    fn connect(&mut self) -> (Vec<Output>, Vec<Output>) {
+        self.disconnect();
+        let (one, two) = self.hellos();
+        (self.link_up(N1, &one, &two), self.link_up(N2, &two, &one))
+    }
+
+    fn disconnect(&mut self) {
+        for node in [N1, N2] {
+            self.link_down(node);
+        }
+        self.wires.clear();
+        self.link += 1;
+    }
+
+    fn link_down(&mut self, node: NodeId) {
+        let (other, link) = (NodeId(3 - node.0), LinkId(self.link));
+        self.at(node).step(Input::LinkDown { node: other, link });
+    }
+
+    /// All that `from` has sent arrives.
+    fn arrive(&mut self, from: NodeId) -> Vec<Output> {
+        let (to, link) = (NodeId(3 - from.0), LinkId(self.link));
+        let mut out = Vec::new();
+        for bytes in self.wires.remove(&from).unwrap_or_default() {
+            let (packet, used) = decode(&bytes).unwrap();
+            assert_eq!(used, bytes.len());
+            out.extend(self.at(to).step(Input::Packet { node: from, link, packet: &packet }));
+        }
+        self.sort(to, out)
+    }
+
+    /// Everything arrives, until nothing is under way. What node 1 did, what node 2 did.
+    fn settle(&mut self) -> (Vec<Output>, Vec<Output>) {
+        let (mut one, mut two) = (Vec::new(), Vec::new());
+        while self.wires.values().any(|wire| !wire.is_empty()) {
+            two.extend(self.arrive(N1));
+            one.extend(self.arrive(N2));
+        }
+        (one, two)
+    }
+
+    fn wait(&mut self, node: NodeId, time: Nanos) -> Vec<Output> {
+        let out = self.at(node).wait(time);
+        self.sort(node, out)
+    }
+
+    fn call(&mut self, from: NodeId, to: Endpoint, message: &Message) -> Vec<Output> {
+        let out = self.at(from).request(BLUE, to, message, &[]);
+        self.sort(from, out)
+    }
+
+    fn answer(&mut self, node: NodeId, from: Endpoint, request: &Message) {
+        let message = Message::request(request.call);
+        let out = self.at(node).step(Input::LocalAnswer {
+            dc: BLUE,
+            from,
+            id: id(request),
+            message: &message,
+            payload: &[],
+        });
+        let rest = self.sort(node, out);
+        assert!(rest.is_empty(), "{rest:?}");
+    }
+
+    fn cancel(&mut self, node: NodeId, to: Endpoint, call: &Message) {
+        let out = self.at(node).step(Input::LocalCancel { dc: BLUE, to, id: id(call) });
+        self.sort(node, out);
+    }
+
+    fn died(&mut self, node: NodeId, endpoint: Endpoint) -> Vec<Output> {
+        let out = self.at(node).died(BLUE, endpoint);
+        self.sort(node, out)
+    }
+}
+
+/// A pair with IPC bound on node 2 and a client on node 1.
+fn pair() -> (Pair, Endpoint, Endpoint) {
+    let mut pair = Pair::new();
+    let ipc = pair.at(N2).bind(BLUE, Role::Server(3), 10);
+    let client = pair.at(N1).bind(BLUE, Role::Process, 20);
+    pair.settle();
+    (pair, client, ipc)
+}
+
+#[test]
+fn a_call_reaches_the_server_of_another_node_and_its_answer_comes_back() {
+    let (mut pair, client, ipc) = pair();
+    let cred = Cred::new(7, 1000, 100).with_groups([4]);
+    let message = Message { payload_len: 3, ..message(client, 5, 1) };
+    let out = pair.at(N1).step(Input::LocalRequest {
+        dc: BLUE,
+        to: Endpoint::IPC,
+        cred: &cred,
+        message: &message,
+        payload: b"abc",
+    });
+    assert!(pair.sort(N1, out).is_empty());
+    let out = pair.arrive(N1);
+    let payload = Bytes::from_static(b"abc");
+    assert_eq!(out, [Output::Deliver { dc: BLUE, to: ipc, cred, message, payload }]);
+    let reply = Message { status: 11, payload_len: 2, ..Message::request(0x300) };
+    let out = pair.at(N2).step(Input::LocalAnswer {
+        dc: BLUE,
+        from: ipc,
+        id: id(&message),
+        message: &reply,
+        payload: b"ok",
+    });
+    pair.sort(N2, out);
+    let (out, _) = pair.settle();
+    let [Output::AnswerLocal { dc: BLUE, from, id: answered, message: reply, payload }] = &out[..]
+    else {
+        panic!("{out:?}")
+    };
+    assert_eq!(
+        (*from, *answered, reply.status, &payload[..]),
+        (Endpoint::IPC, id(&message), 11, &b"ok"[..])
+    );
+    assert_eq!((reply.source, reply.tag), (ipc, message.tag));
+    for (node, peer) in [(N1, N2), (N2, N1)] {
+        let info = pair.at(node).kernel.nodes().find(|info| info.node == peer).unwrap();
+        assert_eq!((info.calls_in, info.calls_out), (0, 0));
+        assert!(matches!(info.state, NodeState::Up { round_trip: Some(_), .. }), "{info:?}");
+    }
+}
+
+/// Breaks the link at every point of a call and connects again: it is executed once and answered once.
+#[test]
+fn a_link_that_breaks_anywhere_loses_nothing_and_doubles_nothing() {
+    for breaks in 0..16u32 {
+        let (mut pair, client, ipc) = pair();
+        let request = message(client, 0, 1);
+        pair.call(N1, Endpoint::IPC, &request);
+        let (mut done, mut executed) = (Vec::new(), Vec::new());
+        for round in 0..6 {
+            if breaks & 1 << round != 0 {
+                pair.connect();
+            }
+            let out = if round % 2 == 0 { pair.arrive(N1) } else { pair.arrive(N2) };
+            for sequence in delivered(&out) {
+                executed.push(sequence);
+                pair.answer(N2, ipc, &request);
+            }
+            done.extend(ended(&out));
+        }
+        assert_eq!((executed, done), (vec![1], vec![(1, Ok(()))]), "breaks {breaks:#b}");
+    }
+}
+
+#[test]
+fn a_call_waits_for_a_link_and_ends_when_the_node_is_given_up() {
+    let (mut pair, client, ipc) = pair();
+    pair.disconnect();
+    let call = message(client, 0, 1);
+    assert!(pair.call(N1, Endpoint::IPC, &call).is_empty());
+    assert!(ended(&pair.wait(N1, NODE_DOWN_AFTER - 1)).is_empty());
+    assert_eq!(ended(&pair.wait(N1, 1)), [(1, Err(IpcError::NodeDown))]);
+    let out = pair.call(N1, Endpoint::IPC, &message(client, 0, 2));
+    assert_eq!(ended(&out), [(2, Err(IpcError::NodeDown))], "it is known to be down");
+    // Node 2 has noticed nothing yet; it must agree that all that was is over.
+    let (one, two) = pair.connect();
+    assert_eq!((gone(&one), gone(&two)), (vec![], vec![(ipc, Gone::Node(N1))]));
+    pair.call(N1, Endpoint::IPC, &message(client, 0, 3));
+    assert_eq!(delivered(&pair.settle().1), [3]);
+}
+
+#[test]
+fn a_node_given_up_forgets_the_calls_it_had_here() {
+    let (mut pair, client, ipc) = pair();
+    let old = message(client, 0, 1);
+    pair.call(N1, Endpoint::IPC, &old);
+    pair.settle();
+    pair.disconnect();
+    assert_eq!(gone(&pair.wait(N2, NODE_DOWN_AFTER)), [(ipc, Gone::Node(N1))]);
+    let vfs = pair.at(N1).bind(BLUE, Role::Server(1), 11);
+    let (one, two) = pair.connect();
+    assert_eq!(ended(&one), [(1, Err(IpcError::NodeDown))], "node 1 learns it from the Hello");
+    assert_eq!(gone(&one), [(vfs, Gone::Node(N2))]);
+    assert_eq!(gone(&two), []);
+    pair.answer(N2, ipc, &old);
+    assert_eq!(ended(&pair.settle().0), [], "a late answer is nobody's");
+}
+
+/// Node 1 gives node 2 up; then connections break in the middle of the Hellos.
+#[test]
+fn half_a_handshake_leaves_both_sides_able_to_agree() {
+    for (first, second) in [(N1, N2), (N2, N1)] {
+        let (mut pair, client, ipc) = pair();
+        pair.call(N1, Endpoint::IPC, &message(client, 0, 1));
+        pair.settle();
+        pair.disconnect();
+        assert_eq!(ended(&pair.wait(N1, NODE_DOWN_AFTER)).len(), 1);
+        let (mut told, mut done) = (0, Vec::new());
+        for node in [first, second, first] {
+            pair.disconnect();
+            let (one, two) = pair.hellos();
+            let out = if node == N1 {
+                pair.link_up(N1, &one, &two)
+            } else {
+                pair.link_up(N2, &two, &one)
+            };
+            told += gone(&out).iter().filter(|(to, _)| *to == ipc).count();
+            let sequence = 10 + told as u64;
+            done.extend(ended(&pair.call(N1, Endpoint::IPC, &message(client, 1, sequence))));
+        }
+        let (_, two) = pair.connect();
+        told += gone(&two).len();
+        assert_eq!(told, 1, "{first:?} first");
+        let (_, two) = pair.settle();
+        let sum = delivered(&two).len() + done.len();
+        assert!(sum > 0 && dropped(&two).is_empty(), "{first:?} first: {two:?}");
+    }
+}
+
+#[test]
+fn a_node_that_restarted_is_another_one() {
+    let (mut pair, client, _) = pair();
+    pair.call(N1, Endpoint::IPC, &message(client, 0, 1));
+    let vfs = pair.at(N1).bind(BLUE, Role::Server(1), 11);
+    let there = pair.at(N2).bind(BLUE, Role::Process, 12);
+    pair.call(N2, Endpoint::VFS, &message(there, 0, 1));
+    pair.settle();
+    pair.nodes.insert(N2, Bench::new(N2, 22));
+    let (one, two) = pair.connect();
+    assert_eq!(ended(&one), [(1, Err(IpcError::NodeDown))]);
+    assert_eq!((gone(&one), gone(&two)), (vec![(vfs, Gone::Node(N2))], vec![]));
+    let info = pair.at(N1).kernel.nodes().find(|info| info.node == N2).unwrap();
+    assert_eq!((info.incarnation, info.calls_in), (22, 0));
+    assert_ne!(pair.at(N2).bind(BLUE, Role::Process, 12), there, "no endpoint names two processes");
+}
+
+#[test]
+fn a_killed_server_gets_its_open_calls_again_in_order_with_their_cancels() {
+    let (mut pair, client, ipc) = pair();
+    let calls: Vec<Message> =
+        (1..5).map(|n| message(client, u16::try_from(n).unwrap(), n)).collect();
+    for call in &calls {
+        pair.call(N1, Endpoint::IPC, call);
+    }
+    assert_eq!(delivered(&pair.settle().1), [1, 2, 3, 4]);
+    pair.answer(N2, ipc, &calls[1]);
+    assert_eq!(ended(&pair.settle().0), [(2, Ok(()))]);
+    let closed =
+        Output::CloseChannels { dc: BLUE, receiver: ipc, error: IpcError::DestinationDied };
+    assert_eq!(pair.died(N2, ipc), [closed]);
+    pair.cancel(N1, Endpoint::IPC, &calls[2]);
+    pair.cancel(N1, Endpoint::IPC, &calls[1]);
+    let late = message(client, 9, 9);
+    pair.call(N1, Endpoint::IPC, &late);
+    assert_eq!(pair.settle(), (vec![], vec![]), "the one who decides is not there");
+    let out = pair.at(N2).hello(BLUE, Role::Server(3), 11, 0);
+    assert_eq!(delivered(&out), [1, 3, -3, 4, 9]);
+    let Some(Output::Welcome { endpoint: next, .. }) = out.first().cloned() else {
+        panic!("{out:?}")
+    };
+    pair.answer(N2, ipc, &late);
+    assert_eq!(ended(&pair.settle().0), [], "the dead one answers no more");
+    pair.answer(N2, next, &late);
+    assert_eq!(ended(&pair.settle().0), [(9, Ok(()))]);
+    pair.died(N2, next);
+    let mut one = Vec::new();
+    for _ in 0..SERVER_WAIT / PING_EVERY {
+        for node in [N1, N2] {
+            pair.wait(node, PING_EVERY);
+        }
+        one.extend(pair.settle().0);
+    }
+    let died = Err(IpcError::DestinationDied);
+    assert!(dropped(&one).is_empty());
+    assert_eq!(ended(&one), [(1, died), (3, died), (4, died)]);
+}
+
+#[test]
+fn the_death_of_a_caller_is_told_where_it_has_called_once() {
+    let (mut pair, client, ipc) = pair();
+    let silent = pair.at(N1).bind(BLUE, Role::Process, 21);
+    pair.call(N1, Endpoint::IPC, &message(client, 0, 1));
+    pair.settle();
+    pair.died(N1, client);
+    pair.died(N1, silent);
+    pair.connect();
+    let (one, two) = pair.settle();
+    assert_eq!((gone(&two), one), (vec![(ipc, Gone::Endpoint(client))], vec![]));
+    pair.answer(N2, ipc, &message(client, 0, 1));
+    assert_eq!(pair.settle().0, [], "nobody waits for it");
+
+    let next = pair.at(N1).bind(BLUE, Role::Process, 22);
+    pair.call(N1, Endpoint::IPC, &message(next, 0, 1));
+    pair.settle();
+    pair.died(N2, ipc);
+    pair.died(N1, next);
+    pair.settle();
+    let out = pair.at(N2).hello(BLUE, Role::Server(3), 11, 0);
+    let heard = gone(&out).iter().filter(|(_, gone)| *gone == Gone::Endpoint(next)).count();
+    assert_eq!(
+        (heard, delivered(&out)),
+        (1, vec![]),
+        "the next server hears of it, and not of the call"
+    );
+}
+
+#[test]
+fn calls_to_who_is_not_there_end_with_the_reason() {
+    let (mut pair, client, _) = pair();
+    let plain = pair.at(N2).bind(BLUE, Role::Process, 30);
+    for (n, (to, error)) in [
+        (plain, IpcError::Denied),
+        (Endpoint { generation: 99, ..plain }, IpcError::Stale),
+        (Endpoint { generation: 99, ..Endpoint::IPC }, IpcError::Stale),
+        (Endpoint::new(N2, 77, 2), IpcError::Stale),
+        (Endpoint::VFS, IpcError::NotBound),
+        (Endpoint::PM, IpcError::NotBound),
+        (Endpoint::new(N3, 1, 1), IpcError::NotBound),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut out = pair.call(N1, to, &message(client, 0, n as u64 + 1));
+        out.extend(pair.settle().0);
+        assert_eq!(ended(&out), [(n as u64 + 1, Err(error))], "{to:?}");
+    }
+    let long = Message { payload_len: 9, ..message(client, 0, 50) };
+    let out = pair.at(N1).request(BLUE, Endpoint::IPC, &long, b"short");
+    assert_eq!(ended(&out), [(50, Err(IpcError::TooLarge))]);
+    let out = pair.call(N1, Endpoint::IPC, &message(Endpoint::new(N1, 99, 1), 0, 1));
+    assert_eq!(ended(&out), [(1, Err(IpcError::Stale))]);
+}
+
+#[test]
+fn a_peer_of_another_node_that_dies_ends_the_calls_it_had() {
+    let (mut pair, client, _) = pair();
+    let peer = pair.at(N2).bind(BLUE, Role::Peer, 31);
+    pair.call(N1, peer, &message(client, 0, 1));
+    assert_eq!(delivered(&pair.settle().1), [1]);
+    pair.died(N2, peer);
+    assert_eq!(ended(&pair.settle().0), [(1, Err(IpcError::DestinationDied))]);
+}
+
+#[test]
+fn one_lane_has_one_call_open() {
+    let (mut pair, client, ipc) = pair();
+    pair.call(N1, Endpoint::IPC, &message(client, 0, 5));
+    assert!(
+        pair.call(N1, Endpoint::IPC, &message(client, 0, 5)).is_empty(),
+        "sent twice is one call"
+    );
+    assert_eq!(
+        ended(&pair.call(N1, Endpoint::IPC, &message(client, 0, 4))),
+        [(4, Err(IpcError::Stale))]
+    );
+    assert_eq!(
+        ended(&pair.call(N1, Endpoint::IPC, &message(client, 0, 6))),
+        [(5, Err(IpcError::Interrupted))]
+    );
+    assert_eq!(delivered(&pair.settle().1), [5, 6]);
+    pair.answer(N2, ipc, &message(client, 0, 5));
+    pair.answer(N2, ipc, &message(client, 0, 6));
+    assert_eq!(ended(&pair.settle().0), [(6, Ok(()))]);
+}
+
+#[test]
+fn notifications_go_to_who_is_there() {
+    let (mut pair, client, _) = pair();
+    let peer = pair.at(N2).bind(BLUE, Role::Peer, 31);
+    let near = pair.at(N1).bind(BLUE, Role::Peer, 32);
+    for (to, there) in [(peer, true), (near, true), (Endpoint { generation: 99, ..peer }, false)] {
+        let out = pair.at(N1).step(Input::LocalNotify { dc: BLUE, from: client, to, value: 7 });
+        let mut out = pair.sort(N1, out);
+        let (one, two) = pair.settle();
+        out.extend(one);
+        out.extend(two);
+        let notify = Output::DeliverNotify { dc: BLUE, to, from: client, value: 7 };
+        assert_eq!(out.contains(&notify), there, "{to:?} {out:?}");
+    }
+}
+
+/// Sends node 2 one frame as node 1 would, and returns what it does.
+fn forged(pair: &mut Pair, sequence: u64, frame: Frame<'_>) -> Vec<Output> {
+    let (node, link, now) = (N1, LinkId(pair.link), 0);
+    let bytes = Packet { sequence, received: 0, frame }.encode();
+    let (packet, _) = decode(&bytes).unwrap();
+    let two = pair.at(N2);
+    two.now = two.now.max(now);
+    two.step(Input::Packet { node, link, packet: &packet })
+}
+
+#[test]
+fn a_node_speaks_only_for_itself() {
+    let own = Endpoint::new(N1, 1, 1);
+    for source in [Endpoint::new(N2, 1, 1), Endpoint::new(N3, 1, 1), Endpoint::IPC] {
+        let request = Request {
+            dc: BLUE,
+            to: Endpoint::IPC,
+            cred: Cred::ROOT,
+            message: message(source, 0, 1),
+            payload: &[],
+        };
+        for frame in [
+            Frame::Request(request),
+            Frame::Cancel { dc: BLUE, to: Endpoint::IPC, id: id(&request.message) },
+            Frame::Gone { dc: BLUE, to: Endpoint::IPC, gone: source },
+            Frame::Notify { dc: BLUE, from: source, to: Endpoint::IPC, value: 1 },
+        ] {
+            let (mut pair, _, ipc) = pair();
+            let out = forged(&mut pair, 1, frame);
+            assert_eq!(dropped(&out), [LinkError::Forged(source)], "{frame:?}");
+            assert_eq!(gone(&out), [(ipc, Gone::Node(N1))], "its word is worth nothing any more");
+            assert!(delivered(&out).is_empty());
+        }
+    }
+    let (mut pair, _, _) = pair();
+    let fine = message(own, 0, 1);
+    let request =
+        Request { dc: BLUE, to: Endpoint::IPC, cred: Cred::ROOT, message: fine, payload: &[] };
+    assert_eq!(delivered(&forged(&mut pair, 1, Frame::Request(request))), [1]);
+    let server = Request { message: message(Endpoint::VFS, 0, 1), ..request };
+    assert_eq!(delivered(&forged(&mut pair, 2, Frame::Request(server))), [1], "node 1 has VFS");
+}
+
+#[test]
+fn nothing_crosses_a_container() {
+    // Node 1 makes frames for a container that node 2 is not in, and for one that does not exist.
+    let (mut pair, _, _) = pair();
+    let own = Endpoint::new(N1, 1, 1);
+    for (n, dc) in [RED, DcId(9)].into_iter().enumerate() {
+        let sequence = 3 * n as u64;
+        let request = Request {
+            dc,
+            to: Endpoint::VFS,
+            cred: Cred::ROOT,
+            message: message(own, 0, 1),
+            payload: &[],
+        };
+        let out = forged(&mut pair, sequence + 1, Frame::Request(request));
+        assert_eq!((delivered(&out), sent(&out).len()), (vec![], 1), "it is refused");
+        assert_eq!(
+            forged(&mut pair, sequence + 2, Frame::Gone { dc, to: Endpoint::VFS, gone: own }),
+            []
+        );
+        assert_eq!(
+            forged(
+                &mut pair,
+                sequence + 3,
+                Frame::Notify { dc, from: own, to: Endpoint::VFS, value: 1 }
+            ),
+            []
+        );
+    }
+    // And node 2 makes one for the container of node 1 alone.
+    let vfs = pair.at(N1).bind(RED, Role::Server(1), 40);
+    let link = LinkId(pair.link);
+    let there = Endpoint::new(N2, 1, 2);
+    for (n, frame) in [
+        Frame::Request(Request {
+            dc: RED,
+            to: Endpoint::VFS,
+            cred: Cred::ROOT,
+            message: message(there, 0, 1),
+            payload: &[],
+        }),
+        Frame::Gone { dc: RED, to: Endpoint::VFS, gone: there },
+        Frame::Notify { dc: RED, from: there, to: vfs, value: 1 },
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let packet = Packet { sequence: n as u64 + 1, received: 0, frame };
+        let out = pair.at(N1).step(Input::Packet { node: N2, link, packet: &packet });
+        assert!(out.iter().all(|output| matches!(output, Output::Send { .. })), "{out:?}");
+    }
+}
+
+#[test]
+fn a_link_out_of_order_is_dropped() {
+    let ping = Frame::Ping { sent: 1 };
+    let hello = Frame::Hello(Bench::new(N1, 1).kernel.hello(N2).unwrap());
+    let gone = Frame::Gone { dc: BLUE, to: Endpoint::IPC, gone: Endpoint::new(N1, 1, 1) };
+    for (sequence, received, frame, reason) in [
+        (2, 0, gone, LinkError::Gap { got: 2, expected: 1 }),
+        (0, 1, ping, LinkError::ReceivedTooMany { got: 1, sent: 0 }),
+        (0, 0, hello, LinkError::SecondHello),
+    ] {
+        let (mut pair, _, _) = pair();
+        let link = LinkId(pair.link);
+        let packet = Packet { sequence, received, frame };
+        let out = pair.at(N2).step(Input::Packet { node: N1, link, packet: &packet });
+        assert_eq!(dropped(&out), [reason]);
+        let out = pair.at(N2).step(Input::Packet {
+            node: N1,
+            link,
+            packet: &Packet { sequence: 1, ..packet },
+        });
+        assert_eq!(out, [], "the link is forgotten");
+        pair.connect();
+        let (one, two) = pair.settle();
+        assert!(
+            dropped(&one).is_empty() && dropped(&two).is_empty(),
+            "the next session starts clean"
+        );
+    }
+}
+
+#[test]
+fn hellos_that_do_not_fit_make_no_link() {
+    let (mut pair, client, _) = pair();
+    let (one, two) = pair.hellos();
+    let drop = |out: &[Output]| dropped(out);
+    pair.link += 1;
+    assert_eq!(drop(&pair.link_up(N1, &one, &Hello { to: N3, ..two })), [LinkError::WrongNode]);
+    assert_eq!(drop(&pair.link_up(N1, &one, &Hello { node: N3, ..two })), [LinkError::WrongNode]);
+    assert_eq!(
+        drop(&pair.link_up(N1, &one, &Hello { node: NodeId(9), ..two })),
+        [LinkError::WrongNode]
+    );
+    assert_eq!(drop(&pair.link_up(N1, &Hello { epoch: 9, ..one }, &two)), [LinkError::Outdated]);
+    assert!(
+        pair.at(N1).kernel.hello(NodeId(9)).is_none() && pair.at(N1).kernel.hello(N1).is_none()
+    );
+    // A Hello made before the session it does not know had confirmed frames.
+    pair.link -= 1;
+    pair.call(N1, Endpoint::IPC, &message(client, 0, 1));
+    pair.settle();
+    pair.wait(N2, PING_EVERY);
+    pair.settle();
+    pair.link += 1;
+    let old = Hello { peer_incarnation: 0, peer_epoch: 0, received: 0, ..two };
+    assert_eq!(drop(&pair.link_up(N1, &one, &old)), [LinkError::Outdated]);
+    pair.link -= 1;
+    pair.call(N1, Endpoint::IPC, &message(client, 1, 2));
+    assert_eq!(delivered(&pair.settle().1), [2], "the link that was there goes on");
+}
+
+#[test]
+fn a_link_is_kept_alive_and_a_silent_one_dropped() {
+    let (mut pair, _, _) = pair();
+    let pings = |out: &[Bytes]| {
+        out.iter().filter(|b| matches!(decode(b).unwrap().0.frame, Frame::Ping { .. })).count()
+    };
+    assert_eq!(dropped(&pair.wait(N1, LINK_SILENCE - 1)), []);
+    assert_eq!(pings(&pair.wires[&N1]), 3);
+    assert_eq!(dropped(&pair.wait(N1, 1)), [LinkError::Silent]);
+    assert!(matches!(pair.at(N1).kernel.nodes().next().unwrap().state, NodeState::Lost { .. }));
+    pair.wait(N1, NODE_DOWN_AFTER);
+    assert!(matches!(pair.at(N1).kernel.nodes().next().unwrap().state, NodeState::Down { .. }));
+    pair.at(N1)
+        .kernel
+        .nodes()
+        .for_each(|info| assert!(matches!(info.state, NodeState::Down { .. })));
+    assert_eq!(pair.at(N1).kernel.next_deadline(), None, "nothing spins");
+}
+
+#[test]
+fn a_new_connection_replaces_the_old_one() {
+    let (mut pair, client, _) = pair();
+    pair.call(N1, Endpoint::IPC, &message(client, 0, 1));
+    pair.link += 1;
+    let (one, two) = pair.hellos();
+    assert_eq!(dropped(&pair.link_up(N1, &one, &two)), [LinkError::Replaced]);
+    assert_eq!(dropped(&pair.link_up(N2, &two, &one)), [LinkError::Replaced]);
+    let old = LinkId(pair.link - 1);
+    pair.at(N1).step(Input::LinkDown { node: N2, link: old });
+    assert!(
+        matches!(pair.at(N1).kernel.nodes().next().unwrap().state, NodeState::Up { .. }),
+        "the end of the old one is no news"
+    );
+    assert_eq!(delivered(&pair.settle().1), [1], "sent on both, taken once");
+}
+
+#[test]
+fn frames_are_kept_until_received_and_no_longer() {
+    let (mut pair, client, ipc) = pair();
+    for sequence in 1..=2 * RECEIVED_FRAMES {
+        pair.call(N1, Endpoint::IPC, &message(client, 0, sequence));
+        pair.settle();
+        pair.answer(N2, ipc, &message(client, 0, sequence));
+        pair.settle();
+    }
+    // Answers confirm requests; of the answers themselves few are unconfirmed.
+    pair.connect();
+    let resent = |wire: &[Bytes]| {
+        wire.iter().filter(|bytes| decode(bytes).unwrap().0.sequence != 0).count() as u64
+    };
+    assert_eq!(resent(&pair.wires[&N1]), 0);
+    assert!(resent(&pair.wires[&N2]) <= 1, "the last answer");
+    // One-way traffic is confirmed without a word of the other side's own.
+    let peer = pair.at(N2).bind(BLUE, Role::Peer, 31);
+    for value in 0..=RECEIVED_FRAMES {
+        let out = pair.at(N1).step(Input::LocalNotify { dc: BLUE, from: client, to: peer, value });
+        pair.sort(N1, out);
+        pair.settle();
+    }
+    pair.connect();
+    assert!(resent(&pair.wires[&N1]) <= 1);
+}
+
+#[test]
+fn open_calls_are_bounded() {
+    let (mut pair, client, ipc) = pair();
+    for lane in 0..=u16::MAX {
+        assert!(pair.call(N1, Endpoint::IPC, &message(client, lane, 1)).is_empty());
+    }
+    assert_eq!(CALLS_PER_NODE, usize::from(u16::MAX) + 1);
+    let other = pair.at(N1).bind(BLUE, Role::Process, 21);
+    assert_eq!(
+        ended(&pair.call(N1, Endpoint::IPC, &message(other, 0, 1))),
+        [(1, Err(IpcError::Exhausted))]
+    );
+    assert_eq!(delivered(&pair.settle().1).len(), CALLS_PER_NODE);
+    // A node that does not keep to it is refused too.
+    let sequence = 1 + CALLS_PER_NODE as u64;
+    let request = Request {
+        dc: BLUE,
+        to: Endpoint::IPC,
+        cred: Cred::ROOT,
+        message: message(other, 0, 1),
+        payload: &[],
+    };
+    let out = forged(&mut pair, sequence, Frame::Request(request));
+    assert_eq!((delivered(&out), sent(&out).len()), (vec![], 1));
+    pair.died(N1, client);
+    let gone_frame = Frame::Gone { dc: BLUE, to: Endpoint::IPC, gone: client };
+    assert_eq!(gone(&forged(&mut pair, sequence + 1, gone_frame)), [(ipc, Gone::Endpoint(client))]);
+    assert_eq!(pair.at(N2).kernel.nodes().next().unwrap().calls_in, 0);
+}
+
+#[test]
+fn what_is_kept_for_a_node_that_does_not_listen_is_bounded() {
+    let (mut pair, client, _) = pair();
+    let message = |lane| Message { payload_len: 128 * 1024, ..message(client, lane, 1) };
+    let payload = vec![0; 128 * 1024];
+    let mut lane = 0;
+    let out = loop {
+        let out = pair.at(N1).request(BLUE, Endpoint::IPC, &message(lane), &payload);
+        lane += 1;
+        if !ended(&out).is_empty() {
+            break out;
+        }
+    };
+    assert_eq!(ended(&out), [(1, Err(IpcError::Exhausted))]);
+    assert!((512..520).contains(&lane), "64 MiB: {lane}");
+}
+
+#[test]
+fn deaths_that_nobody_can_be_told_of_are_bounded() {
+    let (mut pair, _, ipc) = pair();
+    pair.died(N2, ipc);
+    for n in 0..=u32::try_from(UNTOLD_MAX).unwrap() {
+        let frame = Frame::Gone { dc: BLUE, to: Endpoint::IPC, gone: Endpoint::new(N1, 1 + n, 1) };
+        let out = forged(&mut pair, 1 + u64::from(n), frame);
+        let expected = if n as usize == UNTOLD_MAX { vec![LinkError::Exhausted] } else { vec![] };
+        assert_eq!(dropped(&out), expected);
+    }
+    let out = pair.at(N2).hello(BLUE, Role::Server(3), 11, 0);
+    assert_eq!(gone(&out).iter().map(|(_, gone)| *gone).collect::<Vec<_>>(), [Gone::Node(N1)]);
+}
+
+#[test]
+fn a_container_that_stops_ends_everything_in_it_and_nothing_else() {
+    let (mut pair, client, _) = pair();
+    let red = pair.at(N1).bind(RED, Role::Process, 50);
+    pair.at(N1).bind(RED, Role::Server(1), 51);
+    pair.call(N1, Endpoint::IPC, &message(client, 0, 1));
+    pair.settle();
+    pair.at(N1).open(BLUE, client, Endpoint::VFS);
+    let out = pair.at(N2).step(Input::DcStop { dc: BLUE });
+    let out = pair.sort(N2, out);
+    assert!(matches!(out[..], [Output::CloseChannels { .. }]), "{out:?}");
+    assert_eq!(ended(&pair.settle().0), [(1, Err(IpcError::DestinationDied))]);
+    let out = pair.at(N1).step(Input::DcStop { dc: BLUE });
+    assert_eq!(refusals(&out), [IpcError::Stale]);
+    assert_eq!(refusals(&pair.at(N1).open(BLUE, client, Endpoint::VFS)), [IpcError::NotBound]);
+    assert_eq!(channels(&pair.at(N1).open(RED, red, Endpoint::VFS)).len(), 1);
+    let dc = config(N1, 1).dcs[0].clone();
+    pair.at(N1).step(Input::DcStart { dc: &dc });
+    let next = pair.at(N1).bind(BLUE, Role::Process, 20);
+    assert!(next.slot == client.slot && next.generation > client.generation, "{next:?}");
+}

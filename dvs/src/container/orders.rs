@@ -199,6 +199,6 @@ mod tests {
         assert!(crowded.iter().all(|(_, command)| command.len() < COMMAND_MAX));
         let most = decode(&encode(&some(10_000)));
         assert_eq!(most.len(), PAYLOAD_MAX / Process::SIZE);
-        assert_eq!(encode(&[]), []);
+        assert!(encode(&[]).is_empty());
     }
 }

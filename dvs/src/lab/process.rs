@@ -152,7 +152,8 @@ mod tests {
     #[test]
     fn a_process_that_ignores_sigterm_is_killed() {
         let mut child = Command::new("sh")
-            .args(["-c", "trap '' TERM; echo; while :; do sleep 1000; done"])
+            .args(["-c", "trap '' TERM; echo; read end"])
+            .stdin(std::process::Stdio::piped())
             .stdout(std::process::Stdio::piped())
             .spawn()
             .unwrap();

@@ -13,7 +13,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// In the environment of every daemon of a lab: the lab's directory.
+/// In the environment of every daemon of a lab: the lab's directory. Set by a user, it chooses the
+/// directory, so that there can be several labs.
 pub(super) const DIRECTORY_VARIABLE: &str = "DVS_LAB_DIR";
 
 /// Bytes at the end of a log in which its last line is looked for.
@@ -28,6 +29,9 @@ pub(crate) struct Lab {
     /// Are the nodes network namespaces?
     pub(crate) namespaces: bool,
     pub(crate) nodes: Vec<LabNode>,
+    /// The lab of one `dvs-run`: its servers are in its only daemon, which ends with it.
+    #[serde(default)]
+    pub(crate) private: bool,
     #[serde(skip)]
     pub(crate) directory: PathBuf,
 }
@@ -42,6 +46,9 @@ pub(crate) struct LabNode {
 
 /// The directory of this user's lab.
 pub(crate) fn directory() -> PathBuf {
+    if let Some(chosen) = directory_of_this() {
+        return chosen;
+    }
     let uid = rustix::process::geteuid();
     if uid.is_root() {
         return PathBuf::from("/run/dvs/lab");
@@ -75,7 +82,7 @@ pub(super) fn lock(directory: &Path) -> Result<File> {
     if owner != rustix::process::geteuid().as_raw() {
         bail!("{} belongs to another user", parent.display());
     }
-    let path = parent.join("lab.lock");
+    let path = directory.with_extension("lock");
     let file = File::options().create(true).append(true).open(&path);
     let file = file.with_context(|| format!("cannot open {}", path.display()))?;
     rustix::io::retry_on_intr(|| rustix::fs::flock(&file, FlockOperation::LockExclusive))?;
@@ -119,7 +126,24 @@ impl Lab {
     /// # Errors
     /// The directory cannot be made, or an address is not to be had.
     pub(super) fn new(directory: PathBuf, count: u16, dc: &str) -> Result<Lab> {
-        let namespaces = rustix::process::geteuid().is_root();
+        Lab::make(directory, count, dc, rustix::process::geteuid().is_root(), false)
+    }
+
+    /// The private lab of one program.
+    ///
+    /// # Errors
+    /// As [`Lab::new`].
+    pub(super) fn new_private(directory: PathBuf) -> Result<Lab> {
+        Lab::make(directory, 1, "private", false, true)
+    }
+
+    fn make(
+        directory: PathBuf,
+        count: u16,
+        dc: &str,
+        namespaces: bool,
+        private: bool,
+    ) -> Result<Lab> {
         let nodes = (1..).zip(super::addresses(count, namespaces)?);
         let nodes =
             nodes.map(|(node, address)| LabNode { node, name: format!("n{node}"), address });
@@ -130,6 +154,7 @@ impl Lab {
             dc: dc.to_owned(),
             namespaces,
             nodes: nodes.collect(),
+            private,
             directory,
         };
         // A name that dvkd would refuse is refused before anything is there.
@@ -214,6 +239,7 @@ mod tests {
             dc: "shop".into(),
             namespaces: false,
             nodes: vec![node(1), node(2)],
+            private: false,
             directory: directory.to_owned(),
         }
     }

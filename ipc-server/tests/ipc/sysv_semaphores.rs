@@ -313,6 +313,15 @@ fn setting_values_is_checked_and_wakes() {
         let done = ctl(&mut host, root(1), id, number, command, value, &payload);
         assert_eq!(done, Err(expected), "{number} {command} {value}");
     }
+    for (id, value, expected) in
+        [(-1, -1, EINVAL), (-1, 1, EINVAL), (999, -1, ERANGE), (999, 1, EINVAL)]
+    {
+        assert_eq!(
+            ctl(&mut host, root(1), id, 0, SETVAL, value, b""),
+            Err(expected),
+            "{id} {value}"
+        );
+    }
     let one = start(&mut host, root(2), id, &[op(0, -1, 0)], FOREVER);
     ctl(&mut host, root(1), id, 0, SETVAL, 3, b"").unwrap();
     assert_eq!(outcome(&host, one), Some(Ok(())));

@@ -57,7 +57,7 @@ fn every_node_is_asked_and_the_answer_is_in_the_order_of_pids() {
     let expected = [
         (pid(1, 3), 1, "init".to_owned()),
         (pid(2, 2), 2, "init".to_owned()),
-        (pid(2, 7), 2, "sleep 9".to_owned()),
+        (pid(2, 7), 2, "cat -".to_owned()),
         (pid(2, 8), 2, "init".to_owned()),
     ];
     assert_eq!(listed(&host, call), Some(expected.to_vec()));

@@ -40,10 +40,9 @@ pub(crate) const ALIEN: Client = client(3, 1002, 200);
 
 /// The map and the blobs of a store apart, so that a crash can lose the one and keep the other;
 /// and a disk that can be full.
-#[derive(Clone, Debug, Default)]
 pub(crate) struct TestStore {
     pub map: MemoryStore,
-    pub blobs: MemoryStore,
+    pub blobs: Box<dyn Store>,
     /// Free bytes to claim.
     pub free: Option<u64>,
     /// What every change of a blob's bytes fails with.
@@ -122,7 +121,13 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new() -> World {
-        let mut store = TestStore::default();
+        World::with_blobs(Box::new(MemoryStore::default()))
+    }
+
+    /// A world whose files' bytes are elsewhere.
+    pub(crate) fn with_blobs(blobs: Box<dyn Store>) -> World {
+        let map = MemoryStore::default();
+        let mut store = TestStore { map, blobs, free: None, broken: None, synced: Vec::new() };
         let clock = 1_000_000_000_000;
         let server = VfsServer::open(&mut store, clock).unwrap();
         World { store, server, clock, sync: false, calls: 0, answers: BTreeMap::new() }
@@ -142,14 +147,25 @@ impl World {
     }
 
     /// Sends a message, and returns the name of the call.
-    pub(crate) fn send(&mut self, client: &Client, mut message: Message, payload: &[u8]) -> CallId {
+    pub(crate) fn send(&mut self, client: &Client, message: Message, payload: &[u8]) -> CallId {
         self.calls += 1;
         let id = CallId { source: client.endpoint, tag: Tag::new(0, self.calls) };
+        self.send_as(id, client, message, payload);
+        id
+    }
+
+    /// Sends a message as call `id`, again perhaps.
+    pub(crate) fn send_as(
+        &mut self,
+        id: CallId,
+        client: &Client,
+        mut message: Message,
+        payload: &[u8],
+    ) {
         (message.source, message.tag) = (id.source, id.tag);
         message.payload_len = payload.len().try_into().unwrap();
         let call = Call { id, cred: &client.cred, message: &message, payload };
         self.input(|server, cx| server.serve(&call, cx));
-        id
     }
 
     /// The answer to a call, if it has come.
@@ -187,12 +203,16 @@ impl World {
         self.input(|server, cx| server.gone(gone, cx));
     }
 
+    pub(crate) fn tick(&mut self) {
+        self.input(|server, cx| server.tick(cx));
+    }
+
     /// Lets `seconds` pass, with as many ticks as the server asks for.
     pub(crate) fn pass(&mut self, seconds: u64) {
         let end = self.clock + seconds * 1_000_000_000;
         while let Some(deadline) = self.server.deadline().filter(|deadline| *deadline < end) {
             self.clock = self.clock.max(deadline);
-            self.input(|server, cx| server.tick(cx));
+            self.tick();
         }
         self.clock = end;
     }
@@ -524,11 +544,15 @@ impl World {
 
     /// F_SETLKW, or flock(2).
     pub(crate) fn lock_wait(&mut self, file: &File, lock: Lock, flock: u8) -> CallId {
-        let row = Setlk { ino: file.ino, fh: file.fh, wait: 1, flock };
-        let mut message = Message::request(Setlk::NUMBER);
-        row.put(&mut message.args);
-        self.send(&file.client, message, &lock.bytes())
+        self.send(&file.client, setlkw(file, flock), &lock.bytes())
     }
+}
+
+/// The request of a lock that is waited for.
+pub(crate) fn setlkw(file: &File, flock: u8) -> Message {
+    let mut message = Message::request(Setlk::NUMBER);
+    Setlk { ino: file.ino, fh: file.fh, wait: 1, flock }.put(&mut message.args);
+    message
 }
 
 pub(crate) fn now(world: &World) -> calls::vfs::Time {

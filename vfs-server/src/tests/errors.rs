@@ -318,6 +318,15 @@ fn rename_moves_replaces_and_refuses() {
         ("noreplace, there", |w| w.rename(&USER, "/u/f", "/u/l", RENAME_NOREPLACE), EEXIST),
         ("noreplace, itself", |w| w.rename(&USER, "/u/f", "/u/f", RENAME_NOREPLACE), EEXIST),
         ("exchange", |w| w.rename(&USER, "/u/f", "/u/d", RENAME_EXCHANGE), 0),
+        (
+            "exchange a directory one may not write, elsewhere",
+            |w| {
+                w.put(&USER, "/t/file", 0o644, b"")?;
+                w.chmod(&USER, "/u/d", 0o555)?;
+                w.rename(&USER, "/t/file", "/u/d", RENAME_EXCHANGE)
+            },
+            EACCES,
+        ),
         ("exchange with nothing", |w| w.rename(&USER, "/u/f", "/u/new", RENAME_EXCHANGE), ENOENT),
         (
             "exchange with what is below",
@@ -760,6 +769,14 @@ fn extended_attributes_obey_their_namespaces_and_limits() {
         (
             "the largest value",
             |w| w.setxattr(&USER, "/u/f", "user.a", &[7; XATTR_SIZE_MAX - 6], 0),
+            0,
+        ),
+        (
+            "the largest value again",
+            |w| {
+                w.setxattr(&USER, "/u/f", "user.a", &[7; XATTR_SIZE_MAX - 6], 0)?;
+                w.setxattr(&USER, "/u/f", "user.a", &[8; XATTR_SIZE_MAX - 6], XATTR_REPLACE)
+            },
             0,
         ),
         (

@@ -6,10 +6,12 @@ use crate::linux::{
 };
 use crate::tests::driver::{ALIEN, MATE, ROOT, USER, World};
 use crate::tests::errors::world;
+use crate::tests::fsck;
 use calls::vfs::{FsStats, ROOT_INO, Statfs, WRITE_APPEND, WRITE_AT};
 use calls::wire::Wire;
+use dvk::host::disk::DiskStore;
 use dvk::store::Store;
-use m3ipc::errno::numbers::{ENOENT, ESTALE};
+use m3ipc::errno::numbers::{ENOENT, ENXIO, ESTALE};
 use std::collections::BTreeSet;
 
 #[test]
@@ -124,6 +126,24 @@ fn holes_are_punched_zeroed_and_found() {
 }
 
 #[test]
+fn holes_of_sparse_files_on_disk_are_found() {
+    const MIB: u64 = 1 << 20;
+    let directory = tempfile::tempdir().unwrap();
+    let mut w = World::with_blobs(Box::new(DiskStore::open(directory.path()).unwrap()));
+    let file = w.create(&USER, "/f", 0o644, 2).unwrap();
+    w.write(&file, 2 * MIB, &[1; 4096]).unwrap();
+    w.ftruncate(&file, 1 << 40).unwrap();
+    assert_eq!(w.seek(&file, 0, SEEK_HOLE), Ok(0));
+    assert_eq!(w.seek(&file, 0, SEEK_DATA), Ok(2 * MIB));
+    assert_eq!(w.seek(&file, 2 * MIB, SEEK_HOLE), Ok(2 * MIB + 4096));
+    assert_eq!(w.seek(&file, 3 * MIB, SEEK_DATA), Err(ENXIO));
+    assert_eq!(w.seek(&file, 3 * MIB, SEEK_HOLE), Ok(3 * MIB));
+    assert!(w.fstat(&file).unwrap().blocks < 100, "a terabyte that is not there");
+    w.fallocate(&file, 2 * MIB, 4096, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE).unwrap();
+    assert_eq!(w.seek(&file, 0, SEEK_DATA), Err(ENXIO));
+}
+
+#[test]
 fn fsync_and_synchronous_writes_wait_for_the_disk() {
     let mut w = world();
     let file = w.open(&USER, "/u/f", 2).unwrap();
@@ -161,7 +181,9 @@ fn a_name_just_replaced_can_still_be_opened_by_who_has_looked_it_up() {
     let ino = w.stat(&USER, "/u/f").unwrap().ino;
     w.rename(&USER, "/u/d/f", "/u/f", 0).unwrap();
     let file = w.open_ino(&MATE, ino, 0).unwrap();
+    fsck::check(&mut w);
     w.pass(10);
+    w.restart();
     assert_eq!(w.read(&file, 0, 9).unwrap(), b"hello");
     w.release(&file).unwrap();
     w.pass(10);

@@ -108,7 +108,7 @@ fn check_caches(
         let cached = world.server.inodes.find(inode.ino, &world.store).unwrap();
         assert_eq!(cached, Some(*inode));
     }
-    let fresh = crate::VfsServer::open(&mut world.store.clone(), world.clock).unwrap();
+    let fresh = crate::VfsServer::open(&mut world.store.map.clone(), world.clock).unwrap();
     assert_eq!(format!("{:?}", fresh.opens), format!("{:?}", world.server.opens));
     assert_eq!(fresh.holders(), world.server.holders());
     assert!(

@@ -1,7 +1,7 @@
 //! Locks between programs: who gets them, who waits, in which order, and who must not wait.
 
 use crate::limits::RANGES_PER_OWNER_MAX;
-use crate::tests::driver::{File, Got, MATE, USER, World};
+use crate::tests::driver::{File, Got, MATE, USER, World, setlkw};
 use calls::vfs::Lock;
 use m3ipc::CallId;
 use m3ipc::errno::numbers::{EAGAIN, EBADF, EDEADLK, EINTR, ENOLCK};
@@ -125,6 +125,16 @@ fn a_signal_ends_the_wait_and_only_the_wait() {
 }
 
 #[test]
+fn a_waiting_call_that_comes_again_still_waits_once() {
+    let (mut w, [a, far], _) = world();
+    w.lock(&a, write(1, 0, 9), 0).unwrap();
+    let id = w.lock_wait(&far, write(1, 0, 9), 0);
+    w.send_as(id, &MATE, setlkw(&far, 0), &write(1, 0, 9).bytes());
+    w.release(&a).unwrap();
+    assert_eq!(state(&mut w, id), Some(Ok(())), "the driver refuses two answers");
+}
+
+#[test]
 fn closing_any_descriptor_drops_a_programs_record_locks_and_nothing_else() {
     let (mut w, [a, far], _) = world();
     let second = w.open(&USER, "/a", 0).unwrap();
@@ -161,7 +171,10 @@ fn flock_converts_by_giving_up_first() {
     assert_eq!(state(&mut w, upgrade), Some(Ok(())));
     w.lock(&a, write(1, 0, END), 1).unwrap();
     w.lock(&a, read(1, 7, 8), 1).unwrap();
-    assert_eq!(w.lock(&far, read(1, 0, END), 1), Ok(()), "whole-file whatever the range says");
+    assert_eq!(w.lock(&far, read(1, 0, END), 1), Ok(()), "a downgrade lets others in");
+    w.lock(&far, unlock(1, 7, 8), 1).unwrap();
+    w.lock(&a, write(1, 7, 8), 1).unwrap();
+    assert_eq!(w.lock(&far, read(1, 0, 3), 1), Err(EAGAIN), "the whole file, whatever is said");
     assert_eq!(w.lock(&far, write(5, 0, END), 0), Ok(()), "and not seen by record locks");
 }
 

@@ -2,10 +2,11 @@
 
 use crate::linux::{O_APPEND, O_EXCL, O_TRUNC, RENAME_EXCHANGE, RENAME_NOREPLACE};
 use crate::tests::driver::{File, Got, ROOT, World};
+use dvk::host::disk::DiskStore;
 use m3ipc::errno::numbers::{
     EBADF, EEXIST, EINVAL, EISDIR, ELOOP, ENOENT, ENOTDIR, ENOTEMPTY, EPERM,
 };
-use proptest::prelude::{Just, Strategy, any, prop_assert_eq, prop_oneof, proptest};
+use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop_oneof, proptest};
 use std::collections::BTreeMap;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -343,16 +344,29 @@ impl Pair {
     }
 }
 
+fn check(world: World, ops: &[Op]) {
+    let mut pair = Pair { world, model: Model::new(), files: Vec::new() };
+    for op in ops {
+        pair.step(op);
+        pair.compare_files();
+    }
+    pair.compare("", 0);
+    let open = pair.files.len();
+    assert_eq!(pair.world.server.holders().len(), open.min(1));
+}
+
 proptest! {
     #[test]
     fn random_programs_do_what_the_model_does(ops in proptest::collection::vec(an_op(), 1..80)) {
-        let mut pair = Pair { world: World::new(), model: Model::new(), files: Vec::new() };
-        for op in &ops {
-            pair.step(op);
-            pair.compare_files();
-        }
-        pair.compare("", 0);
-        let open = pair.files.len();
-        prop_assert_eq!(pair.world.server.holders().len(), open.min(1));
+        check(World::new(), &ops);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+    #[test]
+    fn they_do_the_same_with_blobs_in_sparse_files(ops in proptest::collection::vec(an_op(), 1..80)) {
+        let directory = tempfile::tempdir().unwrap();
+        check(World::with_blobs(Box::new(DiskStore::open(directory.path()).unwrap())), &ops);
     }
 }

@@ -75,12 +75,13 @@ fn who_is_gone_leaves_no_handle_no_lock_and_no_nameless_file() {
         let mut w = world();
         w.chmod(&USER, "/u/f", 0o666).unwrap();
         let [mine, theirs] = [&USER, &MATE].map(|client| w.open(client, "/u/f", 2).unwrap());
+        let theirs_second = w.open(&MATE, "/u/f", 2).unwrap();
         let nameless = w.open(&MATE, "/t/mate", 0).unwrap();
         w.unlink(&MATE, "/t/mate").unwrap();
         w.lock(&theirs, WRITE_ALL, 0).unwrap();
         w.lock(&theirs, WRITE_ALL, 1).unwrap();
+        let theirs_too = w.lock_wait(&theirs_second, Lock { owner: 9, ..WRITE_ALL }, 0);
         let waiting = w.lock_wait(&mine, WRITE_ALL, 0);
-        let theirs_too = w.lock_wait(&theirs, Lock { owner: 9, ..WRITE_ALL }, 0);
         w.gone(Gone::Endpoint(ALIEN.endpoint));
         assert!(w.answer(waiting).is_none());
         w.gone(gone);
