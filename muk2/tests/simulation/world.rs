@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Initial value of the POSIX semaphore.
-pub(crate) const TOKENS: u64 = 2;
+pub(crate) const TOKENS: u64 = 1;
 
 /// Calls of one kind. What is neither done nor failed may have happened or not.
 #[derive(Debug, Default)]
