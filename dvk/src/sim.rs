@@ -229,15 +229,15 @@ enum Event {
 }
 
 impl Sim {
-    /// A cluster of the nodes of `dc`, which all start now.
-    pub fn new(seed: u64, dc: Dc, faults: Faults, factory: Factory) -> Sim {
+    /// A cluster of the nodes of `dc`, which all start now. Nothing goes wrong before [`Sim::begin`].
+    pub fn new(seed: u64, dc: Dc, factory: Factory) -> Sim {
         let mut sim = Sim {
             random: Random::new(seed),
             now: 0,
             queue: BTreeMap::new(),
             count: 0,
             events: 0,
-            faults,
+            faults: Faults::NONE,
             nodes: dc.nodes.iter().map(|node| (*node, Node::default())).collect(),
             disks: dc.servers.keys().map(|number| (*number, CrashStore::default())).collect(),
             dc,
@@ -253,8 +253,23 @@ impl Sim {
         for node in nodes {
             sim.after(0, 50 * MILLISECOND, Event::StartNode(node));
         }
-        sim.plan_faults();
         sim
+    }
+
+    /// From now on things go wrong, until `faults.until` after now.
+    pub fn begin(&mut self, faults: Faults) {
+        self.faults = Faults { until: self.now + faults.until, ..faults };
+        for (count, event) in [
+            (faults.breaks, (|| Event::BreakLink) as fn() -> Event),
+            (faults.silences, || Event::Silence),
+            (faults.server_kills, || Event::KillServer),
+            (faults.process_kills, || Event::KillProcess),
+            (faults.node_crashes, || Event::CrashNode),
+        ] {
+            for _ in 0..count {
+                self.after(0, faults.until, event());
+            }
+        }
     }
 
     /// Keeps a record of all that happens, for [`Sim::log`].
@@ -266,12 +281,18 @@ impl Sim {
         self.log.as_deref().unwrap_or_default()
     }
 
-    /// A process with these threads starts on `node` at `at`, or as soon as the node is up. It dies
+    /// A process with these threads starts on `node` after `after`, or as soon as the node is up. It dies
     /// when all its threads have come to their end, or when it is killed.
-    pub fn spawn(&mut self, at: Nanos, node: NodeId, cred: Cred, threads: Vec<Box<dyn Program>>) {
+    pub fn spawn(
+        &mut self,
+        after: Nanos,
+        node: NodeId,
+        cred: Cred,
+        threads: Vec<Box<dyn Program>>,
+    ) {
         let pid = self.next_pid();
         self.processes.insert(pid, Process::new(node, cred, threads));
-        self.at(at, Event::Spawn { pid });
+        self.at(self.now + after, Event::Spawn { pid });
     }
 
     /// Lets time run until every process is gone and everything has come to rest.
@@ -311,7 +332,7 @@ impl Sim {
     ) -> Result<(Message, Vec<u8>), String> {
         let answer = Rc::new(RefCell::new(None));
         let asker = process::OneCall::new(to, message, payload.to_vec(), answer.clone());
-        self.spawn(self.now, node, Cred::ROOT, vec![Box::new(asker)]);
+        self.spawn(0, node, Cred::ROOT, vec![Box::new(asker)]);
         self.run()?;
         answer.take().ok_or_else(|| "the asker was killed".to_owned())
     }
@@ -394,22 +415,6 @@ impl Sim {
             Event::KillServer => self.kill_some_server(),
             Event::KillProcess => self.kill_some_process(),
             Event::CrashNode => self.crash_some_node(),
-        }
-    }
-
-    fn plan_faults(&mut self) {
-        let faults = self.faults;
-        for (count, event) in [
-            (faults.breaks, (|| Event::BreakLink) as fn() -> Event),
-            (faults.silences, || Event::Silence),
-            (faults.server_kills, || Event::KillServer),
-            (faults.process_kills, || Event::KillProcess),
-            (faults.node_crashes, || Event::CrashNode),
-        ] {
-            for _ in 0..count {
-                let at = self.random.below(faults.until);
-                self.at(at, event());
-            }
         }
     }
 

@@ -244,7 +244,8 @@ fn faults(seed: u64) -> Faults {
 }
 
 fn cluster(seed: u64, faults: Faults, world: &Rc<RefCell<World>>) -> Sim {
-    let mut sim = Sim::new(seed, dc(), faults, tally);
+    let mut sim = Sim::new(seed, dc(), tally);
+    sim.begin(faults);
     let random = &mut Random::new(seed ^ 0x5eed);
     for process in 0..6 {
         let node = NodeId(1 + u16::try_from(process % 3).unwrap());
