@@ -65,10 +65,11 @@ pub(crate) fn directory_of_this() -> Option<PathBuf> {
 }
 
 /// The door of a lab's DC: at the node named, else at the first one. A user without a lab is led
-/// to root's.
+/// to root's, unless a directory was chosen: then that one counts, even if it is empty.
 pub(crate) fn door(node: Option<&str>) -> Option<PathBuf> {
     let own = Lab::read(&directory()).ok().flatten();
-    let lab = own.or_else(|| Lab::read(Path::new("/run/dvs/lab")).ok().flatten())?;
+    let roots = || Lab::read(Path::new("/run/dvs/lab")).ok().flatten();
+    let lab = own.or_else(|| directory_of_this().map_or_else(roots, |_| None))?;
     let named = node.and_then(|name| lab.nodes.iter().find(|node| node.name == name));
     let node = named.or_else(|| lab.nodes.first())?;
     Some(lab.run(node).join(format!("dc-{}.sock", lab.dc)))
