@@ -221,9 +221,11 @@ fn status(shared: &Shared, keepers: &Mutex<Vec<Keeper>>) -> Status {
 }
 
 fn dc_status(config: &Config, dc: &Dc, node: &node::Node, keepers: &[Keeper]) -> DcStatus {
-    let bound: Vec<u32> = node.kernel.endpoints(DcId(dc.id)).map(|info| info.pid).collect();
+    let bound: Vec<u32> =
+        node.kernel.endpoints(DcId(dc.id)).map(|info| info.endpoint.slot).collect();
+    let own = keepers.iter().filter(|keeper| keeper.dc == dc.name);
     let children =
-        keepers.iter().filter(|keeper| keeper.dc == dc.name).map(|keeper| keeper.status(&bound));
+        own.map(|keeper| keeper.status(bound.contains(&keeper.endpoint(config.node).slot)));
     DcStatus {
         id: dc.id,
         name: dc.name.clone(),

@@ -46,6 +46,9 @@ pub(crate) enum Command {
     /// (internal) The node daemon
     #[command(hide = true)]
     Dvkd(lab::DvkdOptions),
+    /// (internal) A node daemon with its servers inside
+    #[command(hide = true)]
+    Muk2(lab::DvkdOptions),
     /// (internal) The file server of a distributed container
     #[command(hide = true)]
     VfsServer(server::Options),
@@ -114,9 +117,10 @@ pub(crate) struct JsonOption {
 }
 
 /// Names that are sub-commands: one binary may be installed under each of them.
-const NAMES: [(&str, &str); 9] = [
+const NAMES: [(&str, &str); 10] = [
     ("dvs-run", "run"),
     ("dvkd", "dvkd"),
+    ("muk2", "muk2"),
     ("vfs-server", "vfs-server"),
     ("pm-server", "pm-server"),
     ("ipc-server", "ipc-server"),
@@ -179,6 +183,7 @@ fn execute_internal(command: Command) -> Result<()> {
     start_log();
     match command {
         Command::Dvkd(options) => lab::dvkd(&options),
+        Command::Muk2(options) => lab::muk2(&options),
         Command::VfsServer(options) => server::vfs(&options),
         Command::PmServer(options) => server::pm(&options),
         Command::IpcServer(options) => server::ipc(&options),

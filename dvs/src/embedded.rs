@@ -1,14 +1,29 @@
-//! A DVS of one node inside dvs-run, for machines where none is running.
+//! A DVS of one node for one program, on machines where none is running: muk2, with its container.
 
-use crate::exit::{self, Failure};
-use crate::run::Options;
+use crate::lab;
+use crate::place::{Info, Place};
+use crate::run::{self, Options};
 use crate::session::Request;
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 /// Runs the program in a private DVS that ends with it; returns the exit code.
 ///
 /// # Errors
 /// One sentence.
-pub(crate) fn run(_options: &Options, _request: &Request) -> Result<u8> {
-    Err(Failure::new(exit::NO_DVS, "no DVS is running here; \"dvs lab up\" starts one"))
+pub(crate) fn run(options: &Options, request: &Request) -> Result<u8> {
+    let lab = lab::up_privately().context("no private system could be started")?;
+    let ended = attend(&lab, options, request);
+    // The program's own end matters more than a directory that stays.
+    if let Err(error) = lab::take_down(&lab) {
+        eprintln!("dvs-run: the private system could not be cleaned up: {error:#}");
+    }
+    ended
+}
+
+fn attend(lab: &lab::Lab, options: &Options, request: &Request) -> Result<u8> {
+    let node = lab.nodes.first().context("a lab has a node")?;
+    let socket = lab.run(node).join(format!("dc-{}.sock", lab.dc));
+    let info = Info::beside(&socket)?;
+    let place = Place { target: info.node, socket, info };
+    run::attend(options, &place, request)
 }

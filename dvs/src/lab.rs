@@ -17,9 +17,11 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use dvk::dvkd::{self, Config, Dc, Peer, admin};
 use network::Network;
 use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::Signal;
 use process::ProcessId;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -121,6 +123,57 @@ fn check_same(lab: &Lab, options: &UpOptions) -> Result<()> {
     Ok(())
 }
 
+/// Starts the private lab of one program: one node whose servers are inside its daemon.
+///
+/// # Errors
+/// As [`up`].
+pub(crate) fn up_privately() -> Result<Lab> {
+    container::check_fuse()?;
+    let base = directory();
+    let base = base.parent().context("the lab's directory has no parent")?;
+    fs::create_dir_all(base).with_context(|| format!("cannot make {}", base.display()))?;
+    let lab = Lab::new_private(base.join(format!("private-{}", std::process::id())))?;
+    match start(&lab).and_then(|children| wait_until_ready(&lab, children)) {
+        Ok(()) => Ok(lab),
+        Err(error) => {
+            take_down(&lab).context("the private system could not be cleaned up either")?;
+            Err(error)
+        }
+    }
+}
+
+/// `dvs muk2`: a node daemon with the servers of its container as coroutines in the same process. It ends with
+/// the process that started it.
+///
+/// # Errors
+/// As [`dvkd()`].
+pub(crate) fn muk2(options: &DvkdOptions) -> Result<()> {
+    rustix::process::setsid().ok();
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
+    rustix::thread::set_name(c"muk2")?;
+    let config = Config::read(&options.config)?;
+    let dc = config.dcs.first().context("the configuration has no distributed container")?;
+    let socket = config.socket(&dc.name);
+    // The daemon's own thread gets these; the house's must not.
+    let signals = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+    nix::sys::signal::SigSet::from_iter(signals).thread_block()?;
+    let house = std::thread::Builder::new().name("house".into()).spawn(move || {
+        while m3ipc::connection::Connection::connect(socket.as_os_str().as_bytes()).is_err() {
+            std::thread::sleep(ASK_EVERY);
+        }
+        if let Err(error) = ::muk2::house::serve(&socket) {
+            tracing::error!("the servers have ended: {error:#}");
+            // Without servers nothing here is of use: whoever waits for it is told by our end.
+            std::process::abort();
+        }
+    })?;
+    dvkd::run(config)?;
+    // The daemon has told the servers to stop before it ended.
+    house.join().map_err(|_| anyhow!("the servers panicked"))?;
+    let directory = options.config.parent().and_then(Path::parent);
+    directory.map_or(Ok(()), state::remove)
+}
+
 /// Starts the network and one daemon per node.
 fn start(lab: &Lab) -> Result<Vec<Child>> {
     let network = lab.namespaces.then(|| Network::create(lab.count())).transpose()?;
@@ -159,7 +212,8 @@ fn prepare_node(lab: &Lab, node: &LabNode) -> Result<Command> {
     fs::write(&file, config.to_toml()?)
         .with_context(|| format!("cannot write {}", file.display()))?;
     let log = File::create(lab.log(node))?;
-    let mut command = own_command("dvkd", "dvkd", lab)?;
+    let role = if lab.private { "muk2" } else { "dvkd" };
+    let mut command = own_command(role, role, lab)?;
     command.arg("--daemon").arg("--config").arg(file);
     command.stdout(log.try_clone()?).stderr(log);
     Ok(command)
@@ -301,6 +355,16 @@ pub(crate) fn down() -> Result<()> {
     }
 }
 
+/// Ends the lab, if there is one, without a word.
+///
+/// # Errors
+/// As [`down`].
+pub(crate) fn down_quietly() -> Result<()> {
+    let directory = directory();
+    let _lock = state::lock(&directory)?;
+    Lab::read(&directory)?.map_or(Ok(()), |lab| take_down(&lab))
+}
+
 /// Ends everything that belongs to `lab`, whatever state it is in.
 pub(crate) fn take_down(lab: &Lab) -> Result<()> {
     let mut files: Vec<PathBuf> = lab.mount_files();
@@ -388,6 +452,7 @@ impl Lab {
             run: self.run(node),
             store: self.run(node).join("store"),
             command: vec![program.to_owned()],
+            servers_inside: self.private,
             peers,
             dcs: vec![dc],
         };

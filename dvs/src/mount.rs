@@ -90,6 +90,8 @@ pub(crate) fn agent(options: &AgentOptions) -> Result<()> {
     if options.daemon {
         rustix::process::setsid().ok();
     }
+    // The container blocks those that it waits for.
+    nix::sys::signal::SigSet::empty().thread_set_mask()?;
     let port = place::connect(&options.socket, kind::AGENT)?;
     let mut mount_options = ::mount::Options::new(&options.path);
     mount_options.name.clone_from(&options.name);

@@ -71,13 +71,21 @@ pub(crate) fn main(options: &Options) -> Result<u8> {
 fn run(options: &Options) -> Result<u8> {
     let request = request(options)?;
     match Place::find(options.dc.as_deref(), options.node.as_deref())? {
-        Some(place) => Run::start(options, &place, &request)?.to_its_end(),
+        Some(place) => attend(options, &place, &request),
         None if options.dc.is_none() && options.node.is_none() => embedded::run(options, &request),
         None => Err(Failure::new(
             exit::NO_DVS,
             "no DVS is running here, so there is no such node or container; \"dvs lab up\" starts one",
         )),
     }
+}
+
+/// Runs the program at `place` and waits for its end; returns the exit code.
+///
+/// # Errors
+/// One sentence.
+pub(crate) fn attend(options: &Options, place: &Place, request: &Request) -> Result<u8> {
+    Run::start(options, place, request)?.to_its_end()
 }
 
 /// What the program is to be, from the options and this process's own surroundings.

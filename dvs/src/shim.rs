@@ -1,7 +1,7 @@
 //! The shim that `dvs` carries: the library that programs of a container are started with.
 
 use std::fs::{self, File, Permissions};
-use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
@@ -33,19 +33,4 @@ fn write(path: &Path) -> io::Result<()> {
     let mut file = File::create(path)?;
     file.write_all(SHIM)?;
     file.set_permissions(Permissions::from_mode(0o755))
-}
-
-/// Has process `pid` the shim? `false` for a static program, one of another libc that did not take it, and one
-/// whose loader has not come that far yet.
-///
-/// # Errors
-/// ENOENT or ESRCH: no such process. EACCES: another user's.
-pub(crate) fn is_loaded(pid: u32) -> io::Result<bool> {
-    for line in BufReader::new(File::open(format!("/proc/{pid}/maps"))?).lines() {
-        let line = line?;
-        if line.strip_suffix(" (deleted)").unwrap_or(&line).ends_with(NAME) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }

@@ -3,10 +3,7 @@
 use object::read::elf::{ElfFile64, FileHeader as _, SectionHeader as _};
 use object::{Object as _, ObjectSymbol as _, elf};
 use std::collections::BTreeSet;
-use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
-use std::process::{Command, Stdio};
 
 #[path = "../src/shim.rs"]
 mod shim;
@@ -131,29 +128,4 @@ fn the_shim_is_installed_for_all_and_replaces_an_older_one() {
     }
     assert_eq!(std::fs::read_dir(directory.path()).expect("there").count(), 1);
     assert!(shim::install(&directory.path().join("none/shim")).is_err());
-}
-
-#[test]
-fn a_launcher_can_tell_whether_a_process_has_the_shim() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let path = directory.path().join(shim::NAME);
-    shim::install(&path).expect("installed");
-    assert!(has_shim(&path));
-    assert!(!has_shim(Path::new("")));
-    assert!(shim::is_loaded(0).is_err());
-}
-
-/// Starts cat with `preload`, waits until it runs, and looks.
-fn has_shim(preload: &Path) -> bool {
-    let mut cat = Command::new("cat");
-    cat.env("LD_PRELOAD", preload).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut cat = cat.spawn().expect("cat starts");
-    let (mut stdin, mut stdout) =
-        (cat.stdin.take().expect("piped"), cat.stdout.take().expect("piped"));
-    stdin.write_all(b"x").expect("cat reads");
-    stdout.read_exact(&mut [0]).expect("cat writes");
-    let loaded = shim::is_loaded(cat.id()).expect("cat runs");
-    drop(stdin);
-    assert!(cat.wait().expect("cat ends").success());
-    loaded
 }

@@ -38,7 +38,7 @@ fn check(name: &str) {
     for compiler in COMPILERS {
         let directory = TempDir::new().expect("a directory");
         let Some(program) = compile(compiler, name, &directory, &[]) else {
-            println!("{compiler} is not installed: {name} was not tested with it");
+            eprintln!("{compiler} is not installed: {name} was not tested with it");
             continue;
         };
         let with_shim = Command::new(&program).env_clear().env("LD_PRELOAD", SHIM).output();
@@ -74,6 +74,11 @@ fn a_thread_that_waits_for_a_semaphore_can_be_cancelled() {
 #[test]
 fn signal_handlers_interrupt_waits_as_libc_has_it() {
     check("interrupted");
+}
+
+#[test]
+fn named_semaphores_keep_their_promises() {
+    check("named");
 }
 
 #[test]

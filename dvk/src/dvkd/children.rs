@@ -7,6 +7,7 @@ use super::config::{Config, Dc};
 use super::node::Shared;
 use crate::limits::{CHILD_STOP_TIMEOUT, RESTART_MAX, RESTART_MIN};
 use anyhow::{Context, Result};
+use m3ipc::{Endpoint, NodeId};
 use rustix::fd::OwnedFd;
 use rustix::process::{
     Pid, PidfdFlags, Resource, Rlimit, Signal, pidfd_open, pidfd_send_signal, setrlimit,
@@ -65,7 +66,7 @@ pub(super) fn start(shared: &Arc<Shared>) -> Result<Vec<Keeper>> {
         return Ok(keepers);
     }
     for dc in &config.dcs {
-        let servers = SERVERS.iter().filter(|_| dc.home == config.node);
+        let servers = SERVERS.iter().filter(|_| dc.home == config.node && !config.servers_inside);
         for (role, _) in servers {
             keepers.push(Keeper::start(shared, dc, role, server_arguments(config, dc, role))?);
         }
@@ -116,14 +117,20 @@ impl Keeper {
         Ok(Keeper { dc: dc.name.clone(), role, state, thread: Some(thread) })
     }
 
-    pub(super) fn status(&self, bound_pids: &[u32]) -> ChildStatus {
+    /// Where it is bound when it is ready. Not by its pid: a container is a child of the process started here.
+    pub(super) fn endpoint(&self, node: u16) -> Endpoint {
+        let server = SERVERS.iter().find(|(role, _)| *role == self.role);
+        server.map_or(Endpoint::container(NodeId(node)), |(_, number)| Endpoint::server(*number))
+    }
+
+    pub(super) fn status(&self, bound: bool) -> ChildStatus {
         let now = self.state.lock();
         let pid = now.child.as_ref().map(|(pid, _)| *pid);
         ChildStatus {
             role: self.role.into(),
             pid,
             restarts: now.restarts,
-            bound: pid.is_some_and(|pid| bound_pids.contains(&pid)),
+            bound: bound && pid.is_some(),
             last_exit: now.last_exit.clone(),
         }
     }

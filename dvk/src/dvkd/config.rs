@@ -50,6 +50,9 @@ pub struct Config {
     /// started (servers and containers are then started by others).
     #[serde(default)]
     pub command: Vec<String>,
+    /// The servers run inside this process (muk2); only containers are started.
+    #[serde(default)]
+    pub servers_inside: bool,
     /// The other nodes.
     #[serde(default)]
     pub peers: Vec<Peer>,

@@ -161,6 +161,7 @@ impl Cluster {
                 run: dir.path().join(format!("run{node}")),
                 store: dir.path().join(format!("store{node}")),
                 command: Vec::new(),
+                servers_inside: false,
                 peers: (1..=nodes)
                     .filter(|peer| *peer != node)
                     .map(|peer| Peer {
@@ -528,7 +529,7 @@ fn an_admin_is_told_the_status_and_waits_for_the_stop() {
 #[test]
 fn children_are_kept_running_and_stopped() {
     let dir = tempfile::tempdir().unwrap();
-    let script = "echo $$ >> $0.pids; exec sleep 1000";
+    let script = "echo $$ >> $0.pids; exec tail -f /dev/null";
     let path = dir.path().join("child.sh");
     std::fs::write(&path, script).unwrap();
     let config = Config {
@@ -537,6 +538,7 @@ fn children_are_kept_running_and_stopped() {
         listen: "127.0.0.1:0".parse().unwrap(),
         run: dir.path().join("run"),
         store: dir.path().join("store"),
+        servers_inside: false,
         command: vec!["/bin/sh".into(), path.to_str().unwrap().into()],
         peers: Vec::new(),
         dcs: vec![Dc { id: 1, name: "lab".into(), nodes: vec![1], home: 1, maps: Vec::new() }],

@@ -308,7 +308,9 @@ impl Kernel {
         {
             return Err(IpcError::Denied);
         }
-        if let Some(binding) = container.slots.by_pid(pid) {
+        if !matches!(role, Role::Server(_))
+            && let Some(binding) = container.slots.by_pid(pid)
+        {
             let old = binding.endpoint;
             match binding.nonce == nonce {
                 true if binding.role == role => return Ok(Bound::Already(old)),

@@ -89,7 +89,10 @@ impl Slots {
         let (receivers, reached) = (BTreeSet::new(), BTreeSet::new());
         self.bound
             .insert(endpoint.slot, Binding { endpoint, role, pid, nonce, receivers, reached });
-        self.by_pid.insert(pid, endpoint.slot);
+        // A process may be several servers (muk2); each is bound to its connection, not to the pid.
+        if !endpoint.is_server() {
+            self.by_pid.insert(pid, endpoint.slot);
+        }
         Ok(endpoint)
     }
 
@@ -97,7 +100,9 @@ impl Slots {
     pub(super) fn unbind(&mut self, endpoint: Endpoint) -> Option<Binding> {
         self.get(endpoint)?;
         let binding = self.bound.remove(&endpoint.slot)?;
-        self.by_pid.remove(&binding.pid);
+        if !endpoint.is_server() {
+            self.by_pid.remove(&binding.pid);
+        }
         match (binding.role, endpoint.generation.checked_add(1)) {
             (Role::Server(_) | Role::Container, Some(next)) => {
                 self.well_known.insert(endpoint.slot, next);

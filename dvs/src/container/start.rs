@@ -2,7 +2,7 @@
 //!
 //! The container has threads, and a forked child of such a process may do next to nothing; so it
 //! executes this program anew, and that one makes the session, the mounts and the user's rights.
-#![expect(unsafe_code, reason = "descriptors are inherited by number, and SIGPIPE is set back")]
+#![expect(unsafe_code, reason = "descriptors are inherited by number, and signals are set back")]
 
 use super::{elf, root};
 use crate::session::Request;
@@ -254,15 +254,18 @@ fn prepare(launch: &Launch) -> std::result::Result<(), Failed> {
     if std::env::set_current_dir(OsStr::from_bytes(&launch.request.cwd)).is_err() {
         std::env::set_current_dir("/").map_err(|error| Failed(step::PREPARE, error))?;
     }
-    // SAFETY: the default action is no function, so there is none that could be called wrongly.
-    let reset = unsafe {
-        nix::sys::signal::signal(
-            nix::sys::signal::Signal::SIGPIPE,
-            nix::sys::signal::SigHandler::SigDfl,
-        )
-    };
-    reset.map_err(|error| Failed(step::PREPARE, error.into()))?;
-    Ok(())
+    reset_signals().map_err(|error| Failed(step::PREPARE, error.into()))
+}
+
+/// Signals as a login would have them: the daemons that this process descends from block and ignore some.
+fn reset_signals() -> nix::Result<()> {
+    use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
+    let fixed = [Signal::SIGKILL, Signal::SIGSTOP];
+    for number in Signal::iterator().filter(|number| !fixed.contains(number)) {
+        // SAFETY: the default action is no function, so there is none that could be called wrongly.
+        unsafe { signal(number, SigHandler::SigDfl) }?;
+    }
+    SigSet::empty().thread_set_mask()
 }
 
 /// From the container's rights to the caller's.

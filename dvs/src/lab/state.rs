@@ -29,6 +29,9 @@ pub(crate) struct Lab {
     /// Are the nodes network namespaces?
     pub(crate) namespaces: bool,
     pub(crate) nodes: Vec<LabNode>,
+    /// The lab of one `dvs-run`: its servers are in its only daemon, which ends with it.
+    #[serde(default)]
+    pub(crate) private: bool,
     #[serde(skip)]
     pub(crate) directory: PathBuf,
 }
@@ -62,10 +65,11 @@ pub(crate) fn directory_of_this() -> Option<PathBuf> {
 }
 
 /// The door of a lab's DC: at the node named, else at the first one. A user without a lab is led
-/// to root's.
+/// to root's, unless a directory was chosen: then that one counts, even if it is empty.
 pub(crate) fn door(node: Option<&str>) -> Option<PathBuf> {
     let own = Lab::read(&directory()).ok().flatten();
-    let lab = own.or_else(|| Lab::read(Path::new("/run/dvs/lab")).ok().flatten())?;
+    let roots = || Lab::read(Path::new("/run/dvs/lab")).ok().flatten();
+    let lab = own.or_else(|| directory_of_this().map_or_else(roots, |_| None))?;
     let named = node.and_then(|name| lab.nodes.iter().find(|node| node.name == name));
     let node = named.or_else(|| lab.nodes.first())?;
     Some(lab.run(node).join(format!("dc-{}.sock", lab.dc)))
@@ -123,7 +127,24 @@ impl Lab {
     /// # Errors
     /// The directory cannot be made, or an address is not to be had.
     pub(super) fn new(directory: PathBuf, count: u16, dc: &str) -> Result<Lab> {
-        let namespaces = rustix::process::geteuid().is_root();
+        Lab::make(directory, count, dc, rustix::process::geteuid().is_root(), false)
+    }
+
+    /// The private lab of one program.
+    ///
+    /// # Errors
+    /// As [`Lab::new`].
+    pub(super) fn new_private(directory: PathBuf) -> Result<Lab> {
+        Lab::make(directory, 1, "private", false, true)
+    }
+
+    fn make(
+        directory: PathBuf,
+        count: u16,
+        dc: &str,
+        namespaces: bool,
+        private: bool,
+    ) -> Result<Lab> {
         let nodes = (1..).zip(super::addresses(count, namespaces)?);
         let nodes =
             nodes.map(|(node, address)| LabNode { node, name: format!("n{node}"), address });
@@ -134,6 +155,7 @@ impl Lab {
             dc: dc.to_owned(),
             namespaces,
             nodes: nodes.collect(),
+            private,
             directory,
         };
         // A name that dvkd would refuse is refused before anything is there.
@@ -218,6 +240,7 @@ mod tests {
             dc: "shop".into(),
             namespaces: false,
             nodes: vec![node(1), node(2)],
+            private: false,
             directory: directory.to_owned(),
         }
     }

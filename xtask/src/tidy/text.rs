@@ -104,13 +104,19 @@ fn name(file: &File) -> Vec<(usize, String)> {
 
 /// A test waits for a state, not for time.
 fn sleep(file: &File) -> Vec<(usize, String)> {
-    let calls = ["thread::sleep", "time::sleep", "time.sleep", "usleep(", "nanosleep(", "sleep("];
+    let calls = if is_rust(&file.path) {
+        &["thread::sleep", "time::sleep", "nanosleep"][..]
+    } else {
+        &["time.sleep", "sleep("][..]
+    };
     let lines = if is_test(&file.path) {
         file.text.lines().enumerate().map(|(index, line)| (index + 1, line)).collect()
     } else {
         test_lines(&file.text)
     };
-    let bad = |line: &str| calls.iter().any(|call| line.contains(call)) || shell_sleep(line);
+    let shell = is_test(&file.path);
+    let bad =
+        |line: &str| calls.iter().any(|call| line.contains(call)) || (shell && shell_sleep(line));
     let lines = lines.into_iter().filter(|(_, line)| bad(line));
     lines.map(|(line, _)| (line, "a test waits for a state, not for time".to_owned())).collect()
 }
@@ -139,14 +145,16 @@ fn unfinished(file: &File) -> Vec<(usize, String)> {
 
 /// A file with `unsafe` says so, with the reason, under its head.
 fn unsafe_is_announced(file: &File) -> Vec<(usize, String)> {
+    let under_head = file.text.lines().take_while(|line| line.starts_with("//!")).count();
     let late = |(index, line): (usize, &str)| {
-        let expects = line.contains("(unsafe_code") && line.trim_start().starts_with("#");
-        let under_head = file.text.lines().take(index).all(|above| above.starts_with("//!"));
-        (expects && !(under_head && line.starts_with("#![expect(unsafe_code"))).then_some(index + 1)
+        let speaks_of_it = line.contains("(unsafe_code") && line.trim_start().starts_with('#');
+        let announces = index == under_head && line.starts_with("#![expect(unsafe_code");
+        (speaks_of_it && !announces).then_some(index + 1)
     };
     let message =
-        "`#![expect(unsafe_code, reason = …)]` stands right under a file's head, and nowhere else";
-    file.text.lines().enumerate().filter_map(late).map(|line| (line, message.to_owned())).collect()
+        "`#![expect(unsafe_code, reason = …)]` stands under the head of a file, and nowhere else";
+    let broken = file.text.lines().enumerate().filter_map(late);
+    broken.map(|line| (line, message.to_owned())).collect()
 }
 
 fn purity(file: &File) -> Vec<(usize, String)> {
@@ -181,11 +189,12 @@ fn purity(file: &File) -> Vec<(usize, String)> {
 
 fn limits_have_reasons(file: &File) -> Vec<(usize, String)> {
     let lines: Vec<&str> = file.text.lines().map(str::trim_start).collect();
+    let is_limit = |line: &str| line.starts_with("pub") && line.contains("const ");
     let bare = |index: &usize| {
-        lines[*index].starts_with("pub") && lines[*index].contains("const ") && {
-            let above = lines[..*index].iter().rev().find(|line| !line.starts_with("#["));
-            !above.is_some_and(|line| line.starts_with("///"))
-        }
+        // Two limits without a line between them share their reason.
+        let above = lines[..*index].iter().rev().find(|line| !line.starts_with("#["));
+        is_limit(lines[*index])
+            && !above.is_some_and(|line| line.starts_with("///") || is_limit(line))
     };
     let bare = (0..lines.len()).filter(bare);
     bare.map(|index| (index + 1, "a limit has a doc line with its reason".to_owned())).collect()
@@ -296,6 +305,13 @@ mod tests {
             &[4],
         );
         check("sleep", "a/src/b.rs", "//! b\nthread::sleep(PAUSE);", &[]);
+        check(
+            "sleep",
+            "a/src/b.rs",
+            "//! b\n#[cfg(test)]\nmod tests {\n    row(\"sleep 9\");",
+            &[],
+        );
+        check("sleep", "a/tests/b.rs", "//! b\nbell.sleep(ticket, None);", &[]);
         check("sleep", "legacy-tests/programs/a.py", "import time\ntime.sleep(1)", &[2]);
         check("sleep", "legacy-tests/programs/a.c", "sleep(1);", &[1]);
         check("sleep", "legacy-tests/tests/a.rs", "sh(\"sleep 3; cat a\")", &[1]);
@@ -315,6 +331,12 @@ mod tests {
     fn unsafe_is_announced_under_the_head() {
         let announced = "//! b\n#![expect(unsafe_code, reason = \"r\")]\n";
         check("unsafe", "a/src/b.rs", announced, &[]);
+        check(
+            "unsafe",
+            "a/src/b.rs",
+            "//! b\n//! more\n#![expect(unsafe_code, reason = \"r\")]",
+            &[],
+        );
         check("unsafe", "a/src/b.rs", "//! b\n\n#![expect(unsafe_code, reason = \"r\")]", &[3]);
         check("unsafe", "a/src/b.rs", "//! b\n#![allow(unsafe_code)]", &[2]);
         check("unsafe", "a/src/b.rs", "//! b\nuse c;\n#[expect(unsafe_code)]", &[3]);
@@ -351,6 +373,12 @@ mod tests {
     fn a_limit_has_its_reason() {
         check("limits", "a/src/limits.rs", "//! l\n/// Why.\npub const A: u8 = 1;", &[]);
         check("limits", "a/src/limits.rs", "//! l\n/// Why.\n#[cfg(x)]\npub const A: u8 = 1;", &[]);
+        check(
+            "limits",
+            "a/src/limits.rs",
+            "//! l\n/// Why.\npub const A: u8 = 1;\npub const B: u8 = 1;",
+            &[],
+        );
         check("limits", "a/src/limits.rs", "//! l\n\npub(crate) const A: u8 = 1;", &[3]);
     }
 

@@ -1,0 +1,34 @@
+//! The programs of the tests: scripts and C sources in `programs/`, and what runs them.
+
+use anyhow::{Context, Result, ensure};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Debian's own Python, not one that a version manager puts in front of it.
+pub const PYTHON: &str = "/usr/bin/python3";
+
+/// The path of a file in `programs/`.
+pub fn path(name: &str) -> String {
+    format!("{}/programs/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The C programs, each a call family.
+pub const C_PROGRAMS: [&str; 4] = ["posix_sem", "posix_mq", "sysv_sem", "sysv_msg"];
+
+/// Compiles `name`.c into `folder`; returns the program.
+///
+/// # Errors
+/// There is no gcc, or it refuses.
+pub fn compile(name: &str, folder: &Path, options: &[&str]) -> Result<PathBuf> {
+    let program = folder.join(name);
+    let output = Command::new("gcc")
+        .args(["-std=gnu17", "-O1", "-Wall", "-Wextra", "-pthread"])
+        .args(options)
+        .arg("-o")
+        .arg(&program)
+        .arg(path(&format!("{name}.c")))
+        .output()
+        .context("cannot run gcc")?;
+    ensure!(output.status.success(), "gcc {name}.c:\n{}", String::from_utf8_lossy(&output.stderr));
+    Ok(program)
+}
