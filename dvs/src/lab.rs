@@ -297,7 +297,7 @@ fn missing(lab: &Lab, node: &LabNode) -> Option<String> {
 /// The state cannot be read.
 pub(crate) fn status(json: bool) -> Result<u8> {
     let Some(lab) = Lab::read(&directory())? else {
-        return Err(exit::Failure::new(exit::NO_DVS, "no lab is up; \"dvs lab up\" starts one"));
+        return Err(exit::Failure::error(exit::NO_DVS, "no lab is up; \"dvs lab up\" starts one"));
     };
     let mut healthy = true;
     let mut nodes = Table::new(&["NODE", "PID", "ADDRESS", "HEALTH"]);

@@ -92,7 +92,7 @@ impl Place {
         if let Some(dc) = dc.filter(|dc| *dc != info.dc) {
             let message =
                 format!("there is no distributed container {dc:?} here, only {:?}", info.dc);
-            return Err(Failure::new(exit::NO_DC, message));
+            return Err(Failure::error(exit::NO_DC, message));
         }
         let target = match node {
             None => info.node,
@@ -100,7 +100,7 @@ impl Place {
                 let names: Vec<&str> = info.nodes.iter().map(|node| node.name.as_str()).collect();
                 let all = names.join(", ");
                 let message = format!("{:?} has no node {name:?}, only {all}", info.dc);
-                Failure::new(exit::NO_NODE, message)
+                Failure::error(exit::NO_NODE, message)
             })?,
         };
         Ok(Some(Place { socket, info, target }))
@@ -112,7 +112,7 @@ impl Place {
     /// As there, and if there is no DVS.
     pub(crate) fn required(dc: Option<&str>, node: Option<&str>) -> Result<Place> {
         Place::find(dc, node)?.ok_or_else(|| {
-            Failure::new(exit::NO_DVS, "no DVS is running here; \"dvs lab up\" starts one")
+            Failure::error(exit::NO_DVS, "no DVS is running here; \"dvs lab up\" starts one")
         })
     }
 
@@ -139,9 +139,9 @@ pub(crate) fn connect(socket: &Path, kind: u32) -> Result<Process> {
     match process.whoami() {
         Ok(_) => Ok(process),
         Err(m3ipc::IpcError::Denied) => {
-            Err(Failure::new(exit::NODE_DOWN, "dvkd does not let this user do that"))
+            Err(Failure::error(exit::NODE_DOWN, "dvkd does not let this user do that"))
         }
-        Err(error) => Err(Failure::new(
+        Err(error) => Err(Failure::error(
             exit::NODE_DOWN,
             format!("no dvkd answers at {} ({error:?})", socket.display()),
         )),

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -145,7 +145,10 @@ impl Lab {
         namespaces: bool,
         private: bool,
     ) -> Result<Lab> {
-        let nodes = (1..).zip(super::addresses(count, namespaces)?);
+        // A private system has no peer that must know its port: any that is free when it listens.
+        let alone = || Ok(vec![(Ipv4Addr::LOCALHOST, 0).into()]);
+        let addresses = if private { alone() } else { super::addresses(count, namespaces) };
+        let nodes = (1..).zip(addresses?);
         let nodes =
             nodes.map(|(node, address)| LabNode { node, name: format!("n{node}"), address });
         let mut random = [0u8; 8];
