@@ -1,27 +1,35 @@
 //! How fast it is, always beside what Linux itself does in the same run.
 
-mod files;
+mod channel;
 mod peer;
+mod place;
 mod report;
 mod rounds;
 mod shared;
 mod stream;
+mod system;
+mod worker;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use rounds::Subject;
+use place::Place;
+use report::Report;
+use rounds::{Subject, Time, medians};
+use std::net::IpAddr;
 use std::path::PathBuf;
+use system::System;
 
 /// Times of DVS, each beside the same of Linux in the same run.
 #[derive(Debug, Parser)]
+#[command(args_conflicts_with_subcommands = true)]
 struct Arguments {
-    /// Print one JSON object per row: name, value, unit, baseline, ratio.
+    /// Print one JSON object per row: name, value, unit, baseline, ratio
     #[arg(long)]
     json: bool,
-    /// Rounds of each measurement; the row shows their median.
+    /// Rounds of each measurement; a row shows their median
     #[arg(long, default_value_t = 11)]
     rounds: usize,
-    /// Only rows whose name contains this.
+    /// Only rows whose name contains this
     #[arg(default_value = "")]
     filter: String,
     #[command(subcommand)]
@@ -31,56 +39,99 @@ struct Arguments {
 /// What the bench starts itself as.
 #[derive(Debug, Subcommand)]
 enum Role {
-    /// The other side of a ping-pong over standard input and output.
+    /// The other side of a ping-pong over standard input and output
     #[command(hide = true)]
     Peer { kind: peer::Kind },
-    /// Works on files in a folder as standard input says, and prints how long it took.
+    /// The other side of a ping-pong over TCP: prints its address, serves one connection
     #[command(hide = true)]
-    Files { folder: PathBuf },
+    Echo { address: IpAddr },
+    /// Does what standard input says, and prints how long it took
+    #[command(hide = true)]
+    Worker { folder: PathBuf },
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     match arguments.role {
         Some(Role::Peer { kind }) => peer::answer(kind),
-        Some(Role::Files { folder }) => files::work(&folder),
+        Some(Role::Echo { address }) => stream::serve(address),
+        Some(Role::Worker { folder }) => worker::work(&folder),
         None => measure(&arguments),
     }
 }
 
 fn measure(arguments: &Arguments) -> Result<()> {
-    let mut report = report::Report::new(arguments.json, &arguments.filter);
-    messages(arguments, &mut report)?;
-    files(arguments, &mut report)
+    let report = Report::new(arguments.json, &arguments.filter);
+    let system = match System::up() {
+        Ok(system) => Some(system),
+        Err(error) => {
+            eprintln!("bench: without a lab there is only Linux to measure: {error:#}");
+            None
+        }
+    };
+    messages(system.as_ref(), arguments.rounds, &report)?;
+    files(system.as_ref(), arguments.rounds, &report)
 }
 
-fn messages(arguments: &Arguments, report: &mut report::Report) -> Result<()> {
+/// One message there and one back.
+fn messages(system: Option<&System>, rounds: usize, report: &Report) -> Result<()> {
     let mut linux: Vec<Box<dyn Subject>> = vec![
         Box::new(shared::Shared::start()?),
         Box::new(stream::pipe()?),
         Box::new(stream::unix()?),
         Box::new(stream::tcp()?),
     ];
-    let times = rounds::medians(&mut linux, arguments.rounds)?;
-    for time in &times {
-        report.row(&format!("ping-pong {}", time.name), time.nanos, None);
+    let baselines = linux.len();
+    linux.push(Box::new(channel::Channel::start()?));
+    let Some(system) = system else {
+        let times = medians(&mut linux, rounds)?;
+        beside(report, &times[baselines..], &times[..baselines]);
+        return Ok(());
+    };
+    let (near, far) = (system.worker("n1", "n1")?, system.worker("n2", "n2")?);
+    let (_echo, address) = system.echo()?;
+    let tcp = format!("{}{address}", worker::TCP);
+    let mut subjects = linux;
+    subjects.push(near.subject("sendrec same node", worker::SENDREC));
+    subjects.push(far.subject("sendrec across nodes", worker::SENDREC));
+    subjects.push(far.subject("tcp across nodes", &tcp));
+    let mut times = medians(&mut subjects, rounds)?;
+    let across = times.pop().into_iter();
+    let far = times.pop().into_iter();
+    beside(report, &times[baselines..], &times[..baselines]);
+    let far: Vec<Time> = far.collect();
+    let tcp: Vec<Time> =
+        times.drain(..baselines).filter(|time| time.name == "tcp").chain(across).collect();
+    beside(report, &far, &tcp);
+    Ok(())
+}
+
+/// Small files, through the mount and on file systems of Linux.
+fn files(system: Option<&System>, rounds: usize, report: &Report) -> Result<()> {
+    let linux = [Place::native("tmpfs", "/dev/shm")?, Place::native("ext4", place::target()?)?];
+    let dvs = match system {
+        Some(system) => {
+            vec![system.worker("/dvs, home node", "n1")?, system.worker("/dvs, other node", "n2")?]
+        }
+        None => Vec::new(),
+    };
+    for operation in worker::FILES {
+        let places = linux.iter().chain(&dvs);
+        let mut subjects: Vec<_> = places.map(|place| place.file_subject(operation)).collect();
+        let times = medians(&mut subjects, rounds)?;
+        beside(report, &times[linux.len()..], &times[..linux.len()]);
     }
     Ok(())
 }
 
-fn files(arguments: &Arguments, report: &mut report::Report) -> Result<()> {
-    let places = [
-        files::Place::native("tmpfs", "/dev/shm")?,
-        files::Place::native("ext4", files::target()?)?,
-    ];
-    let mut subjects: Vec<Box<dyn Subject>> = Vec::new();
-    for operation in files::OPERATIONS {
-        for place in &places {
-            subjects.push(Box::new(place.subject(operation)));
+/// A row for each baseline, then for each of ours a row beside each baseline.
+fn beside(report: &Report, ours: &[Time], baselines: &[Time]) {
+    for baseline in baselines {
+        report.row(&baseline.name, baseline.nanos, None);
+    }
+    for time in ours {
+        for baseline in baselines {
+            report.row(&time.name, time.nanos, Some(baseline));
         }
     }
-    for time in rounds::medians(&mut subjects, arguments.rounds)? {
-        report.row(&time.name, time.nanos, None);
-    }
-    Ok(())
 }

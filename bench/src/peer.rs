@@ -1,6 +1,6 @@
 //! The other side of a ping-pong: a second process that sends back what it gets.
 
-use crate::{shared, stream};
+use crate::{channel, shared, stream};
 use anyhow::Result;
 use rustix::stdio;
 use std::fs::File;
@@ -11,6 +11,8 @@ use std::process::{Child, Command, Stdio};
 pub(crate) enum Kind {
     /// A memfd at standard input.
     Shared,
+    /// A channel of M3-IPC at standard input.
+    Channel,
     /// A pipe at standard input, one at standard output.
     Pipes,
     /// A socket at standard input.
@@ -22,6 +24,7 @@ pub(crate) fn answer(kind: Kind) -> Result<()> {
     let input = stdio::stdin().try_clone_to_owned()?;
     match kind {
         Kind::Shared => shared::echo(&input),
+        Kind::Channel => channel::echo(&input),
         Kind::Pipes => stream::echo(
             &mut File::from(input),
             &mut File::from(stdio::stdout().try_clone_to_owned()?),

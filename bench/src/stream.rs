@@ -5,7 +5,7 @@ use crate::rounds::Subject;
 use anyhow::Result;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{IpAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
@@ -76,4 +76,13 @@ pub(crate) fn echo(read: &mut impl Read, write: &mut impl Write) -> Result<()> {
         write.write_all(&message)?;
     }
     Ok(())
+}
+
+/// Listens at `address`, prints where, and sends back the messages of one connection.
+pub(crate) fn serve(address: IpAddr) -> Result<()> {
+    let listener = TcpListener::bind((address, 0))?;
+    writeln!(std::io::stdout(), "{}", listener.local_addr()?)?;
+    let (stream, _) = listener.accept()?;
+    stream.set_nodelay(true)?;
+    echo(&mut &stream, &mut &stream)
 }

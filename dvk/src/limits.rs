@@ -99,8 +99,13 @@ pub const RING_AGAIN: Nanos = MILLISECOND;
 /// not read, so a link is dropped for this only if something is wrong with it.
 pub const LINK_QUEUE: usize = UNRECEIVED_LIMIT + (64 << 20);
 
-/// Longest spin of a link's reader before it sleeps.
-pub const SPIN_READER: Duration = Duration::from_nanos(m3ipc::limits::SPIN_MAX_NS);
+/// How long the daemon looks around before it sleeps, after there was something to do: about a round trip to
+/// another node. It gives its CPU away at each look, and stops looking when that does not pay off.
+pub const LOOK_AROUND: Nanos = 50_000;
+
+/// Links used within this time are read while looking around, so many at most: each look is a system call.
+pub const LINK_RECENT: Nanos = 2 * LOOK_AROUND;
+pub const LINKS_LED: usize = 4;
 
 /// Connections at the door, and those of one ordinary user: each is a descriptor of the daemon. Programs close
 /// theirs after each exchange.

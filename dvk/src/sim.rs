@@ -43,9 +43,10 @@ pub const SECOND: Nanos = 1_000_000_000;
 /// Makes server `number` from its store, as the server's `main` does.
 pub type Factory = fn(number: u32, store: &mut dyn Store) -> Box<dyn Server>;
 
-/// What goes wrong, and how often, until when. Times and places are the dice's.
+/// What goes wrong, and how often. Times and places are the dice's.
 #[derive(Clone, Copy, Debug)]
 pub struct Faults {
+    /// Nothing new goes wrong after that. A silence may last longer.
     pub until: Nanos,
     /// Connections that break.
     pub breaks: u64,

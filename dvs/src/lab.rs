@@ -332,7 +332,7 @@ fn missing(lab: &Lab, node: &LabNode) -> Option<String> {
 /// The state cannot be read.
 pub(crate) fn status(json: bool) -> Result<u8> {
     let Some(lab) = Lab::read(&directory())? else {
-        return Err(exit::Failure::new(exit::NO_DVS, "no lab is up; \"dvs lab up\" starts one"));
+        return Err(exit::Failure::error(exit::NO_DVS, "no lab is up; \"dvs lab up\" starts one"));
     };
     let mut healthy = true;
     let mut nodes = Table::new(&["NODE", "PID", "ADDRESS", "HEALTH"]);
@@ -388,6 +388,16 @@ pub(crate) fn down() -> Result<()> {
             table::say("The lab is down.\n")
         }
     }
+}
+
+/// Ends the lab, if there is one, without a word.
+///
+/// # Errors
+/// As [`down`].
+pub(crate) fn down_quietly() -> Result<()> {
+    let directory = directory();
+    let _lock = state::lock(&directory)?;
+    Lab::read(&directory)?.map_or(Ok(()), |lab| take_down(&lab))
 }
 
 /// Ends everything that belongs to `lab`, whatever state it is in.

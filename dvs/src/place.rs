@@ -96,7 +96,7 @@ impl Place {
         if let Some(dc) = dc.filter(|dc| *dc != info.dc) {
             let message =
                 format!("there is no distributed container {dc:?} here, only {:?}", info.dc);
-            return Err(Failure::new(exit::NO_DC, message));
+            return Err(Failure::error(exit::NO_DC, message));
         }
         let target = match node {
             None => info.node,
@@ -104,7 +104,7 @@ impl Place {
                 let names: Vec<&str> = info.nodes.iter().map(|node| node.name.as_str()).collect();
                 let all = names.join(", ");
                 let message = format!("{:?} has no node {name:?}, only {all}", info.dc);
-                Failure::new(exit::NO_NODE, message)
+                Failure::error(exit::NO_NODE, message)
             })?,
         };
         Ok(Some(Place { socket, info, target }))
@@ -116,7 +116,7 @@ impl Place {
     /// As there, and if there is no DVS.
     pub(crate) fn required(dc: Option<&str>, node: Option<&str>) -> Result<Place> {
         Place::find(dc, node)?.ok_or_else(|| {
-            Failure::new(exit::NO_DVS, "no DVS is running here; \"dvs lab up\" starts one")
+            Failure::error(exit::NO_DVS, "no DVS is running here; \"dvs lab up\" starts one")
         })
     }
 
@@ -174,9 +174,9 @@ pub(crate) fn connect(socket: &Path, kind: u32) -> Result<Process> {
     match process.whoami() {
         Ok(_) => Ok(process),
         Err(IpcError::Denied) => {
-            Err(Failure::new(exit::NODE_DOWN, "dvkd does not let this user do that"))
+            Err(Failure::error(exit::NODE_DOWN, "dvkd does not let this user do that"))
         }
-        Err(error) => Err(Failure::new(
+        Err(error) => Err(Failure::error(
             exit::NODE_DOWN,
             format!("no dvkd answers at {} ({error:?})", socket.display()),
         )),
@@ -193,7 +193,7 @@ fn watch(
 ) -> Result<()> {
     let gone = |error| {
         let message = format!("no dvkd answers at {} ({error:?})", socket.display());
-        Failure::new(exit::NODE_DOWN, message)
+        Failure::error(exit::NODE_DOWN, message)
     };
     let connection = Connection::connect(socket.as_os_str().as_bytes()).map_err(gone)?;
     connection.hello(Ask::hello(door::kind::PROCESS, 0, nonce), None).map_err(gone)?;

@@ -63,7 +63,7 @@ const INPUT_SIZE: usize = 64 * 1024;
 pub(crate) fn main(options: &Options) -> Result<u8> {
     run(options).map_err(|error| match error.downcast_ref::<Failure>() {
         Some(_) => error,
-        None => Failure::new(exit::RUN_FAILED, format!("{error:#}")),
+        None => Failure::error(exit::RUN_FAILED, format!("{error:#}")),
     })
 }
 
@@ -72,7 +72,7 @@ fn run(options: &Options) -> Result<u8> {
     match Place::find(options.dc.as_deref(), options.node.as_deref())? {
         Some(place) => attend(options, &place, &request),
         None if options.dc.is_none() && options.node.is_none() => embedded::run(options, &request),
-        None => Err(Failure::new(
+        None => Err(Failure::error(
             exit::NO_DVS,
             "no DVS is running here, so there is no such node or container; \"dvs lab up\" starts one",
         )),
@@ -84,7 +84,7 @@ fn run(options: &Options) -> Result<u8> {
 /// # Errors
 /// One sentence.
 pub(crate) fn attend(options: &Options, place: &Place, request: &Request) -> Result<u8> {
-    Run::start(options, place, request)?.to_its_end()
+    Run::start(options, place, request)?.wait()
 }
 
 /// What the program is to be, from the options and this process's own surroundings.
@@ -167,7 +167,7 @@ impl Run {
     }
 
     /// Waits for the program's end; returns the exit code.
-    fn to_its_end(self) -> Result<u8> {
+    fn wait(self) -> Result<u8> {
         let ended = self.session.call(&WaitExit { id: self.session.id }, &[]);
         if ended.is_ok() {
             // All that it has written before.
@@ -235,7 +235,7 @@ fn check(spawned: &Spawned, request: &Request, node: &str) -> Result<()> {
         step::MAP => (exit::RUN_FAILED, format!("a path of --map cannot be mounted: {why}")),
         _ => (exit::RUN_FAILED, format!("node {node} cannot start a program: {why}")),
     };
-    Err(Failure::new(code, message))
+    Err(Failure::error(code, message))
 }
 
 /// For `-v`.
@@ -260,7 +260,7 @@ fn lost(node: &str, errno: Errno) -> anyhow::Error {
         ENOSYS => (exit::NODE_DOWN, "this node's dvkd is gone".into()),
         _ => (exit::RUN_FAILED, format!("node {node}: {errno}")),
     };
-    Failure::new(code, message)
+    Failure::error(code, message)
 }
 
 /// The exit code for a status as wait(2) has it; like a shell, says how a signal ended the program.
@@ -398,8 +398,9 @@ fn spawn_input(session: &Arc<Session>, none: bool) {
     let session = Arc::clone(session);
     std::thread::spawn(move || {
         let id = session.id;
-        let mut bytes = vec![0; INPUT_SIZE];
-        while !none {
+        let mut bytes = vec![0; if none { 0 } else { INPUT_SIZE }];
+        // An empty buffer reads nothing: the end.
+        loop {
             let count = match std::io::stdin().lock().read(&mut bytes) {
                 Ok(count) if count > 0 => count,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,

@@ -19,6 +19,8 @@ pub struct World {
     /// A folder of this machine, for outputs and compiled programs.
     scratch: PathBuf,
     started: AtomicU32,
+    /// The program, and the directory in which it looks for a lab.
+    dvs: Option<(PathBuf, PathBuf)>,
 }
 
 #[derive(Debug)]
@@ -41,8 +43,10 @@ impl World {
     /// # Errors
     /// The lab does not come up.
     pub fn lab(program: &Path, scratch: &Path) -> Result<World> {
-        let lab = Lab::up(program, &scratch.join("lab"))?;
-        Ok(World::new(Kind::Lab(lab), "/dvs".into(), scratch))
+        let directory = scratch.join("lab");
+        let lab = Lab::up(program, &directory)?;
+        let dvs = Some((program.to_path_buf(), directory));
+        Ok(World { dvs, ..World::new(Kind::Lab(lab), "/dvs".into(), scratch) })
     }
 
     /// The system of one node that `dvs-run` starts where no lab is.
@@ -50,12 +54,17 @@ impl World {
     /// # Errors
     /// It cannot be started.
     pub fn embedded(program: &Path, scratch: &Path) -> Result<World> {
-        let mut command = lab::command(program, &scratch.join("no-lab"));
+        let directory = scratch.join("no-lab");
+        let mut command = lab::command(program, &directory);
         command.args(["run", "--", "sh"]).envs(ENVIRONMENT);
         command.stdout(Stdio::null()).stderr(File::create(scratch.join("embedded.errors"))?);
         let shell =
             Shell::start(command).with_context(|| format!("cannot run {}", program.display()))?;
-        Ok(World::new(Kind::Embedded(shell), "/dvs".into(), scratch))
+        let dvs = Some((program.to_path_buf(), directory));
+        let world = World { dvs, ..World::new(Kind::Embedded(shell), "/dvs".into(), scratch) };
+        // From now on its system is there.
+        world.run(0, &["true"]);
+        Ok(world)
     }
 
     /// This machine.
@@ -78,7 +87,7 @@ impl World {
     }
 
     fn new(kind: Kind, tree: PathBuf, scratch: &Path) -> World {
-        World { kind, tree, scratch: scratch.to_path_buf(), started: AtomicU32::new(0) }
+        World { kind, tree, scratch: scratch.to_path_buf(), started: AtomicU32::new(0), dvs: None }
     }
 
     /// The lab, if this is one.
@@ -87,6 +96,15 @@ impl World {
             Kind::Lab(lab) => Some(lab),
             _ => None,
         }
+    }
+
+    /// The program `dvs`, which looks for a lab where this world has one, or none.
+    ///
+    /// # Panics
+    /// This world is Linux itself.
+    pub fn dvs(&self) -> Command {
+        let (program, directory) = self.dvs.as_ref().expect("Linux itself has no dvs");
+        lab::command(program, directory)
     }
 
     /// Is it as it was when it began?

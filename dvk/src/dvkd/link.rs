@@ -2,14 +2,15 @@
 //!
 //! [`Stream`] is the seam for TLS: what follows needs no more of a transport than that.
 
-use crate::limits::SPIN_READER;
+use crate::host::solo::monotonic;
+use crate::server::Nanos;
 use bytes::Bytes;
-use m3ipc::spin::Spin;
 use rustix::event::{PollFd, PollFlags, poll};
 use std::collections::VecDeque;
 use std::io::{ErrorKind, IoSlice, Read, Result, Write};
 use std::net::{Shutdown, TcpStream};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 /// A connection to another node. Neither read nor write waits: they return `WouldBlock`.
@@ -77,6 +78,22 @@ pub(super) struct Link {
     filled: Condvar,
     /// Bytes that may be queued.
     queue_max: usize,
+    /// What has been read and not been taken. Whoever holds this reads.
+    reading: Mutex<Reading>,
+    /// The proxy thread reads for the time being; the link's own reader waits for `let_go`.
+    led: Mutex<bool>,
+    let_go: Condvar,
+    /// When it was used last, on the monotonic clock.
+    used: AtomicU64,
+}
+
+/// What has come over a link and is not yet a whole frame.
+#[derive(Debug, Default)]
+pub(super) struct Reading {
+    pub(super) bytes: Vec<u8>,
+    pub(super) end: usize,
+    /// Why the link is at its end.
+    pub(super) ended: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -85,6 +102,8 @@ struct Queue {
     bytes: usize,
     /// How much of the first frame has been written.
     written: usize,
+    /// Somebody writes.
+    writing: bool,
     closed: bool,
 }
 
@@ -94,7 +113,16 @@ const BATCH: usize = 64;
 impl Link {
     /// `queue_max`: bytes that may be queued, usually `LINK_QUEUE`.
     pub(super) fn new(stream: Box<dyn Stream>, queue_max: usize) -> Link {
-        Link { stream, queue: Mutex::default(), filled: Condvar::new(), queue_max }
+        Link {
+            stream,
+            queue: Mutex::default(),
+            filled: Condvar::new(),
+            queue_max,
+            reading: Mutex::default(),
+            led: Mutex::new(false),
+            let_go: Condvar::new(),
+            used: AtomicU64::new(0),
+        }
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
@@ -119,16 +147,40 @@ impl Link {
 
     /// Writes what can be written without waiting. The rest is the flush thread's.
     pub(super) fn flush(&self) {
-        let mut queue = self.queue();
-        match queue.write_to(&*self.stream) {
+        self.note_use(monotonic());
+        match self.write_queued() {
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => self.filled.notify_one(),
             Err(error) => {
                 tracing::debug!(%error, "cannot write to a link");
-                drop(queue);
                 self.close();
             }
         }
+    }
+
+    /// Writes the queue, if nobody else is at it; whoever is finds what has been added. The queue is not locked
+    /// during a write: those who add to it hold the node's lock.
+    fn write_queued(&self) -> Result<()> {
+        let mut queue = self.queue();
+        if std::mem::replace(&mut queue.writing, true) {
+            return Ok(());
+        }
+        let result = loop {
+            let batch: Vec<Bytes> = queue.frames.iter().take(BATCH).cloned().collect();
+            let written = queue.written;
+            if batch.is_empty() {
+                break Ok(());
+            }
+            drop(queue);
+            let result = write_batch(&*self.stream, &batch, written);
+            queue = self.queue();
+            match result {
+                Ok(count) => queue.advance(count),
+                Err(error) => break Err(error),
+            }
+        };
+        queue.writing = false;
+        result
     }
 
     /// Ends the link; its reader notices.
@@ -140,52 +192,71 @@ impl Link {
         queue.written = 0;
         self.stream.close();
         self.filled.notify_one();
+        drop(queue);
+        self.lead(false);
     }
 
     /// The body of the flush thread: writes what had to be queued, until the link is closed.
     pub(super) fn flush_queued(&self) {
-        let mut queue = self.queue();
-        while !queue.closed {
-            if queue.frames.is_empty() {
+        loop {
+            let mut queue = self.queue();
+            while !queue.closed && (queue.frames.is_empty() || queue.writing) {
                 queue = self.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
-                continue;
+            }
+            if queue.closed {
+                return;
             }
             drop(queue);
-            let waited = self.stream.await_writable();
-            queue = self.queue();
-            match waited.and_then(|()| queue.write_to(&*self.stream)) {
-                Err(error) if error.kind() != ErrorKind::WouldBlock => {
-                    drop(queue);
-                    self.close();
-                    return;
-                }
+            match self.stream.await_writable().and_then(|()| self.write_queued()) {
+                Err(error) if error.kind() != ErrorKind::WouldBlock => return self.close(),
                 _ => {}
             }
         }
     }
 
-    /// Reads more, waiting for it; 0 is the end. Looks for a while first, if that has been paying off.
-    pub(super) fn read(&self, buffer: &mut [u8], spin: &Spin) -> Result<usize> {
-        loop {
-            let mut result = self.try_read(buffer);
-            if result.is_none() {
-                let start = Instant::now();
-                spin.until(|| {
-                    if result.is_none() && start.elapsed() < SPIN_READER {
-                        result = self.try_read(buffer);
-                    }
-                    result.is_some()
-                });
-            }
-            match result {
-                Some(result) => return result,
-                None => self.stream.await_readable(None)?,
-            }
+    /// The right to read, if nobody else has it.
+    pub(super) fn try_reading(&self) -> Option<MutexGuard<'_, Reading>> {
+        match self.reading.try_lock() {
+            Ok(reading) => Some(reading),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
         }
     }
 
+    /// The right to read.
+    pub(super) fn reading(&self) -> MutexGuard<'_, Reading> {
+        self.reading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says that the proxy thread reads, or does not any more.
+    pub(super) fn lead(&self, is_led: bool) {
+        *self.led.lock().unwrap_or_else(PoisonError::into_inner) = is_led;
+        if !is_led {
+            self.let_go.notify_all();
+        }
+    }
+
+    /// Waits until there is something to read that nobody else reads.
+    pub(super) fn await_turn(&self) -> Result<()> {
+        let led = self.led.lock().unwrap_or_else(PoisonError::into_inner);
+        if *led {
+            drop(self.let_go.wait_while(led, |led| *led).unwrap_or_else(PoisonError::into_inner));
+            return Ok(());
+        }
+        drop(led);
+        self.stream.await_readable(None)
+    }
+
+    pub(super) fn note_use(&self, now: Nanos) {
+        self.used.store(now, Ordering::Relaxed);
+    }
+
+    pub(super) fn last_use(&self) -> Nanos {
+        self.used.load(Ordering::Relaxed)
+    }
+
     /// Reads without waiting.
-    fn try_read(&self, buffer: &mut [u8]) -> Option<Result<usize>> {
+    pub(super) fn try_read(&self, buffer: &mut [u8]) -> Option<Result<usize>> {
         match self.stream.read(buffer) {
             Err(error)
                 if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
@@ -211,24 +282,22 @@ impl Link {
     }
 }
 
-impl Queue {
-    fn write_to(&mut self, stream: &dyn Stream) -> Result<()> {
-        while !self.frames.is_empty() {
-            let mut parts = [IoSlice::new(&[]); BATCH];
-            let count = self.frames.len().min(BATCH);
-            for (index, (part, frame)) in parts.iter_mut().zip(&self.frames).enumerate() {
-                *part = IoSlice::new(&frame[if index == 0 { self.written } else { 0 }..]);
-            }
-            match stream.write(&parts[..count]) {
-                Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(count) => self.advance(count),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
+/// One write of several frames, of the first only what comes after `written` bytes.
+fn write_batch(stream: &dyn Stream, batch: &[Bytes], written: usize) -> Result<usize> {
+    let mut parts = [IoSlice::new(&[]); BATCH];
+    for (index, (part, frame)) in parts.iter_mut().zip(batch).enumerate() {
+        *part = IoSlice::new(&frame[if index == 0 { written } else { 0 }..]);
     }
+    loop {
+        match stream.write(&parts[..batch.len()]) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
 
+impl Queue {
     fn advance(&mut self, mut count: usize) {
         while let Some(first) = self.frames.front() {
             let left = first.len() - self.written;

@@ -3,9 +3,10 @@
 //! Of two nodes the one with the smaller number connects, the other accepts. A link's reader gives each frame to
 //! the kernel and carries out what follows itself: an answer goes straight into the caller's lane.
 
-use super::link::{Link, Tcp};
+use super::link::{Link, Reading, Tcp};
 use super::node::Shared;
 use crate::frame::{self, Frame, FrameError, Hello, Packet};
+use crate::host::solo::monotonic;
 use crate::kernel::{Input, LinkId};
 use crate::limits::{
     FRAME_MAX, HANDSHAKE_TIMEOUT, HANDSHAKES_MAX, LINK_QUEUE, RECONNECT_MAX, RECONNECT_MIN,
@@ -13,8 +14,6 @@ use crate::limits::{
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use m3ipc::NodeId;
-use m3ipc::spin::Spin;
-use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -164,7 +163,7 @@ impl Met {
         let flusher = link.clone();
         let reason =
             match Builder::new().name("link-flush".into()).spawn(move || flusher.flush_queued()) {
-                Ok(_) => read(shared, &link, node, number, rest),
+                Ok(_) => Pump { link: link.clone(), node, number }.run(shared, rest),
                 Err(error) => error.to_string(),
             };
         link.close();
@@ -178,30 +177,108 @@ impl Met {
     }
 }
 
-/// Reads frames until the link ends; says why it did.
-fn read(shared: &Shared, link: &Link, node: NodeId, number: LinkId, rest: Vec<u8>) -> String {
-    let spin = Spin::new();
-    let mut bytes = rest;
-    let mut end = bytes.len();
-    loop {
-        let used = match take_frames(shared, node, number, &bytes[..end]) {
-            Ok(used) => used,
-            Err(error) => {
-                shared.with(|state| state.counters.protocol_errors += 1);
-                return error.to_string();
+/// A link in use.
+#[derive(Clone, Debug)]
+pub(super) struct Pump {
+    pub(super) link: Arc<Link>,
+    node: NodeId,
+    number: LinkId,
+}
+
+/// What a read has brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    Nothing,
+    /// All there was.
+    Some,
+    /// Perhaps not all there was, or the end.
+    Full,
+}
+
+impl Turn {
+    fn has_more(self) -> bool {
+        self == Turn::Full
+    }
+}
+
+impl Pump {
+    /// The link's own reader: reads until the link ends, and says why it did.
+    fn run(self, shared: &Shared, rest: Vec<u8>) -> String {
+        {
+            let mut reading = self.link.reading();
+            reading.end = rest.len();
+            reading.bytes = rest;
+            self.take(shared, &mut reading);
+        }
+        shared.with(|state| state.pumps.insert(self.number, self.clone()));
+        shared.watched.fetch_add(1, Ordering::SeqCst);
+        let reason = loop {
+            let mut reading = self.link.reading();
+            let read = self.turn(shared, &mut reading);
+            if let Some(reason) = reading.ended.take() {
+                break reason;
+            }
+            drop(reading);
+            if !read.has_more()
+                && let Err(error) = self.link.await_turn()
+            {
+                break error.to_string();
             }
         };
-        bytes.copy_within(used..end, 0);
-        end -= used;
-        // Room for the rest of the longest frame, and then some.
-        if bytes.len() < end + FRAME_MAX {
-            bytes.resize(end + FRAME_MAX, 0);
+        shared.with(|state| state.pumps.remove(&self.number));
+        shared.watched.fetch_add(1, Ordering::SeqCst);
+        reason
+    }
+
+    /// The proxy thread reads as well, while it is looking around anyway: the answer to what it has just sent is
+    /// then there one wake-up earlier.
+    pub(super) fn try_turn(&self, shared: &Shared) -> bool {
+        let Some(mut reading) = self.link.try_reading() else { return false };
+        self.turn(shared, &mut reading) != Turn::Nothing
+    }
+
+    /// Reads what there is, without waiting.
+    fn turn(&self, shared: &Shared, reading: &mut Reading) -> Turn {
+        if reading.ended.is_some() {
+            return Turn::Nothing;
         }
-        match link.read(&mut bytes[end..], &spin) {
-            Ok(0) => return "the other side has closed it".into(),
-            Ok(count) => end += count,
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return error.to_string(),
+        // Room for the rest of the longest frame, and then some.
+        let end = reading.end;
+        if reading.bytes.len() < end + FRAME_MAX {
+            reading.bytes.resize(end + FRAME_MAX, 0);
+        }
+        match self.link.try_read(&mut reading.bytes[end..]) {
+            None => return Turn::Nothing,
+            Some(Ok(0)) => reading.ended = Some("the other side has closed it".into()),
+            Some(Ok(count)) => {
+                let is_full = end + count == reading.bytes.len();
+                reading.end += count;
+                self.link.note_use(monotonic());
+                self.take(shared, reading);
+                if reading.ended.is_none() && !is_full {
+                    return Turn::Some;
+                }
+            }
+            Some(Err(error)) => reading.ended = Some(error.to_string()),
+        }
+        if reading.ended.is_some() {
+            // The link's own reader notices, and cleans up.
+            self.link.close();
+        }
+        Turn::Full
+    }
+
+    /// Gives the whole frames that have been read to the kernel.
+    fn take(&self, shared: &Shared, reading: &mut Reading) {
+        match take_frames(shared, self.node, self.number, &reading.bytes[..reading.end]) {
+            Ok(used) => {
+                reading.bytes.copy_within(used..reading.end, 0);
+                reading.end -= used;
+            }
+            Err(error) => {
+                shared.with(|state| state.counters.protocol_errors += 1);
+                reading.ended = Some(error.to_string());
+            }
         }
     }
 }

@@ -9,6 +9,7 @@ use super::config::Config;
 use super::door::Door;
 use super::identity::Identity;
 use super::link::Link;
+use super::links::Pump;
 use super::proxy::{Couriers, Proxies, Version};
 use crate::host::solo::monotonic;
 use crate::kernel::{self, Asker, Input, Kernel, LinkId, Output};
@@ -58,8 +59,10 @@ pub(super) struct Node {
     pub(super) proxies: Proxies,
     pub(super) couriers: Couriers,
     pub(super) links: BTreeMap<LinkId, Arc<Link>>,
+    /// The links that are read.
+    pub(super) pumps: BTreeMap<LinkId, Pump>,
     next_link: u64,
-    /// Links with something new to write.
+    /// Links with something new to write, when the lock is free.
     unflushed: Vec<Arc<Link>>,
     /// To be rung when the lock is free.
     rings: Vec<Arc<Ringer>>,
@@ -111,6 +114,7 @@ impl Shared {
             proxies: Proxies::new(watched.clone()),
             couriers: Couriers::new(watched.clone()),
             links: BTreeMap::new(),
+            pumps: BTreeMap::new(),
             next_link: 1,
             unflushed: Vec::new(),
             rings: Vec::new(),
@@ -167,10 +171,15 @@ impl Shared {
         let result = act(&mut node);
         node.settle();
         let rings = std::mem::take(&mut node.rings);
+        let unflushed = std::mem::take(&mut node.unflushed);
         let deadline = node.kernel.next_deadline().unwrap_or(Nanos::MAX);
         drop(node);
+        // Both may take a while, and let somebody run who then wants the lock.
         for ringer in rings {
             self.ring(ringer);
+        }
+        for link in unflushed {
+            link.flush();
         }
         if deadline < self.sleeps_until.fetch_min(deadline, Ordering::SeqCst) {
             // It looks at the time again before it sleeps, so a ring that fails is no loss.
@@ -200,9 +209,6 @@ impl Node {
             for output in std::mem::take(&mut self.out) {
                 self.carry_out(output);
             }
-        }
-        for link in std::mem::take(&mut self.unflushed) {
-            link.flush();
         }
     }
 

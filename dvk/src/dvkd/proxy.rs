@@ -3,16 +3,16 @@
 //! One thread sleeps on the daemon's bell. It finds requests on the channels of local processes and gives them to
 //! the kernel, which makes frames of them; and answers of local servers, which become frames as well.
 
+use super::links::Pump;
 use super::node::{Node, Place, Shared};
 use crate::host::solo::{check_lane, monotonic};
 use crate::kernel::Input;
-use crate::limits::RING_AGAIN;
+use crate::limits::{LINK_RECENT, LINKS_LED, LOOK_AROUND, RING_AGAIN};
 use crate::server::Nanos;
 use m3ipc::bell::Ringer;
 use m3ipc::channel::{Poll, SharedChannel};
 use m3ipc::limits::{CHANNELS_PER_PEER, LANES, PAYLOAD_AREA, PAYLOAD_MAX};
 use m3ipc::port::bits;
-use m3ipc::spin::Spin;
 use m3ipc::{CallId, Cred, DcId, Endpoint, IpcError, Message};
 use rustix::fd::{AsFd, OwnedFd};
 use std::collections::BTreeMap;
@@ -334,6 +334,7 @@ impl Proxy {
 struct Watched {
     proxies: Vec<Arc<Proxy>>,
     couriers: Vec<Arc<Courier>>,
+    pumps: Vec<Pump>,
     version: u64,
 }
 
@@ -342,6 +343,7 @@ impl Watched {
         if self.version != version {
             self.proxies.clone_from(&node.proxies.list);
             self.couriers = node.couriers.all();
+            self.pumps = node.pumps.values().cloned().collect();
             self.version = version;
         }
     }
@@ -356,7 +358,8 @@ impl Watched {
 pub(super) fn run(shared: &Shared) {
     let mut watched = Watched { version: u64::MAX, ..Watched::default() };
     let mut buffer = vec![0; PAYLOAD_AREA];
-    let spin = Spin::new();
+    let one_cpu = std::thread::available_parallelism().map_or(1, usize::from) < 2;
+    let mut patience = Patience { one_cpu, ..Patience::default() };
     while !shared.is_stopping() {
         shared.with(|node| {
             for courier in watched.couriers.iter().filter(|courier| courier.channel.has_answers()) {
@@ -371,13 +374,78 @@ pub(super) fn run(shared: &Shared) {
             node.settle();
             watched.refresh(node, shared.watched.load(Ordering::SeqCst));
             // From here on, whoever makes the deadline an earlier one says so and rings.
-            shared
-                .sleeps_until
-                .store(node.kernel.next_deadline().unwrap_or(Nanos::MAX), Ordering::SeqCst);
+            let deadline = node.kernel.next_deadline().unwrap_or(Nanos::MAX);
+            shared.sleeps_until.store(deadline, Ordering::SeqCst);
         });
-        if !spin.until(|| watched.has_news()) {
+        if !look_around(shared, &watched, &mut patience) {
             rest(shared, &watched);
         }
+    }
+}
+
+/// Looks for requests and answers for a while, and reads the links that were just used. True if there is
+/// something to take.
+fn look_around(shared: &Shared, watched: &Watched, patience: &mut Patience) -> bool {
+    if watched.has_news() {
+        return true;
+    }
+    let Some(budget) = patience.budget() else { return false };
+    let start = monotonic();
+    let recent = |pump: &&Pump| pump.link.last_use() + LINK_RECENT > start;
+    let pumps: Vec<&Pump> = watched.pumps.iter().filter(recent).take(LINKS_LED).collect();
+    pumps.iter().for_each(|pump| pump.link.lead(true));
+    let mut last = start;
+    let mut found = false;
+    while !found && monotonic() < last + budget && !shared.is_stopping() {
+        // Whoever could bring the news may wait for this CPU.
+        rustix::thread::sched_yield();
+        for pump in &pumps {
+            if pump.try_turn(shared) {
+                last = monotonic();
+                patience.reward();
+            }
+        }
+        found = watched.has_news();
+    }
+    pumps.iter().for_each(|pump| pump.link.lead(false));
+    if found {
+        patience.reward()
+    } else {
+        patience.punish()
+    }
+    found
+}
+
+/// How long to look around: as long as it has been paying off.
+#[derive(Debug, Default)]
+struct Patience {
+    /// 0: not at all, but for a try every so often.
+    nanos: Nanos,
+    rests: u32,
+    /// Then nobody can bring news while we look.
+    one_cpu: bool,
+}
+
+/// Every so many rests is a try.
+const TRY_EVERY: u32 = 16;
+
+impl Patience {
+    fn budget(&mut self) -> Option<Nanos> {
+        if self.one_cpu {
+            return None;
+        }
+        self.rests = self.rests.wrapping_add(1);
+        let tries = self.rests.is_multiple_of(TRY_EVERY);
+        (self.nanos > 0 || tries).then_some(LOOK_AROUND)
+    }
+
+    fn reward(&mut self) {
+        self.nanos = LOOK_AROUND;
+    }
+
+    fn punish(&mut self) {
+        // Twice in vain is enough.
+        self.nanos = if self.nanos == LOOK_AROUND { LOOK_AROUND / 2 } else { 0 };
     }
 }
 

@@ -647,6 +647,42 @@ mod tests {
         assert!(error.contains("0.jnl is damaged at offset"), "{error}");
     }
 
+    /// The child of the next test: the limit of a file's size stands for a full disk.
+    #[test]
+    fn child_whose_disk_is_full() {
+        let Some(directory) = std::env::var_os(FULL) else { return };
+        let mut store = DiskStore::open(Path::new(&directory)).unwrap();
+        store.put(b"before", b"1");
+        store.commit_sync().unwrap();
+        let limit = rustix::process::Rlimit { current: Some(65_536), maximum: None };
+        rustix::process::setrlimit(rustix::process::Resource::Fsize, limit).unwrap();
+        // Without the signal the write fails with EFBIG.
+        nix::sys::signal::SigSet::from_iter([nix::sys::signal::Signal::SIGXFSZ])
+            .thread_block()
+            .unwrap();
+        assert_eq!(store.blob_write(1, 65_536, b"x"), Err(StoreError::Full));
+        assert_eq!(store.blob_write(1, 0, b"x"), Ok(()));
+        store.put(b"large", &[7; 200_000]);
+        let error = format!("{:#}", store.commit().unwrap_err());
+        assert!(error.contains("is the disk full?"), "{error}");
+    }
+
+    const FULL: &str = "DVK_DISK_TEST_FULL";
+
+    #[test]
+    fn a_full_disk_is_an_error_of_the_write_or_of_the_commit_and_the_store_opens_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let status = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "host::disk::tests::child_whose_disk_is_full"])
+            .env(FULL, dir.path())
+            .stdout(Stdio::null())
+            .status()
+            .unwrap();
+        assert!(status.success());
+        let store = DiskStore::open(dir.path()).unwrap();
+        assert_eq!((store.get(b"before"), store.get(b"large")), (Some(b"1".to_vec()), None));
+    }
+
     const CHILD: &str = "DVK_DISK_TEST_CHILD";
 
     /// The child of the next test: commits a counter and says so, for ever.

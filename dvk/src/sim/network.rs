@@ -240,7 +240,7 @@ impl Sim {
         // A short one delays frames, a long one makes nodes give each other up.
         let long = self.faults.silence_max;
         let most = if self.random.chance(500) { long } else { long / 10 };
-        let until = (self.now + self.random.below(most)).min(self.faults.until);
+        let until = self.now + self.random.below(most);
         self.note(format!("nothing from {one:?} to {two:?} until {} µs", until / MICROSECOND));
         self.silent.insert((one, two), until);
         if self.random.chance(500) {

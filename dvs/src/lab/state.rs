@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -65,10 +65,11 @@ pub(crate) fn directory_of_this() -> Option<PathBuf> {
 }
 
 /// The door of a lab's DC: at the node named, else at the first one. A user without a lab is led
-/// to root's.
+/// to root's, unless a directory was chosen: then that one counts, even if it is empty.
 pub(crate) fn door(node: Option<&str>) -> Option<PathBuf> {
     let own = Lab::read(&directory()).ok().flatten();
-    let lab = own.or_else(|| Lab::read(Path::new("/run/dvs/lab")).ok().flatten())?;
+    let roots = || Lab::read(Path::new("/run/dvs/lab")).ok().flatten();
+    let lab = own.or_else(|| directory_of_this().map_or_else(roots, |_| None))?;
     let named = node.and_then(|name| lab.nodes.iter().find(|node| node.name == name));
     let node = named.or_else(|| lab.nodes.first())?;
     Some(lab.run(node).join(format!("dc-{}.sock", lab.dc)))
@@ -150,7 +151,10 @@ impl Lab {
         namespaces: bool,
         private: bool,
     ) -> Result<Lab> {
-        let nodes = (1..).zip(super::addresses(count, namespaces)?);
+        // A private system has no peer that must know its port: any that is free when it listens.
+        let alone = || Ok(vec![(Ipv4Addr::LOCALHOST, 0).into()]);
+        let addresses = if private { alone() } else { super::addresses(count, namespaces) };
+        let nodes = (1..).zip(addresses?);
         let nodes =
             nodes.map(|(node, address)| LabNode { node, name: format!("n{node}"), address });
         let mut random = [0u8; 8];

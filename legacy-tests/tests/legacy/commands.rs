@@ -92,7 +92,12 @@ fn terminal(world: &World) {
     let line = format!("{} run --node n2 -- sh -c 'tty; stty size; exit 5'", program.display());
     let mut command = std::process::Command::new("script");
     command.args(["-qec", &line, "/dev/null"]).env("DVS_LAB_DIR", world.scratch().join("lab"));
-    let output = command.stdin(Stdio::null()).output().expect("script(1) runs");
+    // The end of its input would be typed into the program's terminal: it stays open.
+    let mut script =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("script(1) runs");
+    let input = script.stdin.take();
+    let output = script.wait_with_output().expect("script(1) ends");
+    drop(input);
     let shown = text(&output.stdout);
     assert_eq!(code(output.status), 5, "{shown}");
     assert!(shown.starts_with("/dev/pts/"), "{shown:?}");

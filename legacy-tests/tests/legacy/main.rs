@@ -1,6 +1,7 @@
 //! Runs every test in every world that it is for; one lab for all of them, taken down at the end.
 
 mod commands;
+mod embedded;
 mod faults;
 mod files;
 mod locks;
@@ -28,7 +29,9 @@ enum Place {
 
 /// For most tests: the same programs, with the same right answers.
 const ALL: &[Place] = &[Place::Native, Place::Embedded, Place::Lab];
-/// For what only DVS has.
+/// For what a machine without a lab does.
+const EMBEDDED: &[Place] = &[Place::Embedded];
+/// For what only a lab has.
 const LAB: &[Place] = &[Place::Lab];
 
 const MODULES: &[&[Test]] = &[
@@ -39,6 +42,7 @@ const MODULES: &[&[Test]] = &[
     processes::TESTS,
     commands::TESTS,
     faults::TESTS,
+    embedded::TESTS,
 ];
 
 /// The worlds, each made when a test first needs it.

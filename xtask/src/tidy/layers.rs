@@ -33,7 +33,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("legacy-tests", &[]),
-    ("bench", &["muk2", "dvk", "libdvsposix", "calls", "m3ipc"]),
+    ("bench", &["legacy-tests", "calls", "m3ipc"]),
     ("xtask", &[]),
     (
         "fuzz",

@@ -1,0 +1,64 @@
+//! A lab, and workers on its nodes.
+
+use crate::place::Place;
+use anyhow::{Context, Result, ensure};
+use legacy_tests::{Lab, lab};
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use crate::peer::Peer;
+
+/// A lab that is up, with the bench's own program where every node finds it.
+#[derive(Debug)]
+pub(crate) struct System {
+    lab: Lab,
+    program: PathBuf,
+    _scratch: tempfile::TempDir,
+}
+
+impl System {
+    /// Brings up a lab of three nodes.
+    ///
+    /// # Errors
+    /// One sentence: what is missing here, or what `dvs lab up` says.
+    pub(crate) fn up() -> Result<System> {
+        if let Some(obstacle) = lab::obstacle() {
+            anyhow::bail!(obstacle);
+        }
+        let scratch = tempfile::Builder::new().prefix("dvs-bench-").tempdir()?;
+        let program = scratch.path().join("bench");
+        std::fs::copy(std::env::current_exe()?, &program)?;
+        let lab = Lab::up(&lab::program()?, &scratch.path().join("lab"))?;
+        Ok(System { lab, program, _scratch: scratch })
+    }
+
+    /// The bench as a program on `node`, in this role.
+    fn command(&self, node: &str, role: &[&str]) -> Command {
+        let mut command = self.lab.command();
+        command.args(["run", "--node", node, "--"]).arg(&self.program).args(role);
+        command
+    }
+
+    /// A worker on `node`, in the shared tree.
+    pub(crate) fn worker(&self, name: &str, node: &str) -> Result<Place> {
+        Place::of(name, self.command(node, &["worker", "/dvs"]))
+    }
+
+    /// An echo on the first node, and the address where the other nodes reach it.
+    pub(crate) fn echo(&self) -> Result<(Peer, String)> {
+        let rows = self.lab.rows(&["lab", "status"])?;
+        let address = rows
+            .iter()
+            .find(|row| row["node"] == lab::NODES[0])
+            .and_then(|row| row["address"].as_str());
+        let (host, _) =
+            address.and_then(|address| address.rsplit_once(':')).context("n1 has no address")?;
+        let mut command = self.command(lab::NODES[0], &["echo", host]);
+        let mut peer = Peer(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?);
+        let mut line = String::new();
+        BufReader::new(peer.0.stdout.take().expect("it is piped")).read_line(&mut line)?;
+        ensure!(!line.trim().is_empty(), "the echo on n1 does not start");
+        Ok((peer, line.trim().to_owned()))
+    }
+}

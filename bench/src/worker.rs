@@ -1,0 +1,126 @@
+//! A process that does things many times and says how long they took: on this machine, or in a container.
+
+use crate::stream::MESSAGE;
+use anyhow::{Context, Result, bail};
+use calls::call;
+use calls::ipc::SemGetvalue;
+use m3ipc::client::{Identity, Process};
+use m3ipc::{Endpoint, Wait};
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Operations on small files.
+pub(crate) const FILES: [&str; 5] = ["write 4 KiB", "read 4 KiB", "create", "stat", "unlink"];
+/// A call to a server that answers at once, without looking at its store.
+pub(crate) const SENDREC: &str = "sendrec";
+/// Ping-pong with an `echo` at the address that follows.
+pub(crate) const TCP: &str = "tcp ";
+
+/// Most files that are made in a round: ext4 looks at every inode that was freed in the last five
+/// seconds before it makes one, so thousands would measure that.
+pub(crate) const FILES_MAX: u32 = 200;
+
+/// The state of a worker.
+struct Worker {
+    folder: PathBuf,
+    data: File,
+    port: Process,
+    connection: Option<TcpStream>,
+}
+
+/// Reads lines `count operation`, does that, prints the nanoseconds.
+pub(crate) fn work(folder: &Path) -> Result<()> {
+    let folder = folder.join(format!("bench-{}", std::process::id()));
+    fs::create_dir(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let result = serve(&folder);
+    fs::remove_dir_all(&folder)?;
+    result
+}
+
+fn serve(folder: &Path) -> Result<()> {
+    let path = folder.join("data");
+    let data = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
+    data.write_all_at(&[7; 4096], 0)?;
+    let port = Process::new(Identity::PROCESS);
+    let mut worker = Worker { folder: folder.to_path_buf(), data, port, connection: None };
+    for line in std::io::stdin().lock().lines() {
+        let line = line?;
+        let (count, operation) = line.split_once(' ').context("a line is `count operation`")?;
+        let time = worker.perform(operation, count.parse()?)?;
+        writeln!(std::io::stdout(), "{}", time.as_nanos())?;
+    }
+    Ok(())
+}
+
+impl Worker {
+    fn perform(&mut self, operation: &str, count: u32) -> Result<Duration> {
+        let mut block = [7; 4096];
+        match operation {
+            "write 4 KiB" => timed(count, || self.data.write_all_at(&block, 0)),
+            "read 4 KiB" => timed(count, || self.data.read_exact_at(&mut block, 0)),
+            "stat" => timed(count, || fs::metadata(self.folder.join("data")).map(drop)),
+            "create" | "unlink" => create_and_unlink(&self.folder, operation, count),
+            SENDREC => timed(count, || self.sendrec()),
+            _ => match operation.strip_prefix(TCP) {
+                Some(address) => self.tcp(address, count),
+                None => bail!("no operation {operation}"),
+            },
+        }
+    }
+
+    /// A call about a semaphore that nobody has: the server looks it up, and says EINVAL.
+    fn sendrec(&self) -> std::io::Result<()> {
+        match call(
+            &self.port,
+            Endpoint::IPC,
+            &SemGetvalue { id: u64::MAX },
+            &[],
+            &mut [],
+            Wait::FOREVER,
+        ) {
+            Err(errno) if errno.errno == m3ipc::errno::numbers::EINVAL => Ok(()),
+            other => Err(std::io::Error::other(format!("the server says {other:?}"))),
+        }
+    }
+
+    fn tcp(&mut self, address: &str, count: u32) -> Result<Duration> {
+        let connection = match &mut self.connection {
+            Some(connection) => connection,
+            None => {
+                let connection = TcpStream::connect(address)
+                    .with_context(|| format!("cannot connect to {address}"))?;
+                connection.set_nodelay(true)?;
+                self.connection.insert(connection)
+            }
+        };
+        let mut message = [7; MESSAGE];
+        timed(count, || {
+            connection.write_all(&message)?;
+            connection.read_exact(&mut message)
+        })
+    }
+}
+
+/// Creates and removes `count` files; the time is that of `operation`.
+fn create_and_unlink(folder: &Path, operation: &str, count: u32) -> Result<Duration> {
+    let path = |index: u32| folder.join(format!("f{index}"));
+    let mut each = 0..count;
+    let create = timed(count, || {
+        each.next().map_or(Ok(()), |index| File::create_new(path(index)).map(drop))
+    })?;
+    let mut each = 0..count;
+    let unlink = timed(count, || each.next().map_or(Ok(()), |index| fs::remove_file(path(index))))?;
+    Ok(if operation == "create" { create } else { unlink })
+}
+
+fn timed(count: u32, mut operation: impl FnMut() -> std::io::Result<()>) -> Result<Duration> {
+    let start = Instant::now();
+    for _ in 0..count {
+        operation()?;
+    }
+    Ok(start.elapsed())
+}
