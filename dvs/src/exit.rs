@@ -42,7 +42,8 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    pub(crate) fn new(code: u8, message: impl Into<String>) -> anyhow::Error {
+    /// As an error on its way to `main`.
+    pub(crate) fn error(code: u8, message: impl Into<String>) -> anyhow::Error {
         Failure { code, message: message.into() }.into()
     }
 }

@@ -82,8 +82,7 @@ impl Table {
         }
         let is_number = |column: usize| {
             let cells = self.rows.iter().filter_map(|row| row.get(column));
-            self.rows.first().is_some()
-                && cells.into_iter().all(|cell| matches!(cell, Cell::Number(_)))
+            !self.rows.is_empty() && cells.into_iter().all(|cell| matches!(cell, Cell::Number(_)))
         };
         let headings: Vec<String> = self.headings.iter().map(|&heading| heading.into()).collect();
         let rows = self.rows.iter().map(|row| row.iter().map(Cell::shown).collect());

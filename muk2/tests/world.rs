@@ -30,10 +30,11 @@ fn semaphore(program: &Program<'_>, name: &[u8], value: u32) -> u64 {
     ask(program, Endpoint::IPC, &row, name).expect("opened").0.id
 }
 
+/// A program of a test: what it does, and where it notes what it saw.
+type Body = Box<dyn FnOnce(&Program<'_>, &dyn Fn(String))>;
+
 /// Runs programs as root in a fresh world with simulated time; returns what they noted, in order.
-fn run(
-    programs: Vec<Box<dyn FnOnce(&Program<'_>, &dyn Fn(String))>>,
-) -> (Vec<String>, Result<(), Stuck>) {
+fn run(programs: Vec<Body>) -> (Vec<String>, Result<(), Stuck>) {
     let notes = Rc::new(RefCell::new(Vec::new()));
     let mut world = World::new(Clock::Simulated).expect("memory");
     for program in programs {

@@ -50,7 +50,7 @@ struct Shared {
 
 #[derive(Debug)]
 enum Item {
-    Told(Tell, Fds),
+    Told(Box<Tell>, Fds),
     Answers(Vec<Answer>),
     /// dvkd says stop, or is gone.
     Stop,
@@ -300,7 +300,7 @@ impl Shared {
         loop {
             match connection.hear() {
                 Ok((tell, _)) if tell.op == tell::STOP => break,
-                Ok((tell, fds)) => self.put(Item::Told(tell, fds)),
+                Ok((tell, fds)) => self.put(Item::Told(Box::new(tell), fds)),
                 Err(_) => break,
             }
         }

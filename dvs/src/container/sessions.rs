@@ -404,13 +404,10 @@ impl Session {
         let State::Starting { pid, call, report, said, command } = &mut self.state else {
             return None;
         };
-        match read_to_end(report, said) {
-            Err(Os::AGAIN) => {
-                // The kernel refuses only what is watched already.
-                watch.reading(report, REPORT).ok();
-                return None;
-            }
-            Ok(()) | Err(_) => {}
+        if read_to_end(report, said) == Err(Os::AGAIN) {
+            // The kernel refuses only what is watched already.
+            watch.reading(report, REPORT).ok();
+            return None;
         }
         let (pid, call, command) = (*pid, *call, std::mem::take(command));
         let spawned = Outcome::decode(said).spawned(pid);

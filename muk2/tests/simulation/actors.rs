@@ -719,6 +719,9 @@ pub(crate) struct Appender {
     left: u64,
     file: Option<(u64, u64)>,
     doing: Appending,
+    /// Written through this open file and not synced. What was written before may have got lost with
+    /// the open file.
+    written: Vec<u64>,
     world: Shared,
 }
 
@@ -731,7 +734,7 @@ enum Appending {
 
 impl Appender {
     pub(crate) fn new(name: u64, left: u64, world: Shared) -> Appender {
-        Appender { name, left, file: None, doing: Appending::Opening, world }
+        Appender { name, left, file: None, doing: Appending::Opening, written: Vec::new(), world }
     }
 
     /// An open file that is not any more; anything else is an error.
@@ -741,6 +744,7 @@ impl Appender {
             _ => unexpected::<R>(errno, &self.world),
         }
         self.file = None;
+        self.written.clear();
     }
 
     fn ended(&mut self, ended: Ended) {
@@ -756,15 +760,17 @@ impl Appender {
             Appending::Writing(record) => {
                 let outcome = outcome::<Write>(ended);
                 self.world.borrow_mut().records.insert(record, fate(&outcome));
-                if let Outcome::Failed(errno) = outcome {
-                    self.failed::<Write>(errno);
+                match outcome {
+                    Outcome::Done(..) => self.written.push(record),
+                    Outcome::Failed(errno) => self.failed::<Write>(errno),
+                    Outcome::Interrupted | Outcome::Lost => {}
                 }
             }
-            Appending::Syncing => {
-                if let Outcome::Failed(errno) = outcome::<Fsync>(ended) {
-                    self.failed::<Fsync>(errno);
-                }
-            }
+            Appending::Syncing => match outcome::<Fsync>(ended) {
+                Outcome::Done(..) => self.world.borrow_mut().synced.extend(self.written.drain(..)),
+                Outcome::Failed(errno) => self.failed::<Fsync>(errno),
+                Outcome::Interrupted | Outcome::Lost => {}
+            },
         }
     }
 }
@@ -784,7 +790,7 @@ impl Program for Appender {
         if self.left == 0 {
             return Step::Exit;
         }
-        if random.chance(100) {
+        if random.chance(150) {
             self.doing = Appending::Syncing;
             return call(Endpoint::VFS, Fsync { fh, ino, datasync: 0 }, []);
         }

@@ -72,8 +72,11 @@ fn faults(random: &mut Random) -> Faults {
 
 type Threads = Vec<Box<dyn Program>>;
 
+/// Makes the threads of a process with this name.
+type Population = fn(name: u64, random: &mut Random, world: &Rc<RefCell<World>>) -> Threads;
+
 /// The threads of one process. Those that hold locks have a process of their own: what is theirs goes with it.
-fn threads(name: u64, random: &mut Random, world: &Rc<RefCell<World>>) -> Threads {
+fn everybody(name: u64, random: &mut Random, world: &Rc<RefCell<World>>) -> Threads {
     let left = random.between(5, 30);
     let world = || world.clone();
     match random.below(8) {
@@ -97,24 +100,55 @@ fn threads(name: u64, random: &mut Random, world: &Rc<RefCell<World>>) -> Thread
     }
 }
 
+/// What the others share is not made to survive a power failure.
+fn appenders(name: u64, random: &mut Random, world: &Rc<RefCell<World>>) -> Threads {
+    vec![Box::new(Appender::new(name, random.between(20, 60), world.clone()))]
+}
+
 fn run(seed: u64, print: bool) -> Result<(), String> {
+    run_with(seed, print, |sim| {
+        let faults = faults(&mut Random::new(!seed));
+        let world = simulate(sim, seed, faults, everybody)?;
+        world.check(sim.stats.given_up == 0 && sim.stats.node_crashes == 0)
+    })
+}
+
+/// Nodes crash, and with them goes what was not on stable storage.
+fn run_power_failure(seed: u64, print: bool) -> Result<(), String> {
+    run_with(seed, print, |sim| {
+        let random = &mut Random::new(!seed);
+        let crashes = random.between(1, 4);
+        let faults = Faults { power_fails: true, node_crashes: crashes, ..faults(random) };
+        simulate(sim, seed, faults, appenders)?.check_synced()
+    })
+}
+
+fn run_with(
+    seed: u64,
+    print: bool,
+    body: impl FnOnce(&mut Sim) -> Result<(), String>,
+) -> Result<(), String> {
     let mut sim = Sim::new(seed, dc(), server);
     if print {
         sim.keep_log();
     }
-    let result = simulate(&mut sim, seed).map(|_| ());
+    let result = body(&mut sim);
     if print {
         return result.map_err(|error| format!("{}\n{error}", sim.log().join("\n")));
     }
     result
 }
 
-/// The cluster's life from beginning to end. Returns what the programs know if that is right.
-fn simulate(sim: &mut Sim, seed: u64) -> Result<World, String> {
+/// The cluster's life from beginning to end. Returns what the programs know.
+fn simulate(
+    sim: &mut Sim,
+    seed: u64,
+    faults: Faults,
+    threads: Population,
+) -> Result<World, String> {
     let random = &mut Random::new(seed ^ 0x5eed);
     let world = Rc::new(RefCell::new(World::default()));
     alone(sim, Box::new(Setup::new(world.clone())))?;
-    let faults = faults(random);
     sim.begin(faults);
     for name in 0..random.between(8, 18) {
         let threads = threads(name, random, &world);
@@ -122,11 +156,10 @@ fn simulate(sim: &mut Sim, seed: u64) -> Result<World, String> {
         sim.spawn(random.below(faults.until), node(random), cred, threads);
     }
     sim.run()?;
-    let is_strict = sim.stats.given_up == 0 && sim.stats.node_crashes == 0;
+    let stats = sim.stats;
     alone(sim, Box::new(Auditor::new(world.clone())))?;
-    let world = world.take();
-    world.check(is_strict)?;
-    Ok(world)
+    sim.stats = stats;
+    Ok(world.take())
 }
 
 fn node(random: &mut Random) -> NodeId {
@@ -142,13 +175,16 @@ fn alone(sim: &mut Sim, program: Box<dyn Program>) -> Result<(), String> {
 /// A simulation in which little happens proves little.
 #[test]
 fn the_runs_are_full_of_work_and_of_trouble() {
-    let (mut waits, mut failed, mut messages, mut sysv, mut records, mut additions) =
-        (0, 0, 0, 0, 0, 0);
+    let (mut waits, mut failed, mut messages, mut sysv) = (0, 0, 0, 0);
+    let (mut records, mut synced, mut additions) = (0, 0, 0);
     let (mut unknown, mut strict, mut given_up, mut crashes, mut kills, mut deaths) =
         (0, 0, 0, 0, 0, 0);
     for seed in 0..60 {
         let mut sim = Sim::new(seed, dc(), server);
-        let world = simulate(&mut sim, seed).expect("the other test says it is right");
+        let faults = faults(&mut Random::new(!seed));
+        let world =
+            simulate(&mut sim, seed, faults, everybody).expect("the other test says it is right");
+        synced += world.synced.len();
         waits += world.waits.done;
         failed += world.waits.failed;
         messages += world.queue.received.len();
@@ -162,7 +198,9 @@ fn the_runs_are_full_of_work_and_of_trouble() {
         kills += sim.stats.server_kills;
         deaths += sim.stats.process_kills;
     }
-    let work = [waits, failed, messages as u64, sysv as u64, records as u64, additions];
+    let (messages, sysv, records, synced) =
+        (messages as u64, sysv as u64, records as u64, synced as u64);
+    let work = [waits, failed, messages, sysv, records, synced, additions];
     assert!(work.iter().all(|count| *count > 200), "{work:?}");
     let trouble = [unknown as u64, strict, given_up, crashes, kills, deaths];
     assert!(trouble.iter().all(|count| *count > 15), "{trouble:?}");
@@ -171,4 +209,9 @@ fn the_runs_are_full_of_work_and_of_trouble() {
 #[test]
 fn whatever_goes_wrong_nothing_is_lost_doubled_or_stuck() {
     check_seeds(&MENDED, SEEDS, run);
+}
+
+#[test]
+fn what_was_synced_survives_a_power_failure() {
+    check_seeds(&[], SEEDS / 10, run_power_failure);
 }

@@ -57,6 +57,8 @@ pub(crate) struct World {
 
     pub(crate) records: BTreeMap<u64, Fate>,
     pub(crate) log: Vec<u64>,
+    /// Records written before an fsync that was answered.
+    pub(crate) synced: BTreeSet<u64>,
 
     /// What must never be.
     pub(crate) wrong: Vec<String>,
@@ -85,6 +87,19 @@ impl World {
                 self.lock_value
             ));
         }
+        if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
+    }
+
+    /// When the power failed, only what was synced must be there, and nothing that was never written.
+    pub(crate) fn check_synced(&self) -> Result<(), String> {
+        let mut wrong = Vec::new();
+        for record in self.synced.iter().filter(|record| !self.log.contains(record)) {
+            wrong.push(format!("record {record} was synced and is lost"));
+        }
+        for record in self.log.iter().filter(|record| !self.records.contains_key(record)) {
+            wrong.push(format!("record {record} was never written"));
+        }
+        check_order("record", &self.log, &mut wrong);
         if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
     }
 
