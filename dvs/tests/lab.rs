@@ -338,7 +338,7 @@ fn signals_of_dvs_run_are_the_programs() {
         let rows = text.lines().map(|row| {
             serde_json::from_str::<serde_json::Value>(row).expect("the test has its lab")
         });
-        let row = rows.into_iter().find(|row| row["pid"].to_string() == pid);
+        let row = rows.into_iter().find(|row| row["pid"].as_u64() == pid.parse().ok());
         row.map_or(String::new(), |row| {
             row["state"].as_str().expect("the test has its lab").to_owned()
         })
