@@ -121,6 +121,7 @@ fn run(options: &Options) -> Result<()> {
     })?;
     let mut agent = Agent::new(options.dc.clone());
     agent.start_and_wait()?;
+    agent::give_tree_to_user()?;
     for path in &options.map {
         root::bind_tree(path).with_context(|| format!("cannot map {}", path.display()))?;
     }

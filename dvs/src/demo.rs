@@ -84,7 +84,7 @@ pub(crate) fn main() -> Result<u8> {
     })?;
     let shown = demo.show();
     if started {
-        lab::down_quietly()?;
+        lab::down()?;
     }
     shown?;
     let text = format!("{} of {} checks passed\n", demo.passed, demo.passed + demo.failed);

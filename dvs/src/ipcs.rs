@@ -19,7 +19,7 @@ type Object = (Listed, Vec<u8>);
 /// One sentence: no DVS, or it does not answer.
 pub(crate) fn main(options: &ListOptions) -> Result<()> {
     let place = Place::required(options.dc.as_deref(), options.node.as_deref())?;
-    let objects = list(&place.connect()?)?;
+    let objects = list(&place.connect(|| ())?)?;
     for (number, table) in tables(&objects).iter().enumerate() {
         if number > 0 && !options.json.json {
             table::say("\n")?;

@@ -17,7 +17,8 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use dvk::dvkd::{self, Config, Dc, Peer, admin};
 use network::Network;
 use nix::sched::{CloneFlags, setns};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use process::ProcessId;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -97,8 +98,9 @@ pub(crate) fn up_quietly(options: &UpOptions) -> Result<bool> {
         return Ok(false);
     }
     container::check_fuse()?;
+    let signals = Interrupts::take()?;
     let lab = Lab::new(directory, options.nodes, &options.dc)?;
-    let started = start(&lab).and_then(|children| wait_until_ready(&lab, children));
+    let started = start(&lab).and_then(|children| wait_until_ready(&lab, children, &signals));
     if let Err(error) = started {
         // What was started is of no use without the rest.
         take_down(&lab).context("the lab could not be cleaned up either")?;
@@ -112,7 +114,7 @@ fn check_same(lab: &Lab, options: &UpOptions) -> Result<()> {
     let (count, dead) = (lab.nodes.len(), lab.dead_nodes());
     ensure!(
         dead.is_empty(),
-        "a lab is here, but of its {count} nodes {} are dead; \"dvs lab down\" clears it away",
+        "a lab is here, but the dvkd of {} is dead; \"dvs lab down\" clears it away",
         dead.join(", ")
     );
     ensure!(
@@ -132,8 +134,9 @@ pub(crate) fn up_privately() -> Result<Lab> {
     let base = directory();
     let base = base.parent().context("the lab's directory has no parent")?;
     fs::create_dir_all(base).with_context(|| format!("cannot make {}", base.display()))?;
+    let signals = Interrupts::take()?;
     let lab = Lab::new_private(base.join(format!("private-{}", std::process::id())))?;
-    match start(&lab).and_then(|children| wait_until_ready(&lab, children)) {
+    match start(&lab).and_then(|children| wait_until_ready(&lab, children, &signals)) {
         Ok(()) => Ok(lab),
         Err(error) => {
             take_down(&lab).context("the private system could not be cleaned up either")?;
@@ -156,7 +159,7 @@ pub(crate) fn muk2(options: &DvkdOptions) -> Result<()> {
     let socket = config.socket(&dc.name);
     // The daemon's own thread gets these; the house's must not.
     let signals = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
-    nix::sys::signal::SigSet::from_iter(signals).thread_block()?;
+    SigSet::from_iter(signals).thread_set_mask()?;
     let house = std::thread::Builder::new().name("house".into()).spawn(move || {
         while m3ipc::connection::Connection::connect(socket.as_os_str().as_bytes()).is_err() {
             std::thread::sleep(ASK_EVERY);
@@ -246,10 +249,13 @@ fn spawn_in(namespace: &File, command: &mut Command) -> Result<Child> {
 }
 
 /// Waits until every daemon, server and container is there.
-fn wait_until_ready(lab: &Lab, mut children: Vec<Child>) -> Result<()> {
+fn wait_until_ready(lab: &Lab, mut children: Vec<Child>, signals: &Interrupts) -> Result<()> {
     let begin = Instant::now();
     let mut said = None;
     loop {
+        if let Some(signal) = signals.arrived()? {
+            bail!("interrupted ({signal}); what had been started is ended");
+        }
         for (child, node) in children.iter_mut().zip(&lab.nodes) {
             if let Some(status) = child.try_wait()? {
                 let line = state::last_line(&lab.log(node));
@@ -274,6 +280,35 @@ fn wait_until_ready(lab: &Lab, mut children: Vec<Child>) -> Result<()> {
             said = Some(missing);
         }
         std::thread::sleep(ASK_EVERY);
+    }
+}
+
+/// The signals that interrupt a start. They must not end this process before it has cleaned up.
+struct Interrupts {
+    before: SigSet,
+    descriptor: SignalFd,
+}
+
+impl Interrupts {
+    fn take() -> Result<Interrupts> {
+        let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
+        let descriptor =
+            SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        let before = signals.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+        Ok(Interrupts { before, descriptor })
+    }
+
+    fn arrived(&self) -> Result<Option<Signal>> {
+        let signal = self.descriptor.read_signal()?;
+        Ok(signal.map(|info| i32::try_from(info.ssi_signo).ok().and_then(|n| n.try_into().ok())))
+            .map(|signal| signal.map(|signal| signal.unwrap_or(Signal::SIGTERM)))
+    }
+}
+
+impl Drop for Interrupts {
+    fn drop(&mut self) {
+        // The mask that was valid before is valid now.
+        self.before.thread_set_mask().ok();
     }
 }
 
@@ -355,16 +390,6 @@ pub(crate) fn down() -> Result<()> {
     }
 }
 
-/// Ends the lab, if there is one, without a word.
-///
-/// # Errors
-/// As [`down`].
-pub(crate) fn down_quietly() -> Result<()> {
-    let directory = directory();
-    let _lock = state::lock(&directory)?;
-    Lab::read(&directory)?.map_or(Ok(()), |lab| take_down(&lab))
-}
-
 /// Ends everything that belongs to `lab`, whatever state it is in.
 pub(crate) fn take_down(lab: &Lab) -> Result<()> {
     let mut files: Vec<PathBuf> = lab.mount_files();
@@ -409,6 +434,8 @@ pub(crate) fn dvkd(options: &DvkdOptions) -> Result<()> {
     if options.daemon {
         rustix::process::setsid().ok();
     }
+    // `lab up` has some blocked while it starts this daemon.
+    SigSet::empty().thread_set_mask()?;
     rustix::thread::set_name(c"dvkd")?;
     dvkd::run(Config::read(&options.config)?)
 }
@@ -420,9 +447,8 @@ pub(crate) fn dvkd(options: &DvkdOptions) -> Result<()> {
 pub(crate) fn switch() -> Result<()> {
     rustix::process::setsid().ok();
     rustix::thread::set_name(c"dvs-switch")?;
-    let mut signals = nix::sys::signal::SigSet::empty();
-    signals.add(nix::sys::signal::Signal::SIGTERM);
-    signals.thread_block()?;
+    let signals = SigSet::from_iter([Signal::SIGTERM]);
+    signals.thread_set_mask()?;
     signals.wait()?;
     Ok(())
 }

@@ -130,7 +130,8 @@ impl Log {
     fn create(mounted: &Path) -> Result<Log> {
         let lab = Lab::read(&lab::directory())?.map(|lab| lab.mounts());
         let directory = lab.clone().unwrap_or_else(std::env::temp_dir);
-        fs::create_dir_all(&directory)?;
+        fs::create_dir_all(&directory)
+            .with_context(|| format!("this user may not mount here: {}", directory.display()))?;
         let name = mounted.to_string_lossy().replace('/', "-");
         let path = directory.join(format!("mount{name}-{}.log", std::process::id()));
         Ok(Log { path, lab })

@@ -1,11 +1,10 @@
 //! `dvs node ls`: the nodes of a DC, and which of them answer.
 
-use crate::place::Place;
+use crate::place::{Connected, Place};
 use crate::table::{Cell, Table};
 use anyhow::Result;
 use calls::call;
 use calls::container::Resize;
-use m3ipc::client::Process as Client;
 use m3ipc::errno::numbers::ESRCH;
 use m3ipc::port::Signals;
 use m3ipc::{Endpoint, NodeId, Wait};
@@ -19,7 +18,7 @@ const ANSWER_MS: u32 = 2_000;
 /// One sentence: no DVS.
 pub(crate) fn list(json: bool) -> Result<()> {
     let place = Place::required(None, None)?;
-    let client = place.connect()?;
+    let client = place.connect(|| ())?;
     let mut table = Table::new(&["NODE", "NUMBER", "ADDRESS", "STATE"]);
     let states: Vec<bool> = std::thread::scope(|scope| {
         let asked: Vec<_> = place
@@ -42,7 +41,7 @@ pub(crate) fn list(json: bool) -> Result<()> {
 }
 
 /// Does the container of `node` answer? A call about a session that nobody has: its answer is ESRCH.
-fn is_up(client: &Client, node: NodeId) -> bool {
+fn is_up(client: &Connected, node: NodeId) -> bool {
     let wait = Wait { timeout_ms: Some(ANSWER_MS), signals: Signals::Ignore };
     let row = Resize { id: 0, rows: 0, columns: 0 };
     let answer = call(client, Endpoint::container(node), &row, &[], &mut [], wait);

@@ -4,11 +4,15 @@ use crate::exit::{self, Failure};
 use crate::lab;
 use anyhow::{Context, Result};
 use m3ipc::client::{Identity, Process};
-use m3ipc::{NodeId, door};
+use m3ipc::connection::Connection;
+use m3ipc::door::Ask;
+use m3ipc::{Endpoint, IpcError, Message, NodeId, Sendrec, Wait, door};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What everybody in a DC may know of it. Beside the socket `NAME.sock` it is in `NAME.toml`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,17 +120,48 @@ impl Place {
         })
     }
 
-    /// A connection to the DC as an ordinary process.
+    /// A connection to the DC as an ordinary process. Should this node's dvkd end, so does this
+    /// process: after its last words, `lost`.
     ///
     /// # Errors
     /// One sentence: nobody answers at the socket.
-    pub(crate) fn connect(&self) -> Result<Process> {
-        connect(&self.socket, door::kind::PROCESS)
+    pub(crate) fn connect(&self, lost: impl FnOnce() + Send + 'static) -> Result<Connected> {
+        let process = connect(&self.socket, door::kind::PROCESS)?;
+        let over = Arc::new(AtomicBool::new(false));
+        watch(&self.socket, process.nonce(), Arc::clone(&over), lost)?;
+        Ok(Connected { process, over })
     }
 
     /// The node that the user means.
     pub(crate) fn target(&self) -> NodeId {
         NodeId(self.target)
+    }
+}
+
+/// A connection that lasts as long as dvkd, or ends this process.
+#[derive(Debug)]
+pub(crate) struct Connected {
+    process: Process,
+    over: Arc<AtomicBool>,
+}
+
+impl Connected {
+    /// From now on dvkd may end.
+    pub(crate) fn finish(&self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Sendrec for Connected {
+    fn sendrec(
+        &self,
+        to: Endpoint,
+        message: &mut Message,
+        send: &[&[u8]],
+        receive: &mut [u8],
+        wait: Wait,
+    ) -> std::result::Result<usize, IpcError> {
+        self.process.sendrec(to, message, send, receive, wait)
     }
 }
 
@@ -138,7 +173,7 @@ pub(crate) fn connect(socket: &Path, kind: u32) -> Result<Process> {
     let process = Process::new(Identity::new(kind, 0, socket.as_os_str().as_bytes()));
     match process.whoami() {
         Ok(_) => Ok(process),
-        Err(m3ipc::IpcError::Denied) => {
+        Err(IpcError::Denied) => {
             Err(Failure::error(exit::NODE_DOWN, "dvkd does not let this user do that"))
         }
         Err(error) => Err(Failure::error(
@@ -146,6 +181,32 @@ pub(crate) fn connect(socket: &Path, kind: u32) -> Result<Process> {
             format!("no dvkd answers at {} ({error:?})", socket.display()),
         )),
     }
+}
+
+/// Ends this process when the dvkd at `socket` is gone. A call whose answer nobody will ever write
+/// would else wait for ever: channels are memory, and memory does not tell who has died.
+fn watch(
+    socket: &Path,
+    nonce: u64,
+    over: Arc<AtomicBool>,
+    lost: impl FnOnce() + Send + 'static,
+) -> Result<()> {
+    let gone = |error| {
+        let message = format!("no dvkd answers at {} ({error:?})", socket.display());
+        Failure::error(exit::NODE_DOWN, message)
+    };
+    let connection = Connection::connect(socket.as_os_str().as_bytes()).map_err(gone)?;
+    connection.hello(Ask::hello(door::kind::PROCESS, 0, nonce), None).map_err(gone)?;
+    std::thread::spawn(move || {
+        while connection.hear().is_ok() {}
+        if over.load(Ordering::Relaxed) {
+            return;
+        }
+        lost();
+        eprintln!("dvs: this node's dvkd is gone");
+        std::process::exit(exit::NODE_DOWN.into());
+    });
+    Ok(())
 }
 
 /// The door of the container that this process is in, if it is in one.

@@ -16,7 +16,7 @@ use m3ipc::{Endpoint, Sendrec, Wait};
 /// One sentence: no DVS, or it does not answer.
 pub(crate) fn main(options: &ListOptions) -> Result<()> {
     let place = Place::required(options.dc.as_deref(), options.node.as_deref())?;
-    let processes = list(&place.connect()?)?;
+    let processes = list(&place.connect(|| ())?)?;
     table(&processes, &place.info).print(options.json.json)
 }
 

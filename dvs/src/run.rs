@@ -1,7 +1,7 @@
 //! `dvs-run`: runs a program in the container of any node, as if it ran here.
 
 use crate::exit::{self, Failure};
-use crate::place::Place;
+use crate::place::{Connected, Place};
 use crate::session::Request;
 use crate::terminal::{self, RawTerminal};
 use crate::{embedded, procfs};
@@ -11,7 +11,6 @@ use calls::container::{
     Spawned, WaitExit, WriteInput, shim, step,
 };
 use calls::{Row, call};
-use m3ipc::client::Process as Client;
 use m3ipc::errno::numbers::{EHOSTDOWN, ENOSYS, EPIPE, ESRCH, ESTALE};
 use m3ipc::limits::PAYLOAD_MAX;
 use m3ipc::{Endpoint, Errno, Wait};
@@ -21,7 +20,7 @@ use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 /// Options of `dvs run` and `dvs-run`.
@@ -123,13 +122,13 @@ fn variable((name, value): &(OsString, OsString)) -> Option<Vec<u8>> {
 struct Run {
     session: Arc<Session>,
     streams: Vec<JoinHandle<()>>,
-    raw: Option<Arc<RawTerminal>>,
+    raw: Arc<OnceLock<RawTerminal>>,
 }
 
 /// The caller's end of a session.
 #[derive(Debug)]
 struct Session {
-    client: Client,
+    client: Connected,
     container: Endpoint,
     id: u64,
     node: String,
@@ -137,14 +136,16 @@ struct Session {
 
 impl Run {
     fn start(options: &Options, place: &Place, request: &Request) -> Result<Run> {
-        let client = place.connect()?;
+        // Before there is a second thread: they all leave these signals to one.
+        let signals = forwarded_signals()?;
+        let raw = Arc::new(OnceLock::<RawTerminal>::new());
+        let terminal = Arc::clone(&raw);
+        let client = place.connect(move || restore(&terminal))?;
         let node = place.info.name_of(place.target);
         let container = Endpoint::container(place.target());
         let id = prepare(&client, container, &node, &request.encode()?)?;
         let session = Arc::new(Session { client, container, id, node });
         let interactive = !options.no_stdin && terminal::is_interactive();
-        // Before there is a second thread: they all leave these signals to one.
-        let signals = forwarded_signals()?;
         let (rows, columns) = if interactive { terminal::size() } else { (0, 0) };
         let spawned =
             session.call(&Spawn { id, terminal: interactive.into(), rows, columns }, &[])?;
@@ -152,8 +153,11 @@ impl Run {
         if options.verbose {
             explain(&spawned, place);
         }
-        let raw = interactive.then(RawTerminal::enter).transpose()?.map(Arc::new);
-        spawn_forwarder(&session, signals, raw.clone());
+        if interactive {
+            // Nobody else sets it.
+            raw.set(RawTerminal::enter()?).ok();
+        }
+        spawn_forwarder(&session, signals, Arc::clone(&raw));
         let mut streams = vec![spawn_output(&session, OUTPUT, std::io::stdout())];
         if !interactive {
             streams.push(spawn_output(&session, ERROR, std::io::stderr()));
@@ -171,10 +175,16 @@ impl Run {
                 stream.join().ok();
             }
         }
-        if let Some(raw) = &self.raw {
-            raw.restore();
-        }
+        self.session.client.finish();
+        restore(&self.raw);
         Ok(exit_code(ended?.status))
+    }
+}
+
+/// The user's terminal as it was before.
+fn restore(raw: &OnceLock<RawTerminal>) {
+    if let Some(raw) = raw.get() {
+        raw.restore();
     }
 }
 
@@ -197,7 +207,7 @@ impl Session {
 }
 
 /// Sends the request, in as many parts as it needs; returns the session's number.
-fn prepare(client: &Client, container: Endpoint, node: &str, request: &[u8]) -> Result<u64> {
+fn prepare(client: &Connected, container: Endpoint, node: &str, request: &[u8]) -> Result<u64> {
     let total = u32::try_from(request.len())?;
     let (first, rest) = request.split_at(request.len().min(PAYLOAD_MAX));
     let begun = call(client, container, &Prepare { total }, &[first], &mut [], Wait::FOREVER);
@@ -315,11 +325,11 @@ fn forwarded_signals() -> Result<SigSet> {
     Ok(set)
 }
 
-fn spawn_forwarder(session: &Arc<Session>, signals: SigSet, raw: Option<Arc<RawTerminal>>) {
+fn spawn_forwarder(session: &Arc<Session>, signals: SigSet, raw: Arc<OnceLock<RawTerminal>>) {
     let session = Arc::clone(session);
     std::thread::spawn(move || {
         while let Ok(signal) = signals.wait() {
-            forward(&session, signal, raw.as_deref());
+            forward(&session, signal, raw.get());
         }
     });
 }

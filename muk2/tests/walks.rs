@@ -68,13 +68,13 @@ impl Cluster {
             trace: Vec::new(),
         };
         let (a, b) = (
-            cluster.kernels[&A].hello(B).expect("both are of the cluster"),
-            cluster.kernels[&B].hello(A).expect("both are of the cluster"),
+            cluster.kernels[&A].hello(B).expect("the walk is on its way"),
+            cluster.kernels[&B].hello(A).expect("the walk is on its way"),
         );
         cluster.step(A, Input::LinkUp { link: LINK, sent: &a, received: &b });
         cluster.step(B, Input::LinkUp { link: LINK, sent: &b, received: &a });
         let mut store = MemoryStore::default();
-        let vfs = VfsServer::open(&mut store, 0).expect("a new store");
+        let vfs = VfsServer::open(&mut store, 0).expect("the walk is on its way");
         cluster.start(Endpoint::VFS, Box::new(vfs), store);
         let store = MemoryStore::default();
         let ipc = IpcServer::open(&store);
@@ -84,7 +84,7 @@ impl Cluster {
     }
 
     fn start(&mut self, as_whom: Endpoint, server: Box<dyn Server + Send>, store: MemoryStore) {
-        let hosted = Hosted::open(server, &store).expect("a new store");
+        let hosted = Hosted::open(server, &store).expect("the walk is on its way");
         let asker = self.asker();
         let (role, number) = (Role::Server(as_whom.index()), as_whom.index());
         let hello = Input::Hello { asker, dc: DC, role, pid: number, nonce: 0, privileged: true };
@@ -103,7 +103,10 @@ impl Cluster {
 
     fn step_kernel(&mut self, node: NodeId, input: Input<'_>) -> Vec<Output> {
         let mut out = Vec::new();
-        self.kernels.get_mut(&node).expect("A or B").step(self.now, input, &mut out);
+        self.kernels
+            .get_mut(&node)
+            .expect("the walk is on its way")
+            .step(self.now, input, &mut out);
         out
     }
 
@@ -118,7 +121,7 @@ impl Cluster {
     /// Carries what is on the wire, and what follows from it, until nothing is.
     fn carry(&mut self) {
         while let Some((to, bytes)) = self.wire.pop_front() {
-            let (packet, length) = decode(&bytes).expect("a whole frame");
+            let (packet, length) = decode(&bytes).expect("the walk is on its way");
             assert_eq!(length, bytes.len());
             let from = if to == A { B } else { A };
             self.trace.push(describe(from, to, packet.received, &packet.frame));
@@ -168,7 +171,7 @@ impl Cluster {
         server: u32,
         input: impl FnOnce(&mut Hosted<Box<dyn Server + Send>>, &mut Context<'_>),
     ) {
-        let service = self.services.get_mut(&server).expect("it was started");
+        let service = self.services.get_mut(&server).expect("the walk is on its way");
         let from = service.endpoint;
         let mut answers = Answers::default();
         let (now, store) = (self.now, &mut service.store);
@@ -194,10 +197,6 @@ impl Cluster {
     fn note(&mut self, line: String) {
         self.trace.push(line);
     }
-}
-
-fn lock(cluster: &Mutex<Cluster>) -> MutexGuard<'_, Cluster> {
-    cluster.lock().expect("a test is one thread")
 }
 
 fn kernel(node: NodeId) -> Kernel {
@@ -244,28 +243,21 @@ fn describe(from: NodeId, to: NodeId, received: u64, frame: &Frame<'_>) -> Strin
     format!("{} => {}: {what}, received {received}", name_of(from), name_of(to))
 }
 
+/// A program's endpoint, the servers it has a channel with, and the calls it has made.
+type Known = (Option<Endpoint>, BTreeSet<u32>, u64);
+
 /// The client half in a process: it says hello and opens a channel once, then each call is one lane.
 #[derive(Clone)]
 struct Program {
     cluster: Arc<Mutex<Cluster>>,
     node: NodeId,
     role: Role,
-    client: Arc<Mutex<Client>>,
-}
-
-/// What a client remembers.
-#[derive(Default)]
-struct Client {
-    endpoint: Option<Endpoint>,
-    /// Slots of the servers it has a channel with.
-    channels: BTreeSet<u32>,
-    /// Number of its last call.
-    sequence: u64,
+    state: Arc<Mutex<Known>>,
 }
 
 impl Program {
     fn new(cluster: &Arc<Mutex<Cluster>>, node: NodeId, role: Role) -> Program {
-        Program { cluster: cluster.clone(), node, role, client: Arc::default() }
+        Program { cluster: cluster.clone(), node, role, state: Arc::default() }
     }
 
     fn agent(cluster: &Arc<Mutex<Cluster>>, node: NodeId) -> VosAgent<Program> {
@@ -273,7 +265,7 @@ impl Program {
     }
 
     fn cluster(&self) -> MutexGuard<'_, Cluster> {
-        lock(&self.cluster)
+        self.cluster.lock().expect("the walk is on its way")
     }
 
     /// Puts a call on a lane; its name.
@@ -285,10 +277,10 @@ impl Program {
         let bytes = send.concat();
         // An agent's channel is trusted: dvkd, or the server, takes the credentials off.
         let (cred, payload) = match self.role {
-            Role::Agent => Cred::decode(&bytes).expect("an agent puts them there"),
+            Role::Agent => Cred::decode(&bytes).expect("the walk is on its way"),
             _ => (Cred::new(100, 1000, 1000), &bytes[..]),
         };
-        let payload_len = u32::try_from(payload.len()).expect("a small payload");
+        let payload_len = u32::try_from(payload.len()).expect("the walk is on its way");
         let message = Message { source, tag, payload_len, ..*message };
         if self.node == A {
             cluster.note(format!("program -> {}: {}", server_name(to.index()), row(message.call)));
@@ -309,11 +301,11 @@ impl Program {
     }
 
     fn connect(&self, cluster: &mut Cluster, to: Endpoint) -> (Endpoint, u64) {
-        let client = &mut *self.client.lock().expect("a test is one thread");
+        let (bound, channels, sequence) = &mut *self.state.lock().expect("the walk is on its way");
         let dvkd = name_of(self.node);
-        let from = *client.endpoint.get_or_insert_with(|| {
+        let from = *bound.get_or_insert_with(|| {
             let asker = cluster.asker();
-            let pid = 100 + u32::try_from(cluster.askers).expect("few askers");
+            let pid = 100 + u32::try_from(cluster.askers).expect("the walk is on its way");
             cluster.note(format!("program -> {dvkd}: HELLO"));
             let (dc, role) = (DC, self.role);
             let hello = Input::Hello { asker, dc, role, pid, nonce: 0, privileged: true };
@@ -323,15 +315,15 @@ impl Program {
                 .filter(|bound| bound.pid == pid)
                 .map(|bound| bound.endpoint)
                 .next()
-                .expect("it was welcome")
+                .expect("the walk is on its way")
         });
-        if client.channels.insert(to.slot) {
+        if channels.insert(to.slot) {
             let asker = cluster.asker();
             cluster.note(format!("program -> {dvkd}: OPEN {}", server_name(to.index())));
             cluster.step(self.node, Input::Open { asker, dc: DC, from, to });
         }
-        client.sequence += 1;
-        (from, client.sequence)
+        *sequence += 1;
+        (from, *sequence)
     }
 }
 
@@ -358,7 +350,7 @@ fn cluster() -> Arc<Mutex<Cluster>> {
 
 /// Compares what has happened since the last look.
 fn check(cluster: &Arc<Mutex<Cluster>>, expected: &[&str]) {
-    let trace = std::mem::take(&mut lock(cluster).trace);
+    let trace = std::mem::take(&mut cluster.lock().expect("the walk is on its way").trace);
     assert_eq!(trace, expected, "{}", trace.join("\n"));
 }
 
@@ -373,7 +365,7 @@ fn check_quoted(cluster: &Arc<Mutex<Cluster>>, expected: &[&str]) {
 /// No frame follows a call later on: the next one's header acknowledges it, or the next ping's.
 fn check_silence(cluster: &Arc<Mutex<Cluster>>) {
     {
-        let mut cluster = lock(cluster);
+        let mut cluster = cluster.lock().expect("the walk is on its way");
         cluster.now += PING_EVERY - 1;
         cluster.step(A, Input::Tick);
         cluster.step(B, Input::Tick);
@@ -385,7 +377,7 @@ fn check_silence(cluster: &Arc<Mutex<Cluster>>) {
 fn sem_wait_is_one_round_trip_of_six_messages() {
     let cluster = cluster();
     let program = Program::new(&cluster, B, Role::Process);
-    let id = sem::open(&program, b"/walk", O_CREAT, 0o600, 2).unwrap();
+    let id = sem::open(&program, b"/walk", O_CREAT, 0o600, 2).expect("the walk is on its way");
     // Its first call: where ipc-server is, dvkd B knows from the directory.
     check(
         &cluster,
@@ -402,7 +394,7 @@ fn sem_wait_is_one_round_trip_of_six_messages() {
             "dvkd B -> program: answer, 0 bytes",
         ],
     );
-    sem::wait(&program, id, Deadline::Never).unwrap();
+    sem::wait(&program, id, Deadline::Never).expect("the walk is on its way");
     check_quoted(
         &cluster,
         &[
@@ -421,10 +413,10 @@ fn sem_wait_is_one_round_trip_of_six_messages() {
 fn sem_wait_that_blocks_costs_no_message_more() {
     let cluster = cluster();
     let poster = Program::new(&cluster, A, Role::Process);
-    let id = sem::open(&poster, b"/walk", O_CREAT, 0o666, 0).unwrap();
+    let id = sem::open(&poster, b"/walk", O_CREAT, 0o666, 0).expect("the walk is on its way");
     let waiter = Program::new(&cluster, B, Role::Process);
     assert_eq!(sem::open(&waiter, b"/walk", 0, 0, 0), Ok(id));
-    lock(&cluster).trace.clear();
+    cluster.lock().expect("the walk is on its way").trace.clear();
 
     let mut message = Message::request(SemWait::NUMBER);
     SemWait { id, wait_ns: calls::ipc::FOREVER }.put(&mut message.args);
@@ -439,7 +431,7 @@ fn sem_wait_that_blocks_costs_no_message_more() {
     );
     assert!(waiter.take(call).is_none(), "the call is kept");
 
-    sem::post(&poster, id).unwrap();
+    sem::post(&poster, id).expect("the walk is on its way");
     check(
         &cluster,
         &[
@@ -461,15 +453,15 @@ fn open_and_read_are_one_round_trip_for_each_request_of_the_kernel() {
     let entry = Entry { parent: 1, name: b"walk" };
     let maker = Program::agent(&cluster, A);
     let new = NewMode { mode: 0o644, umask: 0 };
-    let (_, file) = maker.create(ROOT, entry, new, 2).unwrap();
-    maker.write(ROOT, file, Place::Offset(0), b"hello world").unwrap();
+    let (_, file) = maker.create(ROOT, entry, new, 2).expect("the walk is on its way");
+    maker.write(ROOT, file, Place::Offset(0), b"hello world").expect("the walk is on its way");
     let door = Program::agent(&cluster, B);
-    door.lookup(USER, entry).unwrap();
-    lock(&cluster).trace.clear();
+    door.lookup(USER, entry).expect("the walk is on its way");
+    cluster.lock().expect("the walk is on its way").trace.clear();
 
     // open(2) of one name below the mount: the kernel asks what it is, since it may not remember, and opens it.
-    let attr = door.lookup(USER, entry).unwrap();
-    let fh = door.open(USER, attr.ino, 0).unwrap();
+    let attr = door.lookup(USER, entry).expect("the walk is on its way");
+    let fh = door.open(USER, attr.ino, 0).expect("the walk is on its way");
     check_quoted(
         &cluster,
         &[

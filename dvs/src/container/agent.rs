@@ -1,14 +1,17 @@
 //! The container's `dvs-mount`: started, watched, and started again when it has died.
 
 use super::{AGENT_PID, TREE};
-use crate::procfs;
-use anyhow::{Context, Result, bail};
-use m3ipc::door;
+use crate::{place, procfs};
+use anyhow::{Context, Result, anyhow, bail};
+use calls::vfs::{ROOT_INO, SetAttr, Setattr, set};
+use m3ipc::cred::CRED_SIZE_MAX;
+use m3ipc::{Cred, Endpoint, Wait, door};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use std::fs::File;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -109,6 +112,34 @@ impl Agent {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// A new tree belongs to root. In the user namespace of another user's container there is no root,
+/// and the kernel lets nobody write to what belongs to a user that it cannot name.
+///
+/// # Errors
+/// vfs-server refuses.
+pub(super) fn give_tree_to_user() -> Result<()> {
+    let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+    if uid.is_root() {
+        return Ok(());
+    }
+    let agent = place::connect(Path::new(door::SOCKET_PATH), door::kind::AGENT)?;
+    let mut cred = [0; CRED_SIZE_MAX];
+    let cred_len = Cred::ROOT.encode(&mut cred);
+    let owner = SetAttr {
+        valid: set::UID | set::GID,
+        uid: uid.as_raw(),
+        gid: gid.as_raw(),
+        ..SetAttr::default()
+    };
+    let payload: [&[u8]; 2] = [&cred[..cred_len], &owner.bytes()];
+    let row = Setattr { ino: ROOT_INO, fh: 0 };
+    calls::call(&agent, Endpoint::VFS, &row, &payload, &mut [0; 256], Wait::FOREVER)
+        .map_err(|errno| anyhow!("the tree cannot be given to its user: {errno}"))?;
+    // What the kernel knows of the tree's root is from before.
+    std::fs::metadata(TREE).context("the tree cannot be looked at")?;
+    Ok(())
 }
 
 fn is_mounted() -> Result<bool> {

@@ -10,7 +10,7 @@ use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// In the environment of every daemon of a lab: the lab's directory. Set by a user, it chooses the
@@ -78,7 +78,13 @@ pub(crate) fn door(node: Option<&str>) -> Option<PathBuf> {
 /// Makes the directory's parent, and lets only one `up` or `down` at a time go on.
 pub(super) fn lock(directory: &Path) -> Result<File> {
     let parent = directory.parent().context("the lab's directory has no parent")?;
-    fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+    // Root's labs can be used by all, with their own rights; a user's lab is the user's own.
+    let mode = if rustix::process::geteuid().is_root() { 0o755 } else { 0o700 };
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(parent)
+        .with_context(|| format!("cannot make {}", parent.display()))?;
     let owner = fs::metadata(parent)?.uid();
     if owner != rustix::process::geteuid().as_raw() {
         bail!("{} belongs to another user", parent.display());
