@@ -68,13 +68,13 @@ impl Cluster {
             trace: Vec::new(),
         };
         let (a, b) = (
-            cluster.kernels[&A].hello(B).expect("the walk is on its way"),
-            cluster.kernels[&B].hello(A).expect("the walk is on its way"),
+            cluster.kernels[&A].hello(B).expect("both are of the cluster"),
+            cluster.kernels[&B].hello(A).expect("both are of the cluster"),
         );
         cluster.step(A, Input::LinkUp { link: LINK, sent: &a, received: &b });
         cluster.step(B, Input::LinkUp { link: LINK, sent: &b, received: &a });
         let mut store = MemoryStore::default();
-        let vfs = VfsServer::open(&mut store, 0).expect("the walk is on its way");
+        let vfs = VfsServer::open(&mut store, 0).expect("a new store");
         cluster.start(Endpoint::VFS, Box::new(vfs), store);
         let store = MemoryStore::default();
         let ipc = IpcServer::open(&store);
@@ -84,7 +84,7 @@ impl Cluster {
     }
 
     fn start(&mut self, as_whom: Endpoint, server: Box<dyn Server + Send>, store: MemoryStore) {
-        let hosted = Hosted::open(server, &store).expect("the walk is on its way");
+        let hosted = Hosted::open(server, &store).expect("a new store");
         let asker = self.asker();
         let (role, number) = (Role::Server(as_whom.index()), as_whom.index());
         let hello = Input::Hello { asker, dc: DC, role, pid: number, nonce: 0, privileged: true };
@@ -103,10 +103,7 @@ impl Cluster {
 
     fn step_kernel(&mut self, node: NodeId, input: Input<'_>) -> Vec<Output> {
         let mut out = Vec::new();
-        self.kernels
-            .get_mut(&node)
-            .expect("the walk is on its way")
-            .step(self.now, input, &mut out);
+        self.kernels.get_mut(&node).expect("A or B").step(self.now, input, &mut out);
         out
     }
 
@@ -121,7 +118,7 @@ impl Cluster {
     /// Carries what is on the wire, and what follows from it, until nothing is.
     fn carry(&mut self) {
         while let Some((to, bytes)) = self.wire.pop_front() {
-            let (packet, length) = decode(&bytes).expect("the walk is on its way");
+            let (packet, length) = decode(&bytes).expect("a whole frame");
             assert_eq!(length, bytes.len());
             let from = if to == A { B } else { A };
             self.trace.push(describe(from, to, packet.received, &packet.frame));
@@ -171,7 +168,7 @@ impl Cluster {
         server: u32,
         input: impl FnOnce(&mut Hosted<Box<dyn Server + Send>>, &mut Context<'_>),
     ) {
-        let service = self.services.get_mut(&server).expect("the walk is on its way");
+        let service = self.services.get_mut(&server).expect("it was started");
         let from = service.endpoint;
         let mut answers = Answers::default();
         let (now, store) = (self.now, &mut service.store);
@@ -197,6 +194,10 @@ impl Cluster {
     fn note(&mut self, line: String) {
         self.trace.push(line);
     }
+}
+
+fn lock(cluster: &Mutex<Cluster>) -> MutexGuard<'_, Cluster> {
+    cluster.lock().expect("a test is one thread")
 }
 
 fn kernel(node: NodeId) -> Kernel {
@@ -243,21 +244,28 @@ fn describe(from: NodeId, to: NodeId, received: u64, frame: &Frame<'_>) -> Strin
     format!("{} => {}: {what}, received {received}", name_of(from), name_of(to))
 }
 
-/// A program's endpoint, the servers it has a channel with, and the calls it has made.
-type Known = (Option<Endpoint>, BTreeSet<u32>, u64);
-
 /// The client half in a process: it says hello and opens a channel once, then each call is one lane.
 #[derive(Clone)]
 struct Program {
     cluster: Arc<Mutex<Cluster>>,
     node: NodeId,
     role: Role,
-    state: Arc<Mutex<Known>>,
+    client: Arc<Mutex<Client>>,
+}
+
+/// What a client remembers.
+#[derive(Default)]
+struct Client {
+    endpoint: Option<Endpoint>,
+    /// Slots of the servers it has a channel with.
+    channels: BTreeSet<u32>,
+    /// Number of its last call.
+    sequence: u64,
 }
 
 impl Program {
     fn new(cluster: &Arc<Mutex<Cluster>>, node: NodeId, role: Role) -> Program {
-        Program { cluster: cluster.clone(), node, role, state: Arc::default() }
+        Program { cluster: cluster.clone(), node, role, client: Arc::default() }
     }
 
     fn agent(cluster: &Arc<Mutex<Cluster>>, node: NodeId) -> VosAgent<Program> {
@@ -265,7 +273,7 @@ impl Program {
     }
 
     fn cluster(&self) -> MutexGuard<'_, Cluster> {
-        self.cluster.lock().expect("the walk is on its way")
+        lock(&self.cluster)
     }
 
     /// Puts a call on a lane; its name.
@@ -277,10 +285,10 @@ impl Program {
         let bytes = send.concat();
         // An agent's channel is trusted: dvkd, or the server, takes the credentials off.
         let (cred, payload) = match self.role {
-            Role::Agent => Cred::decode(&bytes).expect("the walk is on its way"),
+            Role::Agent => Cred::decode(&bytes).expect("an agent puts them there"),
             _ => (Cred::new(100, 1000, 1000), &bytes[..]),
         };
-        let payload_len = u32::try_from(payload.len()).expect("the walk is on its way");
+        let payload_len = u32::try_from(payload.len()).expect("a small payload");
         let message = Message { source, tag, payload_len, ..*message };
         if self.node == A {
             cluster.note(format!("program -> {}: {}", server_name(to.index()), row(message.call)));
@@ -301,11 +309,11 @@ impl Program {
     }
 
     fn connect(&self, cluster: &mut Cluster, to: Endpoint) -> (Endpoint, u64) {
-        let (bound, channels, sequence) = &mut *self.state.lock().expect("the walk is on its way");
+        let client = &mut *self.client.lock().expect("a test is one thread");
         let dvkd = name_of(self.node);
-        let from = *bound.get_or_insert_with(|| {
+        let from = *client.endpoint.get_or_insert_with(|| {
             let asker = cluster.asker();
-            let pid = 100 + u32::try_from(cluster.askers).expect("the walk is on its way");
+            let pid = 100 + u32::try_from(cluster.askers).expect("few askers");
             cluster.note(format!("program -> {dvkd}: HELLO"));
             let (dc, role) = (DC, self.role);
             let hello = Input::Hello { asker, dc, role, pid, nonce: 0, privileged: true };
@@ -315,15 +323,15 @@ impl Program {
                 .filter(|bound| bound.pid == pid)
                 .map(|bound| bound.endpoint)
                 .next()
-                .expect("the walk is on its way")
+                .expect("it was welcome")
         });
-        if channels.insert(to.slot) {
+        if client.channels.insert(to.slot) {
             let asker = cluster.asker();
             cluster.note(format!("program -> {dvkd}: OPEN {}", server_name(to.index())));
             cluster.step(self.node, Input::Open { asker, dc: DC, from, to });
         }
-        *sequence += 1;
-        (from, *sequence)
+        client.sequence += 1;
+        (from, client.sequence)
     }
 }
 
@@ -350,7 +358,7 @@ fn cluster() -> Arc<Mutex<Cluster>> {
 
 /// Compares what has happened since the last look.
 fn check(cluster: &Arc<Mutex<Cluster>>, expected: &[&str]) {
-    let trace = std::mem::take(&mut cluster.lock().expect("the walk is on its way").trace);
+    let trace = std::mem::take(&mut lock(cluster).trace);
     assert_eq!(trace, expected, "{}", trace.join("\n"));
 }
 
@@ -365,7 +373,7 @@ fn check_quoted(cluster: &Arc<Mutex<Cluster>>, expected: &[&str]) {
 /// No frame follows a call later on: the next one's header acknowledges it, or the next ping's.
 fn check_silence(cluster: &Arc<Mutex<Cluster>>) {
     {
-        let mut cluster = cluster.lock().expect("the walk is on its way");
+        let mut cluster = lock(cluster);
         cluster.now += PING_EVERY - 1;
         cluster.step(A, Input::Tick);
         cluster.step(B, Input::Tick);
@@ -416,7 +424,7 @@ fn sem_wait_that_blocks_costs_no_message_more() {
     let id = sem::open(&poster, b"/walk", O_CREAT, 0o666, 0).expect("the walk is on its way");
     let waiter = Program::new(&cluster, B, Role::Process);
     assert_eq!(sem::open(&waiter, b"/walk", 0, 0, 0), Ok(id));
-    cluster.lock().expect("the walk is on its way").trace.clear();
+    lock(&cluster).trace.clear();
 
     let mut message = Message::request(SemWait::NUMBER);
     SemWait { id, wait_ns: calls::ipc::FOREVER }.put(&mut message.args);
@@ -457,7 +465,7 @@ fn open_and_read_are_one_round_trip_for_each_request_of_the_kernel() {
     maker.write(ROOT, file, Place::Offset(0), b"hello world").expect("the walk is on its way");
     let door = Program::agent(&cluster, B);
     door.lookup(USER, entry).expect("the walk is on its way");
-    cluster.lock().expect("the walk is on its way").trace.clear();
+    lock(&cluster).trace.clear();
 
     // open(2) of one name below the mount: the kernel asks what it is, since it may not remember, and opens it.
     let attr = door.lookup(USER, entry).expect("the walk is on its way");
