@@ -390,6 +390,16 @@ pub(crate) fn down() -> Result<()> {
     }
 }
 
+/// Ends the lab, if there is one, without a word.
+///
+/// # Errors
+/// As [`down`].
+pub(crate) fn down_quietly() -> Result<()> {
+    let directory = directory();
+    let _lock = state::lock(&directory)?;
+    Lab::read(&directory)?.map_or(Ok(()), |lab| take_down(&lab))
+}
+
 /// Ends everything that belongs to `lab`, whatever state it is in.
 pub(crate) fn take_down(lab: &Lab) -> Result<()> {
     let mut files: Vec<PathBuf> = lab.mount_files();

@@ -67,11 +67,14 @@ impl Cluster {
             askers: 0,
             trace: Vec::new(),
         };
-        let (a, b) = (cluster.kernels[&A].hello(B).unwrap(), cluster.kernels[&B].hello(A).unwrap());
+        let (a, b) = (
+            cluster.kernels[&A].hello(B).expect("both are of the cluster"),
+            cluster.kernels[&B].hello(A).expect("both are of the cluster"),
+        );
         cluster.step(A, Input::LinkUp { link: LINK, sent: &a, received: &b });
         cluster.step(B, Input::LinkUp { link: LINK, sent: &b, received: &a });
         let mut store = MemoryStore::default();
-        let vfs = VfsServer::open(&mut store, 0).unwrap();
+        let vfs = VfsServer::open(&mut store, 0).expect("a new store");
         cluster.start(Endpoint::VFS, Box::new(vfs), store);
         let store = MemoryStore::default();
         let ipc = IpcServer::open(&store);
@@ -81,7 +84,7 @@ impl Cluster {
     }
 
     fn start(&mut self, as_whom: Endpoint, server: Box<dyn Server + Send>, store: MemoryStore) {
-        let hosted = Hosted::open(server, &store).unwrap();
+        let hosted = Hosted::open(server, &store).expect("a new store");
         let asker = self.asker();
         let (role, number) = (Role::Server(as_whom.index()), as_whom.index());
         let hello = Input::Hello { asker, dc: DC, role, pid: number, nonce: 0, privileged: true };
@@ -100,7 +103,7 @@ impl Cluster {
 
     fn step_kernel(&mut self, node: NodeId, input: Input<'_>) -> Vec<Output> {
         let mut out = Vec::new();
-        self.kernels.get_mut(&node).unwrap().step(self.now, input, &mut out);
+        self.kernels.get_mut(&node).expect("A or B").step(self.now, input, &mut out);
         out
     }
 
@@ -115,7 +118,7 @@ impl Cluster {
     /// Carries what is on the wire, and what follows from it, until nothing is.
     fn carry(&mut self) {
         while let Some((to, bytes)) = self.wire.pop_front() {
-            let (packet, length) = decode(&bytes).unwrap();
+            let (packet, length) = decode(&bytes).expect("a whole frame");
             assert_eq!(length, bytes.len());
             let from = if to == A { B } else { A };
             self.trace.push(describe(from, to, packet.received, &packet.frame));
@@ -165,7 +168,7 @@ impl Cluster {
         server: u32,
         input: impl FnOnce(&mut Hosted<Box<dyn Server + Send>>, &mut Context<'_>),
     ) {
-        let service = self.services.get_mut(&server).unwrap();
+        let service = self.services.get_mut(&server).expect("it was started");
         let from = service.endpoint;
         let mut answers = Answers::default();
         let (now, store) = (self.now, &mut service.store);
@@ -191,6 +194,10 @@ impl Cluster {
     fn note(&mut self, line: String) {
         self.trace.push(line);
     }
+}
+
+fn lock(cluster: &Mutex<Cluster>) -> MutexGuard<'_, Cluster> {
+    cluster.lock().expect("a test is one thread")
 }
 
 fn kernel(node: NodeId) -> Kernel {
@@ -243,13 +250,22 @@ struct Program {
     cluster: Arc<Mutex<Cluster>>,
     node: NodeId,
     role: Role,
-    /// Its endpoint, the servers it has a channel with, and the calls it has made.
-    state: Arc<Mutex<(Option<Endpoint>, BTreeSet<u32>, u64)>>,
+    client: Arc<Mutex<Client>>,
+}
+
+/// What a client remembers.
+#[derive(Default)]
+struct Client {
+    endpoint: Option<Endpoint>,
+    /// Slots of the servers it has a channel with.
+    channels: BTreeSet<u32>,
+    /// Number of its last call.
+    sequence: u64,
 }
 
 impl Program {
     fn new(cluster: &Arc<Mutex<Cluster>>, node: NodeId, role: Role) -> Program {
-        Program { cluster: cluster.clone(), node, role, state: Arc::default() }
+        Program { cluster: cluster.clone(), node, role, client: Arc::default() }
     }
 
     fn agent(cluster: &Arc<Mutex<Cluster>>, node: NodeId) -> VosAgent<Program> {
@@ -257,7 +273,7 @@ impl Program {
     }
 
     fn cluster(&self) -> MutexGuard<'_, Cluster> {
-        self.cluster.lock().unwrap()
+        lock(&self.cluster)
     }
 
     /// Puts a call on a lane; its name.
@@ -269,10 +285,10 @@ impl Program {
         let bytes = send.concat();
         // An agent's channel is trusted: dvkd, or the server, takes the credentials off.
         let (cred, payload) = match self.role {
-            Role::Agent => Cred::decode(&bytes).unwrap(),
+            Role::Agent => Cred::decode(&bytes).expect("an agent puts them there"),
             _ => (Cred::new(100, 1000, 1000), &bytes[..]),
         };
-        let payload_len = u32::try_from(payload.len()).unwrap();
+        let payload_len = u32::try_from(payload.len()).expect("a small payload");
         let message = Message { source, tag, payload_len, ..*message };
         if self.node == A {
             cluster.note(format!("program -> {}: {}", server_name(to.index()), row(message.call)));
@@ -293,25 +309,29 @@ impl Program {
     }
 
     fn connect(&self, cluster: &mut Cluster, to: Endpoint) -> (Endpoint, u64) {
-        let (bound, channels, sequence) = &mut *self.state.lock().unwrap();
+        let client = &mut *self.client.lock().expect("a test is one thread");
         let dvkd = name_of(self.node);
-        let from = *bound.get_or_insert_with(|| {
+        let from = *client.endpoint.get_or_insert_with(|| {
             let asker = cluster.asker();
-            let pid = 100 + u32::try_from(cluster.askers).unwrap();
+            let pid = 100 + u32::try_from(cluster.askers).expect("few askers");
             cluster.note(format!("program -> {dvkd}: HELLO"));
             let (dc, role) = (DC, self.role);
             let hello = Input::Hello { asker, dc, role, pid, nonce: 0, privileged: true };
             cluster.step(self.node, hello);
             let endpoints = cluster.kernels[&self.node].endpoints(DC);
-            endpoints.filter(|bound| bound.pid == pid).map(|bound| bound.endpoint).next().unwrap()
+            endpoints
+                .filter(|bound| bound.pid == pid)
+                .map(|bound| bound.endpoint)
+                .next()
+                .expect("it was welcome")
         });
-        if channels.insert(to.slot) {
+        if client.channels.insert(to.slot) {
             let asker = cluster.asker();
             cluster.note(format!("program -> {dvkd}: OPEN {}", server_name(to.index())));
             cluster.step(self.node, Input::Open { asker, dc: DC, from, to });
         }
-        *sequence += 1;
-        (from, *sequence)
+        client.sequence += 1;
+        (from, client.sequence)
     }
 }
 
@@ -338,14 +358,22 @@ fn cluster() -> Arc<Mutex<Cluster>> {
 
 /// Compares what has happened since the last look.
 fn check(cluster: &Arc<Mutex<Cluster>>, expected: &[&str]) {
-    let trace = std::mem::take(&mut cluster.lock().unwrap().trace);
+    let trace = std::mem::take(&mut lock(cluster).trace);
     assert_eq!(trace, expected, "{}", trace.join("\n"));
+}
+
+/// As `check`; ARCHITECTURE.md quotes these lines.
+fn check_quoted(cluster: &Arc<Mutex<Cluster>>, expected: &[&str]) {
+    let quotation: String = expected.iter().map(|line| format!("    {line}\n")).collect();
+    let page = include_str!("../../ARCHITECTURE.md");
+    assert!(page.contains(&quotation), "ARCHITECTURE.md does not quote\n{quotation}");
+    check(cluster, expected);
 }
 
 /// No frame follows a call later on: the next one's header acknowledges it, or the next ping's.
 fn check_silence(cluster: &Arc<Mutex<Cluster>>) {
     {
-        let mut cluster = cluster.lock().unwrap();
+        let mut cluster = lock(cluster);
         cluster.now += PING_EVERY - 1;
         cluster.step(A, Input::Tick);
         cluster.step(B, Input::Tick);
@@ -357,7 +385,7 @@ fn check_silence(cluster: &Arc<Mutex<Cluster>>) {
 fn sem_wait_is_one_round_trip_of_six_messages() {
     let cluster = cluster();
     let program = Program::new(&cluster, B, Role::Process);
-    let id = sem::open(&program, b"/walk", O_CREAT, 0o600, 2).unwrap();
+    let id = sem::open(&program, b"/walk", O_CREAT, 0o600, 2).expect("the walk is on its way");
     // Its first call: where ipc-server is, dvkd B knows from the directory.
     check(
         &cluster,
@@ -374,20 +402,18 @@ fn sem_wait_is_one_round_trip_of_six_messages() {
             "dvkd B -> program: answer, 0 bytes",
         ],
     );
-    for (b_received, a_received) in [(1, 2), (2, 3)] {
-        sem::wait(&program, id, Deadline::Never).unwrap();
-        check(
-            &cluster,
-            &[
-                "program -> dvkd B: SemWait",
-                &format!("dvkd B => dvkd A: Request SemWait, 0 bytes, received {b_received}"),
-                "dvkd A -> ipc-server: SemWait",
-                "ipc-server -> dvkd A: answer, 0 bytes",
-                &format!("dvkd A => dvkd B: Answer SemWait, 0 bytes, received {a_received}"),
-                "dvkd B -> program: answer, 0 bytes",
-            ],
-        );
-    }
+    sem::wait(&program, id, Deadline::Never).expect("the walk is on its way");
+    check_quoted(
+        &cluster,
+        &[
+            "program -> dvkd B: SemWait",
+            "dvkd B => dvkd A: Request SemWait, 0 bytes, received 1",
+            "dvkd A -> ipc-server: SemWait",
+            "ipc-server -> dvkd A: answer, 0 bytes",
+            "dvkd A => dvkd B: Answer SemWait, 0 bytes, received 2",
+            "dvkd B -> program: answer, 0 bytes",
+        ],
+    );
     check_silence(&cluster);
 }
 
@@ -395,10 +421,10 @@ fn sem_wait_is_one_round_trip_of_six_messages() {
 fn sem_wait_that_blocks_costs_no_message_more() {
     let cluster = cluster();
     let poster = Program::new(&cluster, A, Role::Process);
-    let id = sem::open(&poster, b"/walk", O_CREAT, 0o666, 0).unwrap();
+    let id = sem::open(&poster, b"/walk", O_CREAT, 0o666, 0).expect("the walk is on its way");
     let waiter = Program::new(&cluster, B, Role::Process);
     assert_eq!(sem::open(&waiter, b"/walk", 0, 0, 0), Ok(id));
-    cluster.lock().unwrap().trace.clear();
+    lock(&cluster).trace.clear();
 
     let mut message = Message::request(SemWait::NUMBER);
     SemWait { id, wait_ns: calls::ipc::FOREVER }.put(&mut message.args);
@@ -413,7 +439,7 @@ fn sem_wait_that_blocks_costs_no_message_more() {
     );
     assert!(waiter.take(call).is_none(), "the call is kept");
 
-    sem::post(&poster, id).unwrap();
+    sem::post(&poster, id).expect("the walk is on its way");
     check(
         &cluster,
         &[
@@ -435,16 +461,16 @@ fn open_and_read_are_one_round_trip_for_each_request_of_the_kernel() {
     let entry = Entry { parent: 1, name: b"walk" };
     let maker = Program::agent(&cluster, A);
     let new = NewMode { mode: 0o644, umask: 0 };
-    let (_, file) = maker.create(ROOT, entry, new, 2).unwrap();
-    maker.write(ROOT, file, Place::Offset(0), b"hello world").unwrap();
+    let (_, file) = maker.create(ROOT, entry, new, 2).expect("the walk is on its way");
+    maker.write(ROOT, file, Place::Offset(0), b"hello world").expect("the walk is on its way");
     let door = Program::agent(&cluster, B);
-    door.lookup(USER, entry).unwrap();
-    cluster.lock().unwrap().trace.clear();
+    door.lookup(USER, entry).expect("the walk is on its way");
+    lock(&cluster).trace.clear();
 
     // open(2) of one name below the mount: the kernel asks what it is, since it may not remember, and opens it.
-    let attr = door.lookup(USER, entry).unwrap();
-    let fh = door.open(USER, attr.ino, 0).unwrap();
-    check(
+    let attr = door.lookup(USER, entry).expect("the walk is on its way");
+    let fh = door.open(USER, attr.ino, 0).expect("the walk is on its way");
+    check_quoted(
         &cluster,
         &[
             "program -> dvkd B: Lookup",
@@ -466,7 +492,7 @@ fn open_and_read_are_one_round_trip_for_each_request_of_the_kernel() {
     let file = mount::agent::OpenFile { ino: attr.ino, fh };
     assert_eq!(door.read(USER, file, 0, &mut buffer), Ok(11));
     assert_eq!(&buffer[..11], b"hello world");
-    check(
+    check_quoted(
         &cluster,
         &[
             "program -> dvkd B: Read",
