@@ -15,6 +15,7 @@ mod root;
 mod sessions;
 pub(crate) mod start;
 
+use crate::limits::STOP_PATIENCE;
 use crate::place::Info;
 use crate::procfs;
 use agent::Agent;
@@ -69,9 +70,6 @@ pub(crate) struct Options {
 
 /// The process number of dvs-mount, which no program may signal; 0 if there is none.
 static AGENT_PID: AtomicI32 = AtomicI32::new(0);
-
-/// How long programs have between SIGTERM and SIGKILL when the container is stopped.
-const STOP_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Is `pid` a process of the container itself, not a program?
 pub(crate) fn is_own(pid: i32) -> bool {

@@ -10,6 +10,7 @@ mod state;
 pub(crate) use state::{Lab, LabNode, directory, directory_of_this, door};
 
 use crate::container;
+use crate::limits::{ASK_EVERY, DOWN_PATIENCE, NODES_MAX, SILENCE, UP_PATIENCE};
 use crate::place::{Info, NodeInfo};
 use crate::table::{self, Cell, Table};
 use crate::{exit, procfs, shim};
@@ -32,7 +33,7 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct UpOptions {
     /// How many nodes
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=network::NODES_MAX as i64))]
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=i64::from(NODES_MAX)))]
     pub(crate) nodes: u16,
     /// Name of the distributed container that spans them
     #[arg(long, default_value = "lab")]
@@ -58,14 +59,6 @@ pub(crate) struct DvkdOptions {
 
 /// Where a node of a lab listens to its peers. In namespaces nobody else can have it.
 const PORT: u16 = 7083;
-/// How long all daemons, servers and containers of a lab may take to be there.
-const UP_PATIENCE: Duration = Duration::from_secs(60);
-/// After this long, `lab up` says what it is waiting for.
-const SILENCE: Duration = Duration::from_secs(2);
-/// How often `lab up` asks.
-const ASK_EVERY: Duration = Duration::from_millis(20);
-/// How long a dvkd has to end its servers and containers before it is killed.
-const DOWN_PATIENCE: Duration = Duration::from_secs(20);
 /// In the environment of every daemon of a lab: the lab's number.
 const ID_VARIABLE: &str = "DVS_LAB_ID";
 

@@ -8,6 +8,7 @@ mod embedded;
 mod exit;
 mod ipcs;
 mod lab;
+mod limits;
 mod mount;
 mod node;
 mod place;

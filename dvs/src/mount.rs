@@ -1,6 +1,7 @@
 //! `dvs mount PATH`: the files of a DC on a directory of this machine; and `dvs-mount` itself.
 
 use crate::lab::{self, Lab};
+use crate::limits::ASK_EVERY;
 use crate::place::{self, Place};
 use crate::{procfs, table};
 use anyhow::{Context, Result, bail, ensure};
@@ -10,7 +11,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 /// Options of `dvs mount`.
 #[derive(Clone, Debug, clap::Args)]
@@ -44,9 +44,6 @@ pub(crate) struct AgentOptions {
     path: PathBuf,
 }
 
-/// How often it is looked whether the tree has been mounted.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
-
 /// `dvs mount`.
 ///
 /// # Errors
@@ -76,7 +73,7 @@ pub(crate) fn main(options: &Options) -> Result<()> {
                 said.lines().last().unwrap_or("no message")
             );
         }
-        std::thread::sleep(LOOK_EVERY);
+        std::thread::sleep(ASK_EVERY);
     }
     log.keep(&child)?;
     table::say(&format!("{} is mounted at {}.\n", place.info.dc, path.display()))

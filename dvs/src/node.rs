@@ -1,5 +1,6 @@
 //! `dvs node ls`: the nodes of a DC, and which of them answer.
 
+use crate::limits::NODE_ANSWER_MS;
 use crate::place::{Connected, Place};
 use crate::table::{Cell, Table};
 use anyhow::Result;
@@ -8,9 +9,6 @@ use calls::container::Resize;
 use m3ipc::errno::numbers::ESRCH;
 use m3ipc::port::Signals;
 use m3ipc::{Endpoint, NodeId, Wait};
-
-/// How long a node may take to answer before it counts as down.
-const ANSWER_MS: u32 = 2_000;
 
 /// `dvs node ls`.
 ///
@@ -42,7 +40,7 @@ pub(crate) fn list(json: bool) -> Result<()> {
 
 /// Does the container of `node` answer? A call about a session that nobody has: its answer is ESRCH.
 fn is_up(client: &Connected, node: NodeId) -> bool {
-    let wait = Wait { timeout_ms: Some(ANSWER_MS), signals: Signals::Ignore };
+    let wait = Wait { timeout_ms: Some(NODE_ANSWER_MS), signals: Signals::Ignore };
     let row = Resize { id: 0, rows: 0, columns: 0 };
     let answer = call(client, Endpoint::container(node), &row, &[], &mut [], wait);
     answer.is_err_and(|errno| errno.errno == ESRCH)

@@ -1,6 +1,7 @@
 //! `dvs-run`: runs a program in the container of any node, as if it ran here.
 
 use crate::exit::{self, Failure};
+use crate::limits::{INPUT_SIZE, MAPS_MAX};
 use crate::place::{Connected, Place};
 use crate::session::Request;
 use crate::terminal::{self, RawTerminal};
@@ -53,9 +54,6 @@ pub(crate) struct Options {
     pub(crate) command: Vec<OsString>,
 }
 
-/// Bytes that are read from standard input at once.
-const INPUT_SIZE: usize = 64 * 1024;
-
 /// Runs the program; returns the exit code.
 ///
 /// # Errors
@@ -89,7 +87,7 @@ pub(crate) fn attend(options: &Options, place: &Place, request: &Request) -> Res
 
 /// What the program is to be, from the options and this process's own surroundings.
 fn request(options: &Options) -> Result<Request> {
-    ensure!(options.map.len() <= crate::session::MAPS_MAX, "too many paths to map");
+    ensure!(options.map.len() <= MAPS_MAX, "too many paths to map");
     let maps = options.map.iter().map(|path| {
         let path = std::path::absolute(path).context("a path to map has no name")?;
         Ok(path.into_os_string().into_vec())

@@ -1,14 +1,8 @@
 //! What dvs-run asks a container to run: the request of a session, and its bytes.
 
+use crate::limits::{MAPS_MAX, REQUEST_MAX};
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
-
-/// Bytes of an encoded request at most: what Linux takes as arguments and environment with the
-/// usual stack limit of 8 MiB is 2 MiB.
-pub(crate) const REQUEST_MAX: usize = 4 << 20;
-
-/// Paths that one run may map: each is a mount.
-pub(crate) const MAPS_MAX: usize = 64;
 
 /// A program and its surroundings. Who runs it is not in here: that is the kernel's word.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

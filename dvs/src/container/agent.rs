@@ -1,6 +1,7 @@
 //! The container's `dvs-mount`: started, watched, and started again when it has died.
 
 use super::{AGENT_PID, TREE};
+use crate::limits::{AGENT_RESTART_PAUSE, AGENT_STOP_PATIENCE, MOUNT_PATIENCE};
 use crate::{place, procfs};
 use anyhow::{Context, Result, anyhow, bail};
 use calls::vfs::{ROOT_INO, SetAttr, Setattr, set};
@@ -15,13 +16,6 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-
-/// How long the tree may take to be there.
-const MOUNT_PATIENCE: Duration = Duration::from_secs(20);
-/// How long the agent has to unmount.
-const STOP_PATIENCE: Duration = Duration::from_millis(500);
-/// An agent that keeps dying is not started more often than this.
-const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
 /// The agent's process.
 #[derive(Debug)]
@@ -82,7 +76,7 @@ impl Agent {
         tracing::warn!("dvs-mount has ended (status {status:#x}); it is started again");
         // Files that are still open there stay dead; all else finds the new mount.
         unmount(TREE, UnmountFlags::DETACH).ok();
-        self.wanted = Some((self.started + RESTART_PAUSE).max(Instant::now()));
+        self.wanted = Some((self.started + AGENT_RESTART_PAUSE).max(Instant::now()));
         true
     }
 
@@ -97,7 +91,7 @@ impl Agent {
             && let Err(error) = self.start()
         {
             tracing::error!("{error:#}");
-            self.wanted = Some(Instant::now() + RESTART_PAUSE);
+            self.wanted = Some(Instant::now() + AGENT_RESTART_PAUSE);
         }
     }
 
@@ -106,7 +100,7 @@ impl Agent {
         let Some(pid) = Pid::from_raw(AGENT_PID.load(Ordering::Relaxed)) else { return };
         unmount(TREE, UnmountFlags::DETACH).ok();
         kill_process(pid, Signal::TERM).ok();
-        let limit = Instant::now() + STOP_PATIENCE;
+        let limit = Instant::now() + AGENT_STOP_PATIENCE;
         while Instant::now() < limit && matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None))
         {
             std::thread::sleep(Duration::from_millis(5));

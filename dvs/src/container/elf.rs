@@ -1,5 +1,6 @@
 //! Which loader a program has, from the front of its file: is there one that loads the shim?
 
+use crate::limits::{PROGRAM_HEADERS_MAX, SCRIPTS_MAX};
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
@@ -20,10 +21,6 @@ pub(crate) enum Kind {
     Unknown,
 }
 
-/// A script's interpreter may be a script, and so on: Linux stops after so many.
-const SCRIPTS_MAX: usize = 5;
-/// Bytes of program headers that are looked at: a program has about a dozen of 56 bytes.
-const HEADERS_MAX: usize = 64 * 1024;
 /// Longest path of a loader or an interpreter.
 const PATH_MAX: usize = 4096;
 
@@ -67,7 +64,7 @@ fn elf_kind(file: &File) -> Option<Kind> {
     }
     let (offset, size, count) = (u64_at(&head, 32)?, u16_at(&head, 54)?, u16_at(&head, 56)?);
     let total = usize::from(size) * usize::from(count);
-    if usize::from(size) < HEADER || total > HEADERS_MAX {
+    if usize::from(size) < HEADER || total > PROGRAM_HEADERS_MAX {
         return None;
     }
     let mut headers = vec![0; total];

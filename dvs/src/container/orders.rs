@@ -2,6 +2,7 @@
 //! and ends of programs are told, and on demand the whole process list.
 
 use super::{is_own, kill};
+use crate::limits::PM_RETRY_PAUSE;
 use crate::procfs::{self, TICKS_PER_SECOND};
 use calls::pm::{Await, COMMAND_MAX, Done, Exited, Join, Order, Process, Report, Started, order};
 use calls::wire::Wire;
@@ -10,7 +11,6 @@ use m3ipc::errno::numbers::ENOSYS;
 use m3ipc::limits::PAYLOAD_MAX;
 use m3ipc::{Endpoint, Errno, Wait};
 use std::path::Path;
-use std::time::Duration;
 
 /// The way to pm-server.
 #[derive(Debug)]
@@ -18,9 +18,6 @@ pub(super) struct Pm {
     pub(super) client: Client,
     pub(super) node: u16,
 }
-
-/// Pause after a failed call: pm-server, or the way to it, is being started again.
-const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
 impl Pm {
     /// Makes calls until dvkd is gone: an error of the way there is tried again.
@@ -34,7 +31,7 @@ impl Pm {
     pub(super) fn join_until_there(&self) {
         while let Err(error) = self.call(&Join { node: self.node }, &[]) {
             tracing::debug!("pm-server: {error}");
-            std::thread::sleep(RETRY_PAUSE);
+            std::thread::sleep(PM_RETRY_PAUSE);
         }
     }
 
@@ -44,7 +41,7 @@ impl Pm {
             let outcome = self.call(&Await { node: self.node }, &[]);
             if let Err(error) = outcome.and_then(|order| self.carry_out(order)) {
                 tracing::warn!("pm-server: {error}");
-                std::thread::sleep(RETRY_PAUSE);
+                std::thread::sleep(PM_RETRY_PAUSE);
             }
         }
     }

@@ -1,13 +1,10 @@
 //! The range of a node's process numbers, so that a number is one process in the whole DC.
 
+use crate::limits::{PID_RANGE, PID_RANGE_USED};
 use std::path::Path;
 
-/// Process numbers of a node: node n has n × this + 1 and up.
-const RANGE: u32 = 100_000;
 /// The kernel's own limit: PID_MAX_LIMIT, exclusive.
 const PID_LIMIT: u32 = 4 << 20;
-/// From here on the next process gets a number from the front of the range again.
-const USED_MAX: u32 = 80_000;
 /// Since Linux 6.14 a pid namespace has its own `pid_max`; writing it before changes the whole machine.
 const OWN_LIMIT_SINCE: (u32, u32) = (6, 14);
 
@@ -20,15 +17,15 @@ pub(crate) struct PidRange {
 impl PidRange {
     /// The range of `node`, if there are that many numbers.
     fn of(node: u16) -> Option<PidRange> {
-        let base = u32::from(node) * RANGE;
-        (base + RANGE <= PID_LIMIT).then_some(PidRange { base })
+        let base = u32::from(node) * PID_RANGE;
+        (base + PID_RANGE <= PID_LIMIT).then_some(PidRange { base })
     }
 
     /// Makes this pid namespace give out the numbers of `node`. `None`: it cannot, and gives out
     /// small ones, which are then not unique in the DC.
     pub(crate) fn claim(node: u16) -> Option<PidRange> {
         let range = PidRange::of(node)?;
-        let end = range.base + RANGE;
+        let end = range.base + PID_RANGE;
         if kernel_version() >= Some(OWN_LIMIT_SINCE) {
             write("pid_max", end).ok()?;
         } else if read("pid_max")? < end {
@@ -47,7 +44,7 @@ impl PidRange {
     }
 
     fn is_nearly_used(self, last: u32) -> bool {
-        !(self.base..self.base + USED_MAX).contains(&last)
+        !(self.base..self.base + PID_RANGE_USED).contains(&last)
     }
 }
 
@@ -77,7 +74,7 @@ mod tests {
     fn ranges_of_nodes_do_not_meet_and_stay_below_the_kernels_limit() {
         let ranges: Vec<PidRange> = (1..=4095).map_while(PidRange::of).collect();
         assert_eq!(ranges.len(), 40);
-        assert!(ranges.windows(2).all(|pair| pair[0].base + RANGE <= pair[1].base));
+        assert!(ranges.windows(2).all(|pair| pair[0].base + PID_RANGE <= pair[1].base));
         assert_eq!(PidRange::of(41), None);
     }
 

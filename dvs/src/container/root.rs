@@ -4,6 +4,7 @@
 //! is mounted again; where a mount needs a directory that the host lacks, its parent is replaced in
 //! the same way (a *mirror*). All of it exists in this mount namespace only and ends with it.
 
+use crate::limits::MIRROR_ENTRIES_MAX;
 use crate::place::Info;
 use crate::procfs;
 use anyhow::{Context, Result};
@@ -27,9 +28,6 @@ pub(crate) const TREE: &str = "/dvs";
 const SHIM: &str = "/run/dvs/libdvs_preload.so";
 /// What the dynamic loader reads (ld.so(8)).
 const PRELOAD: &str = "/etc/ld.so.preload";
-/// Entries of a directory that is mirrored: each becomes a mount.
-const ENTRIES_MAX: usize = 4096;
-
 /// What the tree is made for.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
@@ -206,7 +204,7 @@ fn mount_point(path: &Path) -> std::io::Result<()> {
 fn mirror_over(directory: &Path) -> std::io::Result<()> {
     let below = path_descriptor(directory)?;
     let meta = fs::metadata(directory)?;
-    if fs::read_dir(directory)?.count() > ENTRIES_MAX {
+    if fs::read_dir(directory)?.count() > MIRROR_ENTRIES_MAX {
         return Err(Error::from_raw_os_error(libc::E2BIG));
     }
     tmpfs(directory, meta.mode() & 0o7777, meta.uid(), meta.gid())?;

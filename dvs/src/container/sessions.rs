@@ -4,7 +4,8 @@
 //! pipe does. Calls that must wait are kept; `ready`, `reaped` or `gone` answer them.
 
 use super::start::{self, Outcome, Starter, Streams};
-use crate::session::{REQUEST_MAX, Request};
+use crate::limits::{REQUEST_MAX, SESSIONS_MAX, SESSIONS_PER_OWNER};
+use crate::session::Request;
 use calls::container::{
     CloseStream, ContainerCall, ERROR, INPUT, OUTPUT, Prepare, PrepareMore, ReadStream, Resize,
     Session as SessionId, Signal, Spawn, Status, WaitExit, WriteInput, step,
@@ -20,11 +21,6 @@ use rustix::process::{Pid, Signal as Sig};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::time::{SystemTime, UNIX_EPOCH};
-
-/// Sessions that one caller may have: `dvs-run` has one.
-const SESSIONS_PER_OWNER: usize = 64;
-/// Sessions of a container in all: each has some descriptors, and a process has 1 024 by default.
-const SESSIONS_MAX: usize = 256;
 
 /// All sessions of this container.
 #[derive(Debug)]
@@ -560,4 +556,269 @@ fn reply<R: Row>(answers: &mut Answers, to: CallId, reply: &R::Reply) {
 
 fn send(answers: &mut Answers, to: CallId, message: Message, payload: Vec<u8>) {
     answers.list.push(Answer { to, message, payload });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use m3ipc::errno::numbers::EINTR;
+    use m3ipc::{Cred, NodeId, Tag};
+    use rustix::fs::OFlags;
+    use rustix::pipe::{PipeFlags, pipe_with};
+
+    /// Sessions with one running program, made of pipes; the other ends are the test's.
+    struct Bench {
+        sessions: Sessions,
+        id: u64,
+        sequence: u64,
+        answers: Answers,
+        program_input: Option<OwnedFd>,
+        program_output: Option<OwnedFd>,
+    }
+
+    const OWNER: Endpoint = Endpoint::new(NodeId(1), 7, 1);
+    const STRANGER: Endpoint = Endpoint::new(NodeId(2), 7, 1);
+    /// A number that no process has: above the kernel's limit.
+    const PID: i32 = 1 << 30;
+
+    impl Bench {
+        fn new() -> Bench {
+            let mut sessions = Sessions::new(Starter::default()).unwrap();
+            let (program_input, input) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+            let (output, program_output) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+            for fd in [&input, &output, &program_output] {
+                rustix::fs::fcntl_setfl(fd, OFlags::NONBLOCK).unwrap();
+            }
+            let session = Session {
+                owner: OWNER,
+                state: State::Running { pid: PID },
+                input: Input { file: Some(input), writing: None },
+                outputs: [Output { file: Some(output), ..Output::default() }, Output::default()],
+                terminal: false,
+                waiting: Vec::new(),
+            };
+            sessions.table.insert(1, session);
+            Bench {
+                sessions,
+                id: 1,
+                sequence: 0,
+                answers: Answers::default(),
+                program_input: Some(program_input),
+                program_output: Some(program_output),
+            }
+        }
+
+        /// Makes a call and returns its answer, if it is there at once.
+        fn call<R: Row>(&mut self, from: Endpoint, row: &R, payload: &[u8]) -> Option<Answer> {
+            self.sequence += 1;
+            let id = CallId { source: from, tag: Tag::new(0, self.sequence) };
+            let mut message = Message::request(R::NUMBER);
+            row.put(&mut message.args);
+            let cred = Cred::new(1, 1000, 1000);
+            let call = Call { id, cred: &cred, message: &message, payload };
+            self.sessions.serve(&call, &mut self.answers);
+            self.answer()
+        }
+
+        fn read(&mut self) -> Option<Answer> {
+            let row = ReadStream { id: self.id, stream: OUTPUT, size: 100_000 };
+            self.call(OWNER, &row, &[])
+        }
+
+        /// The one answer that there is now.
+        fn answer(&mut self) -> Option<Answer> {
+            assert!(self.answers.list.len() <= 1, "{:?}", self.answers);
+            self.answers.list.pop()
+        }
+
+        /// What epoll(7) has to tell is told.
+        fn poll(&mut self) -> Option<Answer> {
+            let mut ready = Vec::with_capacity(8);
+            let none = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+            let epoll = self.sessions.epoll().unwrap();
+            epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut ready), Some(&none)).unwrap();
+            for event in ready {
+                self.sessions.ready(event.data.u64(), &mut self.answers);
+            }
+            self.answer()
+        }
+
+        fn write(&self, bytes: &[u8]) {
+            rustix::io::write(self.program_output.as_ref().unwrap(), bytes).unwrap();
+        }
+
+        fn end(&mut self, status: i32) -> Option<Answer> {
+            self.sessions.reaped(PID, status, &mut self.answers);
+            self.answer()
+        }
+    }
+
+    fn errno(answer: Option<Answer>) -> i32 {
+        answer.unwrap().message.outcome().unwrap().map_or_else(|errno| errno.errno, |()| 0)
+    }
+
+    fn payload(answer: Option<Answer>) -> Vec<u8> {
+        let answer = answer.unwrap();
+        assert_eq!(answer.message.outcome(), Ok(Ok(())));
+        answer.payload
+    }
+
+    #[test]
+    fn output_is_there_at_once_or_when_it_comes() {
+        let mut bench = Bench::new();
+        bench.write(b"first");
+        assert_eq!(payload(bench.read()), b"first");
+        assert!(bench.read().is_none());
+        assert_eq!(errno(bench.read()), EBUSY, "one reader at a time");
+        assert!(bench.poll().is_none());
+        bench.write(b"second");
+        assert_eq!(payload(bench.poll()), b"second");
+        assert!(bench.read().is_none());
+        bench.program_output = None;
+        assert_eq!(payload(bench.poll()), b"", "the end");
+        assert_eq!(payload(bench.read()), b"", "for ever");
+    }
+
+    #[test]
+    fn after_the_programs_end_only_what_it_had_written_is_its_output() {
+        let mut bench = Bench::new();
+        bench.write(b"last words");
+        assert!(bench.end(3 << 8).is_none());
+        // Somebody whom the program has left behind goes on.
+        bench.write(b" and more");
+        assert_eq!(payload(bench.read()), b"last words");
+        assert_eq!(payload(bench.read()), b"");
+    }
+
+    #[test]
+    fn a_reader_that_waits_hears_of_the_programs_end() {
+        let mut bench = Bench::new();
+        assert!(bench.read().is_none());
+        assert_eq!(payload(bench.end(0)), b"");
+        let status = bench.call(OWNER, &WaitExit { id: 1 }, &[]);
+        assert_eq!(errno(status), 0);
+    }
+
+    #[test]
+    fn all_who_wait_are_told_the_status() {
+        let mut bench = Bench::new();
+        assert!(bench.call(OWNER, &WaitExit { id: 1 }, &[]).is_none());
+        assert!(bench.call(OWNER, &WaitExit { id: 1 }, &[]).is_none());
+        bench.sessions.reaped(PID, 9, &mut bench.answers);
+        let statuses: Vec<Option<Status>> =
+            bench.answers.list.drain(..).map(|a| calls::wire::Wire::get(&a.message.args)).collect();
+        assert_eq!(statuses, [Some(Status { status: 9 }); 2]);
+        assert_eq!(bench.sessions.events(), [Event::Exited { pid: PID, status: 9 }]);
+    }
+
+    #[test]
+    fn input_is_taken_when_there_is_room_for_all_of_it() {
+        let mut bench = Bench::new();
+        let bytes = vec![7; 100_000];
+        assert!(bench.call(OWNER, &WriteInput { id: 1 }, &bytes).is_none(), "a pipe holds 64 KiB");
+        let mut read = Vec::new();
+        let mut answer = None;
+        while read.len() < bytes.len() {
+            let mut some = [0; 50_000];
+            let program = bench.program_input.as_ref().unwrap();
+            let count = rustix::io::read(program, &mut some).unwrap();
+            read.extend_from_slice(&some[..count]);
+            answer = answer.or(bench.poll());
+        }
+        assert_eq!(errno(answer), 0);
+        assert_eq!(read, bytes);
+        bench.program_input = None;
+        assert_eq!(errno(bench.call(OWNER, &WriteInput { id: 1 }, b"x")), EPIPE);
+    }
+
+    #[test]
+    fn closing_the_input_is_the_end_of_file_for_the_program() {
+        let mut bench = Bench::new();
+        assert_eq!(errno(bench.call(OWNER, &CloseStream { id: 1, stream: INPUT }, &[])), 0);
+        let program = bench.program_input.as_ref().unwrap();
+        assert_eq!(rustix::io::read(program, &mut [0; 1]), Ok(0));
+        assert_eq!(errno(bench.call(OWNER, &CloseStream { id: 1, stream: 9 }, &[])), EBADF);
+    }
+
+    #[test]
+    fn a_session_is_its_makers_only() {
+        let mut bench = Bench::new();
+        let read = ReadStream { id: 1, stream: OUTPUT, size: 1 };
+        let signal = Signal { id: 1, signal: 9 };
+        assert_eq!(errno(bench.call(STRANGER, &read, &[])), EPERM);
+        assert_eq!(errno(bench.call(STRANGER, &signal, &[])), EPERM);
+        assert_eq!(errno(bench.call(STRANGER, &WriteInput { id: 1 }, b"x")), EPERM);
+        assert_eq!(errno(bench.call(OWNER, &WaitExit { id: 2 }, &[])), ESRCH);
+        assert_eq!(errno(bench.call(OWNER, &Resize { id: 1, rows: 1, columns: 1 }, &[])), EBADF);
+    }
+
+    #[test]
+    fn a_given_up_call_ends_once() {
+        let mut bench = Bench::new();
+        assert!(bench.read().is_none());
+        let id = CallId { source: OWNER, tag: Tag::new(0, bench.sequence) };
+        bench.sessions.cancel(id, &mut bench.answers);
+        let answer = bench.answer().unwrap();
+        assert_eq!(answer.message.outcome(), Err(IpcError::Interrupted));
+        assert_eq!(Errno::from(IpcError::Interrupted).errno, EINTR);
+        bench.sessions.cancel(id, &mut bench.answers);
+        assert!(bench.answer().is_none());
+        bench.write(b"kept for the next one");
+        assert_eq!(payload(bench.read()), b"kept for the next one");
+    }
+
+    #[test]
+    fn the_sessions_of_who_is_gone_are_closed() {
+        let mut bench = Bench::new();
+        bench.sessions.gone(Gone::Endpoint(STRANGER));
+        bench.sessions.gone(Gone::Node(NodeId(2)));
+        assert_eq!(bench.sessions.table.len(), 1);
+        bench.sessions.gone(Gone::Node(NodeId(1)));
+        assert!(bench.sessions.table.is_empty());
+        let program = bench.program_input.as_ref().unwrap();
+        assert_eq!(rustix::io::read(program, &mut [0; 1]), Ok(0));
+    }
+
+    #[test]
+    fn a_request_arrives_in_order_and_whole_or_not_at_all() {
+        let mut bench = Bench::new();
+        let begin = |bench: &mut Bench, total: u32, first: &[u8]| -> u64 {
+            let answer = bench.call(OWNER, &Prepare { total }, first).unwrap();
+            calls::wire::Wire::get(&answer.message.args).map(|SessionId { id }| id).unwrap()
+        };
+        let id = begin(&mut bench, 4, b"ab");
+        let spawn = Spawn { id, terminal: 0, rows: 0, columns: 0 };
+        assert_eq!(errno(bench.call(OWNER, &spawn, &[])), EINVAL, "half a request");
+        let mut more = |offset: u32, bytes: &[u8]| {
+            errno(bench.call(OWNER, &PrepareMore { id, offset }, bytes))
+        };
+        assert_eq!(more(1, b"c"), EINVAL);
+        assert_eq!(more(2, b"cde"), EINVAL);
+        assert_eq!(more(2, b"c"), 0);
+        assert_eq!(more(3, b"d"), 0);
+        assert_eq!(errno(bench.call(OWNER, &spawn, &[])), EINVAL, "not a request");
+        let too_long = u32::try_from(REQUEST_MAX).unwrap() + 1;
+        assert_eq!(errno(bench.call(OWNER, &Prepare { total: too_long }, &[])), EINVAL);
+        assert_eq!(errno(bench.call(OWNER, &Prepare { total: 1 }, b"ab")), EINVAL);
+        for _ in 2..SESSIONS_PER_OWNER {
+            begin(&mut bench, 4, b"ab");
+        }
+        assert_eq!(errno(bench.call(OWNER, &Prepare { total: 4 }, &[])), EMFILE);
+        assert_ne!(begin_of(&mut bench, STRANGER), 0, "the others are not disturbed");
+    }
+
+    fn begin_of(bench: &mut Bench, from: Endpoint) -> u64 {
+        let answer = bench.call(from, &Prepare { total: 4 }, &[]).unwrap();
+        calls::wire::Wire::get(&answer.message.args).map(|SessionId { id }| id).unwrap()
+    }
+
+    #[test]
+    fn a_call_that_is_none_is_refused() {
+        let mut bench = Bench::new();
+        let id = CallId { source: OWNER, tag: Tag::new(0, 1) };
+        let message = Message::request(0x4ff);
+        let call = Call { id, cred: &Cred::ROOT, message: &message, payload: &[] };
+        bench.sessions.serve(&call, &mut bench.answers);
+        assert_eq!(errno(bench.answer()), ENOSYS);
+    }
 }

@@ -14,9 +14,6 @@ use std::os::fd::AsRawFd;
 /// Bits of the network part of the nodes' addresses.
 const PREFIX: u8 = 24;
 
-/// Most nodes of a lab: the addresses of one /24 network.
-pub(crate) const NODES_MAX: u16 = 254;
-
 /// The network of a lab, held open by descriptors of its namespaces.
 #[derive(Debug)]
 pub(crate) struct Network {

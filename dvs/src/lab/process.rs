@@ -1,5 +1,6 @@
 //! A process named so that a reused pid is never taken for it: pid, start time, and boot.
 
+use crate::limits::KILL_PATIENCE;
 use crate::procfs;
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -9,9 +10,6 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
-
-/// How long a process may take to end after SIGKILL: its memory has to be given back.
-const KILL_PATIENCE: Duration = Duration::from_secs(10);
 
 /// One process, for ever.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! A lab's directory and what stands in its `lab.toml`.
 
 use super::process::ProcessId;
+use crate::limits::LOG_TAIL;
 use anyhow::{Context, Result, bail};
 use rustix::fs::FlockOperation;
 use rustix::mount::{UnmountFlags, unmount};
@@ -16,9 +17,6 @@ use std::path::{Path, PathBuf};
 /// In the environment of every daemon of a lab: the lab's directory. Set by a user, it chooses the
 /// directory, so that there can be several labs.
 pub(super) const DIRECTORY_VARIABLE: &str = "DVS_LAB_DIR";
-
-/// Bytes at the end of a log in which its last line is looked for.
-const TAIL: u64 = 4096;
 
 /// A lab, as its `lab.toml` has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,7 +115,7 @@ pub(super) fn last_line(log: &Path) -> String {
     let tail = || -> std::io::Result<String> {
         let mut file = File::open(log)?;
         let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
+        file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL)))?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
