@@ -287,7 +287,7 @@ fn a_caller_stays_the_user_it_is_and_gets_no_more_rights() {
     let mapped = as_user(&["run", "--map", "/etc", "grep", "NoNewPrivs", "/proc/self/status"]);
     assert_eq!(text(&mapped), "NoNewPrivs:\t1\n", "{mapped:?}");
     // Nor may another user signal root's programs, or end the lab.
-    let (mut roots, pid) = lab.start("n1", "echo $$; exec sleep 1000");
+    let (mut roots, pid) = lab.start("n1", "echo $$; exec sleep infinity");
     assert!(!as_user(&["run", "sh", "-c", &format!("kill -KILL {pid}")]).status.success());
     assert!(roots.try_wait().unwrap().is_none());
     assert!(!as_user(&["lab", "down"]).status.success());
@@ -298,19 +298,19 @@ fn a_caller_stays_the_user_it_is_and_gets_no_more_rights() {
 #[test]
 fn signals_of_dvs_run_are_the_programs() {
     let Some(lab) = Lab::up(2) else { return };
-    let (child, _) = lab
-        .start("n2", "trap 'echo got usr1; exit 3' USR1; echo there; while :; do sleep 0.01; done");
+    let (child, _) =
+        lab.start("n2", "trap 'echo got usr1; exit 3' USR1; echo there; while :; do :; done");
     signal(&child, Signal::USR1);
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(3));
     assert_eq!(String::from_utf8_lossy(&output.stdout), "got usr1\n");
-    let (mut child, pid) = lab.start("n2", "echo $$; exec sleep 1000");
+    let (mut child, pid) = lab.start("n2", "echo $$; exec sleep infinity");
     signal(&child, Signal::TSTP);
     let state = || {
         let output = lab.dvs(&["ps", "--json"]).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         let rows = text.lines().map(|row| serde_json::from_str::<serde_json::Value>(row).unwrap());
-        let row = rows.into_iter().find(|row| row["pid"].to_string() == pid);
+        let row = rows.into_iter().find(|row| row["pid"].as_u64() == pid.parse().ok());
         row.map_or(String::new(), |row| row["state"].as_str().unwrap().to_owned())
     };
     wait_until("the program stops", || state() == "T");
@@ -354,7 +354,7 @@ fn on_a_terminal_the_program_has_one_too() {
     let before = rustix::termios::tcgetattr(&slave).unwrap();
     set_size(31, 77);
     let script = "test -t 0 && test -t 1 && test -t 2 && stty size; \
-                  trap 'stty size' WINCH; echo ready; while read line; do echo \"<$line>\"; done; echo over; exec sleep 1000";
+                  trap 'stty size' WINCH; echo ready; while read line; do echo \"<$line>\"; done; echo over; exec sleep infinity";
     let mut command = lab.command("n2", &["sh", "-c", script]);
     command.stdin(slave.try_clone().unwrap()).stdout(slave.try_clone().unwrap());
     let mut child = command.stderr(slave.try_clone().unwrap()).spawn().unwrap();
@@ -418,7 +418,7 @@ fn process_numbers_are_of_the_nodes_own_range() {
             assert!((base + 1..base + 100_000).contains(&pid), "{node}: {pid}");
         }
     }
-    let (mut child, pid) = lab.start("n3", "echo $$; exec sleep 1000");
+    let (mut child, pid) = lab.start("n3", "echo $$; exec sleep infinity");
     assert!(lab.text("n1", &format!("{DVS} ps")).contains(&pid), "listed on every node");
     assert!(lab.shell("n1", &format!("kill -TERM {pid}")).status.success());
     assert_eq!(child.wait().unwrap().code(), Some(143));
@@ -448,7 +448,7 @@ fn what_was_killed_is_back() {
     assert_eq!(lab.text("n2", "cat /proc/2/comm"), "dvs-mount\n");
     assert!(lab.shell("n2", "kill -KILL 2").status.success());
     is_back("the file agent");
-    let (mut child, _) = lab.start("n2", "echo there; exec sleep 1000");
+    let (mut child, _) = lab.start("n2", "echo there; exec sleep infinity");
     kill(lab.child("container", "n2"), Signal::KILL);
     assert_eq!(child.wait().unwrap().code(), Some(124), "its programs ended with it");
     is_back("the container");
@@ -457,7 +457,7 @@ fn what_was_killed_is_back() {
 #[test]
 fn without_its_dvkd_a_program_ends_and_dvs_run_says_so() {
     let Some(lab) = Lab::up(2) else { return };
-    let (child, _) = lab.start("n2", "echo there; exec sleep 1000");
+    let (child, _) = lab.start("n2", "echo there; exec sleep infinity");
     kill(lab.dvkd("n2"), Signal::KILL);
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(124), "{output:?}");
