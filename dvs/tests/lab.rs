@@ -310,7 +310,8 @@ fn signals_of_dvs_run_are_the_programs() {
         let output = lab.dvs(&["ps", "--json"]).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         let rows = text.lines().map(|row| serde_json::from_str::<serde_json::Value>(row).unwrap());
-        let row = rows.into_iter().find(|row| row["pid"].to_string() == pid);
+        let pid: i64 = pid.parse().unwrap();
+        let row = rows.into_iter().find(|row| row["pid"] == pid);
         row.map_or(String::new(), |row| row["state"].as_str().unwrap().to_owned())
     };
     wait_until("the program stops", || state() == "T");
