@@ -2,8 +2,6 @@
 //!
 //! Each test has a lab of its own. Root and /dev/fuse are needed; without them the tests say so and pass.
 
-#![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
-
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -26,7 +24,10 @@ impl Lab {
     /// `None`: this machine does not let us have one.
     fn up(nodes: u16) -> Option<Lab> {
         let lab = Lab::prepared()?;
-        let output = lab.dvs(&["lab", "up", "--nodes", &nodes.to_string()]).output().unwrap();
+        let output = lab
+            .dvs(&["lab", "up", "--nodes", &nodes.to_string()])
+            .output()
+            .expect("the test has its lab");
         assert!(output.status.success(), "{output:?}");
         Some(lab)
     }
@@ -38,7 +39,7 @@ impl Lab {
             eprintln!("SKIPPED: a lab with network namespaces needs root and /dev/fuse");
             return None;
         }
-        Some(Lab { directory: tempfile::tempdir().unwrap() })
+        Some(Lab { directory: tempfile::tempdir().expect("the test has its lab") })
     }
 
     fn path(&self) -> PathBuf {
@@ -59,7 +60,7 @@ impl Lab {
 
     /// Runs a program to its end.
     fn run(&self, node: &str, program: &[&str]) -> Output {
-        self.command(node, program).output().unwrap()
+        self.command(node, program).output().expect("the test has its lab")
     }
 
     fn shell(&self, node: &str, script: &str) -> Output {
@@ -70,49 +71,60 @@ impl Lab {
     fn text(&self, node: &str, script: &str) -> String {
         let output = self.shell(node, script);
         assert!(output.status.success(), "{script}: {output:?}");
-        String::from_utf8(output.stdout).unwrap()
+        String::from_utf8(output.stdout).expect("the test has its lab")
     }
 
     /// Starts a script that says something as soon as it runs, and waits for that.
     fn start(&self, node: &str, script: &str) -> (Child, String) {
         let mut command = self.command(node, &["sh", "-c", script]);
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the test has its lab");
         let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        BufReader::new(child.stdout.as_mut().expect("the test has its lab"))
+            .read_line(&mut line)
+            .expect("the test has its lab");
         (child, line.trim().to_owned())
     }
 
     fn status(&self) -> Vec<serde_json::Value> {
-        let output = self.dvs(&["lab", "status", "--json"]).output().unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        let output = self.dvs(&["lab", "status", "--json"]).output().expect("the test has its lab");
+        let text = String::from_utf8(output.stdout).expect("the test has its lab");
+        text.lines().map(|line| serde_json::from_str(line).expect("the test has its lab")).collect()
     }
 
     /// The process number of a daemon's child.
     fn child(&self, role: &str, node: &str) -> i32 {
         let status = self.status();
         let row = status.iter().find(|row| row["process"] == role && row["node"] == node);
-        i32::try_from(row.unwrap()["pid"].as_i64().unwrap()).unwrap()
+        i32::try_from(
+            row.expect("the test has its lab")["pid"].as_i64().expect("the test has its lab"),
+        )
+        .expect("the test has its lab")
     }
 
     fn dvkd(&self, node: &str) -> i32 {
-        let file = fs::read_to_string(self.path().join(node).join("dvkd.pid")).unwrap();
-        file.split(' ').next().unwrap().parse().unwrap()
+        let file = fs::read_to_string(self.path().join(node).join("dvkd.pid"))
+            .expect("the test has its lab");
+        file.split(' ').next().expect("the test has its lab").parse().expect("the test has its lab")
     }
 }
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        self.dvs(&["lab", "down"]).output().unwrap();
+        self.dvs(&["lab", "down"]).output().expect("the test has its lab");
     }
 }
 
 fn kill(pid: i32, signal: Signal) {
-    kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+    kill_process(Pid::from_raw(pid).expect("the test has its lab"), signal)
+        .expect("the test has its lab");
 }
 
 fn signal(child: &Child, signal: Signal) {
-    kill(i32::try_from(child.id()).unwrap(), signal);
+    kill(i32::try_from(child.id()).expect("the test has its lab"), signal);
 }
 
 /// Waits for a state, not for a time.
@@ -131,8 +143,8 @@ fn stderr(output: &Output) -> String {
 /// The processes of this machine that belong to the lab in `directory`, by the mark that they all carry.
 fn processes_of(directory: &Path) -> Vec<String> {
     let mark = format!("DVS_LAB_DIR={}", directory.display());
-    let entries = fs::read_dir("/proc").unwrap().filter_map(Result::ok);
-    let pids = entries.map(|entry| entry.file_name().into_string().unwrap());
+    let entries = fs::read_dir("/proc").expect("the test has its lab").filter_map(Result::ok);
+    let pids = entries.map(|entry| entry.file_name().into_string().expect("the test has its lab"));
     pids.filter(|pid| pid.parse::<u32>().is_ok_and(|pid| pid != std::process::id()))
         .filter(|pid| {
             let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
@@ -145,7 +157,7 @@ fn processes_of(directory: &Path) -> Vec<String> {
 fn the_exit_code_is_the_programs_own_or_says_what_failed() {
     let Some(lab) = Lab::up(2) else { return };
     let check = |arguments: &[&str], code: i32, says: &str| {
-        let output = lab.dvs(arguments).output().unwrap();
+        let output = lab.dvs(arguments).output().expect("the test has its lab");
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {output:?}");
         assert!(stderr(&output).contains(says), "{arguments:?}: {output:?}");
         assert!(stderr(&output).lines().count() <= 1, "{arguments:?}: {output:?}");
@@ -166,7 +178,7 @@ fn the_exit_code_is_the_programs_own_or_says_what_failed() {
         .args(["run", "--node", "n1", "true"])
         .env("DVS_LAB_DIR", "/nonexistent/lab")
         .output()
-        .unwrap();
+        .expect("the test has its lab");
     assert_eq!(nowhere.status.code(), Some(123), "{nowhere:?}");
 }
 
@@ -179,15 +191,15 @@ fn streams_are_carried_whole_in_both_directions() {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .unwrap();
+        .expect("the test has its lab");
     let bytes: Vec<u8> = (0..3_000_001u32).flat_map(|n| n.to_le_bytes()).collect();
-    let mut input = child.stdin.take().unwrap();
+    let mut input = child.stdin.take().expect("the test has its lab");
     let output = std::thread::scope(|scope| {
         scope.spawn(|| {
-            input.write_all(&bytes).unwrap();
+            input.write_all(&bytes).expect("the test has its lab");
             drop(input);
         });
-        child.wait_with_output().unwrap()
+        child.wait_with_output().expect("the test has its lab")
     });
     assert!(output.status.success());
     assert!(output.stdout == bytes, "{} of {} bytes", output.stdout.len(), bytes.len());
@@ -197,11 +209,17 @@ fn streams_are_carried_whole_in_both_directions() {
 #[test]
 fn a_program_that_nobody_reads_any_more_gets_sigpipe() {
     let Some(lab) = Lab::up(1) else { return };
-    let mut child = lab.command("n1", &["yes"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child =
+        lab.command("n1", &["yes"]).stdout(Stdio::piped()).spawn().expect("the test has its lab");
     let mut some = [0; 4];
-    child.stdout.take().unwrap().read_exact(&mut some).unwrap();
+    child
+        .stdout
+        .take()
+        .expect("the test has its lab")
+        .read_exact(&mut some)
+        .expect("the test has its lab");
     assert_eq!(&some, b"y\ny\n");
-    assert_eq!(child.wait().unwrap().code(), Some(128 + 13));
+    assert_eq!(child.wait().expect("the test has its lab").code(), Some(128 + 13));
 }
 
 #[test]
@@ -210,7 +228,7 @@ fn the_end_of_the_program_is_the_end_even_if_it_leaves_somebody_who_writes() {
     let output = lab.shell("n1", "yes & echo $!");
     assert!(output.status.success());
     let text = String::from_utf8_lossy(&output.stdout);
-    let left = text.lines().find(|line| *line != "y").unwrap().to_owned();
+    let left = text.lines().find(|line| *line != "y").expect("the test has its lab").to_owned();
     // It has gone on without a reader since.
     wait_until("yes has ended", || {
         !lab.shell("n1", &format!("kill -0 {left} 2>/dev/null")).status.success()
@@ -228,13 +246,17 @@ fn surroundings_are_the_callers() {
         .current_dir("/usr/share")
         .env("COLOUR", "blue")
         .output()
-        .unwrap();
-    let umask =
-        String::from_utf8(Command::new("sh").args(["-c", "umask"]).output().unwrap().stdout);
-    let expected = format!("/usr/share\nblue n2 lab\n{}n2\ndvs-container\n", umask.unwrap());
-    assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
+        .expect("the test has its lab");
+    let umask = String::from_utf8(
+        Command::new("sh").args(["-c", "umask"]).output().expect("the test has its lab").stdout,
+    );
+    let expected = format!(
+        "/usr/share\nblue n2 lab\n{}n2\ndvs-container\n",
+        umask.expect("the test has its lab")
+    );
+    assert_eq!(String::from_utf8(output.stdout).expect("the test has its lab"), expected);
     // A directory that is not there: the root.
-    let gone = tempfile::tempdir().unwrap();
+    let gone = tempfile::tempdir().expect("the test has its lab");
     let mut command = lab.command("n1", &["pwd"]);
     command.current_dir(gone.path());
     gone.close().unwrap_or_default();
@@ -243,20 +265,23 @@ fn surroundings_are_the_callers() {
         .command("n1", &["sh", "-c", "echo ${#A} ${#B} ${#C}"])
         .envs([("A", &many), ("B", &many), ("C", &many)])
         .output()
-        .unwrap();
-    assert_eq!(String::from_utf8(output.stdout).unwrap(), "100000 100000 100000\n");
+        .expect("the test has its lab");
+    assert_eq!(
+        String::from_utf8(output.stdout).expect("the test has its lab"),
+        "100000 100000 100000\n"
+    );
 }
 
 #[test]
 fn a_caller_stays_the_user_it_is_and_gets_no_more_rights() {
     let Some(lab) = Lab::up(1) else { return };
     // Other users must be able to execute the program and to enter the lab's directory.
-    let directory = tempfile::tempdir_in("/tmp").unwrap();
+    let directory = tempfile::tempdir_in("/tmp").expect("the test has its lab");
     let program = directory.path().join("dvs");
-    fs::copy(DVS, &program).unwrap();
+    fs::copy(DVS, &program).expect("the test has its lab");
     for path in [directory.path(), lab.directory.path()] {
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        fs::set_permissions(path, open).unwrap();
+        fs::set_permissions(path, open).expect("the test has its lab");
     }
     let as_user = |arguments: &[&str]| {
         Command::new(&program)
@@ -266,9 +291,10 @@ fn a_caller_stays_the_user_it_is_and_gets_no_more_rights() {
             .uid(12_345)
             .gid(54_321)
             .output()
-            .unwrap()
+            .expect("the test has its lab")
     };
-    let text = |output: &Output| String::from_utf8(output.stdout.clone()).unwrap();
+    let text =
+        |output: &Output| String::from_utf8(output.stdout.clone()).expect("the test has its lab");
     let who = as_user(&[
         "run",
         "sh",
@@ -287,43 +313,47 @@ fn a_caller_stays_the_user_it_is_and_gets_no_more_rights() {
     let mapped = as_user(&["run", "--map", "/etc", "grep", "NoNewPrivs", "/proc/self/status"]);
     assert_eq!(text(&mapped), "NoNewPrivs:\t1\n", "{mapped:?}");
     // Nor may another user signal root's programs, or end the lab.
-    let (mut roots, pid) = lab.start("n1", "echo $$; exec sleep 1000");
+    let (mut roots, pid) = lab.start("n1", "echo $$; exec sleep infinity");
     assert!(!as_user(&["run", "sh", "-c", &format!("kill -KILL {pid}")]).status.success());
-    assert!(roots.try_wait().unwrap().is_none());
+    assert!(roots.try_wait().expect("the test has its lab").is_none());
     assert!(!as_user(&["lab", "down"]).status.success());
     signal(&roots, Signal::TERM);
-    assert_eq!(roots.wait().unwrap().code(), Some(143));
+    assert_eq!(roots.wait().expect("the test has its lab").code(), Some(143));
 }
 
 #[test]
 fn signals_of_dvs_run_are_the_programs() {
     let Some(lab) = Lab::up(2) else { return };
-    let (child, _) = lab
-        .start("n2", "trap 'echo got usr1; exit 3' USR1; echo there; while :; do sleep 0.01; done");
+    let (child, _) =
+        lab.start("n2", "trap 'echo got usr1; exit 3' USR1; echo there; while :; do :; done");
     signal(&child, Signal::USR1);
-    let output = child.wait_with_output().unwrap();
+    let output = child.wait_with_output().expect("the test has its lab");
     assert_eq!(output.status.code(), Some(3));
     assert_eq!(String::from_utf8_lossy(&output.stdout), "got usr1\n");
-    let (mut child, pid) = lab.start("n2", "echo $$; exec sleep 1000");
+    let (mut child, pid) = lab.start("n2", "echo $$; exec sleep infinity");
     signal(&child, Signal::TSTP);
     let state = || {
-        let output = lab.dvs(&["ps", "--json"]).output().unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
-        let rows = text.lines().map(|row| serde_json::from_str::<serde_json::Value>(row).unwrap());
-        let pid: i64 = pid.parse().unwrap();
-        let row = rows.into_iter().find(|row| row["pid"] == pid);
-        row.map_or(String::new(), |row| row["state"].as_str().unwrap().to_owned())
+        let output = lab.dvs(&["ps", "--json"]).output().expect("the test has its lab");
+        let text = String::from_utf8(output.stdout).expect("the test has its lab");
+        let rows = text.lines().map(|row| {
+            serde_json::from_str::<serde_json::Value>(row).expect("the test has its lab")
+        });
+        let row = rows.into_iter().find(|row| row["pid"].as_u64() == pid.parse().ok());
+        row.map_or(String::new(), |row| {
+            row["state"].as_str().expect("the test has its lab").to_owned()
+        })
     };
     wait_until("the program stops", || state() == "T");
     let own = || {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
-        stat.rsplit(") ").next().unwrap().starts_with('T')
+        let stat =
+            fs::read_to_string(format!("/proc/{}/stat", child.id())).expect("the test has its lab");
+        stat.rsplit(") ").next().expect("the test has its lab").starts_with('T')
     };
     wait_until("dvs-run stops itself", own);
     signal(&child, Signal::CONT);
     wait_until("the program goes on", || state() == "S");
     signal(&child, Signal::HUP);
-    assert_eq!(child.wait().unwrap().code(), Some(129));
+    assert_eq!(child.wait().expect("the test has its lab").code(), Some(129));
 }
 
 #[test]
@@ -331,12 +361,12 @@ fn a_program_is_hung_up_when_its_dvs_run_dies() {
     let Some(lab) = Lab::up(2) else { return };
     let script = "trap 'echo hung up > /dvs/said; exit' HUP; echo there; while :; do read x < /dvs/none; done 2>&-";
     let (mut child, _) = lab.start("n2", script);
-    child.kill().unwrap();
-    child.wait().unwrap();
+    child.kill().expect("the test has its lab");
+    child.wait().expect("the test has its lab");
     wait_until("the program has been hung up", || {
         lab.shell("n1", "cat /dvs/said").stdout == b"hung up\n"
     });
-    let ps = lab.dvs(&["ps"]).output().unwrap();
+    let ps = lab.dvs(&["ps"]).output().expect("the test has its lab");
     assert_eq!(String::from_utf8_lossy(&ps.stdout).lines().count(), 1, "{ps:?}");
 }
 
@@ -344,57 +374,62 @@ fn a_program_is_hung_up_when_its_dvs_run_dies() {
 fn on_a_terminal_the_program_has_one_too() {
     let Some(lab) = Lab::up(2) else { return };
     let flags = rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY;
-    let master = rustix::pty::openpt(flags).unwrap();
-    rustix::pty::unlockpt(&master).unwrap();
-    let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags).unwrap();
+    let master = rustix::pty::openpt(flags).expect("the test has its lab");
+    rustix::pty::unlockpt(&master).expect("the test has its lab");
+    let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags).expect("the test has its lab");
     let set_size = |rows: u16, columns: u16| {
         let size =
             rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-        rustix::termios::tcsetwinsize(&master, size).unwrap();
+        rustix::termios::tcsetwinsize(&master, size).expect("the test has its lab");
     };
-    let before = rustix::termios::tcgetattr(&slave).unwrap();
+    let before = rustix::termios::tcgetattr(&slave).expect("the test has its lab");
     set_size(31, 77);
     let script = "test -t 0 && test -t 1 && test -t 2 && stty size; \
-                  trap 'stty size' WINCH; echo ready; while read line; do echo \"<$line>\"; done; echo over; exec sleep 1000";
+                  trap 'stty size' WINCH; echo ready; while read line; do echo \"<$line>\"; done; echo over; exec sleep infinity";
     let mut command = lab.command("n2", &["sh", "-c", script]);
-    command.stdin(slave.try_clone().unwrap()).stdout(slave.try_clone().unwrap());
-    let mut child = command.stderr(slave.try_clone().unwrap()).spawn().unwrap();
-    let mut terminal = fs::File::from(master.try_clone().unwrap());
+    command
+        .stdin(slave.try_clone().expect("the test has its lab"))
+        .stdout(slave.try_clone().expect("the test has its lab"));
+    let mut child = command
+        .stderr(slave.try_clone().expect("the test has its lab"))
+        .spawn()
+        .expect("the test has its lab");
+    let mut terminal = fs::File::from(master.try_clone().expect("the test has its lab"));
     let mut seen = String::new();
     let mut expect = |text: &str| {
         let mut bytes = [0; 256];
         while !seen.contains(text) {
-            let count = terminal.read(&mut bytes).unwrap();
+            let count = terminal.read(&mut bytes).expect("the test has its lab");
             seen.push_str(&String::from_utf8_lossy(&bytes[..count]));
         }
-        seen = seen.split_off(seen.find(text).unwrap() + text.len());
+        seen = seen.split_off(seen.find(text).expect("the test has its lab") + text.len());
     };
     expect("31 77\r\n");
     expect("ready\r\n");
-    let mut keys = fs::File::from(master.try_clone().unwrap());
-    keys.write_all(b"hello\n").unwrap();
+    let mut keys = fs::File::from(master.try_clone().expect("the test has its lab"));
+    keys.write_all(b"hello\n").expect("the test has its lab");
     // Echoed once, by the terminal there, not by the one here.
     expect("hello\r\n<hello>\r\n");
     set_size(50, 100);
     signal(&child, Signal::WINCH);
-    keys.write_all(b"\n").unwrap();
+    keys.write_all(b"\n").expect("the test has its lab");
     expect("50 100\r\n");
     // End of file, then interrupt: keys, which the terminal there makes a signal of.
-    keys.write_all(b"\x04").unwrap();
+    keys.write_all(b"\x04").expect("the test has its lab");
     expect("over\r\n");
-    keys.write_all(b"\x03").unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(130));
-    let after = rustix::termios::tcgetattr(&slave).unwrap();
+    keys.write_all(b"\x03").expect("the test has its lab");
+    assert_eq!(child.wait().expect("the test has its lab").code(), Some(130));
+    let after = rustix::termios::tcgetattr(&slave).expect("the test has its lab");
     assert_eq!(after.local_modes, before.local_modes, "the terminal is as before");
 }
 
 #[test]
 fn a_map_is_in_its_run_only() {
     let Some(lab) = Lab::up(2) else { return };
-    let scratch = tempfile::tempdir().unwrap();
-    fs::write(scratch.path().join("beside"), "seen").unwrap();
+    let scratch = tempfile::tempdir().expect("the test has its lab");
+    fs::write(scratch.path().join("beside"), "seen").expect("the test has its lab");
     let deep = scratch.path().join("not/there/yet");
-    let deep = deep.to_str().unwrap();
+    let deep = deep.to_str().expect("the test has its lab");
     let script = format!(
         "echo mapped > {deep}/file; cat /mapped/file /dvs/file; cat {}/beside",
         scratch.path().display()
@@ -402,9 +437,13 @@ fn a_map_is_in_its_run_only() {
     let output = lab
         .dvs(&["run", "--node", "n2", "--map", deep, "--map", "/mapped", "--", "sh", "-c", &script])
         .output()
-        .unwrap();
+        .expect("the test has its lab");
     assert_eq!(String::from_utf8_lossy(&output.stdout), "mapped\nmapped\nseen", "{output:?}");
-    assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 1, "nothing was made on the host");
+    assert_eq!(
+        fs::read_dir(scratch.path()).expect("the test has its lab").count(),
+        1,
+        "nothing was made on the host"
+    );
     assert!(!Path::new("/mapped").exists());
     assert!(!lab.shell("n2", &format!("test -e {deep}")).status.success());
     assert_eq!(lab.text("n1", "cat /dvs/file"), "mapped\n");
@@ -414,15 +453,17 @@ fn a_map_is_in_its_run_only() {
 fn process_numbers_are_of_the_nodes_own_range() {
     let Some(lab) = Lab::up(3) else { return };
     for (node, base) in [("n1", 100_000), ("n2", 200_000), ("n3", 300_000)] {
-        let pid: u32 = lab.text(node, "echo $$").trim().parse().unwrap();
-        if fs::read_to_string("/proc/sys/kernel/osrelease").unwrap().as_str() >= "6.14" {
+        let pid: u32 = lab.text(node, "echo $$").trim().parse().expect("the test has its lab");
+        if fs::read_to_string("/proc/sys/kernel/osrelease").expect("the test has its lab").as_str()
+            >= "6.14"
+        {
             assert!((base + 1..base + 100_000).contains(&pid), "{node}: {pid}");
         }
     }
-    let (mut child, pid) = lab.start("n3", "echo $$; exec sleep 1000");
+    let (mut child, pid) = lab.start("n3", "echo $$; exec sleep infinity");
     assert!(lab.text("n1", &format!("{DVS} ps")).contains(&pid), "listed on every node");
     assert!(lab.shell("n1", &format!("kill -TERM {pid}")).status.success());
-    assert_eq!(child.wait().unwrap().code(), Some(143));
+    assert_eq!(child.wait().expect("the test has its lab").code(), Some(143));
 }
 
 #[test]
@@ -449,42 +490,46 @@ fn what_was_killed_is_back() {
     assert_eq!(lab.text("n2", "cat /proc/2/comm"), "dvs-mount\n");
     assert!(lab.shell("n2", "kill -KILL 2").status.success());
     is_back("the file agent");
-    let (mut child, _) = lab.start("n2", "echo there; exec sleep 1000");
+    let (mut child, _) = lab.start("n2", "echo there; exec sleep infinity");
     kill(lab.child("container", "n2"), Signal::KILL);
-    assert_eq!(child.wait().unwrap().code(), Some(124), "its programs ended with it");
+    assert_eq!(
+        child.wait().expect("the test has its lab").code(),
+        Some(124),
+        "its programs ended with it"
+    );
     is_back("the container");
 }
 
 #[test]
 fn without_its_dvkd_a_program_ends_and_dvs_run_says_so() {
     let Some(lab) = Lab::up(2) else { return };
-    let (child, _) = lab.start("n2", "echo there; exec sleep 1000");
+    let (child, _) = lab.start("n2", "echo there; exec sleep infinity");
     kill(lab.dvkd("n2"), Signal::KILL);
-    let output = child.wait_with_output().unwrap();
+    let output = child.wait_with_output().expect("the test has its lab");
     assert_eq!(output.status.code(), Some(124), "{output:?}");
     assert!(stderr(&output).contains("dvkd is gone"), "{output:?}");
     // The rest goes on, and says what has become of the node.
     assert_eq!(lab.text("n1", "echo on"), "on\n");
     let status = lab.status();
     assert!(status.iter().any(|row| row["node"] == "n2" && row["health"] == "dead"), "{status:?}");
-    assert_eq!(lab.dvs(&["lab", "status"]).status().unwrap().code(), Some(1));
-    let up = lab.dvs(&["lab", "up", "--nodes", "2"]).output().unwrap();
+    assert_eq!(lab.dvs(&["lab", "status"]).status().expect("the test has its lab").code(), Some(1));
+    let up = lab.dvs(&["lab", "up", "--nodes", "2"]).output().expect("the test has its lab");
     assert!(!up.status.success() && stderr(&up).contains("n2 is dead"), "{up:?}");
     // And all of it can be cleared away.
-    assert!(lab.dvs(&["lab", "down"]).status().unwrap().success());
+    assert!(lab.dvs(&["lab", "down"]).status().expect("the test has its lab").success());
     assert!(!lab.path().exists());
 }
 
 #[test]
 fn up_and_down_can_be_said_twice_and_leave_nothing() {
     let Some(lab) = Lab::prepared() else { return };
-    let mounts = || fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mounts = || fs::read_to_string("/proc/self/mountinfo").expect("the test has its lab");
     let before = mounts();
-    let root_before = fs::read_dir("/").unwrap().count();
+    let root_before = fs::read_dir("/").expect("the test has its lab").count();
     let say = |arguments: &[&str]| {
-        let output = lab.dvs(arguments).output().unwrap();
+        let output = lab.dvs(arguments).output().expect("the test has its lab");
         (
-            output.status.code().unwrap(),
+            output.status.code().expect("the test has its lab"),
             String::from_utf8_lossy(&output.stdout).into_owned() + &stderr(&output),
         )
     };
@@ -502,19 +547,27 @@ fn up_and_down_can_be_said_twice_and_leave_nothing() {
     assert_eq!(processes_of(&lab.path()), Vec::<String>::new());
     assert!(!lab.path().exists());
     assert_eq!(mounts(), before);
-    assert_eq!(fs::read_dir("/").unwrap().count(), root_before);
+    assert_eq!(fs::read_dir("/").expect("the test has its lab").count(), root_before);
 }
 
 #[test]
 fn an_interrupted_up_leaves_nothing() {
     let Some(lab) = Lab::prepared() else { return };
-    let mut child =
-        lab.dvs(&["lab", "up", "--nodes", "30"]).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = lab
+        .dvs(&["lab", "up", "--nodes", "30"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the test has its lab");
     wait_until("the first daemon is there", || lab.path().join("n1/dvkd.pid").exists());
     signal(&child, Signal::INT);
-    let status = child.wait().unwrap();
+    let status = child.wait().expect("the test has its lab");
     let mut said = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    child
+        .stderr
+        .take()
+        .expect("the test has its lab")
+        .read_to_string(&mut said)
+        .expect("the test has its lab");
     assert!(status.code() == Some(1) && said.contains("interrupted"), "{status:?}: {said}");
     assert_eq!(status.signal(), None);
     assert!(!lab.path().exists());
@@ -526,8 +579,11 @@ fn a_daemon_that_fails_is_named_with_its_last_words() {
     let Some(lab) = Lab::prepared() else { return };
     // A socket's path has 108 bytes at most (unix(7)).
     let long = lab.directory.path().join("x".repeat(100)).join("lab");
-    let output =
-        lab.dvs(&["lab", "up", "--nodes", "2"]).env("DVS_LAB_DIR", &long).output().unwrap();
+    let output = lab
+        .dvs(&["lab", "up", "--nodes", "2"])
+        .env("DVS_LAB_DIR", &long)
+        .output()
+        .expect("the test has its lab");
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("dvkd of node n1 has ended"), "{output:?}");
     assert!(!long.exists());
@@ -537,13 +593,13 @@ fn a_daemon_that_fails_is_named_with_its_last_words() {
 #[test]
 fn a_tree_can_be_mounted_on_the_host_and_goes_with_the_lab() {
     let Some(lab) = Lab::up(2) else { return };
-    let place = tempfile::tempdir().unwrap();
-    let path = place.path().to_str().unwrap();
-    assert!(lab.dvs(&["mount", path]).status().unwrap().success());
-    fs::write(place.path().join("file"), "from the host").unwrap();
+    let place = tempfile::tempdir().expect("the test has its lab");
+    let path = place.path().to_str().expect("the test has its lab");
+    assert!(lab.dvs(&["mount", path]).status().expect("the test has its lab").success());
+    fs::write(place.path().join("file"), "from the host").expect("the test has its lab");
     assert_eq!(lab.text("n2", "cat /dvs/file"), "from the host");
-    let twice = lab.dvs(&["mount", path]).output().unwrap();
+    let twice = lab.dvs(&["mount", path]).output().expect("the test has its lab");
     assert!(!twice.status.success() && stderr(&twice).contains("already"), "{twice:?}");
-    assert!(lab.dvs(&["lab", "down"]).status().unwrap().success());
-    assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0);
+    assert!(lab.dvs(&["lab", "down"]).status().expect("the test has its lab").success());
+    assert_eq!(fs::read_dir(place.path()).expect("the test has its lab").count(), 0);
 }

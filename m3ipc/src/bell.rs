@@ -18,6 +18,8 @@ use rustix::thread::futex;
 const PAGE: usize = 4096;
 /// Looks at the ticket before ringing gives up for now: the owner is stopped, or its CPU is taken.
 const LOOKS_MAX: u32 = 2_000;
+/// Looks when it is tried again.
+const LOOKS_AGAIN: u32 = 4;
 /// Looks without giving the CPU away: the owner's way from deciding to sleeping is about this long.
 const LOOKS_BUSY: u32 = 50;
 
@@ -73,7 +75,7 @@ impl Bell {
 
     /// Rings one's own bell, from another thread.
     pub fn ring(&self) -> bool {
-        self.page.ring()
+        self.page.ring(LOOKS_MAX)
     }
 }
 
@@ -91,7 +93,7 @@ impl Ringer {
     /// sleep but does not get on with it (stopped, or out of CPU): ring again in a while.
     #[must_use]
     pub fn ring(&self) -> bool {
-        self.page.ring()
+        self.page.ring(LOOKS_MAX)
     }
 
     /// Address of the mapping, for a client that keeps it as a number; see [`Ringer::from_address`].
@@ -101,11 +103,11 @@ impl Ringer {
         address
     }
 
-    /// The inverse of [`Ringer::into_address`], without taking the mapping over.
-    pub(crate) fn ring_at(address: usize) -> bool {
+    /// Rings a bell kept as a number. `again`: it has been rung and not heard, so a few looks will do.
+    pub(crate) fn ring_at(address: usize, again: bool) -> bool {
         let Some(base) = NonNull::new(address as *mut u8) else { return false };
         let page = core::mem::ManuallyDrop::new(Page { base });
-        page.ring()
+        page.ring(if again { LOOKS_AGAIN } else { LOOKS_MAX })
     }
 
     /// Replaces the mapping at `address` by the bell `fd`, in one step: a thread that is ringing there goes on
@@ -149,9 +151,9 @@ impl Page {
         unsafe { self.base.cast().as_ref() }
     }
 
-    fn ring(&self) -> bool {
+    fn ring(&self, looks: u32) -> bool {
         fence(Ordering::SeqCst);
-        for look in 0..LOOKS_MAX {
+        for look in 0..looks {
             if self.word().load(Ordering::SeqCst) & 1 == 0 {
                 return true;
             }

@@ -26,8 +26,10 @@ use syscalls::{Sysno, syscall};
 /// Channels a client can have: `SLOTS * LANES` calls may be open at once, to all peers together.
 const SLOTS: usize = 16;
 
-/// Longest sleep when the receiver's bell could not be confirmed: it is stopped, or out of CPU.
+/// First sleep when the receiver's bell could not be confirmed: it is out of CPU, stopped, or gone with its dvkd.
+/// It is doubled [`RERING_DOUBLINGS`] times at most, so that waiting for a stopped receiver costs nothing.
 const RERING: Duration = Duration::from_millis(1);
+const RERING_DOUBLINGS: u32 = 7;
 
 /// Longest time futex(2) can wait, in effect for ever, but with the rule that a handler always interrupts.
 const AGES: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -361,7 +363,7 @@ impl Slot {
     /// Posts a request; says whether the receiver's bell was heard.
     fn post(&self, lane: usize, message: &Message, send: &[&[u8]]) -> Result<bool, IpcError> {
         self.using(|channel| channel.post(lane, message, send))?;
-        Ok(self.ring())
+        Ok(self.ring(false))
     }
 
     /// Waits for the answer on `lane`; `None`: the receiver is gone, post again.
@@ -377,6 +379,7 @@ impl Slot {
             self.spin.until(|| !channel.is_open(lane));
         }
         let mut rung = rung;
+        let mut unheard = 0;
         // Why the call is being given up; the answer that comes now decides.
         let mut given_up = None;
         let limit = wait.timeout_ms.map(|ms| now() + Duration::from_millis(ms.into()));
@@ -394,23 +397,27 @@ impl Slot {
                 Look::Open => {}
             }
             let left = limit.map(|limit| limit.saturating_sub(now()));
-            match self.sleep(lane, rung, left, wait.signals, given_up.is_some()) {
+            let again = (!rung).then(|| RERING * 2u32.pow(RERING_DOUBLINGS.min(unheard)));
+            match self.sleep(lane, again, left, wait.signals, given_up.is_some()) {
                 Err(error) if given_up.is_none() => {
                     given_up = Some(error);
                     self.using(|channel| channel.cancel(lane, tag));
-                    rung = self.ring();
+                    rung = self.ring(false);
                 }
-                _ if !rung => rung = self.ring(),
+                _ if !rung => {
+                    unheard += 1;
+                    rung = self.ring(true);
+                }
                 _ => {}
             }
         }
     }
 
-    /// One sleep; an error is a reason to give the call up.
+    /// One sleep, `again` at most if the bell has not been heard; an error is a reason to give the call up.
     fn sleep(
         &self,
         lane: usize,
-        rung: bool,
+        again: Option<Duration>,
         left: Option<Duration>,
         signals: Signals,
         given_up: bool,
@@ -420,11 +427,11 @@ impl Slot {
             return Err(IpcError::TimedOut);
         }
         let left = if given_up { None } else { left };
-        let timeout = match (rung, left, signals) {
-            (false, left, _) => Some(left.map_or(RERING, |left| left.min(RERING))),
-            (true, Some(left), _) => Some(left),
-            (true, None, Signals::Interrupt) if !given_up => Some(AGES),
-            (true, None, _) => None,
+        let timeout = match (again, left, signals) {
+            (Some(again), left, _) => Some(left.map_or(again, |left| left.min(again))),
+            (None, Some(left), _) => Some(left),
+            (None, None, Signals::Interrupt) if !given_up => Some(AGES),
+            (None, None, _) => None,
         };
         match channel.sleep(lane, timeout) {
             Err(IpcError::Interrupted) if signals != Signals::Ignore && !given_up => {
@@ -456,8 +463,8 @@ impl Slot {
         })
     }
 
-    fn ring(&self) -> bool {
-        Ringer::ring_at(self.bell.load(Ordering::Acquire))
+    fn ring(&self, again: bool) -> bool {
+        Ringer::ring_at(self.bell.load(Ordering::Acquire), again)
     }
 
     /// Runs `act` on the channel while it cannot be replaced.

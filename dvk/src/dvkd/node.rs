@@ -393,6 +393,9 @@ impl Node {
             Gone::Node(node) => Tell::node_gone(node),
         };
         let record = Tell { number, ..record };
+        if let Gone::Node(node) = gone {
+            self.couriers.retire(to, node);
+        }
         if let Some(receiver) =
             self.processes.get(&to).and_then(|process| process.receiver.as_ref())
         {
@@ -434,9 +437,10 @@ impl Node {
         message: &m3ipc::Message,
         payload: &[u8],
     ) -> Result<(), IpcError> {
-        if !self.couriers.has_room(to) {
+        let node = message.source.node();
+        if !self.couriers.has_room(to, node) {
             let channel = Arc::new(m3ipc::channel::create()?);
-            self.couriers.add(to, &channel, receiver.ringer.clone())?;
+            self.couriers.add(to, node, &channel, receiver.ringer.clone())?;
             let mut accept = Tell::new(tell::ACCEPT, Endpoint::NONE).with_cred(&Cred::ROOT);
             accept.flags = flag::TRUSTED | flag::REQUESTER_BELL;
             self.door.tell(receiver.connection, &accept, &[channel, self.bell.clone()]);

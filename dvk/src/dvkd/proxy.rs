@@ -13,7 +13,7 @@ use m3ipc::bell::Ringer;
 use m3ipc::channel::{Poll, SharedChannel};
 use m3ipc::limits::{CHANNELS_PER_PEER, LANES, PAYLOAD_AREA, PAYLOAD_MAX};
 use m3ipc::port::bits;
-use m3ipc::{CallId, Cred, DcId, Endpoint, IpcError, Message};
+use m3ipc::{CallId, Cred, DcId, Endpoint, IpcError, Message, NodeId};
 use rustix::fd::{AsFd, OwnedFd};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -48,7 +48,11 @@ pub(super) struct Proxy {
     is_trusted: bool,
 }
 
-/// Channels with local receivers, over which calls of other nodes are made.
+/// Channels with local receivers, over which calls of other nodes are made: each node has its own.
+///
+/// A receiver that is told that a node is gone must have taken what that had asked before, and nothing it asks
+/// later: then the node's channels retire. They bring no more requests, and the channel for the next is handed over by
+/// the socket on which the receiver hears of the death, and so after it.
 #[derive(Debug, Default)]
 pub(super) struct Couriers {
     places: BTreeMap<Place, Vec<CourierLanes>>,
@@ -60,6 +64,9 @@ pub(super) struct Couriers {
 #[derive(Debug)]
 struct CourierLanes {
     courier: Arc<Courier>,
+    /// Whose calls it brings.
+    node: NodeId,
+    is_retired: bool,
     busy: u64,
     calls: [Option<CallId>; LANES],
 }
@@ -70,6 +77,12 @@ pub(super) struct Courier {
     channel: SharedChannel,
     place: Place,
     ringer: Arc<Ringer>,
+}
+
+impl CourierLanes {
+    fn has_room(&self, node: NodeId) -> bool {
+        self.node == node && !self.is_retired && self.busy != u64::MAX
+    }
 }
 
 impl Proxies {
@@ -146,18 +159,45 @@ impl Couriers {
     pub(super) fn add(
         &mut self,
         place: Place,
+        node: NodeId,
         channel: &OwnedFd,
         ringer: Arc<Ringer>,
     ) -> Result<(), IpcError> {
         let couriers = self.places.entry(place).or_default();
-        if couriers.len() >= CHANNELS_PER_PEER {
+        if couriers.iter().filter(|lanes| lanes.node == node).count() >= CHANNELS_PER_PEER {
             return Err(IpcError::Exhausted);
         }
         let channel = SharedChannel::map(channel.as_fd())?;
         self.version.fetch_add(1, Ordering::SeqCst);
         let courier = Arc::new(Courier { channel, place, ringer });
-        couriers.push(CourierLanes { courier, busy: 0, calls: [None; LANES] });
+        let (is_retired, calls) = (false, [None; LANES]);
+        couriers.push(CourierLanes { courier, node, is_retired, busy: 0, calls });
         Ok(())
+    }
+
+    /// The receiver at `place` is about to hear that `node` is gone.
+    pub(super) fn retire(&mut self, place: Place, node: NodeId) {
+        for lanes in self.places.get_mut(&place).into_iter().flatten() {
+            lanes.is_retired |= lanes.node == node;
+        }
+        self.remove_retired(place);
+    }
+
+    /// Those that have retired go when their last call has ended; the receiver drops them when it hears of the
+    /// node's next death.
+    fn remove_retired(&mut self, place: Place) {
+        let Some(couriers) = self.places.get_mut(&place) else { return };
+        let before = couriers.len();
+        couriers.retain(|lanes| {
+            let is_over = lanes.is_retired && lanes.busy == 0;
+            if is_over {
+                lanes.courier.channel.close(IpcError::SourceDied);
+            }
+            !is_over
+        });
+        if couriers.len() != before {
+            self.version.fetch_add(1, Ordering::SeqCst);
+        }
     }
 
     /// The receiver at `place` is gone.
@@ -170,11 +210,11 @@ impl Couriers {
         }
     }
 
-    /// Is there a free lane?
-    pub(super) fn has_room(&self, place: Place) -> bool {
+    /// Is there a free lane for a call of `node`?
+    pub(super) fn has_room(&self, place: Place, node: NodeId) -> bool {
         self.places
             .get(&place)
-            .is_some_and(|couriers| couriers.iter().any(|lanes| lanes.busy != u64::MAX))
+            .is_some_and(|couriers| couriers.iter().any(|lanes| lanes.has_room(node)))
     }
 
     /// Makes the call of a process of another node. Returns the bell to ring.
@@ -186,8 +226,9 @@ impl Couriers {
         payload: &[u8],
     ) -> Result<Arc<Ringer>, IpcError> {
         let couriers = self.places.get_mut(&place).ok_or(IpcError::Exhausted)?;
+        let node = message.source.node();
         let lanes =
-            couriers.iter_mut().find(|lanes| lanes.busy != u64::MAX).ok_or(IpcError::Exhausted)?;
+            couriers.iter_mut().find(|lanes| lanes.has_room(node)).ok_or(IpcError::Exhausted)?;
         let lane = (!lanes.busy).trailing_zeros() as usize;
         let id = CallId { source: message.source, tag: message.tag };
         let mut head = [0; m3ipc::cred::CRED_SIZE_MAX];
@@ -213,7 +254,11 @@ impl Couriers {
         let lanes = couriers.iter_mut().find(|lanes| Arc::ptr_eq(&lanes.courier, courier))?;
         let id = lanes.calls[lane].take()?;
         lanes.busy &= !(1 << lane);
+        let is_over = lanes.is_retired && lanes.busy == 0;
         self.open.remove(&(courier.place.0, id));
+        if is_over {
+            self.remove_retired(courier.place);
+        }
         Some(id)
     }
 
@@ -468,5 +513,38 @@ fn rest(shared: &Shared, watched: &Watched) {
     } else {
         let timeout = (until != Nanos::MAX).then(|| Duration::from_nanos(until - now));
         shared.bell.sleep(ticket, timeout);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use m3ipc::Tag;
+    use m3ipc::bell::Bell;
+
+    #[test]
+    fn a_node_that_was_given_up_gets_new_channels_and_the_old_ones_go_with_their_last_call() {
+        let (one, two) = (NodeId(1), NodeId(2));
+        let place = (DcId(1), Endpoint::VFS);
+        let (_bell, bell) = Bell::create().unwrap();
+        let ringer = Arc::new(Ringer::map(bell.as_fd()).unwrap());
+        let mut couriers = Couriers::new(Version::default());
+        for node in [one, two] {
+            assert!(!couriers.has_room(place, node), "each node has its own");
+            let channel = m3ipc::channel::create().unwrap();
+            couriers.add(place, node, &channel, ringer.clone()).unwrap();
+        }
+        let source = Endpoint::new(two, 5, 1);
+        let message = Message { source, tag: Tag::new(0, 1), ..Message::request(0x100) };
+        couriers.post(place, &Cred::ROOT, &message, &[]).unwrap();
+        couriers.retire(place, two);
+        assert!(couriers.has_room(place, one) && !couriers.has_room(place, two));
+        assert_eq!(couriers.count(place.0), 2, "the open call still needs its channel");
+        let old = couriers.channels_of(place).pop().unwrap();
+        assert_eq!(couriers.end(&old, 0), Some(CallId { source, tag: message.tag }));
+        assert_eq!(couriers.count(place.0), 1);
+        assert_eq!(old.channel.closed(), Some(IpcError::SourceDied), "so the receiver drops it");
+        couriers.retire(place, one);
+        assert_eq!(couriers.count(place.0), 0, "an idle one goes at once");
     }
 }

@@ -226,11 +226,13 @@ impl<S: Server, D: Durable> Solo<S, D> {
         match event {
             Event::Accepted(accepted) => self.channels.push(Rc::from(accepted)),
             Event::Gone(number, gone) => {
-                if let Gone::Endpoint(endpoint) = gone {
-                    self.channels.retain(|accepted| accepted.peer != endpoint);
-                    self.hot.retain(|accepted| accepted.peer != endpoint);
-                    self.ring_again.retain(|accepted| accepted.peer != endpoint);
-                }
+                // Channels of the dead, and those that dvkd has done with.
+                let stays = |accepted: &Rc<Accepted>| {
+                    Gone::Endpoint(accepted.peer) != gone && accepted.channel.closed().is_none()
+                };
+                self.channels.retain(stays);
+                self.hot.retain(stays);
+                self.ring_again.retain(stays);
                 self.with_context(|hosted, cx| hosted.told(number, gone, cx));
             }
             Event::Stop => self.stopping = true,

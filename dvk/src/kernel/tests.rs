@@ -1061,3 +1061,182 @@ fn a_container_that_stops_ends_everything_in_it_and_nothing_else() {
     let next = pair.at(N1).bind(BLUE, Role::Process, 20);
     assert!(next.slot == client.slot && next.generation > client.generation, "{next:?}");
 }
+
+/// Anything in any order: from the daemon what it may say, from the other nodes whatever is a frame.
+struct Walk {
+    bench: Bench,
+    random: crate::sim::Random,
+    /// Calls of this node that are open, by receiver.
+    open: BTreeSet<(DcId, u32, CallId)>,
+    ended: u64,
+    links: BTreeMap<NodeId, LinkId>,
+}
+
+impl Walk {
+    fn pick<T: Copy>(&mut self, list: &[T]) -> T {
+        list[self.random.index(list.len())]
+    }
+
+    fn small(&mut self) -> u16 {
+        u16::try_from(self.random.below(4)).unwrap()
+    }
+
+    fn dc(&mut self) -> DcId {
+        self.pick(&[BLUE, BLUE, BLUE, RED, DcId(9)])
+    }
+
+    fn endpoint(&mut self) -> Endpoint {
+        let bound: Vec<Endpoint> =
+            self.bench.kernel.endpoints(BLUE).map(|info| info.endpoint).collect();
+        let node = self.pick(&[N1, N2, N3]);
+        let any = Endpoint::new(node, self.small().into(), self.small().into());
+        let server = self.pick(&[Endpoint::VFS, Endpoint::IPC, Endpoint::PM]);
+        match self.random.below(3) {
+            0 if !bound.is_empty() => self.pick(&bound),
+            1 => server,
+            _ => any,
+        }
+    }
+
+    fn message(&mut self) -> Message {
+        let (source, lane) = (self.endpoint(), self.small());
+        message(source, lane, self.random.below(30))
+    }
+
+    fn frame(&mut self, node: NodeId) -> Frame<'static> {
+        let (dc, to, mut message) = (self.dc(), self.endpoint(), self.message());
+        if self.random.chance(980) {
+            message.source = Endpoint::new(node, self.small().into(), 1);
+        }
+        match self.random.below(9) {
+            0..=3 => Frame::Request(Request { dc, to, cred: Cred::ROOT, message, payload: &[] }),
+            4 => Frame::Answer(crate::frame::Answer { dc, to, message, payload: &[] }),
+            5 => Frame::Cancel { dc, to, id: id(&message) },
+            6 => Frame::Gone { dc, to, gone: message.source },
+            7 => Frame::Notify { dc, from: message.source, to, value: 1 },
+            _ => self.pick(&[Frame::Ping { sent: 1 }, Frame::Pong { sent: 1 }, Frame::Received]),
+        }
+    }
+
+    fn step(&mut self) {
+        self.bench.now += self.random.below(50_000_000);
+        let (dc, to, message) = (self.dc(), self.endpoint(), self.message());
+        let pid = self.small().into();
+        let asker = self.bench.asker();
+        let out = match self.random.below(14) {
+            0 => self.bench.step(Input::Tick),
+            1 | 2 => {
+                let role = self.pick(&[
+                    Role::Process,
+                    Role::Peer,
+                    Role::Server(1),
+                    Role::Server(3),
+                    Role::Container,
+                ]);
+                let nonce = self.random.below(2);
+                self.bench.step(Input::Hello { asker, dc, role, pid, nonce, privileged: true })
+            }
+            3 => self.bench.step(Input::Open { asker, dc, from: message.source, to }),
+            4 => self.bench.died(dc, to),
+            5..=7 => {
+                self.open.insert((dc, to.slot, id(&message)));
+                self.bench.request(dc, to, &message, &[])
+            }
+            8 => self.bench.step(Input::LocalCancel { dc, to, id: id(&message) }),
+            9 => self.bench.step(Input::LocalAnswer {
+                dc,
+                from: to,
+                id: id(&message),
+                message: &message,
+                payload: &[],
+            }),
+            10 => self.link_up(),
+            11 => {
+                let node = self.pick(&[N2, N3]);
+                let link = self.links.get(&node).copied().unwrap_or(LinkId(0));
+                self.bench.step(Input::LinkDown { node, link })
+            }
+            _ => self.packet(),
+        };
+        self.check(&out);
+    }
+
+    fn link_up(&mut self) -> Vec<Output> {
+        let node = self.pick(&[N2, N3]);
+        let link = LinkId(self.bench.askers);
+        let sent = self.bench.kernel.hello(node).unwrap();
+        let received = Hello {
+            node,
+            to: N1,
+            incarnation: u64::from(self.random.chance(50)),
+            epoch: u64::from(self.random.chance(50)),
+            peer_incarnation: u64::from(self.random.chance(50)),
+            peer_epoch: sent.epoch,
+            received: u64::from(self.random.chance(50)),
+        };
+        self.links.insert(node, link);
+        self.bench.step(Input::LinkUp { link, sent: &sent, received: &received })
+    }
+
+    fn packet(&mut self) -> Vec<Output> {
+        let node = self.pick(&[N2, N3]);
+        let Some(link) = self.links.get(&node).copied() else { return Vec::new() };
+        let frame = self.frame(node);
+        // Mostly the one that is due: the Hello says how many have been received.
+        let due = self.bench.kernel.hello(node).unwrap().received + 1;
+        let sequence = if !frame.is_sequenced() {
+            0
+        } else if self.random.chance(990) {
+            due
+        } else {
+            1 + self.random.below(due + 2)
+        };
+        let received = if self.random.chance(990) { 0 } else { self.random.below(20) };
+        self.bench.step(Input::Packet { node, link, packet: &Packet { sequence, received, frame } })
+    }
+
+    /// A call ends once, and only if it is open. (One that is sent twice while it is open is one call; a dead caller's may
+    /// never end.)
+    fn check(&mut self, out: &[Output]) {
+        for output in out {
+            if let Output::AnswerLocal { dc, from, id, .. } = output {
+                assert!(
+                    self.open.remove(&(*dc, from.slot, *id)),
+                    "{id:?} of {dc:?} was not open: {out:?}"
+                );
+                self.ended += 1;
+            }
+            if let Output::Send { bytes, .. } = output {
+                decode(bytes).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn no_input_makes_it_panic_or_end_a_call_twice() {
+    let (mut ended, mut in_flight) = (0, 0);
+    for seed in 0..200 {
+        let mut walk = Walk {
+            bench: Bench::new(N1, 1),
+            random: crate::sim::Random::new(seed),
+            open: BTreeSet::new(),
+            ended: 0,
+            links: BTreeMap::new(),
+        };
+        for _ in 0..400 {
+            walk.step();
+        }
+        in_flight +=
+            walk.bench.kernel.nodes().map(|info| info.calls_in + info.calls_out).sum::<usize>();
+        // Left alone it gives up everybody, and nothing is open any more.
+        let out = walk.bench.wait(60_000_000_000);
+        walk.check(&out);
+        assert_eq!(walk.bench.kernel.next_deadline(), None, "seed {seed}");
+        for info in walk.bench.kernel.nodes() {
+            assert_eq!((info.calls_in, info.calls_out), (0, 0), "seed {seed}");
+        }
+        ended += walk.ended;
+    }
+    assert!(ended > 1_000 && in_flight > 100, "{ended} calls ended, {in_flight} were under way");
+}
