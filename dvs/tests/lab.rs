@@ -2,6 +2,8 @@
 //!
 //! Each test has a lab of its own. Root and /dev/fuse are needed; without them the tests say so and pass.
 
+#![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
