@@ -111,6 +111,7 @@ fn run(options: &Options) -> Result<()> {
     let info = Info::beside(&options.socket);
     let name = info.as_ref().map_or_else(|_| options.node.to_string(), |i| i.name_of(options.node));
     rustix::system::sethostname(name.as_bytes()).context("cannot name the container")?;
+    let earlier = count_starts(&options.run.join(format!("starts-{}", options.dc)));
     let shim = root::build(&Plan {
         socket: options.socket.clone(),
         stage: options.run.join(format!("root-{}", options.dc)),
@@ -123,13 +124,23 @@ fn run(options: &Options) -> Result<()> {
     for path in &options.map {
         root::bind_tree(path).with_context(|| format!("cannot map {}", path.display()))?;
     }
-    let range = PidRange::claim(options.node);
+    let range = PidRange::claim(options.node, earlier);
     if range.is_none() {
         tracing::warn!("process numbers here are not unique in the DC: the kernel has no own ones");
     }
     let environment = vec![("DVS_DC".into(), options.dc.clone()), ("DVS_NODE".into(), name)];
     let sessions = Arc::new(Mutex::new(Sessions::new(Starter { shim, environment })?));
     Container::new(options.node, sessions, range, agent)?.run(&signals)
+}
+
+/// Adds one to the number in a file; returns what it was. Without the file it is 0.
+fn count_starts(file: &Path) -> u32 {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    let earlier: u32 = text.trim().parse().unwrap_or(0);
+    if let Err(error) = std::fs::write(file, format!("{}\n", earlier.wrapping_add(1))) {
+        tracing::warn!("cannot write {}: {error}", file.display());
+    }
+    earlier
 }
 
 /// From now on these arrive by a descriptor, in every thread.

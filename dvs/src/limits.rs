@@ -28,6 +28,8 @@ pub(crate) const PROGRAM_HEADERS_MAX: usize = 64 * 1024;
 pub(crate) const PID_RANGE: u32 = 100_000;
 /// From here on in a range, numbers are given out from its front again: the rest is for bursts.
 pub(crate) const PID_RANGE_USED: u32 = 80_000;
+/// How far the numbers of a container that is started again are from those of the one before.
+pub(crate) const PID_RANGE_STEP: u32 = 10_000;
 /// How long the tree may take to be mounted.
 pub(crate) const MOUNT_PATIENCE: Duration = Duration::from_secs(20);
 /// A file agent that keeps dying is not started more often than this.

@@ -1,6 +1,6 @@
 //! The range of a node's process numbers, so that a number is one process in the whole DC.
 
-use crate::limits::{PID_RANGE, PID_RANGE_USED};
+use crate::limits::{PID_RANGE, PID_RANGE_STEP, PID_RANGE_USED};
 use std::path::Path;
 
 /// The kernel's own limit: PID_MAX_LIMIT, exclusive.
@@ -22,8 +22,9 @@ impl PidRange {
     }
 
     /// Makes this pid namespace give out the numbers of `node`. `None`: it cannot, and gives out
-    /// small ones, which are then not unique in the DC.
-    pub(crate) fn claim(node: u16) -> Option<PidRange> {
+    /// small ones, which are then not unique in the DC. `earlier`: how many containers this node has
+    /// had; each begins elsewhere, so that a number is not soon another process's.
+    pub(crate) fn claim(node: u16, earlier: u32) -> Option<PidRange> {
         let range = PidRange::of(node)?;
         let end = range.base + PID_RANGE;
         if kernel_version() >= Some(OWN_LIMIT_SINCE) {
@@ -31,8 +32,13 @@ impl PidRange {
         } else if read("pid_max")? < end {
             return None;
         }
-        write("ns_last_pid", range.base).ok()?;
+        write("ns_last_pid", range.first(earlier)).ok()?;
         Some(range)
+    }
+
+    /// The number before the first one of container number `earlier`.
+    fn first(self, earlier: u32) -> u32 {
+        self.base + earlier.wrapping_mul(PID_RANGE_STEP) % PID_RANGE_USED
     }
 
     /// Goes back to the front before the numbers are used up: the kernel would go on at 300.
@@ -85,6 +91,12 @@ mod tests {
         assert!(!range.is_nearly_used(279_999));
         assert!(range.is_nearly_used(280_000));
         assert!(range.is_nearly_used(305));
+    }
+
+    #[test]
+    fn each_container_of_a_node_begins_elsewhere() {
+        let range = PidRange::of(2).unwrap();
+        assert_eq!([0, 1, 7, 8].map(|n| range.first(n)), [200_000, 210_000, 270_000, 200_000]);
     }
 
     #[test]
