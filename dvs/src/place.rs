@@ -152,6 +152,13 @@ impl Connected {
     }
 }
 
+/// Whoever lets go of it expects nothing more of dvkd, and may end it.
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
 impl Sendrec for Connected {
     fn sendrec(
         &self,
