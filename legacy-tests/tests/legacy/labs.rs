@@ -65,6 +65,8 @@ fn dead_node(world: &World) {
     let world = own(world, "dead-node");
     let lab = lab(&world);
     let (file, key, name) = (world.file("0\n"), world.key(), format!("/{}", world.name()));
+    let other = format!("{file}.other");
+    world.run(0, &["cp", &file, &other]);
     world.script(0, "undo.py", &[&key, "set", "1"]);
     // On the node that will die: a lock, a semaphore, and one who waits.
     let mut locked = world.start_script(2, "hold.py", &["fcntl", &file]);
@@ -74,10 +76,12 @@ fn dead_node(world: &World) {
     taken.says("held");
     waiting.says("waiting");
     // On the others: those who want them.
-    let wanting: Vec<Running> = [("fcntl", &file), ("undo", &key)]
+    let wanting: Vec<Running> = [("fcntl", &file), ("undo", &other)]
         .into_iter()
         .enumerate()
-        .map(|(node, (kind, key))| world.start_script(node, "counter.py", &[kind, &file, "1", key]))
+        .map(|(node, (kind, file))| {
+            world.start_script(node, "counter.py", &[kind, file, "1", &key])
+        })
         .collect();
     kill_process(daemons(lab)[2], Signal::KILL).expect("it runs");
     for lost in [locked, taken, waiting] {
@@ -85,7 +89,7 @@ fn dead_node(world: &World) {
         assert!(code == 124 && errors.trim().lines().count() == 1, "{code}: {errors}");
     }
     wanting.into_iter().for_each(|one| drop(one.succeed()));
-    assert_eq!(world.run(0, &["cat", &file]), "2\n");
+    assert_eq!(world.run(0, &["cat", &file, &other]), "1\n1\n");
     assert_eq!(world.script(1, "undo.py", &[&key, "get"]), "1\n");
     // The one who waited takes nothing with it.
     world.script(0, "sem.py", &[&name, "post", "1"]);
