@@ -107,6 +107,14 @@ impl World {
         lab::command(program, directory)
     }
 
+    /// The file of the program `dvs`.
+    ///
+    /// # Panics
+    /// This world is Linux itself.
+    pub fn program(&self) -> &Path {
+        &self.dvs.as_ref().expect("Linux itself has no dvs").0
+    }
+
     /// Is it as it was when it began?
     pub fn is_healthy(&self) -> bool {
         match &self.kind {

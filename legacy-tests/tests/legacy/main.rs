@@ -4,6 +4,7 @@ mod commands;
 mod embedded;
 mod faults;
 mod files;
+mod labs;
 mod locks;
 mod messages;
 mod processes;
@@ -43,6 +44,7 @@ const MODULES: &[&[Test]] = &[
     commands::TESTS,
     faults::TESTS,
     embedded::TESTS,
+    labs::TESTS,
 ];
 
 /// The worlds, each made when a test first needs it.

@@ -12,6 +12,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("perl_adds_under_a_semaphore_and_a_lock", ALL, perl),
     ("multiprocessing_works_with_fork_and_with_spawn", ALL, multiprocessing),
     ("a_post_wakes_as_many_as_it_says", ALL, wake),
+    ("a_killed_waiter_takes_no_post_with_it", ALL, killed_waiter),
     ("ipcs_lists_what_is_there", LAB, listing),
 ];
 
@@ -81,6 +82,25 @@ fn wake(world: &World) {
         assert_eq!(one.succeed(), "waiting\ngot it\n");
     }
     world.script(0, "sem.py", &[&name, "unlink"]);
+}
+
+fn killed_waiter(world: &World) {
+    let name = format!("/{}", world.name());
+    let script = "import os, sys; print('pid', os.getpid(), flush=True); os.execv(sys.argv[1], sys.argv[1:])";
+    let waiter = |node: usize| {
+        let path = program::path("sem.py");
+        let argv = [program::PYTHON, "-c", script, program::PYTHON, &path, &name, "wait"];
+        let mut waiter = world.start(node, &argv);
+        let pid = waiter.says("pid");
+        waiter.says("waiting");
+        (waiter, pid)
+    };
+    let ((first, pid), (second, _)) = (waiter(2), waiter(0));
+    world.run(1, &["kill", "-KILL", &pid]);
+    assert_eq!(first.wait().code, 128 + 9);
+    world.script(1, "sem.py", &[&name, "post", "1"]);
+    assert_eq!(second.succeed().lines().last(), Some("got it"));
+    world.script(1, "sem.py", &[&name, "unlink"]);
 }
 
 /// How many of these have ended.
