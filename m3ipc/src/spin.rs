@@ -1,65 +1,155 @@
-//! How long to look before sleeping: as long as it has been paying off, and never with one CPU.
+//! How long to look before sleeping: as long as it has been paying off.
+//!
+//! A sleeper answers only after it has been woken, and waking a CPU that idles (in a virtual machine: that has halted)
+//! takes longer than everything else together. A look that is to find a sleeper awake the next time must outlast
+//! that, or two sides that call each other all the time sleep in turn for ever. So the first look is long; one that
+//! finds something grants the next one twice the time it took; and one in vain makes the next waits go
+//! to sleep at once, twice as many after every further one. Who waits for something slow looks almost never.
+//!
+//! The one who is waited for may be on the same CPU. So after the first looks the CPU is given away between them,
+//! and if that was what helped, from the first on. (Two that sleep in turn on one CPU are never moved apart; two
+//! that can both run are, as soon as the scheduler balances.)
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use crate::client::now;
+use crate::limits::{SPIN_MAX, SPIN_PROBE};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::time::Duration;
 
-/// Looks at most; at about 50 ns each (`pause` on current x86) this is `limits::SPIN_MAX_NS`.
-const LOOKS_MAX: u32 = 400;
-/// Looks of an occasional try after spinning has stopped paying off.
-const LOOKS_PROBE: u32 = 40;
-/// Every so many waits is such a try.
-const PROBE_EVERY: u32 = 32;
+/// Looks before the CPU is given away, and then between two times. A `pause` takes 10 to 50 ns on current x86.
+const LOOKS: u32 = 32;
+const LOOKS_BETWEEN: u32 = 8;
+/// Waits without a look after many looks in vain.
+const SKIPS_MAX: u32 = 31;
+/// Giving the CPU away takes longer than this only if somebody took it.
+const SWITCH: Duration = Duration::from_nanos(1500);
+/// Two that call each other do not keep the CPU for so long: somebody else needs it.
+const BUSY: Duration = Duration::from_micros(500);
+/// Waits without a look after that.
+const SKIPS_BUSY: u32 = 1023;
 
-/// An adaptive spinner. All-zero is a fresh one: it probes first.
+/// An adaptive spinner. All-zero is a fresh one: it looks.
 #[derive(Debug, Default)]
 pub struct Spin {
-    /// Looks granted now.
-    looks: AtomicU32,
-    waits: AtomicU32,
+    /// Nanoseconds of the next look; 0: [`SPIN_PROBE`].
+    grant: AtomicU32,
+    /// Waits that go to sleep at once before the next look.
+    skips: AtomicU32,
+    /// How many they will be after the next look in vain.
+    penalty: AtomicU32,
+    /// The other side was last found on this CPU.
+    beside: AtomicBool,
+    /// Threads that look now. One that is ended, or jumps out of a signal handler, while it looks is counted
+    /// for ever: then fewer look.
+    lookers: AtomicU32,
+}
+
+/// How a look ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    Found(Duration),
+    /// After the other side was let run on this CPU.
+    Beside,
+    InVain,
+    /// Others want the CPU.
+    Busy,
 }
 
 impl Spin {
     pub const fn new() -> Spin {
-        Spin { looks: AtomicU32::new(0), waits: AtomicU32::new(0) }
+        Spin {
+            grant: AtomicU32::new(0),
+            skips: AtomicU32::new(0),
+            penalty: AtomicU32::new(0),
+            beside: AtomicBool::new(false),
+            lookers: AtomicU32::new(0),
+        }
     }
 
-    /// Looks until `found` says yes or the budget is used up, and learns from it.
+    /// Looks until `found` says yes or the time is up, and learns from it.
     pub fn until(&self, mut found: impl FnMut() -> bool) -> bool {
         if found() {
             return true;
         }
-        let budget = self.budget();
-        for _ in 0..budget {
-            core::hint::spin_loop();
-            if found() {
-                self.looks.store((budget * 2).clamp(LOOKS_PROBE, LOOKS_MAX), Ordering::Relaxed);
-                return true;
-            }
+        let skips = self.skips.load(Ordering::Relaxed);
+        if skips > 0 {
+            self.skips.store(skips - 1, Ordering::Relaxed);
+            return false;
         }
-        if budget > 0 {
-            self.looks.store(budget / 2, Ordering::Relaxed);
+        // The one who is waited for needs a CPU as well.
+        let cpus = cpus();
+        if self.lookers.fetch_add(1, Ordering::Relaxed) >= (cpus - 1).max(1) {
+            self.lookers.fetch_sub(1, Ordering::Relaxed);
+            return false;
         }
-        false
+        let look = self.look(cpus == 1, &mut found);
+        self.lookers.fetch_sub(1, Ordering::Relaxed);
+        self.learn(look);
+        matches!(look, Look::Found(_) | Look::Beside) || found()
     }
 
-    fn budget(&self) -> u32 {
-        let waits = self.waits.fetch_add(1, Ordering::Relaxed);
-        let looks = self.looks.load(Ordering::Relaxed);
-        let budget = if looks < LOOKS_PROBE && waits.is_multiple_of(PROBE_EVERY) {
-            LOOKS_PROBE
-        } else {
-            looks
+    fn look(&self, is_alone: bool, found: &mut impl FnMut() -> bool) -> Look {
+        let mut look = || {
+            core::hint::spin_loop();
+            found()
         };
-        if budget == 0 || one_cpu() { 0 } else { budget }
+        let is_beside = is_alone || self.beside.load(Ordering::Relaxed);
+        if !is_beside && (0..LOOKS).any(|_| look()) {
+            return Look::Found(Duration::ZERO);
+        }
+        let grant = match self.grant.load(Ordering::Relaxed) {
+            0 => SPIN_PROBE,
+            nanos => Duration::from_nanos(nanos.into()),
+        };
+        let start = now();
+        let mut time = Duration::ZERO;
+        while time < grant {
+            rustix::thread::sched_yield();
+            let has_found = (0..LOOKS_BETWEEN).any(|_| look());
+            let before = time;
+            time = now().saturating_sub(start);
+            let is_taken = time - before > SWITCH;
+            if time - before > BUSY {
+                return Look::Busy;
+            }
+            if has_found {
+                return if is_taken { Look::Beside } else { Look::Found(time) };
+            }
+            if is_alone && !is_taken {
+                // Nobody else can run, so nobody can answer.
+                break;
+            }
+        }
+        Look::InVain
+    }
+
+    fn learn(&self, look: Look) {
+        let penalty = self.penalty.load(Ordering::Relaxed);
+        let (grant, skips, next) = match look {
+            Look::Found(time) => ((2 * time).clamp(SPIN_MAX, SPIN_PROBE), 0, 0),
+            Look::Beside => (SPIN_PROBE, 0, 0),
+            Look::InVain => (SPIN_PROBE, penalty, (2 * penalty + 1).min(SKIPS_MAX)),
+            Look::Busy => (SPIN_PROBE, SKIPS_BUSY, SKIPS_MAX),
+        };
+        let grant = u32::try_from(grant.as_nanos()).unwrap_or(0);
+        // Usually nothing changes, and others who read this keep their copy.
+        for (word, value) in [(&self.grant, grant), (&self.skips, skips), (&self.penalty, next)] {
+            if word.load(Ordering::Relaxed) != value {
+                word.store(value, Ordering::Relaxed);
+            }
+        }
+        if self.beside.load(Ordering::Relaxed) != (look == Look::Beside) {
+            self.beside.store(look == Look::Beside, Ordering::Relaxed);
+        }
     }
 }
 
-/// May this process use only one CPU? Then nobody can answer while we look.
-fn one_cpu() -> bool {
+/// CPUs that this process may use, when it first asked.
+fn cpus() -> u32 {
     static CPUS: AtomicU32 = AtomicU32::new(0);
     let mut cpus = CPUS.load(Ordering::Relaxed);
     if cpus == 0 {
-        cpus = rustix::thread::sched_getaffinity(None).map_or(1, |set| set.count());
+        cpus = rustix::thread::sched_getaffinity(None).map_or(1, |set| set.count()).max(1);
         CPUS.store(cpus, Ordering::Relaxed);
     }
-    cpus < 2
+    cpus
 }
