@@ -100,11 +100,10 @@ struct Standing {
 
 impl State {
     pub(super) fn join(&mut self, client: ClientId, group: String) -> Answer {
-        if let Some(known) = self.groups.table.get(&group) {
-            if let Some(member) = known.members.iter().find(|member| member.client == client) {
-                // Nothing is lost by saying less: it has to look from the last it has.
-                return Ok(Done::Joined { view: member.acked.saturating_add(1) });
-            }
+        let known = self.groups.table.get(&group).into_iter().flat_map(|group| &group.members);
+        if let Some(member) = known.into_iter().find(|member| member.client == client) {
+            // Nothing is lost by saying less: it has to look from the last it has.
+            return Ok(Done::Joined { view: member.acked.saturating_add(1) });
         }
         self.holds.check(client)?;
         let view = self.groups.join(client, &group)?;
@@ -247,7 +246,7 @@ impl Groups {
         bounded(self.bytes + bytes.len(), QUEUES_BYTES_MAX, Limit::Queue)?;
         let group = self.member(client, name)?;
         let donor = group.members.iter().find(|member| member.client == client);
-        if !donor.is_some_and(|donor| donor.base.is_some()) || view > group.last {
+        if donor.is_none_or(|donor| donor.base.is_none()) || view > group.last {
             return Err(Refusal::NotMember);
         }
         // A joiner's own view is the first behind which its items can begin.

@@ -142,8 +142,7 @@ fn a_session_lives_exactly_its_time_after_the_last_sign_of_life() {
 
 #[test]
 fn time_never_goes_back() {
-    let mut world = World::default();
-    world.now = 500;
+    let mut world = World { now: 500, ..World::default() };
     let client = world.open(1);
     world.now = 100;
     world.send(client, 0, 0, Op::KeepAlive).unwrap();
