@@ -63,9 +63,7 @@ impl FjallDisk {
             .open()
             .map_err(io::Error::other)?;
         let options = || {
-            KeyspaceCreateOptions::default()
-                .max_memtable_size(8 << 20)
-                .manual_journal_persist(true)
+            KeyspaceCreateOptions::default().max_memtable_size(8 << 20).manual_journal_persist(true)
         };
         let map = database.keyspace("group", options).map_err(io::Error::other)?;
         Ok(FjallDisk { database, map })

@@ -78,3 +78,9 @@ pub const SNAPSHOT_MAX: usize = 4 * (KV_BYTES_MAX + HISTORY_BYTES_MAX + QUEUES_B
 
 const _: () = assert!(VALUE_MAX + KEY_MAX < COMMAND_MAX);
 const _: () = assert!(NODES_MAX * 2 < COMMAND_MAX);
+
+/// Voters of the group: five tolerate two deaths; more would only make each decision slower.
+pub const VOTERS_MAX: usize = 5;
+
+/// Requests to other nodes that have no answer yet. Each ends after its time.
+pub const ASKING_MAX: usize = 4096;

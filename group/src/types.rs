@@ -14,7 +14,7 @@ pub(crate) type RaftId = u64;
 
 openraft::declare_raft_types!(
     /// What the system group agrees on: commands and their answers.
-    pub Types:
+    pub(crate) Types:
         D = Command,
         R = Reply,
         NodeId = RaftId,
@@ -35,11 +35,11 @@ pub(crate) type StorageError = openraft::StorageError<RaftId>;
 
 /// What an entry of the log led to.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Reply(pub Answer);
+pub(crate) struct Reply(pub(crate) Answer);
 
 /// Tokio, but with randomness from [`seed`]: a simulation is the same each time.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Runtime;
+pub(crate) struct Runtime;
 
 thread_local! {
     static SEED: Cell<u64> = const { Cell::new(0x5eed) };
@@ -52,7 +52,7 @@ pub fn seed(seed: u64) {
 
 /// Numbers for election timeouts.
 #[derive(Debug)]
-pub struct Jitter;
+pub(crate) struct Jitter;
 
 impl RngCore for Jitter {
     fn next_u32(&mut self) -> u32 {

@@ -49,7 +49,8 @@ fn a_store_on_disk_is_the_same_when_it_is_opened_again() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let vote = Vote::new(3, 2);
     runtime.block_on(async {
-        let (mut log, mut state) = open(Arc::new(FjallDisk::open(directory.path()).unwrap())).unwrap();
+        let (mut log, mut state) =
+            open(Arc::new(FjallDisk::open(directory.path()).unwrap())).unwrap();
         log.save_vote(&vote).await.unwrap();
         let batch = (1..=4).map(|index| pair(&log_key(index), &entry(index, 3))).collect();
         log.disk.write(batch, true).unwrap();
@@ -58,7 +59,8 @@ fn a_store_on_disk_is_the_same_when_it_is_opened_again() {
         log.purge(entry(2, 3).log_id).await.unwrap();
     });
     runtime.block_on(async {
-        let (mut log, mut state) = open(Arc::new(FjallDisk::open(directory.path()).unwrap())).unwrap();
+        let (mut log, mut state) =
+            open(Arc::new(FjallDisk::open(directory.path()).unwrap())).unwrap();
         assert_eq!(log.read_vote().await.unwrap(), Some(vote));
         let found = log.get_log_state().await.unwrap();
         assert_eq!(found.last_purged_log_id, Some(entry(2, 3).log_id));
@@ -93,8 +95,11 @@ async fn power_failure(writes: u64, kept: usize) {
             log.save_vote(&Vote::new(term, 1)).await?;
             vote = Some(Vote::new(term, 1));
             for index in last + 1..=last + 2 {
-                openraft::storage::RaftLogStorageExt::blocking_append(&mut log, [entry(index, term)])
-                    .await?;
+                openraft::storage::RaftLogStorageExt::blocking_append(
+                    &mut log,
+                    [entry(index, term)],
+                )
+                .await?;
                 last = index;
             }
             log.save_committed(Some(entry(last, term).log_id)).await?;
