@@ -37,9 +37,21 @@ impl Client {
     /// None: no answer.
     pub(crate) async fn ask(&mut self, op: Op) -> Option<Answer> {
         self.sequence += 1;
+        self.ask_again(op).await
+    }
+
+    /// The last command once more, perhaps by way of another node.
+    async fn ask_again(&self, op: Op) -> Option<Answer> {
         let group = self.world.any()?;
         let (sequence, acked) = (self.sequence, self.sequence - 1);
         Some(group.submit(self.id, sequence, acked, op, PATIENCE).await.ok()?.1)
+    }
+
+    /// Until somebody answers again, or the time is over.
+    async fn patience(&self, until: Instant) {
+        while Instant::now() < until && self.say(Op::KeepAlive).await.is_none() {
+            sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// A command that may happen twice. None: no answer.
@@ -130,6 +142,7 @@ pub(crate) type History = Arc<Mutex<Vec<Operation<Call, Seen>>>>;
 pub(crate) async fn work(world: Arc<World>, history: History, until: Instant) {
     let mut client = Client::open(&world, 3_600_000).await;
     let mut known = BTreeMap::new();
+    let mut unanswered = Vec::new();
     while Instant::now() < until {
         let call = next_call(&world, client.id.0, &known);
         let called = world.step();
@@ -145,8 +158,29 @@ pub(crate) async fn work(world: Arc<World>, history: History, until: Instant) {
             };
             known.insert(*key, revision);
         }
-        let operation = Operation { input: call, output: seen, called, returned };
-        history.lock().unwrap().push(operation);
+        {
+            let mut history = history.lock().unwrap();
+            match (&call, &seen) {
+                // A read that nobody saw the end of is nothing.
+                (Call::Get { .. }, None) => {}
+                (Call::Get { .. }, Some(_)) => {
+                    history.push(Operation { input: call, output: seen, called, returned });
+                }
+                // The client's next command has said that it does not wait for this one any more.
+                (_, None) => {
+                    unanswered.push(history.len());
+                    let returned = u64::MAX;
+                    history.push(Operation { input: call, output: None, called, returned });
+                }
+                (_, Some(_)) => {
+                    for index in unanswered.drain(..) {
+                        history[index].returned = returned;
+                    }
+                    history.push(Operation { input: call, output: seen, called, returned });
+                }
+            }
+        }
+        client.patience(until).await;
         let pause = world.random(|random| random.below(150));
         sleep(Duration::from_millis(pause)).await;
     }
@@ -186,7 +220,11 @@ async fn perform(client: &mut Client, call: &Call) -> Option<Seen> {
             return group.read(look, PATIENCE).await.ok();
         }
     };
-    Some(match client.ask(op).await? {
+    let mut answer = client.ask(op.clone()).await;
+    while answer.is_none() && client.world.random(|random| random.one_in(2)) {
+        answer = client.ask_again(op.clone()).await;
+    }
+    Some(match answer? {
         Ok(Done::Changed { revision, found }) => Seen::Changed { revision, found },
         Err(Refusal::Revision { revision }) => Seen::Differs { revision },
         Ok(Done::Locked { .. }) => Seen::Locked,

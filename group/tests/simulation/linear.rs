@@ -10,7 +10,8 @@ pub(crate) struct Operation<I, O> {
     pub(crate) input: I,
     /// None: there was no answer; it happened at some time after the call, or not at all.
     pub(crate) output: Option<O>,
-    /// Steps of the run: between them the operation happened.
+    /// Steps of the run: between them the operation happened. Without an answer `returned` is when it could
+    /// not happen any more.
     pub(crate) called: u64,
     pub(crate) returned: u64,
 }
@@ -31,27 +32,24 @@ pub(crate) fn is_linearizable<M: Model>(
 ) -> bool {
     let mut order: Vec<&Operation<M::Input, M::Output>> = history.iter().collect();
     order.sort_by_key(|operation| operation.called);
-    let mut tried = HashSet::new();
-    search(&start, &order, vec![false; order.len()], &mut tried)
+    search(&start, &order, 0, &mut vec![false; order.len()], &mut HashSet::new())
 }
 
+/// `latest` is the last call among those that are done.
 fn search<M: Model>(
     state: &M,
     order: &[&Operation<M::Input, M::Output>],
-    done: Vec<bool>,
+    latest: u64,
+    done: &mut Vec<bool>,
     tried: &mut HashSet<(Vec<bool>, M)>,
 ) -> bool {
-    let open = || order.iter().enumerate().filter(|(index, _)| !done[*index]);
+    let answered = |index: usize| order[index].output.is_some();
+    let open: Vec<usize> = (0..order.len()).filter(|index| !done[*index]).collect();
     // Everything that was answered has its place; the rest need not have happened.
-    if open().all(|(_, operation)| operation.output.is_none()) {
-        return true;
-    }
-    let first_return = open()
-        .filter(|(_, operation)| operation.output.is_some())
-        .map(|(_, operation)| operation.returned)
-        .min()
-        .unwrap_or(u64::MAX);
-    for (index, operation) in open() {
+    let returns = open.iter().filter(|index| answered(**index)).map(|index| order[*index].returned);
+    let Some(first_return) = returns.min() else { return true };
+    for index in open {
+        let operation = order[index];
         if operation.called > first_return {
             break;
         }
@@ -59,11 +57,20 @@ fn search<M: Model>(
         if !next.step(&operation.input, operation.output.as_ref()) {
             continue;
         }
-        let mut with = done.clone();
-        with[index] = true;
-        if tried.insert((with.clone(), next.clone())) && search(&next, order, with, tried) {
+        // One without an answer may have happened, but not behind its end, and only if that matters.
+        if !answered(index) && (latest > operation.returned || next == *state) {
+            continue;
+        }
+        let latest = latest.max(operation.called);
+        done[index] = true;
+        let mut key = done.clone();
+        for (other, done) in key.iter_mut().enumerate() {
+            *done |= !answered(other) && order[other].returned < latest;
+        }
+        if tried.insert((key, next.clone())) && search(&next, order, latest, done, tried) {
             return true;
         }
+        done[index] = false;
     }
     false
 }
@@ -116,9 +123,11 @@ mod tests {
 
     #[test]
     fn a_write_without_an_answer_may_happen_late_or_never() {
-        let write = (Some(1), None, 1, 2);
+        let write = (Some(1), None, 1, u64::MAX);
         check(&[write, (None, Some(0), 3, 4), (None, Some(1), 5, 6)], true);
         check(&[write, (None, Some(0), 3, 4)], true);
         check(&[write, (None, Some(2), 3, 4)], false);
+        let ended = (Some(1), None, 1, 4);
+        check(&[ended, (None, Some(0), 5, 6), (None, Some(1), 7, 8)], false);
     }
 }
