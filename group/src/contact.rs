@@ -81,7 +81,7 @@ mod tests {
         contact.heard(2, &[], 90);
         assert_eq!(contact.hears(150), [2]);
         assert!(!contact.has_majority(&three(), 101));
-        assert_eq!(contact.hears(191), []);
+        assert_eq!(contact.hears(191), Vec::<RaftId>::new());
     }
 
     #[test]

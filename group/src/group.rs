@@ -365,7 +365,12 @@ impl Group {
                 let tell = if to == self.node() {
                     Some(self.serve(ask()).await)
                 } else {
-                    self.0.network.ask(to, ask(), ATTEMPT).await
+                    // Whoever led may be dead: no need to wait for it when there is another.
+                    tokio::select! {
+                        biased;
+                        tell = self.0.network.ask(to, ask(), ATTEMPT) => tell,
+                        () = self.replaced(to), if self.leader() == Some(to) => None,
+                    }
                 };
                 match wanted(tell.unwrap_or(Tell::Failed)) {
                     Ok(answer) => return answer,
@@ -375,6 +380,14 @@ impl Group {
             }
         };
         timeout_at(until, asking).await.map_err(|_| Unavailable)
+    }
+
+    /// Waits until somebody else leads.
+    async fn replaced(&self, leader: RaftId) {
+        let other = |current: Option<RaftId>| current.is_some_and(|current| current != leader);
+        let mut metrics = self.0.raft.metrics();
+        // The sender is in `self`, so it cannot be gone.
+        metrics.wait_for(|metrics| other(metrics.current_leader)).await.ok();
     }
 
     /// Has a command carried out. Gives its answer and its place in the log.

@@ -1,9 +1,16 @@
 //! Whole clusters by seed: crashes, power failures, cuts, loss; histories are checked. `SEED=7` replays one, `SEEDS=10000` runs more.
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails, and says what it has measured"
+)]
 
 mod clients;
 mod linear;
 mod network;
 mod random;
+mod services;
+mod times;
 mod world;
 
 use clients::{History, Machine, SharedOrder};

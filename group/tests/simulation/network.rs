@@ -82,7 +82,7 @@ impl Transport for Port {
         let mut inner = self.network.inner.lock().unwrap();
         let inner = &mut *inner;
         // One that is turned off says nothing, though its tasks may not have ended.
-        if !inner.nodes.get(&self.node).is_some_and(|(start, _)| *start == self.start) {
+        if inner.nodes.get(&self.node).is_none_or(|(start, _)| *start != self.start) {
             return;
         }
         inner.sent += 1;

@@ -18,6 +18,10 @@ pub(crate) const LEASE: u64 = 2000;
 pub(crate) struct World {
     pub(crate) network: Arc<Network>,
     pub(crate) size: u64,
+    /// The voters that the group begins with.
+    voters: u64,
+    /// When a voter that is down is replaced.
+    gone: Duration,
     inner: Mutex<Inner>,
 }
 
@@ -43,11 +47,23 @@ struct Running {
 }
 
 impl World {
+    /// A cluster whose voters stay who they are.
     pub(crate) async fn start(seed: u64, size: u64) -> Arc<World> {
+        World::start_with(seed, size, size.min(5), Duration::from_secs(3600)).await
+    }
+
+    pub(crate) async fn start_with(
+        seed: u64,
+        size: u64,
+        voters: u64,
+        gone: Duration,
+    ) -> Arc<World> {
         group::seed(seed);
         let world = Arc::new(World {
             network: Network::new(seed),
             size,
+            voters,
+            gone,
             inner: Mutex::new(Inner {
                 random: Random::new(seed ^ 0xc0ffee),
                 steps: 0,
@@ -117,10 +133,10 @@ impl World {
             (inner.starts, inner.disks.remove(&node).unwrap_or_default())
         });
         let port = Port { network: self.network.clone(), node, start };
-        let mut config = Config::new(node, (1..=self.size.min(5)).collect());
+        let mut config = Config::new(node, (1..=self.voters).collect());
         config.lease = LEASE;
         config.snapshot_each = 60;
-        config.gone = Duration::from_secs(3600);
+        config.gone = self.gone;
         let group = Group::start(config, disk.clone(), Arc::new(port)).await.unwrap();
         self.network.turn_on(node, start, group.clone());
         let running = Running { group: group.clone(), disk, fence: group.fence() };
