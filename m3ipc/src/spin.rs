@@ -123,9 +123,7 @@ impl Spin {
         let (grant, skips, next) = match look {
             Look::Found(time) => ((2 * time).clamp(SPIN_MAX, SPIN_PROBE), 0, 0),
             Look::Beside => (SPIN_PROBE, 0, 0),
-            Look::InVain => {
-                (SPIN_PROBE, penalty, (2 * penalty + 1).min(SKIPS_MAX.max(penalty)))
-            }
+            Look::InVain => (SPIN_PROBE, penalty, (2 * penalty + 1).min(SKIPS_MAX.max(penalty))),
             Look::Busy => {
                 let skips = penalty.max(SKIPS_MAX);
                 (SPIN_PROBE, skips, (2 * skips + 1).min(SKIPS_BUSY))

@@ -5,6 +5,7 @@
 
 use super::link::{Link, Reading, Tcp};
 use super::node::Shared;
+use super::proxy::Watcher;
 use crate::frame::{self, Frame, FrameError, Hello, Packet};
 use crate::host::solo::monotonic;
 use crate::kernel::{Input, LinkId};
@@ -212,13 +213,16 @@ impl Pump {
         }
         shared.with(|state| state.pumps.insert(self.number, self.clone()));
         shared.watched.fetch_add(1, Ordering::SeqCst);
+        let mut watcher = Watcher::default();
         let reason = loop {
             let mut reading = self.link.reading();
             let read = self.turn(shared, &mut reading);
             if let Some(reason) = reading.ended.take() {
                 break reason;
             }
+            let calls = std::mem::take(&mut reading.calls);
             drop(reading);
+            watcher.await_answers(shared, calls);
             if !read.has_more()
                 && let Err(error) = self.link.await_turn()
             {
@@ -271,7 +275,8 @@ impl Pump {
     /// Gives the whole frames that have been read to the kernel.
     fn take(&self, shared: &Shared, reading: &mut Reading) {
         match take_frames(shared, self.node, self.number, &reading.bytes[..reading.end]) {
-            Ok(used) => {
+            Ok((used, calls)) => {
+                reading.calls += calls;
                 reading.bytes.copy_within(used..reading.end, 0);
                 reading.end -= used;
             }
@@ -283,13 +288,13 @@ impl Pump {
     }
 }
 
-/// Gives the whole frames in `bytes` to the kernel; returns how much they are.
+/// Gives the whole frames in `bytes` to the kernel; returns how much they are, and how many calls they brought.
 fn take_frames(
     shared: &Shared,
     node: NodeId,
     link: LinkId,
     bytes: &[u8],
-) -> Result<usize, FrameError> {
+) -> Result<(usize, usize), FrameError> {
     let mut used = 0;
     let mut packets = Vec::new();
     let outcome = loop {
@@ -302,14 +307,18 @@ fn take_frames(
             Err(error) => break Err(error),
         }
     };
+    let mut calls = 0;
     if !packets.is_empty() {
         shared.with(|state| {
             state.counters.frames_in += packets.len() as u64;
             state.counters.bytes_in += used as u64;
+            let posted = state.couriers.posted;
             for packet in &packets {
                 state.step(Input::Packet { node, link, packet });
             }
+            state.settle();
+            calls = state.couriers.posted - posted;
         });
     }
-    outcome
+    outcome.map(|used| (used, calls))
 }
