@@ -39,7 +39,7 @@ impl Channel {
             .context("the peer's bell")?;
         let bell = Ringer::map(bell.as_fd()).map_err(failed)?;
         let channel = SharedChannel::map(memory.as_fd()).map_err(failed)?;
-        Ok(Channel { channel, bell, spin: Spin::new(), peer: peer })
+        Ok(Channel { channel, bell, spin: Spin::new(), peer })
     }
 
     fn exchange(&self, message: &Message) -> Result<Message> {

@@ -98,7 +98,7 @@ impl Shared {
         let page = map(&memory)?;
         let peer =
             Peer::start("shared", memory.as_fd().try_clone_to_owned()?.into(), Stdio::null())?;
-        Ok(Shared { page, sent: 0, peer: peer })
+        Ok(Shared { page, sent: 0, peer })
     }
 }
 

@@ -29,7 +29,7 @@ pub(crate) fn pipe() -> Result<Stream> {
     let mut peer = Peer::start("pipes", Stdio::piped(), Stdio::piped())?;
     let write = OwnedFd::from(peer.0.stdin.take().expect("it is piped")).into();
     let read = OwnedFd::from(peer.0.stdout.take().expect("it is piped")).into();
-    Ok(Stream { name: "pipe", read, write, peer: peer })
+    Ok(Stream { name: "pipe", read, write, peer })
 }
 
 /// A pair of Unix stream sockets.
@@ -51,7 +51,7 @@ pub(crate) fn tcp() -> Result<Stream> {
 fn socket(name: &'static str, ours: OwnedFd, theirs: OwnedFd) -> Result<Stream> {
     let peer = Peer::start("socket", theirs.into(), Stdio::null())?;
     let write = File::from(ours);
-    Ok(Stream { name, read: write.try_clone()?, write, peer: peer })
+    Ok(Stream { name, read: write.try_clone()?, write, peer })
 }
 
 impl Subject for Stream {

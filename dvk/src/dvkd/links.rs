@@ -234,11 +234,18 @@ impl Pump {
         reason
     }
 
+    pub(super) fn is_same(&self, other: &Pump) -> bool {
+        self.number == other.number
+    }
+
     /// The proxy thread reads as well, while it is looking around anyway: the answer to what it has just sent is
     /// then there one wake-up earlier.
     pub(super) fn try_turn(&self, shared: &Shared) -> bool {
         let Some(mut reading) = self.link.try_reading() else { return false };
-        self.turn(shared, &mut reading) != Turn::Nothing
+        let read = self.turn(shared, &mut reading);
+        // This thread looks for the answers anyway.
+        reading.calls = 0;
+        read != Turn::Nothing
     }
 
     /// Reads what there is, without waiting.

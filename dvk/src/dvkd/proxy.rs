@@ -459,6 +459,7 @@ pub(super) fn run(shared: &Shared) {
     let mut buffer = vec![0; PAYLOAD_AREA];
     let one_cpu = std::thread::available_parallelism().map_or(1, usize::from) < 2;
     let mut patience = Patience { one_cpu, ..Patience::default() };
+    let mut led = Vec::new();
     while !shared.is_stopping() {
         shared.with(|node| {
             watched.attend(node, &mut buffer);
@@ -471,29 +472,40 @@ pub(super) fn run(shared: &Shared) {
             let deadline = node.kernel.next_deadline().unwrap_or(Nanos::MAX);
             shared.sleeps_until.store(deadline, Ordering::SeqCst);
         });
-        if !look_around(shared, &watched, &mut patience) {
+        if !look_around(shared, &watched, &mut patience, &mut led) {
+            // Their own readers wait for that.
+            led.drain(..).for_each(|pump: Pump| pump.link.lead(false));
             rest(shared, &watched);
         }
     }
 }
 
-/// Looks for requests and answers for a while, and reads the links that were just used. True if there is
-/// something to take.
-fn look_around(shared: &Shared, watched: &Watched, patience: &mut Patience) -> bool {
+/// Looks for requests and answers for a while, and reads the links that were just used: those are `led` by this
+/// thread until it rests. True if there is something to take.
+fn look_around(
+    shared: &Shared,
+    watched: &Watched,
+    patience: &mut Patience,
+    led: &mut Vec<Pump>,
+) -> bool {
     if watched.has_news() {
         return true;
     }
     let Some(budget) = patience.budget() else { return false };
     let start = monotonic();
-    let recent = |pump: &&Pump| pump.link.last_use() + LINK_RECENT > start;
-    let pumps: Vec<&Pump> = watched.pumps.iter().filter(recent).take(LINKS_LED).collect();
-    pumps.iter().for_each(|pump| pump.link.lead(true));
+    for pump in &watched.pumps {
+        let is_recent = pump.link.last_use() + LINK_RECENT > start;
+        if is_recent && led.len() < LINKS_LED && !led.iter().any(|other| other.is_same(pump)) {
+            pump.link.lead(true);
+            led.push(pump.clone());
+        }
+    }
     let mut last = start;
     let mut found = false;
     while !found && monotonic() < last + budget && !shared.is_stopping() {
         // Whoever could bring the news may wait for this CPU.
         rustix::thread::sched_yield();
-        for pump in &pumps {
+        for pump in &*led {
             if pump.try_turn(shared) {
                 last = monotonic();
                 patience.reward();
@@ -501,7 +513,6 @@ fn look_around(shared: &Shared, watched: &Watched, patience: &mut Patience) -> b
         }
         found = watched.has_news();
     }
-    pumps.iter().for_each(|pump| pump.link.lead(false));
     if found {
         patience.reward()
     } else {
