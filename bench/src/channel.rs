@@ -31,7 +31,7 @@ impl Channel {
     pub(crate) fn start() -> Result<Channel> {
         let memory = channel::create().map_err(failed)?;
         let input = memory.try_clone()?;
-        let mut peer = Peer::start("channel", input.into(), Stdio::piped())?;
+        let mut peer = Peer::start("channel", &[], input.into(), Stdio::piped())?;
         // The receiver makes its bell and says which descriptor it is; a node would hand it over.
         let mut line = String::new();
         BufReader::new(peer.0.stdout.take().expect("it is piped")).read_line(&mut line)?;

@@ -4,6 +4,7 @@ mod channel;
 mod cpus;
 mod peer;
 mod place;
+mod queue;
 mod report;
 mod rounds;
 mod shared;
@@ -44,7 +45,7 @@ struct Arguments {
 enum Role {
     /// The other side of a ping-pong over standard input and output
     #[command(hide = true)]
-    Peer { kind: peer::Kind },
+    Peer { kind: peer::Kind, numbers: Vec<i32> },
     /// The other side of a ping-pong over TCP: prints its address, serves one connection
     #[command(hide = true)]
     Echo { address: IpAddr },
@@ -56,7 +57,7 @@ enum Role {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     match arguments.role {
-        Some(Role::Peer { kind }) => peer::answer(kind),
+        Some(Role::Peer { kind, numbers }) => peer::answer(kind, &numbers),
         Some(Role::Echo { address }) => stream::serve(address),
         Some(Role::Worker { folder }) => worker::work(&folder),
         None => measure(&arguments),
@@ -79,9 +80,14 @@ fn measure(arguments: &Arguments) -> Result<()> {
 /// One message there and one back.
 fn messages(system: Option<&System>, rounds: usize, report: &Report) -> Result<()> {
     let mut linux: Vec<Box<dyn Subject>> = vec![
-        Box::new(shared::Shared::start()?),
+        Box::new(shared::Shared::start(shared::SPINS)?),
+        Box::new(shared::Shared::start(0)?),
         Box::new(stream::pipe()?),
+        Box::new(stream::fifo()?),
         Box::new(stream::unix()?),
+        Box::new(stream::seqpacket()?),
+        queue::posix()?,
+        queue::sysv()?,
         Box::new(stream::tcp()?),
     ];
     let baselines = linux.len();
