@@ -4,6 +4,7 @@ mod channel;
 mod cpus;
 mod peer;
 mod place;
+mod plot;
 mod queue;
 mod report;
 mod rounds;
@@ -30,6 +31,9 @@ struct Arguments {
     /// Print one JSON object per row: name, value, unit, baseline, ratio
     #[arg(long)]
     json: bool,
+    /// Draw the rows to this SVG file as well
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
     /// Rounds of each measurement; a row shows their median
     #[arg(long, default_value_t = 11)]
     rounds: usize,
@@ -74,7 +78,11 @@ fn measure(arguments: &Arguments) -> Result<()> {
         }
     };
     messages(system.as_ref(), arguments.rounds, &report)?;
-    files(system.as_ref(), arguments.rounds, &report)
+    files(system.as_ref(), arguments.rounds, &report)?;
+    match &arguments.plot {
+        Some(path) => report.draw(path),
+        None => Ok(()),
+    }
 }
 
 /// One message there and one back.
