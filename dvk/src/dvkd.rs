@@ -236,7 +236,8 @@ fn revoke(shared: &Arc<Shared>, node: u16) -> admin::Outcome {
 
 fn renew(shared: &Shared) -> admin::Outcome {
     let renewed = || -> Result<String> {
-        let linking = shared.linking.as_ref().context("this node is alone: it has no certificate")?;
+        let linking =
+            shared.linking.as_ref().context("this node is alone: it has no certificate")?;
         let until = linking.membership.renew_now()?.until;
         Ok(format!("The certificate of node {} counts until {until}.", shared.config.node))
     };

@@ -28,7 +28,9 @@ pub enum Query {
     /// Stop everything. The connection is closed when dvkd is about to exit.
     Stop,
     /// Take a node's membership away. Where the authority is. The answer is an [`Outcome`].
-    Revoke { node: u16 },
+    Revoke {
+        node: u16,
+    },
     /// Get a new certificate for this node. The answer is an [`Outcome`].
     Renew,
 }

@@ -38,10 +38,7 @@ impl Authority {
     ///
     /// # Errors
     /// They are not what [`Authority::create`] makes.
-    pub(super) fn load(
-        certificate: CertificateDer<'static>,
-        key: KeyPair,
-    ) -> Result<Authority> {
+    pub(super) fn load(certificate: CertificateDer<'static>, key: KeyPair) -> Result<Authority> {
         let issuer = Issuer::from_ca_cert_der(&certificate, key)
             .context("the authority's certificate is not valid")?;
         Ok(Authority { certificate, issuer })

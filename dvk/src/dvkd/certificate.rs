@@ -173,7 +173,8 @@ pub(super) fn requested_key(request: &[u8]) -> Result<rcgen::PublicKey> {
 
 /// A duration as seconds for a certificate.
 pub(super) fn offset(seconds: u64) -> Result<time::OffsetDateTime> {
-    let time = time::OffsetDateTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds).try_into()?);
+    let time =
+        time::OffsetDateTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds).try_into()?);
     time.context("a time that a certificate cannot have")
 }
 

@@ -126,7 +126,9 @@ mod tests {
             let longer = [&bytes[..], b"more"].concat();
             assert_eq!(next(&longer), Ok(Next::Control(control, bytes.len())));
             for end in 0..bytes.len() {
-                assert!(matches!(next(&bytes[..end]), Err(FrameError::Incomplete { need }) if need > end));
+                assert!(
+                    matches!(next(&bytes[..end]), Err(FrameError::Incomplete { need }) if need > end)
+                );
             }
         }
     }

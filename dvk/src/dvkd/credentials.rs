@@ -144,7 +144,8 @@ impl Credentials {
         let document = std::fs::read(&path)?;
         let path = directory.join(AUTHORITY_KEY);
         let authority = if path.exists() {
-            let key = in_file(&path, |bytes| Ok(rcgen::KeyPair::from_pem(std::str::from_utf8(bytes)?)?))?;
+            let key =
+                in_file(&path, |bytes| Ok(rcgen::KeyPair::from_pem(std::str::from_utf8(bytes)?)?))?;
             Some(Authority::load(authority_certificate.clone(), key)?)
         } else {
             None
@@ -195,8 +196,7 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let mut file =
-            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         std::fs::rename(&fresh, path)?;

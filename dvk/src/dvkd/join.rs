@@ -68,8 +68,7 @@ pub struct Joined {
 /// # Errors
 /// It is malformed.
 fn decode_request(bytes: &[u8]) -> Result<Request<'_>> {
-    let (request, rest) =
-        postcard::take_from_bytes(bytes).context("malformed request to join")?;
+    let (request, rest) = postcard::take_from_bytes(bytes).context("malformed request to join")?;
     ensure!(rest.is_empty(), "malformed request to join");
     Ok(request)
 }
@@ -115,7 +114,10 @@ pub(super) fn serve(membership: &Membership, tls: &Tls) -> Result<Change> {
     };
     // It is a member, whether it hears of it or not.
     if let Err(error) = write(tls, &postcard::to_stdvec(&answer)?, deadline) {
-        tracing::warn!(error = format!("{error:#}"), "one that wanted to join has not heard the answer");
+        tracing::warn!(
+            error = format!("{error:#}"),
+            "one that wanted to join has not heard the answer"
+        );
     }
     result
 }
@@ -178,7 +180,9 @@ pub fn join(
 fn explain(address: SocketAddr, error: &anyhow::Error) -> anyhow::Error {
     let said = format!("{error:#}");
     if said.contains("NoApplicationProtocol") {
-        anyhow!("the node at {address} has not the authority; join at the one where \"dvs init\" was run")
+        anyhow!(
+            "the node at {address} has not the authority; join at the one where \"dvs init\" was run"
+        )
     } else {
         anyhow!("cannot join at {address}: {said}")
     }

@@ -163,9 +163,7 @@ impl Link {
     pub(super) fn flush_queued(&self) {
         loop {
             let mut queue = self.queue();
-            while !queue.closed
-                && (queue.writing || queue.frames.is_empty() && !queue.unflushed)
-            {
+            while !queue.closed && (queue.writing || queue.frames.is_empty() && !queue.unflushed) {
                 queue = self.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
             }
             if queue.closed {

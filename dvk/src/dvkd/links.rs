@@ -182,11 +182,7 @@ pub(super) fn accept(shared: &Arc<Shared>, listener: &TcpListener) {
 }
 
 /// Finds out who has connected. `None`: somebody who has joined, and is a node now.
-fn welcome(
-    shared: &Arc<Shared>,
-    stream: TcpStream,
-    handshake: Handshake,
-) -> Result<Option<Met>> {
+fn welcome(shared: &Arc<Shared>, stream: TcpStream, handshake: Handshake) -> Result<Option<Met>> {
     let linking = shared.linking.as_ref().context("this node has no links")?;
     let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
     let met = match tls::accept(&linking.membership.configs(), stream, deadline)? {
@@ -251,8 +247,7 @@ fn connect(shared: &Shared, node: u16) {
 }
 
 fn reach(shared: &Shared, linking: &Linking, node: u16, address: SocketAddr) -> Result<Met> {
-    let stream =
-        TcpStream::connect_timeout(&address, CONNECT_TIMEOUT).context("cannot connect")?;
+    let stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT).context("cannot connect")?;
     let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
     let membership = &linking.membership;
     let expected = membership.subject(node);
@@ -260,7 +255,10 @@ fn reach(shared: &Shared, linking: &Linking, node: u16, address: SocketAddr) -> 
         .and_then(|(tls, subject)| meet(shared, tls, subject, Some(NodeId(node)), deadline));
     // A node that is not there is no news; one that is, but is not the right one, is.
     met.inspect_err(|error| {
-        if error.downcast_ref::<std::io::Error>().is_none_or(|io| io.kind() == ErrorKind::InvalidData) {
+        if error
+            .downcast_ref::<std::io::Error>()
+            .is_none_or(|io| io.kind() == ErrorKind::InvalidData)
+        {
             linking.log_refusal(address, error);
         }
     })
@@ -274,7 +272,10 @@ pub(super) fn hear_members(shared: &Arc<Shared>) {
         && !shared.is_stopping()
     {
         if let Err(error) = hear(shared, linking, heard) {
-            tracing::warn!(error = format!("{error:#}"), "what a node says about members is refused");
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "what a node says about members is refused"
+            );
         }
     }
 }
@@ -287,7 +288,8 @@ fn hear(shared: &Arc<Shared>, linking: &Linking, heard: Heard) -> Result<()> {
     };
     match heard {
         Heard::Members { from, document } => {
-            let change = membership.adopt(&document).with_context(|| format!("from node {from}"))?;
+            let change =
+                membership.adopt(&document).with_context(|| format!("from node {from}"))?;
             if let Some(change) = change {
                 apply(shared, linking, &change);
             }
@@ -325,7 +327,10 @@ pub(super) fn renew(shared: &Arc<Shared>) {
             Ok(Renewal::Done(change)) => apply(shared, linking, &change),
             Ok(Renewal::Ask(node, request)) => {
                 if !tell(shared, node, &request) {
-                    tracing::warn!(node, "no link to the authority, which is to renew the certificate");
+                    tracing::warn!(
+                        node,
+                        "no link to the authority, which is to renew the certificate"
+                    );
                 }
                 if linking.membership.await_answer(RENEWAL_LOOK) {
                     shared.nap(RENEWAL_PAUSE);
@@ -392,7 +397,8 @@ fn meet(
 ) -> Result<Met> {
     let link = Arc::new(Link::new(Box::new(tls), LINK_QUEUE));
     let say = |node: NodeId| -> Result<Hello> {
-        let hello = shared.with(|state| state.kernel.hello(node)).context("a node that is not known")?;
+        let hello =
+            shared.with(|state| state.kernel.hello(node)).context("a node that is not known")?;
         link.send(Bytes::from(
             Packet { sequence: 0, received: 0, frame: Frame::Hello(hello) }.encode(),
         ));
@@ -600,12 +606,7 @@ impl Pump {
 }
 
 /// Gives the whole frames in `bytes` to the kernel, and the rest to the members thread; returns how much they are.
-fn take_frames(
-    shared: &Shared,
-    node: NodeId,
-    link: LinkId,
-    bytes: &[u8],
-) -> Result<usize, String> {
+fn take_frames(shared: &Shared, node: NodeId, link: LinkId, bytes: &[u8]) -> Result<usize, String> {
     let mut used = 0;
     let mut packets = Vec::new();
     let outcome = loop {
@@ -649,9 +650,7 @@ fn pass_on(shared: &Shared, node: NodeId, message: Control<'_>) -> Result<(), St
     let heard = match message {
         Control::Members(document) => Heard::Members { from, document: document.to_vec() },
         Control::Renew(request) => Heard::Renew { from, request: request.to_vec() },
-        Control::Renewed(certificate) => {
-            Heard::Renewed { from, certificate: certificate.to_vec() }
-        }
+        Control::Renewed(certificate) => Heard::Renewed { from, certificate: certificate.to_vec() },
         Control::NotRenewed(why) => Heard::NotRenewed { from, why: why.to_vec() },
     };
     let sent = linking.heard.try_send(heard);

@@ -206,9 +206,9 @@ impl Membership {
     fn authority(&self) -> Result<&Authority> {
         let members = self.members();
         let name = members.find(members.authority).map_or("?", |member| member.name.as_str());
-        self.authority.as_ref().with_context(|| {
-            format!("the authority of this DVS is on node {name}; ask there")
-        })
+        self.authority
+            .as_ref()
+            .with_context(|| format!("the authority of this DVS is on node {name}; ask there"))
     }
 
     /// Lets a node join that has a token.
@@ -378,8 +378,7 @@ impl Membership {
     /// From now on new connections show this certificate; those that are there stay.
     fn show(&self, key: NodeKey, certificate: CertificateDer<'static>) -> Result<()> {
         let admits = self.authority.is_some();
-        let configs =
-            Configs::new(&self.trust, &certificate, &key.to_der(), &self.clock, admits)?;
+        let configs = Configs::new(&self.trust, &certificate, &key.to_der(), &self.clock, admits)?;
         let validity = Validity::of(&certificate)?;
         credentials::write_identity(&self.directory, &key, &certificate)?;
         let mut identity = locked(&self.identity);
@@ -434,7 +433,8 @@ impl Change {
     fn between(before: &Members, after: &Members, own: u16) -> Change {
         let others = || after.nodes.iter().filter(|member| member.node != own);
         let was_fine = |member: &&Member| before.check(member.node).is_ok();
-        let joined = others().filter(|member| !member.revoked && before.find(member.node).is_none());
+        let joined =
+            others().filter(|member| !member.revoked && before.find(member.node).is_none());
         let revoked = others().filter(|member| member.revoked).filter(was_fine);
         Change {
             joined: joined.map(|member| member.node).collect(),

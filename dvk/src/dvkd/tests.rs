@@ -829,7 +829,8 @@ fn a_node_joins_with_a_token_once_and_the_others_connect_to_it_without_a_restart
     drop(listener);
     let place = |name: &str| cluster.dir.path().join(name);
     let address = cluster.configs[0].listen;
-    let attempt = |to, token: &Token, name: &str, at: &str| join(to, token, name, |_| own, &place(at));
+    let attempt =
+        |to, token: &Token, name: &str, at: &str| join(to, token, name, |_| own, &place(at));
     let refused = |result: Result<Joined>, says: &str| {
         let error = format!("{:#}", result.unwrap_err());
         assert!(error.contains(says), "{error}");
@@ -889,6 +890,7 @@ fn certificates_are_renewed_over_links_that_stay_and_a_jump_of_the_clock_cuts_no
     let links = |node: usize| {
         cluster.daemon(node).shared.with(|node| node.pumps.keys().copied().collect::<Vec<_>>())
     };
+    wait_until("the links are read", || !links(1).is_empty() && !links(2).is_empty());
     let until = |node: usize| cluster.membership(node).validity().until;
     let before = (links(1), links(2), until(1), until(2));
     cluster.clock.forward(CERTIFICATE_LIFE / 2);
@@ -920,7 +922,8 @@ fn a_member_cannot_change_the_list_of_members() {
     assert!(two.revoke(1).is_err());
     let other = Cluster::start(2);
     let strange = other.membership(1).announcement();
-    let Ok(control::Next::Control(control::Control::Members(document), _)) = control::next(&strange)
+    let Ok(control::Next::Control(control::Control::Members(document), _)) =
+        control::next(&strange)
     else {
         panic!("an announcement is a list of members");
     };

@@ -8,12 +8,12 @@ use super::certificate::{Clock, Subject};
 use super::link::Stream;
 use crate::limits::{TLS_READ, TLS_UNSENT};
 use anyhow::{Context, Result, bail};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{Acceptor, NoServerSessionStorage};
 use rustls::version::TLS13;
 use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig};
-use rustix::event::{PollFd, PollFlags, poll};
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,11 +48,9 @@ impl Configs {
         admits: bool,
     ) -> Result<Configs> {
         let own = vec![certificate.clone()];
-        let mut connect =
-            client(clock)?.with_custom_certificate_verifier(trust.clone()).with_client_auth_cert(
-                own.clone(),
-                key.clone_key(),
-            )?;
+        let mut connect = client(clock)?
+            .with_custom_certificate_verifier(trust.clone())
+            .with_client_auth_cert(own.clone(), key.clone_key())?;
         set_client(&mut connect, LINK);
         let server = || {
             ServerConfig::builder_with_details(provider(), clock.clone())
@@ -74,9 +72,7 @@ impl Configs {
     }
 }
 
-fn client(
-    clock: &Clock,
-) -> Result<rustls::client::danger::DangerousClientConfigBuilder> {
+fn client(clock: &Clock) -> Result<rustls::client::danger::DangerousClientConfigBuilder> {
     let builder = ClientConfig::builder_with_details(provider(), clock.clone())
         .with_protocol_versions(&[&TLS13])?;
     Ok(builder.dangerous())
@@ -125,9 +121,8 @@ pub(super) fn connect_to_join(
     clock: &Clock,
     deadline: Instant,
 ) -> Result<Tls> {
-    let mut config = client(clock)?
-        .with_custom_certificate_verifier(Arc::new(pinned))
-        .with_no_client_auth();
+    let mut config =
+        client(clock)?.with_custom_certificate_verifier(Arc::new(pinned)).with_no_client_auth();
     set_client(&mut config, JOIN);
     let name = ServerName::try_from("join.dvs")?;
     let tls = Tls::new(stream, ClientConnection::new(Arc::new(config), name)?.into())?;
@@ -153,7 +148,9 @@ pub(super) fn accept(configs: &Configs, stream: TcpStream, deadline: Instant) ->
             }
         }
     };
-    let wants = |purpose| accepted.client_hello().alpn().is_some_and(|mut all| all.any(|one| one == purpose));
+    let wants = |purpose| {
+        accepted.client_hello().alpn().is_some_and(|mut all| all.any(|one| one == purpose))
+    };
     let (joins, links) = (wants(JOIN), wants(LINK));
     let config = match &configs.admit {
         Some(admit) if joins && !links => admit.clone(),

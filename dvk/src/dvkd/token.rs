@@ -106,7 +106,10 @@ fn create_at(directory: &Path, life: Duration, clock: &Clock) -> Result<Token> {
     // One that is over can still be told from one that never was, for a day.
     tokens.kept.retain(|kept| kept.expires + 86_400 > now);
     let usable = tokens.kept.iter().filter(|kept| !kept.used && kept.expires > now).count();
-    ensure!(usable < TOKENS_MAX, "{TOKENS_MAX} tokens have not been used yet; wait until they expire");
+    ensure!(
+        usable < TOKENS_MAX,
+        "{TOKENS_MAX} tokens have not been used yet; wait until they expire"
+    );
     if tokens.kept.len() >= 2 * TOKENS_MAX {
         tokens.kept.retain(|kept| !kept.used && kept.expires > now);
     }
@@ -162,8 +165,9 @@ impl Tokens {
             .with_context(|| format!("cannot open {}", directory.display()))?;
         rustix::io::retry_on_intr(|| rustix::fs::flock(&lock, FlockOperation::LockExclusive))?;
         let kept = match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .with_context(|| format!("{shown} is not understood; remove it and create new tokens"))?,
+            Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| {
+                format!("{shown} is not understood; remove it and create new tokens")
+            })?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(error).with_context(|| format!("cannot read {shown}")),
         };

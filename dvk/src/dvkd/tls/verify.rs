@@ -197,8 +197,7 @@ impl ServerCertVerifier for Pinned {
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let authority =
-            intermediates.iter().find(|certificate| fingerprint(certificate) == self.0);
+        let authority = intermediates.iter().find(|certificate| fingerprint(certificate) == self.0);
         let authority = authority
             .ok_or_else(|| refusal("the token is for another DVS than the one there".into()))?;
         check_chain(end_entity, authority, now, KeyUsage::server_auth())
