@@ -1,6 +1,7 @@
 //! How fast it is, always beside what Linux itself does in the same run.
 
 mod channel;
+mod cpus;
 mod peer;
 mod place;
 mod report;
@@ -12,6 +13,8 @@ mod worker;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use cpus::Layout;
+use legacy_tests::lab::NODES;
 use place::Place;
 use report::Report;
 use rounds::{Subject, Time, medians};
@@ -83,27 +86,46 @@ fn messages(system: Option<&System>, rounds: usize, report: &Report) -> Result<(
     ];
     let baselines = linux.len();
     linux.push(Box::new(channel::Channel::start()?));
+    let layouts = cpus::layouts()?;
     let Some(system) = system else {
-        let times = medians(&mut linux, rounds)?;
-        beside(report, &times[baselines..], &times[..baselines]);
+        for layout in layouts {
+            let times = pinned(&mut linux, layout, rounds)?;
+            beside(report, &times[baselines..], &times[..baselines]);
+        }
         return Ok(());
     };
-    let (near, far) = (system.worker("n1", "n1")?, system.worker("n2", "n2")?);
+    let (home, other) = (NODES[0], NODES[1]);
+    let (near, far) = (system.worker(home, home)?, system.worker(other, other)?);
     let (_echo, address) = system.echo()?;
     let tcp = format!("{}{address}", worker::TCP);
     let mut subjects = linux;
     subjects.push(near.subject("sendrec same node", worker::SENDREC));
     subjects.push(far.subject("sendrec across nodes", worker::SENDREC));
     subjects.push(far.subject("tcp across nodes", &tcp));
-    let mut times = medians(&mut subjects, rounds)?;
-    let across = times.pop().into_iter();
-    let far = times.pop().into_iter();
-    beside(report, &times[baselines..], &times[..baselines]);
-    let far: Vec<Time> = far.collect();
-    let tcp: Vec<Time> =
-        times.drain(..baselines).filter(|time| time.name == "tcp").chain(across).collect();
-    beside(report, &far, &tcp);
+    for layout in layouts {
+        // The servers are on the home node; each worker then moves to the CPU of those who ask.
+        system.pin(home, layout.answers)?;
+        system.pin(other, layout.asks)?;
+        let mut times = pinned(&mut subjects, layout, rounds)?;
+        let across: Vec<Time> = times.pop().into_iter().collect();
+        let far: Vec<Time> = times.pop().into_iter().collect();
+        beside(report, &times[baselines..], &times[..baselines]);
+        beside(report, &far, &across);
+    }
     Ok(())
+}
+
+/// The median times, with both sides where `layout` says.
+fn pinned(
+    subjects: &mut [Box<dyn Subject + '_>],
+    layout: Layout,
+    rounds: usize,
+) -> Result<Vec<Time>> {
+    for subject in subjects.iter_mut() {
+        subject.pin(layout)?;
+    }
+    let times = medians(subjects, rounds)?.into_iter();
+    Ok(times.map(|time| Time { name: format!("{}, {}", time.name, layout.name), ..time }).collect())
 }
 
 /// Small files, through the mount and on file systems of Linux.

@@ -1,5 +1,6 @@
 //! The other side of a ping-pong: a second process that sends back what it gets.
 
+use crate::cpus::{self, Layout};
 use crate::{channel, shared, stream};
 use anyhow::Result;
 use rustix::stdio;
@@ -44,6 +45,12 @@ impl Peer {
     pub(crate) fn start(kind: &str, input: Stdio, output: Stdio) -> Result<Peer> {
         let program = std::env::current_exe()?;
         Ok(Peer(Command::new(program).args(["peer", kind]).stdin(input).stdout(output).spawn()?))
+    }
+
+    /// Moves this process and the peer to their CPUs.
+    pub(crate) fn pin(&self, layout: Layout) -> Result<()> {
+        cpus::pin_self(layout.asks)?;
+        cpus::pin(self.0.id(), layout.answers)
     }
 }
 

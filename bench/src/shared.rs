@@ -1,6 +1,7 @@
 //! Ping-pong over shared memory: two words and two futexes, the least that two processes need.
 #![expect(unsafe_code, reason = "maps a page that two processes share")]
 
+use crate::cpus::Layout;
 use crate::peer::Peer;
 use crate::rounds::Subject;
 use crate::stream::MESSAGE;
@@ -87,7 +88,7 @@ fn map(memory: &OwnedFd) -> Result<&'static Page> {
 pub(crate) struct Shared {
     page: &'static Page,
     sent: u32,
-    _peer: Peer,
+    peer: Peer,
 }
 
 impl Shared {
@@ -97,13 +98,17 @@ impl Shared {
         let page = map(&memory)?;
         let peer =
             Peer::start("shared", memory.as_fd().try_clone_to_owned()?.into(), Stdio::null())?;
-        Ok(Shared { page, sent: 0, _peer: peer })
+        Ok(Shared { page, sent: 0, peer })
     }
 }
 
 impl Subject for Shared {
     fn name(&self) -> String {
         "shared memory".to_owned()
+    }
+
+    fn pin(&mut self, layout: Layout) -> Result<()> {
+        self.peer.pin(layout)
     }
 
     fn run(&mut self, count: u32) -> Result<Duration> {

@@ -1,5 +1,6 @@
 //! Ping-pong over pipes and sockets: what a message costs when the kernel carries it.
 
+use crate::cpus::Layout;
 use crate::peer::Peer;
 use crate::rounds::Subject;
 use anyhow::Result;
@@ -20,7 +21,7 @@ pub(crate) struct Stream {
     name: &'static str,
     read: File,
     write: File,
-    _peer: Peer,
+    peer: Peer,
 }
 
 /// Two pipes.
@@ -28,7 +29,7 @@ pub(crate) fn pipe() -> Result<Stream> {
     let mut peer = Peer::start("pipes", Stdio::piped(), Stdio::piped())?;
     let write = OwnedFd::from(peer.0.stdin.take().expect("it is piped")).into();
     let read = OwnedFd::from(peer.0.stdout.take().expect("it is piped")).into();
-    Ok(Stream { name: "pipe", read, write, _peer: peer })
+    Ok(Stream { name: "pipe", read, write, peer })
 }
 
 /// A pair of Unix stream sockets.
@@ -50,12 +51,16 @@ pub(crate) fn tcp() -> Result<Stream> {
 fn socket(name: &'static str, ours: OwnedFd, theirs: OwnedFd) -> Result<Stream> {
     let peer = Peer::start("socket", theirs.into(), Stdio::null())?;
     let write = File::from(ours);
-    Ok(Stream { name, read: write.try_clone()?, write, _peer: peer })
+    Ok(Stream { name, read: write.try_clone()?, write, peer })
 }
 
 impl Subject for Stream {
     fn name(&self) -> String {
         self.name.to_owned()
+    }
+
+    fn pin(&mut self, layout: Layout) -> Result<()> {
+        self.peer.pin(layout)
     }
 
     fn run(&mut self, count: u32) -> Result<Duration> {

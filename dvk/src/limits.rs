@@ -6,7 +6,7 @@ use m3ipc::cred::CRED_SIZE_MAX;
 use m3ipc::limits::PAYLOAD_MAX;
 use std::time::Duration;
 
-const MILLISECOND: Nanos = 1_000_000;
+pub(crate) const MILLISECOND: Nanos = 1_000_000;
 const SECOND: Nanos = 1_000 * MILLISECOND;
 
 /// Bytes of one replayable answer that a server keeps per lane. Answers with more payload are made

@@ -49,6 +49,8 @@ pub(super) struct Link {
 pub(super) struct Reading {
     pub(super) bytes: Vec<u8>,
     pub(super) end: usize,
+    /// Calls that it has brought and whose answers nobody looks for yet.
+    pub(super) calls: usize,
     /// Why the link is at its end.
     pub(super) ended: Option<String>,
 }

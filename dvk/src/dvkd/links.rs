@@ -9,6 +9,7 @@ use super::control::{self, Control, Next};
 use super::link::{Link, Reading};
 use super::membership::{Change, Membership, Renewal};
 use super::node::Shared;
+use super::proxy::Watcher;
 use super::tls::{self, Accepted, Tls};
 use crate::frame::{self, Frame, FrameError, Hello, Packet};
 use crate::host::solo::monotonic;
@@ -534,13 +535,16 @@ impl Pump {
             self.link.send(linking.membership.announcement());
             self.link.flush();
         }
+        let mut watcher = Watcher::default();
         let reason = loop {
             let mut reading = self.link.reading();
             let read = self.turn(shared, &mut reading);
             if let Some(reason) = reading.ended.take() {
                 break reason;
             }
+            let calls = std::mem::take(&mut reading.calls);
             drop(reading);
+            watcher.await_answers(shared, calls);
             if !read.has_more()
                 && let Err(error) = self.link.await_turn()
             {
@@ -552,11 +556,23 @@ impl Pump {
         reason
     }
 
+    pub(super) fn is_same(&self, other: &Pump) -> bool {
+        self.number == other.number
+    }
+
     /// The proxy thread reads as well, while it is looking around anyway: the answer to what it has just sent is
     /// then there one wake-up earlier.
     pub(super) fn try_turn(&self, shared: &Shared) -> bool {
         let Some(mut reading) = self.link.try_reading() else { return false };
-        self.turn(shared, &mut reading) != Turn::Nothing
+        let first = self.turn(shared, &mut reading);
+        let mut read = first;
+        // What has been decrypted is no longer at the socket, where the link's own reader may be waiting.
+        while read.has_more() {
+            read = self.turn(shared, &mut reading);
+        }
+        // This thread looks for the answers anyway.
+        reading.calls = 0;
+        first != Turn::Nothing
     }
 
     /// Reads what there is, without waiting.
@@ -593,7 +609,8 @@ impl Pump {
     /// Gives the whole frames that have been read to the kernel.
     fn take(&self, shared: &Shared, reading: &mut Reading) {
         match take_frames(shared, self.node, self.number, &reading.bytes[..reading.end]) {
-            Ok(used) => {
+            Ok((used, calls)) => {
+                reading.calls += calls;
                 reading.bytes.copy_within(used..reading.end, 0);
                 reading.end -= used;
             }
@@ -605,8 +622,14 @@ impl Pump {
     }
 }
 
-/// Gives the whole frames in `bytes` to the kernel, and the rest to the members thread; returns how much they are.
-fn take_frames(shared: &Shared, node: NodeId, link: LinkId, bytes: &[u8]) -> Result<usize, String> {
+/// Gives the whole frames in `bytes` to the kernel, and the rest to the members thread; returns how much they are, and
+/// how many calls they brought.
+fn take_frames(
+    shared: &Shared,
+    node: NodeId,
+    link: LinkId,
+    bytes: &[u8],
+) -> Result<(usize, usize), String> {
     let mut used = 0;
     let mut packets = Vec::new();
     let outcome = loop {
@@ -631,16 +654,20 @@ fn take_frames(shared: &Shared, node: NodeId, link: LinkId, bytes: &[u8]) -> Res
             Err(error) => break Err(error.to_string()),
         }
     };
+    let mut calls = 0;
     if !packets.is_empty() {
         shared.with(|state| {
             state.counters.frames_in += packets.len() as u64;
             state.counters.bytes_in += used as u64;
+            let posted = state.couriers.posted;
             for packet in &packets {
                 state.step(Input::Packet { node, link, packet });
             }
+            state.settle();
+            calls = state.couriers.posted - posted;
         });
     }
-    outcome
+    outcome.map(|used| (used, calls))
 }
 
 /// Gives a message about members to the thread that takes them.
