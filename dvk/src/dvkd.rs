@@ -15,6 +15,7 @@ mod links;
 mod members;
 mod membership;
 mod node;
+pub mod outside;
 mod proxy;
 mod tls;
 mod token;

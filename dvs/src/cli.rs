@@ -103,7 +103,7 @@ pub(crate) enum NodeCommand {
     #[command(after_help = node::REVOKE_HELP)]
     Revoke(node::RevokeOptions),
     /// Get a new certificate for this node now; it gets one by itself after two thirds of the old one's life
-    Renew(state::Options),
+    Renew(state::StateOption),
 }
 
 #[derive(Debug, Subcommand)]
@@ -231,4 +231,15 @@ fn start_log() {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn every_command_is_well_formed() {
+        Cli::command().debug_assert();
+    }
 }

@@ -19,7 +19,7 @@ pub(crate) struct Options {
     #[arg(long)]
     name: Option<String>,
     #[command(flatten)]
-    state: state::Options,
+    state: state::StateOption,
 }
 
 /// `dvs init`.

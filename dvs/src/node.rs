@@ -52,7 +52,7 @@ pub(crate) struct RevokeOptions {
     /// The node, by its number or its name
     node: String,
     #[command(flatten)]
-    state: state::Options,
+    state: state::StateOption,
 }
 
 /// `dvs node revoke`.
@@ -73,7 +73,7 @@ pub(crate) fn revoke(options: &RevokeOptions) -> Result<()> {
 ///
 /// # Errors
 /// One sentence: no dvkd answers, or the node with the authority does not.
-pub(crate) fn renew(options: &state::Options) -> Result<()> {
+pub(crate) fn renew(options: &state::StateOption) -> Result<()> {
     let config = options.config()?;
     table::say(&(admin::command(&config.run, Query::Renew)? + "\n"))
 }

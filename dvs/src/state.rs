@@ -18,13 +18,13 @@ const VARIABLE: &str = "DVS_STATE_DIR";
 
 /// Which node of this machine is meant.
 #[derive(Clone, Debug, Default, clap::Args)]
-pub(crate) struct Options {
+pub(crate) struct StateOption {
     /// The node's state directory [default: $DVS_STATE_DIR, the first node of the lab that is up, or /var/lib/dvs]
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
 }
 
-impl Options {
+impl StateOption {
     /// The directory of a node that is to be made.
     pub(crate) fn directory(&self) -> PathBuf {
         let named = self.state.clone().or_else(|| std::env::var_os(VARIABLE).map(PathBuf::from));

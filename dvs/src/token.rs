@@ -15,7 +15,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_time)]
     ttl: Duration,
     #[command(flatten)]
-    state: state::Options,
+    state: state::StateOption,
 }
 
 /// `dvs token create`.

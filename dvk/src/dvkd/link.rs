@@ -368,6 +368,36 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_that_takes_nothing_for_a_while_loses_its_link_and_one_that_takes_little_does_not() {
+        let (link, theirs) = pair();
+        let begin = Instant::now();
+        while link.queue().frames.is_empty() {
+            link.send(Bytes::from(vec![1; 1 << 20]));
+            link.flush();
+        }
+        // It returns when the link is closed; the socket was full all the time.
+        link.flush_queued();
+        assert!(link.queue().closed);
+        assert!(begin.elapsed() >= LINK_STALL, "it had its time");
+        drop(theirs);
+        let (link, mut theirs) = pair();
+        while link.queue().frames.is_empty() {
+            link.send(Bytes::from(vec![1; 1 << 20]));
+            link.flush();
+        }
+        std::thread::scope(|scope| {
+            let flusher = scope.spawn(|| link.flush_queued());
+            let mut piece = vec![0; 1 << 20];
+            while !link.queue().frames.is_empty() {
+                theirs.read_exact(&mut piece).unwrap();
+            }
+            assert!(!link.queue().closed);
+            link.close();
+            flusher.join().unwrap();
+        });
+    }
+
+    #[test]
     fn a_peer_that_does_not_read_loses_its_link_not_our_memory() {
         let (link, mut theirs) = pair();
         let frame = Bytes::from(vec![1; 1 << 20]);

@@ -104,10 +104,15 @@ impl Members {
             )
             .ok()
             .context("the list of members is not signed by this DVS")?;
+        Members::decode_body(signed.body, dvs_of(certificate))
+    }
+
+    /// Reads what has been signed.
+    pub(super) fn decode_body(body: &[u8], dvs: u64) -> Result<Members> {
         let (members, rest): (Members, _) =
-            postcard::take_from_bytes(signed.body).context("malformed list of members")?;
+            postcard::take_from_bytes(body).context("malformed list of members")?;
         ensure!(rest.is_empty(), "malformed list of members");
-        members.check_form(dvs_of(certificate))?;
+        members.check_form(dvs)?;
         Ok(members)
     }
 
