@@ -1,5 +1,6 @@
 //! Ping-pong over a channel of M3-IPC, without a node around it: what the data path itself takes.
 
+use crate::cpus::Layout;
 use crate::peer::Peer;
 use crate::rounds::Subject;
 use anyhow::{Context, Result, anyhow};
@@ -19,7 +20,7 @@ pub(crate) struct Channel {
     channel: SharedChannel,
     bell: Ringer,
     spin: Spin,
-    _peer: Peer,
+    peer: Peer,
 }
 
 fn failed(error: IpcError) -> anyhow::Error {
@@ -30,7 +31,7 @@ impl Channel {
     pub(crate) fn start() -> Result<Channel> {
         let memory = channel::create().map_err(failed)?;
         let input = memory.try_clone()?;
-        let mut peer = Peer::start("channel", input.into(), Stdio::piped())?;
+        let mut peer = Peer::start("channel", &[], input.into(), Stdio::piped())?;
         // The receiver makes its bell and says which descriptor it is; a node would hand it over.
         let mut line = String::new();
         BufReader::new(peer.0.stdout.take().expect("it is piped")).read_line(&mut line)?;
@@ -38,7 +39,7 @@ impl Channel {
             .context("the peer's bell")?;
         let bell = Ringer::map(bell.as_fd()).map_err(failed)?;
         let channel = SharedChannel::map(memory.as_fd()).map_err(failed)?;
-        Ok(Channel { channel, bell, spin: Spin::new(), _peer: peer })
+        Ok(Channel { channel, bell, spin: Spin::new(), peer })
     }
 
     fn exchange(&self, message: &Message) -> Result<Message> {
@@ -62,6 +63,10 @@ impl Channel {
 impl Subject for Channel {
     fn name(&self) -> String {
         "m3ipc channel".to_owned()
+    }
+
+    fn pin(&mut self, layout: Layout) -> Result<()> {
+        self.peer.pin(layout)
     }
 
     fn run(&mut self, count: u32) -> Result<Duration> {

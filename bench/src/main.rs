@@ -1,8 +1,11 @@
 //! How fast it is, always beside what Linux itself does in the same run.
 
 mod channel;
+mod cpus;
 mod peer;
 mod place;
+mod plot;
+mod queue;
 mod report;
 mod rounds;
 mod shared;
@@ -12,6 +15,8 @@ mod worker;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use cpus::Layout;
+use legacy_tests::lab::NODES;
 use place::Place;
 use report::Report;
 use rounds::{Subject, Time, medians};
@@ -26,6 +31,9 @@ struct Arguments {
     /// Print one JSON object per row: name, value, unit, baseline, ratio
     #[arg(long)]
     json: bool,
+    /// Draw the rows to this SVG file as well
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
     /// Rounds of each measurement; a row shows their median
     #[arg(long, default_value_t = 11)]
     rounds: usize,
@@ -41,7 +49,7 @@ struct Arguments {
 enum Role {
     /// The other side of a ping-pong over standard input and output
     #[command(hide = true)]
-    Peer { kind: peer::Kind },
+    Peer { kind: peer::Kind, numbers: Vec<i32> },
     /// The other side of a ping-pong over TCP: prints its address, serves one connection
     #[command(hide = true)]
     Echo { address: IpAddr },
@@ -53,7 +61,7 @@ enum Role {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     match arguments.role {
-        Some(Role::Peer { kind }) => peer::answer(kind),
+        Some(Role::Peer { kind, numbers }) => peer::answer(kind, &numbers),
         Some(Role::Echo { address }) => stream::serve(address),
         Some(Role::Worker { folder }) => worker::work(&folder),
         None => measure(&arguments),
@@ -70,40 +78,68 @@ fn measure(arguments: &Arguments) -> Result<()> {
         }
     };
     messages(system.as_ref(), arguments.rounds, &report)?;
-    files(system.as_ref(), arguments.rounds, &report)
+    files(system.as_ref(), arguments.rounds, &report)?;
+    match &arguments.plot {
+        Some(path) => report.draw(path),
+        None => Ok(()),
+    }
 }
 
 /// One message there and one back.
 fn messages(system: Option<&System>, rounds: usize, report: &Report) -> Result<()> {
     let mut linux: Vec<Box<dyn Subject>> = vec![
-        Box::new(shared::Shared::start()?),
+        Box::new(shared::Shared::start(shared::SPINS)?),
+        Box::new(shared::Shared::start(0)?),
         Box::new(stream::pipe()?),
+        Box::new(stream::fifo()?),
         Box::new(stream::unix()?),
+        Box::new(stream::seqpacket()?),
+        queue::posix()?,
+        queue::sysv()?,
         Box::new(stream::tcp()?),
     ];
     let baselines = linux.len();
     linux.push(Box::new(channel::Channel::start()?));
+    let layouts = cpus::layouts()?;
     let Some(system) = system else {
-        let times = medians(&mut linux, rounds)?;
-        beside(report, &times[baselines..], &times[..baselines]);
+        for layout in layouts {
+            let times = pinned(&mut linux, layout, rounds)?;
+            beside(report, &times[baselines..], &times[..baselines]);
+        }
         return Ok(());
     };
-    let (near, far) = (system.worker("n1", "n1")?, system.worker("n2", "n2")?);
+    let (home, other) = (NODES[0], NODES[1]);
+    let (near, far) = (system.worker(home, home)?, system.worker(other, other)?);
     let (_echo, address) = system.echo()?;
     let tcp = format!("{}{address}", worker::TCP);
     let mut subjects = linux;
     subjects.push(near.subject("sendrec same node", worker::SENDREC));
     subjects.push(far.subject("sendrec across nodes", worker::SENDREC));
     subjects.push(far.subject("tcp across nodes", &tcp));
-    let mut times = medians(&mut subjects, rounds)?;
-    let across = times.pop().into_iter();
-    let far = times.pop().into_iter();
-    beside(report, &times[baselines..], &times[..baselines]);
-    let far: Vec<Time> = far.collect();
-    let tcp: Vec<Time> =
-        times.drain(..baselines).filter(|time| time.name == "tcp").chain(across).collect();
-    beside(report, &far, &tcp);
+    for layout in layouts {
+        // The servers are on the home node; each worker then moves to the CPU of those who ask.
+        system.pin(home, layout.answers)?;
+        system.pin(other, layout.asks)?;
+        let mut times = pinned(&mut subjects, layout, rounds)?;
+        let across: Vec<Time> = times.pop().into_iter().collect();
+        let far: Vec<Time> = times.pop().into_iter().collect();
+        beside(report, &times[baselines..], &times[..baselines]);
+        beside(report, &far, &across);
+    }
     Ok(())
+}
+
+/// The median times, with both sides where `layout` says.
+fn pinned(
+    subjects: &mut [Box<dyn Subject + '_>],
+    layout: Layout,
+    rounds: usize,
+) -> Result<Vec<Time>> {
+    for subject in subjects.iter_mut() {
+        subject.pin(layout)?;
+    }
+    let times = medians(subjects, rounds)?.into_iter();
+    Ok(times.map(|time| Time { name: format!("{}, {}", time.name, layout.name), ..time }).collect())
 }
 
 /// Small files, through the mount and on file systems of Linux.

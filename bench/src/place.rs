@@ -1,8 +1,9 @@
 //! Where a worker runs, and its operations as subjects of the measurement.
 
+use crate::cpus::Layout;
 use crate::peer::Peer;
 use crate::rounds::Subject;
-use crate::worker::FILES_MAX;
+use crate::worker::{FILES_MAX, PIN};
 use anyhow::{Context, Result};
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Lines, Write};
@@ -68,14 +69,22 @@ impl Subject for Operation<'_> {
         if ["create", "unlink"].contains(&self.operation) { FILES_MAX } else { u32::MAX }
     }
 
+    fn pin(&mut self, layout: Layout) -> Result<()> {
+        self.place.perform(u32::try_from(layout.asks)?, PIN).map(drop)
+    }
+
     fn run(&mut self, count: u32) -> Result<Duration> {
-        let mut worker = self.place.worker.borrow_mut();
+        self.place.perform(count, self.operation)
+    }
+}
+
+impl Place {
+    fn perform(&self, count: u32, operation: &str) -> Result<Duration> {
+        let mut worker = self.worker.borrow_mut();
         let input = worker.0.as_mut().expect("it is open until the place is dropped");
-        writeln!(input, "{count} {}", self.operation)?;
-        let line = worker
-            .1
-            .next()
-            .with_context(|| format!("the worker on {} has ended", self.place.name))??;
+        writeln!(input, "{count} {operation}")?;
+        let line =
+            worker.1.next().with_context(|| format!("the worker on {} has ended", self.name))??;
         Ok(Duration::from_nanos(
             line.trim().parse().with_context(|| format!("the worker says {line:?}"))?,
         ))

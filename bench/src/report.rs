@@ -1,19 +1,30 @@
 //! The rows: for people, or one JSON object each.
 #![expect(clippy::print_stdout, reason = "the rows are what the bench is for")]
 
+use crate::plot::{self, Bar};
 use crate::rounds::Time;
+use anyhow::Result;
 use serde_json::json;
+use std::cell::RefCell;
+use std::path::Path;
 
 /// Where rows go.
 #[derive(Debug)]
 pub(crate) struct Report {
     json: bool,
     filter: String,
+    /// The rows so far that have a baseline.
+    bars: RefCell<Vec<Bar>>,
 }
 
 impl Report {
     pub(crate) fn new(json: bool, filter: &str) -> Report {
-        Report { json, filter: filter.to_owned() }
+        Report { json, filter: filter.to_owned(), bars: RefCell::default() }
+    }
+
+    /// Draws what has been reported.
+    pub(crate) fn draw(&self, path: &Path) -> Result<()> {
+        plot::draw(path, &self.bars.borrow())
     }
 
     /// One time, in nanoseconds, beside that of `baseline` if there is one.
@@ -22,6 +33,10 @@ impl Report {
             baseline.map_or(name.to_owned(), |baseline| format!("{name} / {}", baseline.name));
         if !full.contains(&self.filter) {
             return;
+        }
+        if let Some(baseline) = baseline {
+            let (ours, baseline) = (micros(nanos), micros(baseline.nanos));
+            self.bars.borrow_mut().push(Bar { name: full.clone(), ours, baseline });
         }
         let ratio = baseline.map(|baseline| nanos / baseline.nanos);
         if self.json {

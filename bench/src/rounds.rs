@@ -1,5 +1,6 @@
 //! Rounds of all subjects in turn, so that whatever disturbs the machine disturbs them alike.
 
+use crate::cpus::Layout;
 use anyhow::{Context, Result};
 use std::time::Duration;
 
@@ -8,6 +9,10 @@ pub(crate) trait Subject {
     fn name(&self) -> String;
     /// Does it `count` times and returns how long that took.
     fn run(&mut self, count: u32) -> Result<Duration>;
+    /// Moves both sides to their CPUs.
+    fn pin(&mut self, _layout: Layout) -> Result<()> {
+        Ok(())
+    }
     /// Most times that it may be done in a row.
     fn count_max(&self) -> u32 {
         u32::MAX

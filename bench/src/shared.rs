@@ -1,6 +1,7 @@
 //! Ping-pong over shared memory: two words and two futexes, the least that two processes need.
 #![expect(unsafe_code, reason = "maps a page that two processes share")]
 
+use crate::cpus::Layout;
 use crate::peer::Peer;
 use crate::rounds::Subject;
 use crate::stream::MESSAGE;
@@ -33,7 +34,7 @@ struct Page {
 }
 
 /// Looks at the other side's word before going to sleep: about as long as a wake-up costs.
-const SPINS: u32 = 4000;
+pub(crate) const SPINS: u32 = 4000;
 
 impl Lane {
     fn write(&self, message: &[u64; MESSAGE / 8]) {
@@ -49,8 +50,8 @@ impl Lane {
     }
 
     /// Waits for message number `number`.
-    fn read(&self, number: u32) -> Result<[u64; MESSAGE / 8]> {
-        while !self.is_there(number) {
+    fn read(&self, number: u32, spins: u32) -> Result<[u64; MESSAGE / 8]> {
+        while !self.is_there(number, spins) {
             self.sleeping.store(1, SeqCst);
             if self.written.load(SeqCst) == number {
                 break;
@@ -64,8 +65,8 @@ impl Lane {
         Ok(std::array::from_fn(|index| self.message[index].load(Relaxed)))
     }
 
-    fn is_there(&self, number: u32) -> bool {
-        (0..SPINS).any(|_| {
+    fn is_there(&self, number: u32, spins: u32) -> bool {
+        (0..spins).any(|_| {
             std::hint::spin_loop();
             self.written.load(Acquire) == number
         })
@@ -87,23 +88,30 @@ fn map(memory: &OwnedFd) -> Result<&'static Page> {
 pub(crate) struct Shared {
     page: &'static Page,
     sent: u32,
-    _peer: Peer,
+    spins: u32,
+    peer: Peer,
 }
 
 impl Shared {
-    pub(crate) fn start() -> Result<Shared> {
+    /// `spins`: looks before going to sleep, [`SPINS`] or none.
+    pub(crate) fn start(spins: u32) -> Result<Shared> {
         let memory = memfd_create("bench", MemfdFlags::CLOEXEC)?;
         ftruncate(&memory, size_of::<Page>() as u64)?;
         let page = map(&memory)?;
-        let peer =
-            Peer::start("shared", memory.as_fd().try_clone_to_owned()?.into(), Stdio::null())?;
-        Ok(Shared { page, sent: 0, _peer: peer })
+        let kind = if spins == 0 { "futex" } else { "shared" };
+        let input = memory.as_fd().try_clone_to_owned()?;
+        let peer = Peer::start(kind, &[], input.into(), Stdio::null())?;
+        Ok(Shared { page, sent: 0, spins, peer })
     }
 }
 
 impl Subject for Shared {
     fn name(&self) -> String {
-        "shared memory".to_owned()
+        if self.spins == 0 { "futex" } else { "shared memory" }.to_owned()
+    }
+
+    fn pin(&mut self, layout: Layout) -> Result<()> {
+        self.peer.pin(layout)
     }
 
     fn run(&mut self, count: u32) -> Result<Duration> {
@@ -112,18 +120,18 @@ impl Subject for Shared {
         for _ in 0..count {
             self.sent = self.sent.wrapping_add(1);
             self.page.ping.write(&message);
-            message = self.page.pong.read(self.sent)?;
+            message = self.page.pong.read(self.sent, self.spins)?;
         }
         Ok(start.elapsed())
     }
 }
 
 /// Sends back each message; ends only by being killed.
-pub(crate) fn echo(memory: &OwnedFd) -> Result<()> {
+pub(crate) fn echo(memory: &OwnedFd, spins: u32) -> Result<()> {
     let page = map(memory)?;
     let mut number: u32 = 0;
     loop {
         number = number.wrapping_add(1);
-        page.pong.write(&page.ping.read(number)?);
+        page.pong.write(&page.ping.read(number, spins)?);
     }
 }

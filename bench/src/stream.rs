@@ -1,8 +1,11 @@
 //! Ping-pong over pipes and sockets: what a message costs when the kernel carries it.
 
+use crate::cpus::Layout;
 use crate::peer::Peer;
 use crate::rounds::Subject;
 use anyhow::Result;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{IpAddr, TcpListener, TcpStream};
@@ -20,15 +23,35 @@ pub(crate) struct Stream {
     name: &'static str,
     read: File,
     write: File,
-    _peer: Peer,
+    peer: Peer,
 }
 
 /// Two pipes.
 pub(crate) fn pipe() -> Result<Stream> {
-    let mut peer = Peer::start("pipes", Stdio::piped(), Stdio::piped())?;
+    let mut peer = Peer::start("pipes", &[], Stdio::piped(), Stdio::piped())?;
     let write = OwnedFd::from(peer.0.stdin.take().expect("it is piped")).into();
     let read = OwnedFd::from(peer.0.stdout.take().expect("it is piped")).into();
-    Ok(Stream { name: "pipe", read, write, _peer: peer })
+    Ok(Stream { name: "pipe", read, write, peer })
+}
+
+/// Two named pipes. Both ends are open for both directions, so that no open waits for the other side (fifo(7)).
+pub(crate) fn fifo() -> Result<Stream> {
+    let folder = tempfile::tempdir()?;
+    let open = |name: &str| -> Result<File> {
+        let path = folder.path().join(name);
+        mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
+        Ok(File::options().read(true).write(true).open(&path)?)
+    };
+    let (write, read) = (open("there")?, open("back")?);
+    let peer = Peer::start("pipes", &[], write.try_clone()?.into(), read.try_clone()?.into())?;
+    Ok(Stream { name: "fifo", read, write, peer })
+}
+
+/// A pair of Unix sockets that keep messages apart.
+pub(crate) fn seqpacket() -> Result<Stream> {
+    let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+    let (ours, theirs) = socketpair(family, kind, SocketFlags::CLOEXEC, None)?;
+    socket("unix seqpacket", ours, theirs)
 }
 
 /// A pair of Unix stream sockets.
@@ -48,14 +71,18 @@ pub(crate) fn tcp() -> Result<Stream> {
 }
 
 fn socket(name: &'static str, ours: OwnedFd, theirs: OwnedFd) -> Result<Stream> {
-    let peer = Peer::start("socket", theirs.into(), Stdio::null())?;
+    let peer = Peer::start("socket", &[], theirs.into(), Stdio::null())?;
     let write = File::from(ours);
-    Ok(Stream { name, read: write.try_clone()?, write, _peer: peer })
+    Ok(Stream { name, read: write.try_clone()?, write, peer })
 }
 
 impl Subject for Stream {
     fn name(&self) -> String {
         self.name.to_owned()
+    }
+
+    fn pin(&mut self, layout: Layout) -> Result<()> {
+        self.peer.pin(layout)
     }
 
     fn run(&mut self, count: u32) -> Result<Duration> {

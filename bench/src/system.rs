@@ -1,5 +1,6 @@
 //! A lab, and workers on its nodes.
 
+use crate::cpus;
 use crate::place::Place;
 use anyhow::{Context, Result, ensure};
 use legacy_tests::{Lab, lab};
@@ -38,6 +39,14 @@ impl System {
         let mut command = self.lab.command();
         command.args(["run", "--node", node, "--"]).arg(&self.program).args(role);
         command
+    }
+
+    /// Puts everything of `node` on one CPU, as if it were a machine with no more.
+    pub(crate) fn pin(&self, node: &str, cpu: usize) -> Result<()> {
+        let rows = self.lab.rows(&["lab", "status"])?;
+        let row = rows.iter().find(|row| row["node"] == node && row["address"].is_string());
+        let pid = row.and_then(|row| row["pid"].as_u64()).context("the node has no daemon")?;
+        cpus::pin_tree(u32::try_from(pid)?, cpu)
     }
 
     /// A worker on `node`, in the shared tree.

@@ -1,5 +1,6 @@
 //! A process that does things many times and says how long they took: on this machine, or in a container.
 
+use crate::cpus;
 use crate::stream::MESSAGE;
 use anyhow::{Context, Result, bail};
 use calls::call;
@@ -19,6 +20,9 @@ pub(crate) const FILES: [&str; 5] = ["write 4 KiB", "read 4 KiB", "create", "sta
 pub(crate) const SENDREC: &str = "sendrec";
 /// Ping-pong with an `echo` at the address that follows.
 pub(crate) const TCP: &str = "tcp ";
+
+/// The count is the CPU to run on.
+pub(crate) const PIN: &str = "pin";
 
 /// Most files that are made in a round: ext4 looks at every inode that was freed in the last five
 /// seconds before it makes one, so thousands would measure that.
@@ -64,6 +68,10 @@ impl Worker {
             "read 4 KiB" => timed(count, || self.data.read_exact_at(&mut block, 0)),
             "stat" => timed(count, || fs::metadata(self.folder.join("data")).map(drop)),
             "create" | "unlink" => create_and_unlink(&self.folder, operation, count),
+            PIN => {
+                cpus::pin_self(count as usize)?;
+                Ok(Duration::ZERO)
+            }
             SENDREC => timed(count, || self.sendrec()),
             _ => match operation.strip_prefix(TCP) {
                 Some(address) => self.tcp(address, count),

@@ -1,26 +1,42 @@
 //! The node daemon: the door to local processes, the links to other nodes, and the children.
 
 pub mod admin;
+mod authority;
+mod certificate;
 mod children;
 mod config;
+mod control;
+mod credentials;
 mod door;
 mod identity;
+mod join;
 mod link;
 mod links;
+mod members;
+mod membership;
 mod node;
+pub mod outside;
 mod proxy;
+mod tls;
+mod token;
 
 pub use children::{CONTAINER, SERVERS};
 pub use config::{Config, Dc, Peer};
+pub use credentials::found;
+pub use join::{Joined, join};
+pub use token::{Token, create as create_token};
 
 use crate::host::solo::monotonic;
 use crate::kernel::{Kernel, NodeState};
 use crate::limits::DESCRIPTORS_MAX;
 use admin::{DcStatus, NodeStatus, Query, Status};
 use anyhow::{Context, Result, bail};
+use certificate::{Clock, system_clock};
 use children::Keeper;
 use door::Door;
-use m3ipc::{DcId, NodeId};
+use links::Linking;
+use m3ipc::DcId;
+use membership::Membership;
 use nix::sys::signal::{SigSet, Signal};
 use node::Shared;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -66,7 +82,7 @@ pub struct Daemon {
     keepers: Arc<Mutex<Vec<Keeper>>>,
     wish: Arc<Wish>,
     threads: Vec<JoinHandle<()>>,
-    listener: Arc<TcpListener>,
+    listener: Option<Arc<TcpListener>>,
     admin: Arc<UnixListener>,
     sockets: Vec<PathBuf>,
     _lock: File,
@@ -99,10 +115,21 @@ impl Daemon {
     /// # Errors
     /// As [`run`].
     pub fn start(config: Config) -> Result<Daemon> {
+        Daemon::start_at(config, system_clock())
+    }
+
+    /// As [`Daemon::start`], with another clock for certificates and tokens.
+    fn start_at(config: Config, clock: Clock) -> Result<Daemon> {
         config.check()?;
         raise_descriptor_limit();
         let lock = lock(&config.run)?;
-        let listener = Arc::new(links::listen(config.listen)?);
+        let directory = config.credentials.as_deref();
+        let membership =
+            directory.map(|directory| Membership::open(&config, directory, clock)).transpose()?;
+        let peers = membership.as_ref().map(Membership::others).unwrap_or_default();
+        config.check_spans(&peers)?;
+        let listener =
+            membership.is_some().then(|| links::listen(config.listen)).transpose()?.map(Arc::new);
         let admin = Arc::new(admin_listener(&config.admin_socket())?);
         let mut sockets = vec![config.admin_socket()];
         let mut door = Door::new(config.node)?;
@@ -112,10 +139,11 @@ impl Daemon {
             sockets.push(path);
         }
         let first_generation = first_generation(&config.store)?;
-        let kernel =
-            Kernel::new(node::kernel_config(&config, random(), first_generation), monotonic());
+        let kernel = node::kernel_config(&config, &peers, random(), first_generation);
+        let kernel = Kernel::new(kernel, monotonic());
+        let linking = membership.map(Linking::new);
         let mut daemon = Daemon {
-            shared: Arc::new(Shared::new(config, kernel, door)?),
+            shared: Arc::new(Shared::new(config, linking, kernel, door)?),
             keepers: Arc::default(),
             wish: Arc::default(),
             threads: Vec::new(),
@@ -130,19 +158,22 @@ impl Daemon {
     }
 
     fn start_threads(&mut self) -> Result<()> {
-        let config = &self.shared.config;
         let shared = || self.shared.clone();
         let mut threads = Vec::new();
         let door = shared();
         threads.push(spawn("door", move || door::run(&door))?);
         let proxy = shared();
         threads.push(spawn("proxy", move || proxy::run(&proxy))?);
-        let (accepting, listener) = (shared(), self.listener.clone());
-        threads.push(spawn("accept", move || links::accept(&accepting, &listener))?);
-        // Of two nodes the one with the smaller number connects.
-        for peer in config.peers.iter().filter(|peer| peer.node > config.node) {
-            let (connecting, node, address) = (shared(), NodeId(peer.node), peer.address);
-            threads.push(spawn("link", move || links::connect(&connecting, node, address))?);
+        if let Some(listener) = self.listener.clone() {
+            let accepting = shared();
+            threads.push(spawn("accept", move || links::accept(&accepting, &listener))?);
+            let hearing = shared();
+            threads.push(spawn("members", move || links::hear_members(&hearing))?);
+            let renewing = shared();
+            threads.push(spawn("renewal", move || links::renew(&renewing))?);
+            let peers = self.shared.linking.as_ref().map(|linking| linking.membership.peers());
+            let peers: Vec<u16> = peers.iter().flatten().map(|peer| peer.node).collect();
+            links::connect_to(&self.shared, &peers);
         }
         let (answering, keepers, wish, listener) =
             (shared(), self.keepers.clone(), self.wish.clone(), self.admin.clone());
@@ -155,6 +186,8 @@ impl Daemon {
                     wish.stop();
                     Ok(())
                 }
+                Query::Revoke { node } => admin::answer(&stream, &revoke(&answering, node)),
+                Query::Renew => admin::answer(&stream, &renew(&answering)),
             };
             admin::serve(&listener, uid, &(Arc::new(answer) as admin::Answer));
         })?);
@@ -167,8 +200,13 @@ impl Daemon {
         children::stop(&self.shared, &mut locked(&self.keepers));
         self.shared.halt();
         // accept(2) then returns; nothing to do if it has.
-        rustix::net::shutdown(&*self.listener, rustix::net::Shutdown::Both).ok();
+        if let Some(listener) = &self.listener {
+            rustix::net::shutdown(&**listener, rustix::net::Shutdown::Both).ok();
+        }
         rustix::net::shutdown(&*self.admin, rustix::net::Shutdown::Both).ok();
+        if let Some(linking) = &self.shared.linking {
+            linking.stop();
+        }
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a thread of dvkd has panicked");
@@ -187,6 +225,26 @@ impl Daemon {
     }
 }
 
+fn revoke(shared: &Arc<Shared>, node: u16) -> admin::Outcome {
+    let revoked = || -> Result<String> {
+        let linking = shared.linking.as_ref().context("this node is alone: it has no members")?;
+        let change = linking.membership.revoke(node)?;
+        links::apply(shared, linking, &change);
+        Ok(format!("Node {node} has been revoked."))
+    };
+    revoked().map_err(|error| format!("{error:#}"))
+}
+
+fn renew(shared: &Shared) -> admin::Outcome {
+    let renewed = || -> Result<String> {
+        let linking =
+            shared.linking.as_ref().context("this node is alone: it has no certificate")?;
+        let until = linking.membership.renew_now()?.until;
+        Ok(format!("The certificate of node {} counts until {until}.", shared.config.node))
+    };
+    renewed().map_err(|error| format!("{error:#}"))
+}
+
 fn status(shared: &Shared, keepers: &Mutex<Vec<Keeper>>) -> Status {
     let config = &shared.config;
     let mut status = shared.with(|node| {
@@ -198,11 +256,12 @@ fn status(shared: &Shared, keepers: &Mutex<Vec<Keeper>>) -> Status {
             .collect();
         let dcs =
             config.dcs.iter().map(|dc| dc_status(config, dc, node, &locked(keepers))).collect();
-        let peers = config.peers.iter().map(|peer| NodeStatus {
-            node: peer.node,
-            name: peer.name.clone(),
-            address: peer.address,
+        let members = shared.linking.as_ref().map(|linking| linking.membership.peers());
+        let peers = members.into_iter().flatten().map(|peer| NodeStatus {
             up: up.contains(&peer.node),
+            node: peer.node,
+            name: peer.name,
+            address: peer.address,
         });
         Status { nodes: peers.collect(), dcs, counters: node.counters, ..Status::default() }
     });
@@ -213,6 +272,10 @@ fn status(shared: &Shared, keepers: &Mutex<Vec<Keeper>>) -> Status {
         up: true,
     };
     status.nodes.insert(0, this);
+    if let Some(linking) = &shared.linking {
+        status.members_revision = linking.membership.members().revision;
+        status.certificate_until = Some(linking.membership.validity().until);
+    }
     status.node = config.node;
     status.name.clone_from(&config.name);
     status.pid = std::process::id();

@@ -133,6 +133,11 @@ pub enum Input<'a> {
     /// A frame (not a Hello) came on a connection.
     Packet { node: NodeId, link: LinkId, packet: &'a Packet<'a> },
 
+    /// A node has become a member of the cluster. Nothing if it is one already.
+    NodeJoined { node: NodeId },
+    /// A node is no member any more: it is given up at once. The daemon makes no link with it from now on.
+    NodeRevoked { node: NodeId },
+
     /// A container is there, on this node and the others it names.
     DcStart { dc: &'a Dc },
     /// A container of this node is over; its processes are dead or soon will be.
@@ -197,6 +202,8 @@ pub enum LinkError {
     ReceivedTooMany { got: u64, sent: u64 },
     #[error("a frame speaks for endpoint {0:?}, which is not the node's")]
     Forged(Endpoint),
+    #[error("the node is no member any more")]
+    Revoked,
     #[error("a second Hello on one link")]
     SecondHello,
     #[error("a limit of what is kept for the node is reached")]
@@ -306,6 +313,8 @@ impl Kernel {
             Input::LinkUp { link, sent, received } => self.link_up(now, link, sent, received, out),
             Input::LinkDown { node, link } => self.link_down(now, node, link),
             Input::Packet { node, link, packet } => self.packet(now, node, link, packet, out),
+            Input::NodeJoined { node } => self.node_joined(now, node),
+            Input::NodeRevoked { node } => self.node_revoked(now, node, out),
             Input::DcStart { dc } => self.dc_start(dc),
             Input::DcStop { dc } => self.dc_stop(now, dc, out),
         }

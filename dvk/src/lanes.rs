@@ -34,6 +34,10 @@ pub struct Hosted<S> {
     server: S,
     /// Calls that the server has and has not answered.
     open: BTreeMap<Lane, Open>,
+    /// The call that it is being given: most are answered at once, and never get into `open`.
+    current: Option<(Lane, Open)>,
+    /// Where it leaves its answers: empty between two inputs.
+    answers: Answers,
     /// Sequence of the last call that has an answer in the store.
     done: BTreeMap<Lane, u64>,
     /// Number of the last death that has been dealt with.
@@ -77,6 +81,8 @@ impl<S: Server> Hosted<S> {
             Ok(deaths) if !damaged => Ok(Hosted {
                 server,
                 open: BTreeMap::new(),
+                current: None,
+                answers: Answers::default(),
                 done,
                 deaths: u64::from_le_bytes(deaths),
             }),
@@ -104,11 +110,12 @@ impl<S: Server> Hosted<S> {
             Some(&done) if done > sequence => return refuse(call, cx),
             _ => {}
         }
-        self.open.insert(
-            lane,
-            Open { sequence, call: call.message.call, once: self.server.once(call.message) },
-        );
+        let once = self.server.once(call.message);
+        self.current = Some((lane, Open { sequence, call: call.message.call, once }));
         self.run(cx, |server, cx| server.serve(call, cx));
+        if let Some((lane, open)) = self.current.take() {
+            self.open.insert(lane, open);
+        }
     }
 
     /// The caller of a call has been interrupted.
@@ -168,6 +175,14 @@ impl<S: Server> Hosted<S> {
             .is_some_and(|open| open.sequence == id.tag.sequence())
     }
 
+    fn take_open(&mut self, lane: Lane, sequence: u64) -> Option<Open> {
+        let is_it = |open: &Open| open.sequence == sequence;
+        if self.current.as_ref().is_some_and(|(current, open)| *current == lane && is_it(open)) {
+            return self.current.take().map(|(_, open)| open);
+        }
+        if self.open.get(&lane).is_some_and(is_it) { self.open.remove(&lane) } else { None }
+    }
+
     /// The caller uses the lane for another call although one is open on it: it does not wait for the
     /// old one any more.
     fn abandon(&mut self, lane: Lane, open: Open, cx: &mut Context<'_>) {
@@ -179,7 +194,7 @@ impl<S: Server> Hosted<S> {
 
     /// Lets the server handle one input, and passes on its answers.
     fn run(&mut self, cx: &mut Context<'_>, input: impl FnOnce(&mut S, &mut Context<'_>)) {
-        let mut answers = Answers::default();
+        let mut answers = std::mem::take(&mut self.answers);
         input(
             &mut self.server,
             &mut Context {
@@ -190,19 +205,18 @@ impl<S: Server> Hosted<S> {
                 answers: &mut answers,
             },
         );
-        cx.answers.sync |= answers.sync;
-        for answer in answers.list {
-            self.pass_on(answer, answers.sync, cx);
+        let sync = std::mem::take(&mut answers.sync);
+        cx.answers.sync |= sync;
+        for answer in answers.list.drain(..) {
+            self.pass_on(answer, sync, cx);
         }
+        self.answers = answers;
     }
 
     /// An answer to a call that is not open (the caller is gone meanwhile) is dropped.
     fn pass_on(&mut self, answer: Answer, sync: bool, cx: &mut Context<'_>) {
         let lane = (answer.to.source, answer.to.tag.lane());
-        if !self.is_open(answer.to) {
-            return;
-        }
-        let Some(open) = self.open.remove(&lane) else { return };
+        let Some(open) = self.take_open(lane, answer.to.tag.sequence()) else { return };
         let answer = sealed(answer);
         if open.once {
             let kept = Kept {

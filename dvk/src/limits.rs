@@ -6,7 +6,7 @@ use m3ipc::cred::CRED_SIZE_MAX;
 use m3ipc::limits::PAYLOAD_MAX;
 use std::time::Duration;
 
-const MILLISECOND: Nanos = 1_000_000;
+pub(crate) const MILLISECOND: Nanos = 1_000_000;
 const SECOND: Nanos = 1_000 * MILLISECOND;
 
 /// Bytes of one replayable answer that a server keeps per lane. Answers with more payload are made
@@ -62,10 +62,11 @@ pub const RECEIVED_BYTES: usize = 1 << 20;
 pub const UNTOLD_MAX: usize = 65_536;
 
 /// An idle link is pinged so often.
-pub const PING_EVERY: Nanos = 500 * MILLISECOND;
+pub const PING_EVERY: Nanos = 250 * MILLISECOND;
 
-/// A link on which nothing has come for so long is dropped: four pings got lost.
-pub const LINK_SILENCE: Nanos = 2 * SECOND;
+/// A link on which no whole frame has come for so long is dropped: four pings got lost. One that brings a byte now and
+/// then is as good as none.
+pub const LINK_SILENCE: Nanos = SECOND;
 
 /// A node without a link for so long is down: longer than a reconnect with a lost SYN (1 s) takes,
 /// shorter than users wait.
@@ -122,8 +123,11 @@ pub const PACKETS_PER_TURN: usize = 16;
 /// thousands at once happen when a node goes down.
 pub const TELLS_QUEUED: usize = 65_536;
 
-/// How long a new connection may take to say Hello.
-pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a connection may take to be made: one lost SYN (1 s) is made good.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a new connection may take for the TLS handshake and the Hello, however many bytes come meanwhile.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Connections that have not said Hello yet; each has a thread.
 pub const HANDSHAKES_MAX: usize = 64;
@@ -144,3 +148,56 @@ pub const ADMINS_MAX: usize = 16;
 
 /// Descriptors of a daemon: two per process, one per channel. It is Linux's own limit (`fs.nr_open`) by default.
 pub const DESCRIPTORS_MAX: u64 = 1 << 20;
+
+/// How long the authority of a DVS counts. It cannot be replaced without joining all nodes anew.
+pub const AUTHORITY_LIFE: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
+
+/// How long a node's certificate counts. It is renewed after two thirds: ten days remain to notice that this fails.
+pub const CERTIFICATE_LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// How much the clocks of two nodes may differ for a certificate that has just been made to count on both.
+pub const CLOCK_DIFFERENCE: Duration = Duration::from_secs(3600);
+
+/// How often a node looks whether its certificate is to be renewed, and tries again if that failed. Days remain.
+pub const RENEWAL_LOOK: Duration = Duration::from_secs(60);
+
+/// How long a node waits after a request for a certificate was refused; it is not refused for asking twice in this time.
+pub const RENEWAL_PAUSE: Duration = Duration::from_millis(500);
+
+/// How long `dvs node renew` waits for the authority's answer: one round trip.
+pub const RENEWAL_WAIT: Duration = Duration::from_secs(3);
+
+/// Bytes of the document that lists the members: 4 095 of about 100.
+pub const MEMBERS_BYTES: usize = 512 << 10;
+
+/// Bytes of a request to join, or for a certificate: a key, a name, an address.
+pub const JOIN_BYTES: usize = 4096;
+
+/// Nodes that join at once; each has a thread. The others come again.
+pub const JOINS_MAX: usize = 4;
+
+/// How long a node that joins has to say what it wants, and to take the answer: people do not type in between.
+pub const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Tokens that can be used at a time: more than people create by hand.
+pub const TOKENS_MAX: usize = 256;
+
+/// How long a token counts at most: it lies around on paper or in a chat.
+pub const TOKEN_LIFE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Bytes of ciphertext that wait for a socket, on top of the link's queue: a few frames, so that one write does
+/// not encrypt what cannot be sent yet.
+pub const TLS_UNSENT: usize = 256 << 10;
+
+/// Bytes read from a socket at once, before they are decrypted: as many as a socket usually has.
+pub const TLS_READ: usize = 128 << 10;
+
+/// A link that takes no byte for so long, although some wait, is dropped. As [`LINK_SILENCE`].
+pub const LINK_STALL: Duration = Duration::from_nanos(LINK_SILENCE);
+
+/// Connections of one address that have not said Hello yet: a part of [`HANDSHAKES_MAX`], so that one stranger does
+/// not keep the nodes out. Nodes behind one address reconnect one after the other.
+pub const HANDSHAKES_PER_ADDRESS: usize = 16;
+
+/// Refused connections per second that are worth a warning in the log; strangers must not fill it.
+pub const REFUSALS_LOGGED: u32 = 10;

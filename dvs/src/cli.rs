@@ -1,6 +1,8 @@
 //! The command line: what there is, and who does it.
 
-use crate::{container, dc, demo, ipcs, lab, mount, node, ps, run, server};
+use crate::{
+    container, dc, demo, init, ipcs, join, lab, mount, node, ps, run, server, state, token,
+};
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use std::ffi::{OsStr, OsString};
@@ -26,6 +28,15 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: LabCommand,
     },
+    /// Begin a DVS: this machine becomes its first node
+    Init(init::Options),
+    /// Tokens with which other machines may join
+    Token {
+        #[command(subcommand)]
+        command: TokenCommand,
+    },
+    /// Make this machine a node of a DVS
+    Join(join::Options),
     /// The processes of all nodes
     Ps(ListOptions),
     /// Semaphores and message queues of all nodes
@@ -88,6 +99,17 @@ pub(crate) enum LabCommand {
 pub(crate) enum NodeCommand {
     /// List the nodes
     Ls(JsonOption),
+    /// Take a node's membership away, at once and for ever
+    #[command(after_help = node::REVOKE_HELP)]
+    Revoke(node::RevokeOptions),
+    /// Get a new certificate for this node now; it gets one by itself after two thirds of the old one's life
+    Renew(state::StateOption),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Make a token and print it
+    Create(token::Options),
 }
 
 #[derive(Debug, Subcommand)]
@@ -172,6 +194,11 @@ pub(crate) fn execute(command: Command) -> Result<u8> {
         Command::Ps(options) => ps::main(&options)?,
         Command::Ipcs(options) => ipcs::main(&options)?,
         Command::Node { command: NodeCommand::Ls(options) } => node::list(options.json)?,
+        Command::Node { command: NodeCommand::Revoke(options) } => node::revoke(&options)?,
+        Command::Node { command: NodeCommand::Renew(options) } => node::renew(&options)?,
+        Command::Init(options) => init::main(&options)?,
+        Command::Token { command: TokenCommand::Create(options) } => token::create(&options)?,
+        Command::Join(options) => join::main(&options)?,
         Command::Dc { command: DcCommand::Ls(options) } => dc::list(options.json)?,
         Command::Mount(options) => mount::main(&options)?,
         internal => execute_internal(internal)?,
@@ -204,4 +231,15 @@ fn start_log() {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn every_command_is_well_formed() {
+        Cli::command().debug_assert();
+    }
 }

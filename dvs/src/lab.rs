@@ -179,6 +179,7 @@ fn start(lab: &Lab) -> Result<Vec<Child>> {
             .ok_or_else(|| anyhow!("the lab's network cannot be kept"))?
             .write(&lab.switch_file())?;
     }
+    found(lab)?;
     let mut children = Vec::new();
     for node in &lab.nodes {
         let mut command = prepare_node(lab, node)?;
@@ -195,6 +196,23 @@ fn start(lab: &Lab) -> Result<Vec<Child>> {
         children.push(child);
     }
     Ok(children)
+}
+
+/// Makes the lab's authority, kept by its first node, and the nodes' certificates.
+fn found(lab: &Lab) -> Result<()> {
+    if lab.private {
+        return Ok(());
+    }
+    for node in &lab.nodes {
+        // Made here, since what is made on the way to secrets is closed to others.
+        let run = lab.run(node);
+        fs::create_dir_all(&run).with_context(|| format!("cannot make {}", run.display()))?;
+    }
+    let places = lab.nodes.iter().map(|node| {
+        let peer = Peer { node: node.node, name: node.name.clone(), address: node.address };
+        (peer, lab.credentials(node))
+    });
+    dvkd::found(&places.collect::<Vec<_>>()).context("cannot make the nodes' certificates")
 }
 
 /// Writes a node's files; returns the command that starts its daemon.
@@ -459,12 +477,6 @@ pub(crate) fn switch() -> Result<()> {
 impl Lab {
     /// What the node's dvkd is told.
     fn config(&self, node: &LabNode) -> Result<Config> {
-        let peer = |node: &LabNode| Peer {
-            node: node.node,
-            name: node.name.clone(),
-            address: node.address,
-        };
-        let peers = self.nodes.iter().filter(|other| other.node != node.node).map(peer).collect();
         let dc = Dc {
             id: 1,
             name: self.dc.clone(),
@@ -478,11 +490,12 @@ impl Lab {
             node: node.node,
             name: node.name.clone(),
             listen: node.address,
+            // The private lab of one program has nobody to talk to.
+            credentials: (!self.private).then(|| self.credentials(node)),
             run: self.run(node),
             store: self.run(node).join("store"),
             command: vec![program.to_owned()],
             servers_inside: self.private,
-            peers,
             dcs: vec![dc],
         };
         config.check()?;

@@ -6,7 +6,9 @@ mod dc;
 mod demo;
 mod embedded;
 mod exit;
+mod init;
 mod ipcs;
+mod join;
 mod lab;
 mod limits;
 mod mount;
@@ -18,8 +20,10 @@ mod run;
 mod server;
 mod session;
 mod shim;
+mod state;
 mod table;
 mod terminal;
+mod token;
 
 use std::process::ExitCode;
 

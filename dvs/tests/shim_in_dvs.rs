@@ -24,11 +24,11 @@ impl Node {
             node: 1,
             name: "n1".into(),
             listen: "127.0.0.1:0".parse().expect("an address"),
+            credentials: None,
             run: path("run"),
             store: path("store"),
             command: vec![],
             servers_inside: false,
-            peers: vec![],
             dcs: vec![dc],
         };
         let socket = config.socket("t");

@@ -4,6 +4,9 @@
 //! Peers map the page read-only. Ringing is: if the ticket is odd, FUTEX_WAKE it; if that woke nobody,
 //! the owner was between deciding to sleep and sleeping, so look again. The owner looks for news
 //! after it has made the ticket odd, and peers post news before they look at the ticket, so news is never missed.
+//!
+//! A second word counts the threads that look for news in the sleeping owner's place ([`Bell::watch`]): while there
+//! are some, peers wake nobody. A watcher looks once more after it has taken itself off.
 #![expect(unsafe_code, reason = "the word lives in memory shared with other processes")]
 
 use crate::errno::IpcError;
@@ -16,6 +19,8 @@ use rustix::mm::{MapFlags, ProtFlags};
 use rustix::thread::futex;
 
 const PAGE: usize = 4096;
+/// Where in the page the watchers are counted; the ticket, which every peer reads, has its cache line for itself.
+const WATCHERS_AT: usize = 128;
 /// Looks at the ticket before ringing gives up for now: the owner is stopped, or its CPU is taken.
 const LOOKS_MAX: u32 = 2_000;
 /// Looks when it is tried again.
@@ -73,9 +78,29 @@ impl Bell {
         self.page.word().store(next, Ordering::SeqCst);
     }
 
-    /// Rings one's own bell, from another thread.
+    /// Rings one's own bell, from another thread, whether somebody watches or not.
     pub fn ring(&self) -> bool {
-        self.page.ring(LOOKS_MAX)
+        self.page.ring(LOOKS_MAX, false)
+    }
+
+    /// Another thread looks for news itself: until the guard is dropped, peers do not wake the owner. Look for news
+    /// once more after that, and [`Bell::ring`] if there is any.
+    pub fn watch(&self) -> Watch<'_> {
+        self.page.watchers().fetch_add(1, Ordering::SeqCst);
+        Watch { bell: self }
+    }
+}
+
+/// A thread that looks for news in the owner's place.
+#[derive(Debug)]
+pub struct Watch<'a> {
+    bell: &'a Bell,
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        self.bell.page.watchers().fetch_sub(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
     }
 }
 
@@ -93,7 +118,7 @@ impl Ringer {
     /// sleep but does not get on with it (stopped, or out of CPU): ring again in a while.
     #[must_use]
     pub fn ring(&self) -> bool {
-        self.page.ring(LOOKS_MAX)
+        self.page.ring(LOOKS_MAX, true)
     }
 
     /// Address of the mapping, for a client that keeps it as a number; see [`Ringer::from_address`].
@@ -107,7 +132,7 @@ impl Ringer {
     pub(crate) fn ring_at(address: usize, again: bool) -> bool {
         let Some(base) = NonNull::new(address as *mut u8) else { return false };
         let page = core::mem::ManuallyDrop::new(Page { base });
-        page.ring(if again { LOOKS_AGAIN } else { LOOKS_MAX })
+        page.ring(if again { LOOKS_AGAIN } else { LOOKS_MAX }, true)
     }
 
     /// Replaces the mapping at `address` by the bell `fd`, in one step: a thread that is ringing there goes on
@@ -151,9 +176,20 @@ impl Page {
         unsafe { self.base.cast().as_ref() }
     }
 
-    fn ring(&self, looks: u32) -> bool {
+    fn watchers(&self) -> &AtomicU32 {
+        // SAFETY: the page is mapped as long as `self`, and this is inside it.
+        let at = unsafe { self.base.add(WATCHERS_AT) };
+        // SAFETY: aligned, and every process uses this word atomically.
+        unsafe { at.cast().as_ref() }
+    }
+
+    /// `for_watcher`: a thread that watches will find the news.
+    fn ring(&self, looks: u32, for_watcher: bool) -> bool {
         fence(Ordering::SeqCst);
         for look in 0..looks {
+            if for_watcher && self.watchers().load(Ordering::SeqCst) != 0 {
+                return true;
+            }
             if self.word().load(Ordering::SeqCst) & 1 == 0 {
                 return true;
             }
@@ -226,6 +262,39 @@ mod tests {
                 }
             }
             assert_eq!(seen, ROUNDS);
+        });
+    }
+
+    #[test]
+    fn peers_wake_nobody_while_somebody_watches_and_the_owner_can_still_be_rung() {
+        let (bell, fd) = Bell::create().expect("memfd");
+        let ringer = Ringer::map(fd.as_fd()).expect("a bell");
+        let asleep = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let ticket = bell.prepare();
+                asleep.store(true, Ordering::SeqCst);
+                bell.sleep(ticket, Some(Duration::from_secs(60)));
+                asleep.store(false, Ordering::SeqCst);
+            });
+            let watch = bell.watch();
+            while !asleep.load(Ordering::SeqCst) {
+                std::thread::yield_now();
+            }
+            for _ in 0..1_000 {
+                assert!(ringer.ring(), "the watcher looks");
+            }
+            assert!(asleep.load(Ordering::SeqCst), "nobody was woken");
+            drop(watch);
+            while !ringer.ring() {}
+            while asleep.load(Ordering::SeqCst) {
+                std::thread::yield_now();
+            }
+            let ticket = bell.prepare();
+            let _watch = bell.watch();
+            assert_eq!(ticket & 1, 1);
+            bell.awake();
+            assert!(bell.ring());
         });
     }
 

@@ -12,19 +12,21 @@
 
 use crate::client::now;
 use crate::limits::{SPIN_MAX, SPIN_PROBE};
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
 
 /// Looks before the CPU is given away, and then between two times. A `pause` takes 10 to 50 ns on current x86.
-const LOOKS: u32 = 32;
+const LOOKS: u32 = 50;
 const LOOKS_BETWEEN: u32 = 8;
 /// Waits without a look after many looks in vain.
 const SKIPS_MAX: u32 = 31;
 /// Giving the CPU away takes longer than this only if somebody took it.
-const SWITCH: Duration = Duration::from_nanos(1500);
+const SWITCH: Duration = Duration::from_nanos(2500);
+/// Looks that give the CPU away at once after the other side was found on this one.
+const LOOKS_BESIDE: u32 = 16;
 /// Two that call each other do not keep the CPU for so long: somebody else needs it.
 const BUSY: Duration = Duration::from_micros(500);
-/// Waits without a look after that.
+/// Waits without a look when that happens again and again.
 const SKIPS_BUSY: u32 = 1023;
 
 /// An adaptive spinner. All-zero is a fresh one: it looks.
@@ -36,8 +38,8 @@ pub struct Spin {
     skips: AtomicU32,
     /// How many they will be after the next look in vain.
     penalty: AtomicU32,
-    /// The other side was last found on this CPU.
-    beside: AtomicBool,
+    /// Looks that are still to give the CPU away at once, as the other side was found on it.
+    beside: AtomicU32,
     /// Threads that look now. One that is ended, or jumps out of a signal handler, while it looks is counted
     /// for ever: then fewer look.
     lookers: AtomicU32,
@@ -60,7 +62,7 @@ impl Spin {
             grant: AtomicU32::new(0),
             skips: AtomicU32::new(0),
             penalty: AtomicU32::new(0),
-            beside: AtomicBool::new(false),
+            beside: AtomicU32::new(0),
             lookers: AtomicU32::new(0),
         }
     }
@@ -76,23 +78,22 @@ impl Spin {
             return false;
         }
         // The one who is waited for needs a CPU as well.
-        let cpus = cpus();
-        if self.lookers.fetch_add(1, Ordering::Relaxed) >= (cpus - 1).max(1) {
+        if self.lookers.fetch_add(1, Ordering::Relaxed) >= lookers_max() {
             self.lookers.fetch_sub(1, Ordering::Relaxed);
             return false;
         }
-        let look = self.look(cpus == 1, &mut found);
+        let look = self.look(&mut found);
         self.lookers.fetch_sub(1, Ordering::Relaxed);
         self.learn(look);
         matches!(look, Look::Found(_) | Look::Beside) || found()
     }
 
-    fn look(&self, is_alone: bool, found: &mut impl FnMut() -> bool) -> Look {
+    fn look(&self, found: &mut impl FnMut() -> bool) -> Look {
         let mut look = || {
             core::hint::spin_loop();
             found()
         };
-        let is_beside = is_alone || self.beside.load(Ordering::Relaxed);
+        let is_beside = self.beside.load(Ordering::Relaxed) > 0;
         if !is_beside && (0..LOOKS).any(|_| look()) {
             return Look::Found(Duration::ZERO);
         }
@@ -107,16 +108,11 @@ impl Spin {
             let has_found = (0..LOOKS_BETWEEN).any(|_| look());
             let before = time;
             time = now().saturating_sub(start);
-            let is_taken = time - before > SWITCH;
             if time - before > BUSY {
                 return Look::Busy;
             }
             if has_found {
-                return if is_taken { Look::Beside } else { Look::Found(time) };
-            }
-            if is_alone && !is_taken {
-                // Nobody else can run, so nobody can answer.
-                break;
+                return if time - before > SWITCH { Look::Beside } else { Look::Found(time) };
             }
         }
         Look::InVain
@@ -127,29 +123,37 @@ impl Spin {
         let (grant, skips, next) = match look {
             Look::Found(time) => ((2 * time).clamp(SPIN_MAX, SPIN_PROBE), 0, 0),
             Look::Beside => (SPIN_PROBE, 0, 0),
-            Look::InVain => (SPIN_PROBE, penalty, (2 * penalty + 1).min(SKIPS_MAX)),
-            Look::Busy => (SPIN_PROBE, SKIPS_BUSY, SKIPS_MAX),
+            Look::InVain => (SPIN_PROBE, penalty, (2 * penalty + 1).min(SKIPS_MAX.max(penalty))),
+            Look::Busy => {
+                let skips = penalty.max(SKIPS_MAX);
+                (SPIN_PROBE, skips, (2 * skips + 1).min(SKIPS_BUSY))
+            }
         };
         let grant = u32::try_from(grant.as_nanos()).unwrap_or(0);
+        let beside = match (look, self.beside.load(Ordering::Relaxed)) {
+            (Look::Beside, 0) => LOOKS_BESIDE,
+            (Look::Beside, left) => left - 1,
+            _ => 0,
+        };
+        let words = [&self.grant, &self.skips, &self.penalty, &self.beside];
         // Usually nothing changes, and others who read this keep their copy.
-        for (word, value) in [(&self.grant, grant), (&self.skips, skips), (&self.penalty, next)] {
+        for (word, value) in words.into_iter().zip([grant, skips, next, beside]) {
             if word.load(Ordering::Relaxed) != value {
                 word.store(value, Ordering::Relaxed);
             }
         }
-        if self.beside.load(Ordering::Relaxed) != (look == Look::Beside) {
-            self.beside.store(look == Look::Beside, Ordering::Relaxed);
-        }
     }
 }
 
-/// CPUs that this process may use, when it first asked.
-fn cpus() -> u32 {
-    static CPUS: AtomicU32 = AtomicU32::new(0);
-    let mut cpus = CPUS.load(Ordering::Relaxed);
-    if cpus == 0 {
-        cpus = rustix::thread::sched_getaffinity(None).map_or(1, |set| set.count()).max(1);
-        CPUS.store(cpus, Ordering::Relaxed);
+/// One less than the CPUs that this process may use (when it first asked), and one at least: alone on its CPU it
+/// may still be waiting for somebody on another, or give the CPU to somebody on its own.
+fn lookers_max() -> u32 {
+    static MAX: AtomicU32 = AtomicU32::new(0);
+    let mut max = MAX.load(Ordering::Relaxed);
+    if max == 0 {
+        let cpus = rustix::thread::sched_getaffinity(None).map_or(1, |set| set.count());
+        max = cpus.saturating_sub(1).max(1);
+        MAX.store(max, Ordering::Relaxed);
     }
-    cpus
+    max
 }

@@ -27,7 +27,16 @@ pub enum Query {
     Status,
     /// Stop everything. The connection is closed when dvkd is about to exit.
     Stop,
+    /// Take a node's membership away. Where the authority is. The answer is an [`Outcome`].
+    Revoke {
+        node: u16,
+    },
+    /// Get a new certificate for this node. The answer is an [`Outcome`].
+    Renew,
 }
+
+/// What has become of a wish: what was done, or why not, in one sentence.
+pub type Outcome = std::result::Result<String, String>;
 
 /// What a dvkd knows about itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,8 +47,14 @@ pub struct Status {
     /// Version of the program.
     pub version: String,
     pub listen: Option<SocketAddr>,
-    /// This node first, then its peers.
+    /// This node first, then the other members that have not been revoked.
     pub nodes: Vec<NodeStatus>,
+    /// Which list of members counts here, 0 without one.
+    #[serde(default)]
+    pub members_revision: u64,
+    /// Until when this node's certificate counts, in seconds since 1970.
+    #[serde(default)]
+    pub certificate_until: Option<u64>,
     pub dcs: Vec<DcStatus>,
     pub counters: Counters,
 }
@@ -123,6 +138,21 @@ pub fn stop(run: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Asks the dvkd whose run directory is `run` for something other than its status or its end.
+///
+/// # Errors
+/// One sentence: no dvkd there, it does not answer, or what it says against it.
+pub fn command(run: &Path, query: Query) -> Result<String> {
+    let mut line = String::new();
+    ask(run, query)?.read_line(&mut line).context("dvkd does not answer")?;
+    if line.is_empty() {
+        bail!("dvkd refuses: only root and its own user may do that");
+    }
+    let outcome: Outcome = serde_json::from_str(&line)
+        .context("dvkd's answer is not understood; is it another version?")?;
+    outcome.map_err(|why| anyhow::anyhow!("{why}"))
+}
+
 /// How dvkd answers a query; a connection that it keeps ends when it has stopped.
 pub(super) type Answer = Arc<dyn Fn(Query, UnixStream) -> Result<()> + Send + Sync>;
 
@@ -155,16 +185,16 @@ fn serve_one(stream: UnixStream, uid: u32, answer: &Answer) -> Result<()> {
     let mut line = String::new();
     BufReader::new((&stream).take(LINE_MAX)).read_line(&mut line)?;
     let query: Query = serde_json::from_str(&line)?;
-    // Everybody may look; only root and dvkd's own user may stop it.
-    if query == Query::Stop && ![0, uid].contains(&peer.uid.as_raw()) {
-        bail!("user {} may not stop dvkd", peer.uid.as_raw());
+    // Everybody may look; only root and dvkd's own user may change something.
+    if query != Query::Status && ![0, uid].contains(&peer.uid.as_raw()) {
+        bail!("user {} may not command dvkd", peer.uid.as_raw());
     }
     answer(query, stream)
 }
 
-/// Sends a status.
-pub(super) fn answer(mut stream: &UnixStream, status: &Status) -> Result<()> {
-    let mut line = serde_json::to_string(status)?;
+/// Sends a status or an outcome.
+pub(super) fn answer(mut stream: &UnixStream, answer: &impl Serialize) -> Result<()> {
+    let mut line = serde_json::to_string(answer)?;
     line.push('\n');
     stream.write_all(line.as_bytes())?;
     Ok(())

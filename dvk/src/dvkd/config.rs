@@ -20,12 +20,8 @@ const NAME_MAX: usize = 32;
 /// listen = "10.77.0.1:7700"
 /// run = "/run/dvs/n1"
 /// store = "/var/lib/dvs/n1"
+/// credentials = "/var/lib/dvs/credentials"
 /// command = ["/usr/bin/dvs"]
-///
-/// [[peers]]
-/// node = 2
-/// name = "n2"
-/// address = "10.77.0.2:7700"
 ///
 /// [[dcs]]
 /// id = 1
@@ -40,8 +36,12 @@ pub struct Config {
     pub node: u16,
     /// Its name for people.
     pub name: String,
-    /// Where peers connect.
+    /// Where other nodes connect.
     pub listen: SocketAddr,
+    /// Directory of the node's key and certificate and of the list of members (`dvs init`, `dvs join`). Without it the
+    /// node is alone: it listens nowhere and connects to nobody.
+    #[serde(default)]
+    pub credentials: Option<PathBuf>,
     /// Directory of the sockets: `dc-NAME.sock` for each container, `admin.sock`.
     pub run: PathBuf,
     /// Directory of the servers' stores: `DC/SERVER` for each server whose home is this node.
@@ -53,9 +53,6 @@ pub struct Config {
     /// The servers run inside this process (muk2); only containers are started.
     #[serde(default)]
     pub servers_inside: bool,
-    /// The other nodes.
-    #[serde(default)]
-    pub peers: Vec<Peer>,
     /// All distributed containers that span this node.
     #[serde(default)]
     pub dcs: Vec<Dc>,
@@ -122,12 +119,6 @@ impl Config {
     pub fn check(&self) -> Result<()> {
         check_node(self.node)?;
         check_name(&self.name)?;
-        let mut nodes = BTreeSet::from([self.node]);
-        for peer in &self.peers {
-            check_node(peer.node)?;
-            check_name(&peer.name)?;
-            ensure!(nodes.insert(peer.node), "node {} is there twice", peer.node);
-        }
         let mut ids = BTreeSet::new();
         let mut names = BTreeSet::new();
         for dc in &self.dcs {
@@ -141,19 +132,30 @@ impl Config {
                 dc.name,
                 dc.home
             );
-            for node in &dc.nodes {
-                ensure!(
-                    nodes.contains(node),
-                    "container {} spans node {node}, which is not configured",
-                    dc.name
-                );
-            }
+            dc.nodes.iter().try_for_each(|node| check_node(*node))?;
             for map in &dc.maps {
                 ensure!(
                     map.is_absolute(),
                     "container {}: {} is not an absolute path",
                     dc.name,
                     map.display()
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that each container is on nodes that are there: this one and `others`.
+    ///
+    /// # Errors
+    /// One sentence that names the node.
+    pub(super) fn check_spans(&self, others: &[u16]) -> Result<()> {
+        for dc in &self.dcs {
+            for node in dc.nodes.iter().filter(|node| **node != self.node) {
+                ensure!(
+                    others.contains(node),
+                    "container {} spans node {node}, which is not a member",
+                    dc.name
                 );
             }
         }
@@ -171,12 +173,12 @@ impl Config {
     }
 }
 
-fn check_node(node: u16) -> Result<()> {
+pub(super) fn check_node(node: u16) -> Result<()> {
     ensure!((1..=NODE_MAX).contains(&node), "node {node} is not in 1..={NODE_MAX}");
     Ok(())
 }
 
-fn check_name(name: &str) -> Result<()> {
+pub(super) fn check_name(name: &str) -> Result<()> {
     let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
     ensure!(
         !name.is_empty() && name.len() <= NAME_MAX && name.chars().all(good),
@@ -196,10 +198,6 @@ mod tests {
         run = "/run/dvs/n1"
         store = "/var/lib/dvs/n1"
         command = ["/usr/bin/dvs"]
-        [[peers]]
-        node = 2
-        name = "n2"
-        address = "127.0.0.2:7700"
         [[dcs]]
         id = 1
         name = "lab"
@@ -217,13 +215,20 @@ mod tests {
     fn each_mistake_is_refused_with_its_name() {
         check("node = 1", "node = 0", "node 0 is not in");
         check("name = \"lab\"", "name = \"../lab\"", "is not a name");
-        check("node = 2", "node = 1", "node 1 is there twice");
         check("id = 1", "id = 0", "container id 0");
-        check("nodes = [1, 2]", "nodes = [1, 2, 3]", "spans node 3");
+        check("nodes = [1, 2]", "nodes = [1, 2, 5000]", "node 5000 is not in");
         check("nodes = [1, 2]", "nodes = [2]", "does not span this node");
         check("home = 2", "home = 3", "home node 3");
         check("home = 2", "home = 2\nmaps = [\"srv\"]", "not an absolute path");
         check("home = 2", "hom = 2", "unknown field");
+    }
+
+    #[test]
+    fn a_container_on_a_node_that_is_no_member_is_refused() {
+        let config = Config::parse(GOOD).unwrap();
+        config.check_spans(&[2]).unwrap();
+        let error = config.check_spans(&[]).unwrap_err().to_string();
+        assert!(error.contains("spans node 2, which is not a member"), "{error}");
     }
 
     fn check(good: &str, bad: &str, says: &str) {

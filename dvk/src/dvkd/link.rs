@@ -1,14 +1,13 @@
 //! One link to another node: a byte stream, read by one thread and written by any.
 //!
-//! [`Stream`] is the seam for TLS: what follows needs no more of a transport than that.
+//! [`Stream`] is what it needs of a transport: TLS (`super::tls`).
 
 use crate::host::solo::monotonic;
+use crate::limits::LINK_STALL;
 use crate::server::Nanos;
 use bytes::Bytes;
-use rustix::event::{PollFd, PollFlags, poll};
 use std::collections::VecDeque;
-use std::io::{ErrorKind, IoSlice, Read, Result, Write};
-use std::net::{Shutdown, TcpStream};
+use std::io::{ErrorKind, IoSlice, Result};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
@@ -17,56 +16,14 @@ use std::time::{Duration, Instant};
 pub(super) trait Stream: Send + Sync + std::fmt::Debug {
     fn read(&self, buffer: &mut [u8]) -> Result<usize>;
     fn write(&self, parts: &[IoSlice<'_>]) -> Result<usize>;
+    /// Passes on what `write` has taken; `WouldBlock` if some of it has to wait.
+    fn flush(&self) -> Result<()>;
     /// Waits until there is something to read, or for `timeout`.
     fn await_readable(&self, timeout: Option<Duration>) -> Result<()>;
-    /// Waits until something can be written.
-    fn await_writable(&self) -> Result<()>;
+    /// Waits until something can be written, or for `timeout`; then false.
+    fn await_writable(&self, timeout: Option<Duration>) -> Result<bool>;
     /// Ends both directions; whoever waits returns.
     fn close(&self);
-}
-
-/// Plain TCP, for links inside one trusted network.
-#[derive(Debug)]
-pub(super) struct Tcp(TcpStream);
-
-impl Tcp {
-    pub(super) fn new(stream: TcpStream) -> Result<Tcp> {
-        stream.set_nodelay(true)?;
-        stream.set_nonblocking(true)?;
-        Ok(Tcp(stream))
-    }
-
-    fn wait(&self, flags: PollFlags, timeout: Option<Duration>) -> Result<()> {
-        let mut fds = [PollFd::new(&self.0, flags)];
-        let timeout = timeout.and_then(|timeout| timeout.try_into().ok());
-        match poll(&mut fds, timeout.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
-    }
-}
-
-impl Stream for Tcp {
-    fn read(&self, buffer: &mut [u8]) -> Result<usize> {
-        (&self.0).read(buffer)
-    }
-
-    fn write(&self, parts: &[IoSlice<'_>]) -> Result<usize> {
-        (&self.0).write_vectored(parts)
-    }
-
-    fn await_readable(&self, timeout: Option<Duration>) -> Result<()> {
-        self.wait(PollFlags::IN, timeout)
-    }
-
-    fn await_writable(&self) -> Result<()> {
-        self.wait(PollFlags::OUT, None)
-    }
-
-    fn close(&self) {
-        // Already closed by the other side: nothing to do.
-        self.0.shutdown(Shutdown::Both).ok();
-    }
 }
 
 /// A link: the stream, and what could not be written to it yet.
@@ -92,6 +49,8 @@ pub(super) struct Link {
 pub(super) struct Reading {
     pub(super) bytes: Vec<u8>,
     pub(super) end: usize,
+    /// Calls that it has brought and whose answers nobody looks for yet.
+    pub(super) calls: usize,
     /// Why the link is at its end.
     pub(super) ended: Option<String>,
 }
@@ -104,6 +63,8 @@ struct Queue {
     written: usize,
     /// Somebody writes.
     writing: bool,
+    /// All frames are written, but the stream has not passed all of them on.
+    unflushed: bool,
     closed: bool,
 }
 
@@ -168,13 +129,15 @@ impl Link {
         let result = loop {
             let batch: Vec<Bytes> = queue.frames.iter().take(BATCH).cloned().collect();
             let written = queue.written;
-            if batch.is_empty() {
-                break Ok(());
-            }
             drop(queue);
-            let result = write_batch(&*self.stream, &batch, written);
+            let result = match batch[..] {
+                [] => self.stream.flush().map(|()| 0),
+                _ => write_batch(&*self.stream, &batch, written),
+            };
             queue = self.queue();
+            queue.unflushed = result.is_err();
             match result {
+                Ok(_) if batch.is_empty() && queue.frames.is_empty() => break Ok(()),
                 Ok(count) => queue.advance(count),
                 Err(error) => break Err(error),
             }
@@ -190,24 +153,34 @@ impl Link {
         queue.frames.clear();
         queue.bytes = 0;
         queue.written = 0;
+        queue.unflushed = false;
         self.stream.close();
         self.filled.notify_one();
         drop(queue);
         self.lead(false);
     }
 
-    /// The body of the flush thread: writes what had to be queued, until the link is closed.
+    /// The body of the flush thread: writes what had to be queued, until the link is closed. One that takes
+    /// nothing for `LINK_STALL` is closed.
     pub(super) fn flush_queued(&self) {
         loop {
             let mut queue = self.queue();
-            while !queue.closed && (queue.frames.is_empty() || queue.writing) {
+            while !queue.closed && (queue.writing || queue.frames.is_empty() && !queue.unflushed) {
                 queue = self.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
             }
             if queue.closed {
                 return;
             }
             drop(queue);
-            match self.stream.await_writable().and_then(|()| self.write_queued()) {
+            match self.stream.await_writable(Some(LINK_STALL)) {
+                Ok(true) => {}
+                Ok(false) => {
+                    tracing::warn!("a node takes nothing; its link is dropped");
+                    return self.close();
+                }
+                Err(_) => return self.close(),
+            }
+            match self.write_queued() {
                 Err(error) if error.kind() != ErrorKind::WouldBlock => return self.close(),
                 _ => {}
             }
@@ -316,8 +289,55 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::TcpListener;
+    use rustix::event::{PollFd, PollFlags, poll};
+    use std::io::{Read, Write};
+    use std::net::{Shutdown, TcpListener, TcpStream};
     use std::sync::Arc;
+
+    /// Plain TCP: what a link does is seen best without encryption.
+    #[derive(Debug)]
+    struct Tcp(TcpStream);
+
+    impl Tcp {
+        fn new(stream: TcpStream) -> Result<Tcp> {
+            stream.set_nodelay(true)?;
+            stream.set_nonblocking(true)?;
+            Ok(Tcp(stream))
+        }
+
+        fn wait(&self, flags: PollFlags, timeout: Option<Duration>) -> Result<bool> {
+            let mut fds = [PollFd::new(&self.0, flags)];
+            let timeout = timeout.and_then(|timeout| timeout.try_into().ok());
+            Ok(poll(&mut fds, timeout.as_ref())? > 0)
+        }
+    }
+
+    impl Stream for Tcp {
+        fn read(&self, buffer: &mut [u8]) -> Result<usize> {
+            (&self.0).read(buffer)
+        }
+
+        fn write(&self, parts: &[IoSlice<'_>]) -> Result<usize> {
+            (&self.0).write_vectored(parts)
+        }
+
+        fn await_readable(&self, timeout: Option<Duration>) -> Result<()> {
+            self.wait(PollFlags::IN, timeout).map(|_| ())
+        }
+
+        fn flush(&self) -> Result<()> {
+            Ok(())
+        }
+
+        fn await_writable(&self, timeout: Option<Duration>) -> Result<bool> {
+            self.wait(PollFlags::OUT, timeout)
+        }
+
+        fn close(&self) {
+            // Already closed by the other side: nothing to do.
+            self.0.shutdown(Shutdown::Both).ok();
+        }
+    }
 
     const QUEUE: usize = 32 << 20;
 
@@ -345,6 +365,36 @@ mod tests {
         }
         link.close();
         thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_peer_that_takes_nothing_for_a_while_loses_its_link_and_one_that_takes_little_does_not() {
+        let (link, theirs) = pair();
+        let begin = Instant::now();
+        while link.queue().frames.is_empty() {
+            link.send(Bytes::from(vec![1; 1 << 20]));
+            link.flush();
+        }
+        // It returns when the link is closed; the socket was full all the time.
+        link.flush_queued();
+        assert!(link.queue().closed);
+        assert!(begin.elapsed() >= LINK_STALL, "it had its time");
+        drop(theirs);
+        let (link, mut theirs) = pair();
+        while link.queue().frames.is_empty() {
+            link.send(Bytes::from(vec![1; 1 << 20]));
+            link.flush();
+        }
+        std::thread::scope(|scope| {
+            let flusher = scope.spawn(|| link.flush_queued());
+            let mut piece = vec![0; 1 << 20];
+            while !link.queue().frames.is_empty() {
+                theirs.read_exact(&mut piece).unwrap();
+            }
+            assert!(!link.queue().closed);
+            link.close();
+            flusher.join().unwrap();
+        });
     }
 
     #[test]

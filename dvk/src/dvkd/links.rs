@@ -1,24 +1,145 @@
 //! Links to the other nodes: who connects, the Hellos, and the threads that read.
 //!
 //! Of two nodes the one with the smaller number connects, the other accepts. A link's reader gives each frame to
-//! the kernel and carries out what follows itself: an answer goes straight into the caller's lane.
+//! the kernel and carries out what follows itself: an answer goes straight into the caller's lane. What is said about
+//! members and certificates goes to a thread of its own, which may wait for the disk.
 
-use super::link::{Link, Reading, Tcp};
+use super::certificate::Subject;
+use super::control::{self, Control, Next};
+use super::link::{Link, Reading};
+use super::membership::{Change, Membership, Renewal};
 use super::node::Shared;
+use super::proxy::Watcher;
+use super::tls::{self, Accepted, Tls};
 use crate::frame::{self, Frame, FrameError, Hello, Packet};
 use crate::host::solo::monotonic;
 use crate::kernel::{Input, LinkId};
 use crate::limits::{
-    FRAME_MAX, HANDSHAKE_TIMEOUT, HANDSHAKES_MAX, LINK_QUEUE, RECONNECT_MAX, RECONNECT_MIN,
+    CONNECT_TIMEOUT, FRAME_MAX, HANDSHAKE_TIMEOUT, HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS,
+    JOINS_MAX, LINK_QUEUE, RECONNECT_MAX, RECONNECT_MIN, REFUSALS_LOGGED, RENEWAL_LOOK,
+    RENEWAL_PAUSE,
 };
-use anyhow::{Context, Result, bail, ensure};
+use crate::server::Nanos;
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use bytes::Bytes;
 use m3ipc::NodeId;
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread::Builder;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
+
+/// What a daemon has for links to other nodes.
+#[derive(Debug)]
+pub(super) struct Linking {
+    pub(super) membership: Membership,
+    /// The threads that keep links, by the node they connect to.
+    connectors: Mutex<BTreeMap<u16, JoinHandle<()>>>,
+    /// What came over links for the members thread.
+    heard: SyncSender<Heard>,
+    inbox: Mutex<Receiver<Heard>>,
+    /// Connections that have not said Hello yet, by address.
+    handshakes: Mutex<BTreeMap<IpAddr, usize>>,
+    /// Nodes that are joining.
+    joining: AtomicUsize,
+    /// A second on the monotonic clock, and the refusals logged in it.
+    refusals: Mutex<(Nanos, u32)>,
+}
+
+/// A message about members, and from whom it came.
+#[derive(Debug)]
+enum Heard {
+    Members { from: u16, document: Vec<u8> },
+    Renew { from: u16, request: Vec<u8> },
+    Renewed { from: u16, certificate: Vec<u8> },
+    NotRenewed { from: u16, why: Vec<u8> },
+    Stop,
+}
+
+/// Such messages that wait: a node sends one when its link comes up, and when something changes.
+const HEARD_MAX: usize = 256;
+
+/// A connection that has not said Hello yet, counted until it is dropped.
+#[derive(Debug)]
+struct Handshake {
+    shared: Arc<Shared>,
+    address: IpAddr,
+}
+
+impl Drop for Handshake {
+    fn drop(&mut self) {
+        let Some(linking) = &self.shared.linking else { return };
+        let mut all = locked(&linking.handshakes);
+        if let Some(count) = all.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                all.remove(&self.address);
+            }
+        }
+    }
+}
+
+impl Linking {
+    pub(super) fn new(membership: Membership) -> Linking {
+        let (heard, inbox) = sync_channel(HEARD_MAX);
+        Linking {
+            membership,
+            connectors: Mutex::default(),
+            heard,
+            inbox: Mutex::new(inbox),
+            handshakes: Mutex::default(),
+            joining: AtomicUsize::new(0),
+            refusals: Mutex::default(),
+        }
+    }
+
+    /// Strangers who connect and say nothing must not use up the threads.
+    fn admits(&self, address: IpAddr) -> bool {
+        let mut all = locked(&self.handshakes);
+        let total: usize = all.values().sum();
+        let count = all.entry(address).or_default();
+        let fine = total < HANDSHAKES_MAX && *count < HANDSHAKES_PER_ADDRESS;
+        *count += usize::from(fine);
+        if *count == 0 {
+            all.remove(&address);
+        }
+        fine
+    }
+
+    /// Says in the log why a connection is refused, but not more often than somebody can read.
+    fn log_refusal(&self, address: SocketAddr, error: &anyhow::Error) {
+        let now = monotonic() / 1_000_000_000;
+        let mut logged = locked(&self.refusals);
+        if logged.0 != now {
+            *logged = (now, 0);
+        }
+        logged.1 += 1;
+        let error = format!("{error:#}");
+        if logged.1 <= REFUSALS_LOGGED {
+            tracing::warn!(%address, error, "a connection is refused");
+        } else {
+            tracing::debug!(%address, error, "a connection is refused");
+        }
+    }
+
+    /// Ends the members thread, and waits for the threads that connect. They see that the daemon stops.
+    pub(super) fn stop(&self) {
+        // If there is no room, the thread has something to do and looks afterwards.
+        self.heard.try_send(Heard::Stop).ok();
+        for (_, thread) in std::mem::take(&mut *locked(&self.connectors)) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of dvkd has panicked");
+            }
+        }
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Listens for the other nodes.
 pub(super) fn listen(address: SocketAddr) -> Result<TcpListener> {
@@ -27,59 +148,234 @@ pub(super) fn listen(address: SocketAddr) -> Result<TcpListener> {
 
 /// The body of the thread that accepts connections.
 pub(super) fn accept(shared: &Arc<Shared>, listener: &TcpListener) {
-    let handshakes = Arc::new(AtomicUsize::new(0));
+    let Some(linking) = &shared.linking else { return };
     while !shared.is_stopping() {
-        let stream = match listener.accept() {
-            Ok((stream, _)) => stream,
+        let (stream, address) = match listener.accept() {
+            Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a link");
-                std::thread::sleep(RECONNECT_MIN);
+                if !shared.is_stopping() {
+                    tracing::warn!(%error, "cannot accept a link");
+                    std::thread::sleep(RECONNECT_MIN);
+                }
                 continue;
             }
         };
         if shared.is_stopping() {
             return;
         }
-        // Strangers who connect and say nothing must not use up the threads.
-        if handshakes.fetch_add(1, Ordering::SeqCst) >= HANDSHAKES_MAX {
-            handshakes.fetch_sub(1, Ordering::SeqCst);
+        if !linking.admits(address.ip()) {
             continue;
         }
-        let (shared, counter) = (shared.clone(), handshakes.clone());
+        let handshake = Handshake { shared: shared.clone(), address: address.ip() };
+        let shared = shared.clone();
         let thread = Builder::new().name("link".into()).spawn(move || {
-            let met = meet(&shared, stream, None);
-            counter.fetch_sub(1, Ordering::SeqCst);
-            match met {
-                Ok(met) => met.run(&shared),
-                Err(error) => {
-                    tracing::debug!(error = format!("{error:#}"), "a connection is refused")
-                }
+            let Some(linking) = &shared.linking else { return };
+            match welcome(&shared, stream, handshake) {
+                Ok(Some(met)) => met.run(&shared),
+                Ok(None) => {}
+                Err(error) => linking.log_refusal(address, &error),
             }
         });
         if let Err(error) = thread {
             tracing::error!(%error, "cannot start a thread");
-            handshakes.fetch_sub(1, Ordering::SeqCst);
         }
     }
 }
 
-/// The body of the thread that keeps a link to `node`, which accepts.
-pub(super) fn connect(shared: &Shared, node: NodeId, address: SocketAddr) {
+/// Finds out who has connected. `None`: somebody who has joined, and is a node now.
+fn welcome(shared: &Arc<Shared>, stream: TcpStream, handshake: Handshake) -> Result<Option<Met>> {
+    let linking = shared.linking.as_ref().context("this node has no links")?;
+    let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
+    let met = match tls::accept(&linking.membership.configs(), stream, deadline)? {
+        Accepted::Link(tls, subject) => Some(meet(shared, tls, subject, None, deadline)?),
+        Accepted::Join(tls) => {
+            join(shared, linking, &tls)?;
+            None
+        }
+    };
+    drop(handshake);
+    Ok(met)
+}
+
+/// Hears somebody who wants to join.
+fn join(shared: &Arc<Shared>, linking: &Linking, tls: &Tls) -> Result<()> {
+    let is_free = linking.joining.fetch_add(1, Ordering::SeqCst) < JOINS_MAX;
+    let result = if is_free {
+        super::join::serve(&linking.membership, tls).map(|change| apply(shared, linking, &change))
+    } else {
+        super::join::refuse(tls, "too many nodes are joining just now; try again");
+        Err(anyhow!("too many nodes are joining"))
+    };
+    linking.joining.fetch_sub(1, Ordering::SeqCst);
+    result
+}
+
+/// Starts the threads that keep links to those of `nodes` that this one connects to: of two nodes the one with
+/// the smaller number does.
+pub(super) fn connect_to(shared: &Arc<Shared>, nodes: &[u16]) {
+    let Some(linking) = &shared.linking else { return };
+    for &node in nodes.iter().filter(|node| **node > shared.config.node) {
+        let connecting = shared.clone();
+        let mut connectors = locked(&linking.connectors);
+        if shared.is_stopping() || connectors.contains_key(&node) {
+            continue;
+        }
+        let thread = Builder::new().name("link".into()).spawn(move || connect(&connecting, node));
+        match thread {
+            Ok(thread) => drop(connectors.insert(node, thread)),
+            Err(error) => tracing::error!(%error, "cannot start a thread"),
+        }
+    }
+}
+
+/// The body of the thread that keeps a link to `node`, which accepts, as long as that is a member.
+fn connect(shared: &Shared, node: u16) {
+    let Some(linking) = &shared.linking else { return };
     let mut pause = RECONNECT_MIN;
     while !shared.is_stopping() {
-        let met = TcpStream::connect_timeout(&address, HANDSHAKE_TIMEOUT)
-            .context("cannot connect")
-            .and_then(|stream| meet(shared, stream, Some(node)));
-        match met {
+        let members = linking.membership.members();
+        let Some(member) = members.find(node).filter(|member| !member.revoked) else { return };
+        match reach(shared, linking, node, member.address) {
             Ok(met) => {
                 met.run(shared);
                 pause = RECONNECT_MIN;
             }
-            Err(error) => tracing::debug!(node = node.0, error = format!("{error:#}"), "no link"),
+            Err(error) => tracing::debug!(node, error = format!("{error:#}"), "no link"),
         }
         shared.nap(pause);
         pause = (pause * 2).min(RECONNECT_MAX);
     }
+}
+
+fn reach(shared: &Shared, linking: &Linking, node: u16, address: SocketAddr) -> Result<Met> {
+    let stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT).context("cannot connect")?;
+    let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
+    let membership = &linking.membership;
+    let expected = membership.subject(node);
+    let met = tls::connect(&membership.configs(), stream, expected, deadline)
+        .and_then(|(tls, subject)| meet(shared, tls, subject, Some(NodeId(node)), deadline));
+    // A node that is not there is no news; one that is, but is not the right one, is.
+    met.inspect_err(|error| {
+        if error
+            .downcast_ref::<std::io::Error>()
+            .is_none_or(|io| io.kind() == ErrorKind::InvalidData)
+        {
+            linking.log_refusal(address, error);
+        }
+    })
+}
+
+/// The body of the thread that takes what other nodes say about members.
+pub(super) fn hear_members(shared: &Arc<Shared>) {
+    let Some(linking) = &shared.linking else { return };
+    let inbox = locked(&linking.inbox);
+    while let Ok(heard) = inbox.recv()
+        && !shared.is_stopping()
+    {
+        if let Err(error) = hear(shared, linking, heard) {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "what a node says about members is refused"
+            );
+        }
+    }
+}
+
+fn hear(shared: &Arc<Shared>, linking: &Linking, heard: Heard) -> Result<()> {
+    let membership = &linking.membership;
+    let from_authority = |from: u16| {
+        ensure!(from == membership.members().authority, "node {from} has not the authority");
+        Ok(())
+    };
+    match heard {
+        Heard::Members { from, document } => {
+            let change =
+                membership.adopt(&document).with_context(|| format!("from node {from}"))?;
+            if let Some(change) = change {
+                apply(shared, linking, &change);
+            }
+        }
+        Heard::Renew { from, request } => {
+            let answer = match membership.renew_for(from, &request) {
+                Ok((certificate, change)) => {
+                    apply(shared, linking, &change);
+                    Control::Renewed(&certificate).encode()
+                }
+                Err(error) => Control::NotRenewed(format!("{error:#}").as_bytes()).encode(),
+            };
+            tell(shared, from, &answer);
+        }
+        Heard::Renewed { from, certificate } => {
+            from_authority(from)?;
+            membership.renewed(&certificate)?;
+        }
+        Heard::NotRenewed { from, why } => {
+            from_authority(from)?;
+            membership.refused(&why);
+        }
+        Heard::Stop => {}
+    }
+    Ok(())
+}
+
+/// The body of the thread that renews this node's certificate.
+pub(super) fn renew(shared: &Arc<Shared>) {
+    let Some(linking) = &shared.linking else { return };
+    loop {
+        match linking.membership.await_renewal(RENEWAL_LOOK) {
+            Ok(Renewal::Stop) => return,
+            Ok(Renewal::Later) => {}
+            Ok(Renewal::Done(change)) => apply(shared, linking, &change),
+            Ok(Renewal::Ask(node, request)) => {
+                if !tell(shared, node, &request) {
+                    tracing::warn!(
+                        node,
+                        "no link to the authority, which is to renew the certificate"
+                    );
+                }
+                if linking.membership.await_answer(RENEWAL_LOOK) {
+                    shared.nap(RENEWAL_PAUSE);
+                }
+            }
+            Err(error) => {
+                tracing::error!(error = format!("{error:#}"), "the certificate cannot be renewed");
+                shared.nap(RENEWAL_LOOK);
+            }
+        }
+    }
+}
+
+/// Acts on another list of members, and passes it on.
+pub(super) fn apply(shared: &Arc<Shared>, linking: &Linking, change: &Change) {
+    let announcement = linking.membership.announcement();
+    let links = shared.with(|state| {
+        for node in &change.joined {
+            state.step(Input::NodeJoined { node: NodeId(*node) });
+        }
+        for node in &change.revoked {
+            state.step(Input::NodeRevoked { node: NodeId(*node) });
+        }
+        let (out, rest): (Vec<&Pump>, Vec<&Pump>) =
+            state.pumps.values().partition(|pump| change.revoked.contains(&pump.node.0));
+        out.into_iter().for_each(|pump| pump.link.close());
+        rest.into_iter().map(|pump| pump.link.clone()).collect::<Vec<_>>()
+    });
+    for link in links {
+        link.send(announcement.clone());
+        link.flush();
+    }
+    connect_to(shared, &change.joined);
+}
+
+/// Sends something to a node; false if there is no link to it.
+fn tell(shared: &Shared, node: u16, message: &Bytes) -> bool {
+    let link = shared.with(|state| {
+        state.pumps.values().find(|pump| pump.node.0 == node).map(|pump| pump.link.clone())
+    });
+    let Some(link) = link else { return false };
+    link.send(message.clone());
+    link.flush();
+    true
 }
 
 /// A connection on which both have said who they are.
@@ -91,28 +387,44 @@ struct Met {
     rest: Vec<u8>,
 }
 
-/// Exchanges Hellos. `node`: whom this node has connected to; the other speaks first if it connected.
-fn meet(shared: &Shared, stream: TcpStream, node: Option<NodeId>) -> Result<Met> {
-    let link = Arc::new(Link::new(Box::new(Tcp::new(stream)?), LINK_QUEUE));
-    let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
+/// Exchanges Hellos with the node that has shown `subject`'s certificate. `node`: whom this node has connected to;
+/// the other speaks first if it connected.
+fn meet(
+    shared: &Shared,
+    tls: Tls,
+    subject: Subject,
+    node: Option<NodeId>,
+    deadline: Instant,
+) -> Result<Met> {
+    let link = Arc::new(Link::new(Box::new(tls), LINK_QUEUE));
     let say = |node: NodeId| -> Result<Hello> {
-        let hello = shared
-            .with(|state| state.kernel.hello(node))
-            .context("a node that is not configured")?;
+        let hello =
+            shared.with(|state| state.kernel.hello(node)).context("a node that is not known")?;
         link.send(Bytes::from(
             Packet { sequence: 0, received: 0, frame: Frame::Hello(hello) }.encode(),
         ));
         link.flush();
         Ok(hello)
     };
+    if let Some(node) = node {
+        ensure!(
+            subject.node == node.0,
+            "node {} was expected, but the certificate is node {}'s",
+            node.0,
+            subject.node
+        );
+    }
     let said = node.map(say).transpose()?;
     let (received, rest) = hear_hello(&link, deadline)?;
+    ensure!(
+        received.node.0 == subject.node,
+        "it says it is node {}, but its certificate is node {}'s",
+        received.node.0,
+        subject.node
+    );
     ensure!(received.to.0 == shared.config.node, "it wants to talk to node {}", received.to.0);
     let sent = match said {
-        Some(sent) => {
-            ensure!(sent.to == received.node, "it is node {}", received.node.0);
-            sent
-        }
+        Some(sent) => sent,
         None => {
             ensure!(
                 received.node.0 < shared.config.node,
@@ -150,8 +462,14 @@ impl Met {
     fn run(self, shared: &Shared) {
         let Met { link, sent, received, rest } = self;
         let node = received.node;
+        let Some(linking) = &shared.linking else { return };
         let number = shared.with(|state| {
             let number = state.new_link();
+            // Revoked since its certificate was looked at.
+            if linking.membership.members().check(node.0).is_err() {
+                link.close();
+                return number;
+            }
             state.links.insert(number, link.clone());
             state.step(Input::LinkUp { link: number, sent: &sent, received: &received });
             if shared.is_stopping() {
@@ -212,13 +530,21 @@ impl Pump {
         }
         shared.with(|state| state.pumps.insert(self.number, self.clone()));
         shared.watched.fetch_add(1, Ordering::SeqCst);
+        if let Some(linking) = &shared.linking {
+            // Later changes are told to all who are among the pumps.
+            self.link.send(linking.membership.announcement());
+            self.link.flush();
+        }
+        let mut watcher = Watcher::default();
         let reason = loop {
             let mut reading = self.link.reading();
             let read = self.turn(shared, &mut reading);
             if let Some(reason) = reading.ended.take() {
                 break reason;
             }
+            let calls = std::mem::take(&mut reading.calls);
             drop(reading);
+            watcher.await_answers(shared, calls);
             if !read.has_more()
                 && let Err(error) = self.link.await_turn()
             {
@@ -230,11 +556,23 @@ impl Pump {
         reason
     }
 
+    pub(super) fn is_same(&self, other: &Pump) -> bool {
+        self.number == other.number
+    }
+
     /// The proxy thread reads as well, while it is looking around anyway: the answer to what it has just sent is
     /// then there one wake-up earlier.
     pub(super) fn try_turn(&self, shared: &Shared) -> bool {
         let Some(mut reading) = self.link.try_reading() else { return false };
-        self.turn(shared, &mut reading) != Turn::Nothing
+        let first = self.turn(shared, &mut reading);
+        let mut read = first;
+        // What has been decrypted is no longer at the socket, where the link's own reader may be waiting.
+        while read.has_more() {
+            read = self.turn(shared, &mut reading);
+        }
+        // This thread looks for the answers anyway.
+        reading.calls = 0;
+        first != Turn::Nothing
     }
 
     /// Reads what there is, without waiting.
@@ -271,45 +609,77 @@ impl Pump {
     /// Gives the whole frames that have been read to the kernel.
     fn take(&self, shared: &Shared, reading: &mut Reading) {
         match take_frames(shared, self.node, self.number, &reading.bytes[..reading.end]) {
-            Ok(used) => {
+            Ok((used, calls)) => {
+                reading.calls += calls;
                 reading.bytes.copy_within(used..reading.end, 0);
                 reading.end -= used;
             }
-            Err(error) => {
+            Err(reason) => {
                 shared.with(|state| state.counters.protocol_errors += 1);
-                reading.ended = Some(error.to_string());
+                reading.ended = Some(reason);
             }
         }
     }
 }
 
-/// Gives the whole frames in `bytes` to the kernel; returns how much they are.
+/// Gives the whole frames in `bytes` to the kernel, and the rest to the members thread; returns how much they are, and
+/// how many calls they brought.
 fn take_frames(
     shared: &Shared,
     node: NodeId,
     link: LinkId,
     bytes: &[u8],
-) -> Result<usize, FrameError> {
+) -> Result<(usize, usize), String> {
     let mut used = 0;
     let mut packets = Vec::new();
     let outcome = loop {
+        match control::next(&bytes[used..]) {
+            Ok(Next::Kernel) => {}
+            Ok(Next::Control(message, length)) => {
+                used += length;
+                match pass_on(shared, node, message) {
+                    Ok(()) => continue,
+                    Err(reason) => break Err(reason),
+                }
+            }
+            Err(FrameError::Incomplete { .. }) => break Ok(used),
+            Err(error) => break Err(error.to_string()),
+        }
         match frame::decode(&bytes[used..]) {
             Ok((packet, length)) => {
                 packets.push(packet);
                 used += length;
             }
             Err(FrameError::Incomplete { .. }) => break Ok(used),
-            Err(error) => break Err(error),
+            Err(error) => break Err(error.to_string()),
         }
     };
+    let mut calls = 0;
     if !packets.is_empty() {
         shared.with(|state| {
             state.counters.frames_in += packets.len() as u64;
             state.counters.bytes_in += used as u64;
+            let posted = state.couriers.posted;
             for packet in &packets {
                 state.step(Input::Packet { node, link, packet });
             }
+            state.settle();
+            calls = state.couriers.posted - posted;
         });
     }
-    outcome
+    outcome.map(|used| (used, calls))
+}
+
+/// Gives a message about members to the thread that takes them.
+fn pass_on(shared: &Shared, node: NodeId, message: Control<'_>) -> Result<(), String> {
+    let Some(linking) = &shared.linking else { return Ok(()) };
+    let from = node.0;
+    let heard = match message {
+        Control::Members(document) => Heard::Members { from, document: document.to_vec() },
+        Control::Renew(request) => Heard::Renew { from, request: request.to_vec() },
+        Control::Renewed(certificate) => Heard::Renewed { from, certificate: certificate.to_vec() },
+        Control::NotRenewed(why) => Heard::NotRenewed { from, why: why.to_vec() },
+    };
+    let sent = linking.heard.try_send(heard);
+    sent.map_err(|_| "it says more about members than can be taken".to_owned())
 }

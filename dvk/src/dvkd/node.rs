@@ -9,7 +9,7 @@ use super::config::Config;
 use super::door::Door;
 use super::identity::Identity;
 use super::link::Link;
-use super::links::Pump;
+use super::links::{Linking, Pump};
 use super::proxy::{Couriers, Proxies, Version};
 use crate::host::solo::monotonic;
 use crate::kernel::{self, Asker, Input, Kernel, LinkId, Output};
@@ -33,6 +33,8 @@ pub(super) struct Shared {
     pub(super) config: Config,
     /// Rung by local processes that have a request for another node, or an answer for it.
     pub(super) bell: Bell,
+    /// Links to other nodes; `None`: this node is alone.
+    pub(super) linking: Option<Linking>,
     node: Mutex<Node>,
     /// Until when the proxy thread sleeps at most.
     pub(super) sleeps_until: AtomicU64,
@@ -100,7 +102,12 @@ pub(super) struct Receiver {
 }
 
 impl Shared {
-    pub(super) fn new(config: Config, kernel: Kernel, door: Door) -> Result<Shared> {
+    pub(super) fn new(
+        config: Config,
+        linking: Option<Linking>,
+        kernel: Kernel,
+        door: Door,
+    ) -> Result<Shared> {
         let (bell, descriptor) =
             Bell::create().map_err(|error| anyhow::anyhow!("cannot make a bell: {error:?}"))?;
         let watched = Version::default();
@@ -123,6 +130,7 @@ impl Shared {
         };
         Ok(Shared {
             config,
+            linking,
             bell,
             node: Mutex::new(node),
             sleeps_until: AtomicU64::new(0),
@@ -154,6 +162,9 @@ impl Shared {
         self.stopping.store(true, Ordering::SeqCst);
         drop(self.nap.lock().unwrap_or_else(PoisonError::into_inner));
         self.woken.notify_all();
+        if let Some(linking) = &self.linking {
+            linking.membership.stop();
+        }
         self.with(|node| {
             node.door.wake();
             for link in node.links.values() {
@@ -508,6 +519,7 @@ impl Node {
 /// What the kernel is told at its start.
 pub(super) fn kernel_config(
     config: &Config,
+    peers: &[u16],
     incarnation: u64,
     first_generation: u32,
 ) -> kernel::Config {
@@ -515,7 +527,7 @@ pub(super) fn kernel_config(
         node: NodeId(config.node),
         incarnation,
         first_generation,
-        peers: config.peers.iter().map(|peer| NodeId(peer.node)).collect(),
+        peers: peers.iter().copied().map(NodeId).collect(),
         dcs: config
             .dcs
             .iter()

@@ -13,6 +13,7 @@ use m3ipc::bell::Ringer;
 use m3ipc::channel::{Poll, SharedChannel};
 use m3ipc::limits::{CHANNELS_PER_PEER, LANES, PAYLOAD_AREA, PAYLOAD_MAX};
 use m3ipc::port::bits;
+use m3ipc::spin::Spin;
 use m3ipc::{CallId, Cred, DcId, Endpoint, IpcError, Message, NodeId};
 use rustix::fd::{AsFd, OwnedFd};
 use std::collections::BTreeMap;
@@ -57,6 +58,8 @@ pub(super) struct Proxy {
 pub(super) struct Couriers {
     places: BTreeMap<Place, Vec<CourierLanes>>,
     open: BTreeMap<(DcId, CallId), (Arc<Courier>, usize)>,
+    /// Calls that have been made so far.
+    pub(super) posted: usize,
     version: Version,
 }
 
@@ -237,6 +240,7 @@ impl Couriers {
         lanes.busy |= 1 << lane;
         lanes.calls[lane] = Some(id);
         self.open.insert((place.0, id), (lanes.courier.clone(), lane));
+        self.posted += 1;
         Ok(lanes.courier.ringer.clone())
     }
 
@@ -322,9 +326,10 @@ impl Node {
         }
     }
 
-    /// Takes the answers of a local receiver to calls of other nodes.
-    pub(super) fn take_answers(&mut self, courier: &Arc<Courier>) {
+    /// Takes the answers of a local receiver to calls of other nodes; returns how many.
+    pub(super) fn take_answers(&mut self, courier: &Arc<Courier>) -> usize {
         let mut buffer = Vec::new();
+        let mut count = 0;
         for lane in bits(courier.channel.take_answered()) {
             let Poll::Answered(mut message) = courier.channel.poll(lane) else { continue };
             let Some(id) = self.couriers.end(courier, lane) else { continue };
@@ -341,7 +346,9 @@ impl Node {
             courier.channel.release(lane);
             let (dc, from) = courier.place;
             self.step(Input::LocalAnswer { dc, from, id, message: &message, payload: &buffer });
+            count += 1;
         }
+        count
     }
 }
 
@@ -393,9 +400,56 @@ impl Watched {
         }
     }
 
+    /// Takes all requests and answers that are there; returns how many answers.
+    fn attend(&self, node: &mut Node, buffer: &mut [u8]) -> usize {
+        let mut answers = 0;
+        for courier in self.couriers.iter().filter(|courier| courier.channel.has_answers()) {
+            answers += node.take_answers(courier);
+        }
+        for proxy in self.proxies.iter().filter(|proxy| proxy.channel.has_news()) {
+            node.take_requests(proxy, buffer);
+        }
+        answers
+    }
+
     fn has_news(&self) -> bool {
         self.couriers.iter().any(|courier| courier.channel.has_answers())
             || self.proxies.iter().any(|proxy| proxy.channel.has_news())
+    }
+}
+
+/// A link's reader that has brought calls, while it looks for their answers: they leave one wake-up earlier, and
+/// the proxy thread sleeps on.
+#[derive(Default)]
+pub(super) struct Watcher {
+    watched: Watched,
+    spin: Spin,
+    buffer: Vec<u8>,
+}
+
+impl Watcher {
+    /// Looks for the answers to `calls` calls, as long as that has been paying off.
+    pub(super) fn await_answers(&mut self, shared: &Shared, calls: usize) {
+        if calls == 0 {
+            return;
+        }
+        if self.watched.version != shared.watched.load(Ordering::SeqCst) {
+            self.buffer.resize(PAYLOAD_AREA, 0);
+            shared.with(|node| {
+                self.watched.refresh(node, shared.watched.load(Ordering::SeqCst));
+            });
+        }
+        let watch = shared.bell.watch();
+        let mut left = calls;
+        while left > 0 && self.spin.until(|| self.watched.has_news()) {
+            let answers = shared.with(|node| self.watched.attend(node, &mut self.buffer));
+            left = left.saturating_sub(answers);
+        }
+        drop(watch);
+        if self.watched.has_news() || self.watched.version != shared.watched.load(Ordering::SeqCst)
+        {
+            shared.bell.ring();
+        }
     }
 }
 
@@ -405,14 +459,10 @@ pub(super) fn run(shared: &Shared) {
     let mut buffer = vec![0; PAYLOAD_AREA];
     let one_cpu = std::thread::available_parallelism().map_or(1, usize::from) < 2;
     let mut patience = Patience { one_cpu, ..Patience::default() };
+    let mut led = Vec::new();
     while !shared.is_stopping() {
         shared.with(|node| {
-            for courier in watched.couriers.iter().filter(|courier| courier.channel.has_answers()) {
-                node.take_answers(courier);
-            }
-            for proxy in watched.proxies.iter().filter(|proxy| proxy.channel.has_news()) {
-                node.take_requests(proxy, &mut buffer);
-            }
+            watched.attend(node, &mut buffer);
             if node.kernel.next_deadline().is_some_and(|deadline| deadline <= monotonic()) {
                 node.step(Input::Tick);
             }
@@ -422,29 +472,40 @@ pub(super) fn run(shared: &Shared) {
             let deadline = node.kernel.next_deadline().unwrap_or(Nanos::MAX);
             shared.sleeps_until.store(deadline, Ordering::SeqCst);
         });
-        if !look_around(shared, &watched, &mut patience) {
+        if !look_around(shared, &watched, &mut patience, &mut led) {
+            // Their own readers wait for that.
+            led.drain(..).for_each(|pump: Pump| pump.link.lead(false));
             rest(shared, &watched);
         }
     }
 }
 
-/// Looks for requests and answers for a while, and reads the links that were just used. True if there is
-/// something to take.
-fn look_around(shared: &Shared, watched: &Watched, patience: &mut Patience) -> bool {
+/// Looks for requests and answers for a while, and reads the links that were just used: those are `led` by this
+/// thread until it rests. True if there is something to take.
+fn look_around(
+    shared: &Shared,
+    watched: &Watched,
+    patience: &mut Patience,
+    led: &mut Vec<Pump>,
+) -> bool {
     if watched.has_news() {
         return true;
     }
     let Some(budget) = patience.budget() else { return false };
     let start = monotonic();
-    let recent = |pump: &&Pump| pump.link.last_use() + LINK_RECENT > start;
-    let pumps: Vec<&Pump> = watched.pumps.iter().filter(recent).take(LINKS_LED).collect();
-    pumps.iter().for_each(|pump| pump.link.lead(true));
+    for pump in &watched.pumps {
+        let is_recent = pump.link.last_use() + LINK_RECENT > start;
+        if is_recent && led.len() < LINKS_LED && !led.iter().any(|other| other.is_same(pump)) {
+            pump.link.lead(true);
+            led.push(pump.clone());
+        }
+    }
     let mut last = start;
     let mut found = false;
     while !found && monotonic() < last + budget && !shared.is_stopping() {
         // Whoever could bring the news may wait for this CPU.
         rustix::thread::sched_yield();
-        for pump in &pumps {
+        for pump in &*led {
             if pump.try_turn(shared) {
                 last = monotonic();
                 patience.reward();
@@ -452,7 +513,6 @@ fn look_around(shared: &Shared, watched: &Watched, patience: &mut Patience) -> b
         }
         found = watched.has_news();
     }
-    pumps.iter().for_each(|pump| pump.link.lead(false));
     if found {
         patience.reward()
     } else {

@@ -1,7 +1,10 @@
 //! Daemons, links, a server process and clients together, on the loopback interface.
 
 use super::*;
+use crate::dvkd::certificate::{Clock, seconds};
+use crate::frame::{Frame, Hello, Packet};
 use crate::host::solo;
+use crate::limits::{CERTIFICATE_LIFE, HANDSHAKE_TIMEOUT};
 use crate::server::{Call, Context, Gone, Nanos, Server};
 use crate::store::Store;
 use m3ipc::client::{Identity, Process};
@@ -9,7 +12,7 @@ use m3ipc::connection::Connection;
 use m3ipc::door::{Ask, kind};
 use m3ipc::limits::{LANES, PAYLOAD_MAX};
 use m3ipc::port::Signals;
-use m3ipc::{CallId, Cred, Endpoint, IpcError, Message, Sendrec, Wait};
+use m3ipc::{CallId, Cred, Endpoint, IpcError, Message, NodeId, Sendrec, Wait};
 use rustix::fd::AsFd;
 use std::net::TcpStream;
 use std::os::unix::ffi::OsStrExt;
@@ -140,11 +143,35 @@ impl Drop for Guard {
     }
 }
 
+/// A clock that goes only when it is told to.
+#[derive(Debug)]
+pub(super) struct TestClock(AtomicU64);
+
+impl TestClock {
+    fn forward(&self, time: Duration) {
+        self.0.fetch_add(time.as_secs(), Ordering::SeqCst);
+    }
+}
+
+impl rustls::time_provider::TimeProvider for TestClock {
+    fn current_time(&self) -> Option<rustls::pki_types::UnixTime> {
+        let seconds = self.0.load(Ordering::SeqCst);
+        Some(rustls::pki_types::UnixTime::since_unix_epoch(Duration::from_secs(seconds)))
+    }
+}
+
+/// A clock that stands at so many seconds after 1970.
+pub(super) fn clock_at(seconds: u64) -> Clock {
+    Arc::new(TestClock(AtomicU64::new(seconds)))
+}
+
 /// A cluster of daemons; the servers of its container are at home on node 1.
 struct Cluster {
     dir: tempfile::TempDir,
     configs: Vec<Config>,
     daemons: Vec<Option<Daemon>>,
+    /// Of all daemons; it stands at the time of the start.
+    clock: Arc<TestClock>,
 }
 
 impl Cluster {
@@ -160,16 +187,9 @@ impl Cluster {
                 listen: addresses[usize::from(node) - 1],
                 run: dir.path().join(format!("run{node}")),
                 store: dir.path().join(format!("store{node}")),
+                credentials: Some(dir.path().join(format!("credentials{node}"))),
                 command: Vec::new(),
                 servers_inside: false,
-                peers: (1..=nodes)
-                    .filter(|peer| *peer != node)
-                    .map(|peer| Peer {
-                        node: peer,
-                        name: format!("n{peer}"),
-                        address: addresses[usize::from(peer) - 1],
-                    })
-                    .collect(),
                 dcs: vec![Dc {
                     id: 1,
                     name: "lab".into(),
@@ -179,9 +199,39 @@ impl Cluster {
                 }],
             })
             .collect();
-        let daemons =
-            configs.iter().map(|config| Some(Daemon::start(config.clone()).unwrap())).collect();
-        Cluster { dir, configs, daemons }
+        let places = configs.iter().map(|config| {
+            let Config { node, name, listen, credentials, .. } = config.clone();
+            (Peer { node, name, address: listen }, credentials.unwrap())
+        });
+        found(&places.collect::<Vec<_>>()).unwrap();
+        let clock = Arc::new(TestClock(AtomicU64::new(seconds(&system_clock()))));
+        let mut cluster = Cluster { dir, configs, daemons: Vec::new(), clock };
+        for config in cluster.configs.clone() {
+            cluster.daemons.push(Some(cluster.start_daemon(config)));
+        }
+        cluster
+    }
+
+    fn start_daemon(&self, config: Config) -> Daemon {
+        Daemon::start_at(config, self.clock.clone()).unwrap()
+    }
+
+    fn membership(&self, node: usize) -> &Membership {
+        &self.daemon(node).shared.linking.as_ref().unwrap().membership
+    }
+
+    /// The nodes to which `node` has a link.
+    fn linked(&self, node: usize) -> Vec<u16> {
+        let status = self.daemon(node).status();
+        status.nodes[1..].iter().filter(|one| one.up).map(|one| one.node).collect()
+    }
+
+    fn wait_for_links(&self) {
+        for (node, daemon) in (1..).zip(&self.daemons) {
+            let Some(daemon) = daemon else { continue };
+            let all = || daemon.status().nodes.iter().all(|one| one.up);
+            wait_until(&format!("node {node} has all links"), all);
+        }
     }
 
     fn socket(&self, node: usize) -> PathBuf {
@@ -466,7 +516,8 @@ fn garbage_on_a_link_ends_that_link_only() {
         stream.write_all(garbage).unwrap();
         let mut rest = Vec::new();
         std::io::Read::read_to_end(&mut stream, &mut rest).ok();
-        assert!(rest.is_empty());
+        // An alert at most (RFC 8446, 6): nothing of what a node says.
+        assert!(rest.is_empty() || rest.len() == 7 && rest[0] == 21, "{rest:?}");
     }
     // One that connects and says nothing holds nobody up.
     let _silent = TcpStream::connect(cluster.configs[0].listen).unwrap();
@@ -501,7 +552,7 @@ fn a_socket_that_a_dead_daemon_left_is_replaced_and_endpoints_are_never_given_ou
     drop(door::bind(&config.socket("lab")).unwrap());
     drop(UnixListener::bind(config.admin_socket()).unwrap());
     std::fs::write(config.run.join("lock"), "").unwrap();
-    cluster.daemons[0] = Some(Daemon::start(config).unwrap());
+    cluster.daemons[0] = Some(cluster.start_daemon(config));
     let after = cluster.client(1).0.whoami().unwrap().0;
     assert!(
         after.generation > before.generation || after.slot != before.slot,
@@ -536,11 +587,11 @@ fn children_are_kept_running_and_stopped() {
         node: 1,
         name: "n1".into(),
         listen: "127.0.0.1:0".parse().unwrap(),
+        credentials: None,
         run: dir.path().join("run"),
         store: dir.path().join("store"),
         servers_inside: false,
         command: vec!["/bin/sh".into(), path.to_str().unwrap().into()],
-        peers: Vec::new(),
         dcs: vec![Dc { id: 1, name: "lab".into(), nodes: vec![1], home: 1, maps: Vec::new() }],
     };
     let daemon = Daemon::start(config).unwrap();
@@ -603,4 +654,285 @@ fn a_second_server_of_the_same_number_and_one_without_rights_are_refused() {
     let hello = Ask::hello(kind::SERVER, 8, 9);
     let connection = Connection::connect(cluster.socket(1).as_os_str().as_bytes()).unwrap();
     assert_eq!(connection.hello(hello, Some(descriptor.as_fd())).err(), Some(IpcError::Denied));
+}
+
+/// A TLS connection to node `to` that shows the certificate of node `from`, past all that a daemon would check.
+fn imposter(cluster: &Cluster, from: usize, to: usize) -> tls::Tls {
+    let stream = TcpStream::connect(cluster.configs[to - 1].listen).unwrap();
+    let membership = cluster.membership(from);
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let expected = membership.subject(u16::try_from(to).unwrap());
+    tls::connect(&membership.configs(), stream, expected, deadline).unwrap().0
+}
+
+fn hello(node: u16, to: u16) -> Vec<u8> {
+    let hello = Hello {
+        node: NodeId(node),
+        to: NodeId(to),
+        incarnation: 77,
+        epoch: 0,
+        peer_incarnation: 0,
+        peer_epoch: 0,
+        received: 0,
+    };
+    Packet { sequence: 0, received: 0, frame: Frame::Hello(hello) }.encode()
+}
+
+/// Reads until the other side ends the connection; returns how long that took.
+fn time_until_dropped(tls: &tls::Tls) -> Duration {
+    let begin = Instant::now();
+    let deadline = begin + Duration::from_secs(10);
+    let mut byte = [0];
+    loop {
+        match tls.read_exact_by(&mut byte, deadline) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::TimedOut => panic!("never dropped"),
+            Err(_) => return begin.elapsed(),
+        }
+    }
+}
+
+#[test]
+fn a_node_that_says_it_is_another_is_refused_and_one_that_is_honest_is_not() {
+    let mut cluster = Cluster::start(3);
+    cluster.wait_for_links();
+    // Node 1's place is free; its session with node 3 would be the prize.
+    cluster.stop(1);
+    let soon = Instant::now() + Duration::from_secs(5);
+    let liar = imposter(&cluster, 2, 3);
+    liar.write_all_by(&hello(1, 3), soon).unwrap();
+    let mut byte = [0];
+    let error = liar.read_exact_by(&mut byte, soon).unwrap_err();
+    assert_ne!(error.kind(), std::io::ErrorKind::TimedOut, "no Hello comes back");
+    // The same certificate with its own number is answered by a Hello.
+    let honest = imposter(&cluster, 2, 3);
+    honest.write_all_by(&hello(2, 3), soon).unwrap();
+    honest.read_exact_by(&mut byte, soon).unwrap();
+}
+
+#[test]
+fn a_link_that_dawdles_is_dropped_within_its_time_and_the_others_stay() {
+    let cluster = Cluster::start(3);
+    let _server = cluster.server();
+    cluster.wait_for_links();
+    let client = cluster.client(2);
+    client.call(ECHO, b"before").unwrap();
+    let limit = HANDSHAKE_TIMEOUT + Duration::from_secs(4);
+    // Nothing at all before the handshake; a byte now and then in it.
+    for drip in [false, true] {
+        let mut stream = TcpStream::connect(cluster.configs[2].listen).unwrap();
+        stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        let begin = Instant::now();
+        // The beginning of a ClientHello that is never finished.
+        let hello = [22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3];
+        let mut bytes = hello.iter().chain(std::iter::repeat(&7));
+        loop {
+            if drip && stream.write_all(&[*bytes.next().unwrap()]).is_err() {
+                break;
+            }
+            match std::io::Read::read(&mut stream, &mut [0; 64]) {
+                Ok(0) => break,
+                Err(error) if error.kind() != std::io::ErrorKind::WouldBlock => break,
+                _ => assert!(begin.elapsed() < limit, "drip {drip}"),
+            }
+        }
+        assert!(begin.elapsed() >= HANDSHAKE_TIMEOUT / 2, "it had its time");
+    }
+    // After the handshake: no Hello, and then, with a Hello, one byte of a frame at a time.
+    assert!(time_until_dropped(&imposter(&cluster, 2, 3)) < limit);
+    let slow = imposter(&cluster, 2, 3);
+    let soon = Instant::now() + Duration::from_secs(5);
+    slow.write_all_by(&hello(2, 3), soon).unwrap();
+    let begin = Instant::now();
+    let frame = Packet { sequence: 0, received: 0, frame: Frame::Ping { sent: 1 } }.encode();
+    let mut bytes = frame[..frame.len() - 1].iter();
+    let mut got = [0; 1];
+    loop {
+        if let Some(byte) = bytes.next() {
+            slow.write_all_by(&[*byte], soon).ok();
+        }
+        let pause = Instant::now() + Duration::from_millis(100);
+        loop {
+            match slow.read_exact_by(&mut got, pause) {
+                Ok(()) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::TimedOut => break,
+                Err(_) => {
+                    assert!(begin.elapsed() < limit);
+                    // All others have gone on meanwhile.
+                    assert_eq!(client.call(ECHO, b"after").unwrap(), b"after");
+                    return;
+                }
+            }
+        }
+        assert!(begin.elapsed() < limit, "the link is still there");
+    }
+}
+
+#[test]
+fn strangers_who_say_nothing_do_not_keep_nodes_out() {
+    let cluster = Cluster::start(2);
+    cluster.wait_for_links();
+    let listen = cluster.configs[1].listen;
+    let strangers: Vec<TcpStream> =
+        (0..100).filter_map(|_| TcpStream::connect(listen).ok()).collect();
+    cluster.cut_links();
+    wait_until("the link is back", || cluster.linked(1) == [2]);
+    drop(strangers);
+}
+
+#[test]
+fn a_revoked_node_is_out_at_once_everywhere_and_stays_out() {
+    let mut cluster = Cluster::start(3);
+    cluster.wait_for_links();
+    let run = |node: usize| cluster.configs[node - 1].run.clone();
+    let refused = |result: Result<String>, says: &str| {
+        let error = format!("{:#}", result.unwrap_err());
+        assert!(error.contains(says), "{error}");
+    };
+    refused(admin::command(&run(2), Query::Revoke { node: 3 }), "is on node n1; ask there");
+    refused(admin::command(&run(1), Query::Revoke { node: 1 }), "has the authority");
+    refused(admin::command(&run(1), Query::Revoke { node: 9 }), "node 9 is not a member");
+    let begin = Instant::now();
+    admin::command(&run(1), Query::Revoke { node: 3 }).unwrap();
+    wait_until("nobody has a link with node 3", || {
+        cluster.linked(1) == [2] && cluster.linked(2) == [1] && cluster.linked(3).is_empty()
+    });
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    refused(admin::command(&run(1), Query::Revoke { node: 3 }), "revoked already");
+    // A new start does not help, not even with the old list of members, in which it is a member.
+    let config = cluster.configs[2].clone();
+    cluster.stop(3);
+    cluster.daemons[2] = Some(cluster.start_daemon(config));
+    let stream = TcpStream::connect(cluster.configs[1].listen).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let configs = cluster.membership(3).configs();
+    let tls = tls::connect(&configs, stream, cluster.membership(3).subject(2), deadline);
+    let refusal = tls.and_then(|(tls, _)| Ok(tls.read_exact_by(&mut [0], deadline)?));
+    let refusal = format!("{:#}", refusal.unwrap_err());
+    assert!(refusal.contains("CertificateRevoked"), "{refusal}");
+    // Nor does it help if the others start again: the list is on their disks.
+    let config = cluster.configs[1].clone();
+    cluster.stop(2);
+    cluster.daemons[1] = Some(cluster.start_daemon(config));
+    wait_until("node 2 is back", || cluster.linked(2) == [1]);
+    assert!(cluster.membership(2).members().find(3).unwrap().revoked);
+}
+
+#[test]
+fn a_node_joins_with_a_token_once_and_the_others_connect_to_it_without_a_restart() {
+    let mut cluster = Cluster::start(2);
+    cluster.wait_for_links();
+    let directory = cluster.configs[0].credentials.clone().unwrap();
+    let token = create_token(&directory, Duration::from_secs(60)).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let own = listener.local_addr().unwrap();
+    drop(listener);
+    let place = |name: &str| cluster.dir.path().join(name);
+    let address = cluster.configs[0].listen;
+    let attempt =
+        |to, token: &Token, name: &str, at: &str| join(to, token, name, |_| own, &place(at));
+    let refused = |result: Result<Joined>, says: &str| {
+        let error = format!("{:#}", result.unwrap_err());
+        assert!(error.contains(says), "{error}");
+    };
+    // What leaves the token as it is.
+    refused(attempt(cluster.configs[1].listen, &token, "n3", "a"), "has not the authority");
+    refused(attempt(address, &token, "n2", "b"), "there is a node \"n2\" already");
+    let stranger = Token { authority: [1; 32], ..token.clone() };
+    refused(attempt(address, &stranger, "n3", "c"), "for another DVS");
+    refused(join(address, &token, "n3", |_| "0.0.0.0:1".parse().unwrap(), &place("d")), "--listen");
+    let wrong = Token { secret: [1; 16], ..token.clone() };
+    refused(attempt(address, &wrong, "n3", "e"), "not known here; create another one");
+    let joined = attempt(address, &token, "n3", "credentials3").unwrap();
+    assert_eq!((joined.node, joined.name.as_str(), joined.address), (3, "n3", own));
+    refused(attempt(address, &token, "n4", "f"), "used already; create another one");
+    let late = create_token(&directory, Duration::from_secs(60)).unwrap();
+    cluster.clock.forward(Duration::from_secs(61));
+    refused(attempt(address, &late, "n4", "g"), "has expired; create another one");
+    let config = Config {
+        node: joined.node,
+        name: joined.name,
+        listen: joined.address,
+        credentials: Some(place("credentials3")),
+        run: place("run3"),
+        store: place("store3"),
+        dcs: Vec::new(),
+        ..cluster.configs[0].clone()
+    };
+    cluster.configs.push(config.clone());
+    cluster.daemons.push(Some(cluster.start_daemon(config)));
+    cluster.wait_for_links();
+    assert_eq!((cluster.linked(1), cluster.linked(2)), (vec![2, 3], vec![1, 3]));
+    assert_eq!(cluster.daemon(2).status().members_revision, 2);
+}
+
+#[test]
+fn junk_from_one_that_wants_to_join_is_refused() {
+    let cluster = Cluster::start(1);
+    let address = cluster.configs[0].listen;
+    let members = cluster.membership(1);
+    let token = create_token(&cluster.configs[0].credentials.clone().unwrap(), HANDSHAKE_TIMEOUT);
+    let pinned = token.unwrap().authority;
+    for junk in [&[0xff; 4][..], &[4, 0, 0, 0, 9, 9, 9, 9], &[0, 0, 0, 0]] {
+        let stream = TcpStream::connect(address).unwrap();
+        let soon = Instant::now() + Duration::from_secs(5);
+        let tls = tls::connect_to_join(stream, tls::Pinned(pinned), &system_clock(), soon).unwrap();
+        tls.write_all_by(junk, soon).unwrap();
+        time_until_dropped(&tls);
+    }
+    assert_eq!(members.members().revision, 1);
+}
+
+#[test]
+fn certificates_are_renewed_over_links_that_stay_and_a_jump_of_the_clock_cuts_none() {
+    let cluster = Cluster::start(2);
+    cluster.wait_for_links();
+    let links = |node: usize| {
+        cluster.daemon(node).shared.with(|node| node.pumps.keys().copied().collect::<Vec<_>>())
+    };
+    wait_until("the links are read", || !links(1).is_empty() && !links(2).is_empty());
+    let until = |node: usize| cluster.membership(node).validity().until;
+    let before = (links(1), links(2), until(1), until(2));
+    cluster.clock.forward(CERTIFICATE_LIFE / 2);
+    (1..=2).for_each(|node| cluster.membership(node).poke());
+    // Asked for by hand it comes at any time, and only if it was asked for.
+    admin::command(&cluster.configs[1].run, Query::Renew).unwrap();
+    assert!(until(2) > before.3);
+    assert_eq!(until(1), before.2);
+    // More than the whole life: both are renewed all the same, over the link that is there.
+    for days in [25, 100, 4000] {
+        let before = (until(1), until(2));
+        cluster.clock.forward(Duration::from_secs(days * 24 * 3600));
+        wait_until("both certificates are new", || {
+            (1..=2).for_each(|node| cluster.membership(node).poke());
+            until(1) > before.0 && until(2) > before.1
+        });
+    }
+    assert_eq!((links(1), links(2)), (before.0, before.1), "the links are the same");
+    // And new links can be made with what was renewed.
+    cluster.cut_links();
+    cluster.wait_for_links();
+}
+
+#[test]
+fn a_member_cannot_change_the_list_of_members() {
+    let cluster = Cluster::start(2);
+    cluster.wait_for_links();
+    let (one, two) = (cluster.membership(1), cluster.membership(2));
+    assert!(two.revoke(1).is_err());
+    let other = Cluster::start(2);
+    let strange = other.membership(1).announcement();
+    let Ok(control::Next::Control(control::Control::Members(document), _)) =
+        control::next(&strange)
+    else {
+        panic!("an announcement is a list of members");
+    };
+    let error = format!("{:#}", one.adopt(document).unwrap_err());
+    assert!(error.contains("not signed by this DVS"), "{error}");
+    let own = one.announcement();
+    let Ok(control::Next::Control(control::Control::Members(document), _)) = control::next(&own)
+    else {
+        panic!("an announcement is a list of members");
+    };
+    assert_eq!(one.adopt(document).unwrap(), None, "the same again is no news");
 }

@@ -6,16 +6,18 @@
 use super::disk::{DiskStore, Durable, StoreFailure};
 use super::inbox::{Accepted, Event, Inbox};
 use crate::lanes::Hosted;
-use crate::limits::{RING_AGAIN, SWEEP_AFTER};
+use crate::limits::{MILLISECOND, RING_AGAIN, SWEEP_AFTER};
 use crate::server::{Answer, Answers, Call, Context, Gone, Nanos, Server};
 use crate::store::Store;
 use anyhow::{Result, anyhow, bail};
 use m3ipc::bell::Bell;
+use m3ipc::channel::News;
 use m3ipc::limits::{CHANNELS_PER_PEER, LANES, PAYLOAD_AREA, PAYLOAD_MAX};
 use m3ipc::port::bits;
 use m3ipc::spin::Spin;
 use m3ipc::{CallId, Cred, Endpoint, IpcError, Message, Tag};
 use rustix::fd::{AsFd, BorrowedFd};
+use rustix::io::Errno;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::panic::AssertUnwindSafe;
@@ -68,7 +70,11 @@ pub struct Solo<S, D> {
     inbox: Inbox,
     channels: Vec<Rc<Accepted>>,
     hot: Vec<Rc<Accepted>>,
-    /// Where the calls came from that the server has not answered.
+    /// Those with news, during a look.
+    active: Vec<(Rc<Accepted>, News)>,
+    /// Where the calls of this round came from. Most are answered in it.
+    fresh: Vec<(CallId, Rc<Accepted>, usize)>,
+    /// Where the calls came from that the server keeps.
     open: HashMap<CallId, (Rc<Accepted>, usize)>,
     answers: Answers,
     /// Has this round done anything that must be committed?
@@ -79,6 +85,7 @@ pub struct Solo<S, D> {
     /// Requesters who had announced sleep but were not asleep when rung.
     ring_again: Vec<Rc<Accepted>>,
     spin: Spin,
+    clock: Clock,
     entropy: Entropy,
     payload: Vec<u8>,
 }
@@ -103,6 +110,8 @@ impl<S: Server, D: Durable> Solo<S, D> {
             inbox: Inbox::connect(number, socket, bell, descriptor)?,
             channels: Vec::new(),
             hot: Vec::new(),
+            active: Vec::new(),
+            fresh: Vec::new(),
             open: HashMap::new(),
             answers: Answers::default(),
             worked: false,
@@ -110,6 +119,7 @@ impl<S: Server, D: Durable> Solo<S, D> {
             sweep_at: None,
             ring_again: Vec::new(),
             spin: Spin::new(),
+            clock: Clock::default(),
             entropy: Entropy::default(),
             payload: vec![0; PAYLOAD_AREA],
         })
@@ -138,11 +148,11 @@ impl<S: Server, D: Durable> Solo<S, D> {
         self.answers.sync = false;
         // In this order: what somebody asked before they died is asked for before it is said that they are dead.
         let events = self.inbox.take();
+        let now = self.clock.read();
         self.look();
         for event in events {
             self.event(event)?;
         }
-        let now = monotonic();
         if self.hosted.deadline().is_some_and(|deadline| deadline <= now) {
             self.with_context(|hosted, cx| hosted.tick(cx));
         }
@@ -168,14 +178,14 @@ impl<S: Server, D: Durable> Solo<S, D> {
 
     /// Takes the requests of all channels.
     fn look(&mut self) {
-        let mut active = Vec::new();
+        let mut active = std::mem::take(&mut self.active);
         for accepted in &self.channels {
             let news = accepted.channel.take_news();
             if news.pending | news.cancelled != 0 {
                 active.push((accepted.clone(), news));
             }
         }
-        for (accepted, news) in active {
+        for (accepted, news) in active.drain(..) {
             for lane in bits(news.pending) {
                 self.request(&accepted, lane);
             }
@@ -187,6 +197,7 @@ impl<S: Server, D: Durable> Solo<S, D> {
             }
             self.heat(accepted);
         }
+        self.active = active;
     }
 
     /// Keeps the channels with the latest requests for the spinning.
@@ -205,7 +216,7 @@ impl<S: Server, D: Durable> Solo<S, D> {
         match accepted.check(lane, &mut message, &mut payload) {
             Ok((cred, range)) => {
                 let id = CallId { source: message.source, tag: message.tag };
-                self.open.insert(id, (accepted.clone(), lane));
+                self.fresh.push((id, accepted.clone(), lane));
                 accepted.calls.borrow_mut()[lane] = Some(id);
                 let call = Call { id, cred: &cred, message: &message, payload: &payload[range] };
                 self.with_context(|hosted, cx| hosted.request(&call, cx));
@@ -245,8 +256,8 @@ impl<S: Server, D: Durable> Solo<S, D> {
     fn with_context(&mut self, input: impl FnOnce(&mut Hosted<S>, &mut Context<'_>)) {
         self.worked = true;
         let mut context = Context {
-            now: monotonic(),
-            wall: wall_clock(),
+            now: self.clock.now,
+            wall: self.clock.wall(),
             entropy: self.entropy.next(),
             store: &mut self.store,
             answers: &mut self.answers,
@@ -257,8 +268,9 @@ impl<S: Server, D: Durable> Solo<S, D> {
     /// Lets the answers of the round go. One whose caller is gone has no place any more.
     fn answer(&mut self) {
         let mut bells: Vec<Rc<Accepted>> = Vec::new();
-        for Answer { to, mut message, payload } in std::mem::take(&mut self.answers.list) {
-            let Some((accepted, lane)) = self.open.remove(&to) else { continue };
+        let mut answers = std::mem::take(&mut self.answers.list);
+        for Answer { to, mut message, payload } in answers.drain(..) {
+            let Some((accepted, lane)) = self.place(to) else { continue };
             message.source = self.inbox.endpoint();
             accepted.calls.borrow_mut()[lane] = None;
             accepted.channel.answer(lane, &message, &payload, accepted.by_bell());
@@ -266,8 +278,24 @@ impl<S: Server, D: Durable> Solo<S, D> {
                 bells.push(accepted);
             }
         }
+        self.answers.list = answers;
+        for (id, accepted, lane) in self.fresh.drain(..) {
+            self.open.insert(id, (accepted, lane));
+        }
         for accepted in bells {
             self.ring(&accepted);
+        }
+    }
+
+    /// Takes out where a call came from.
+    fn place(&mut self, id: CallId) -> Option<(Rc<Accepted>, usize)> {
+        // Answers come mostly in the order of the calls, so those before it are few.
+        match self.fresh.iter().position(|(fresh, ..)| *fresh == id) {
+            Some(at) => {
+                let (_, accepted, lane) = self.fresh.swap_remove(at);
+                Some((accepted, lane))
+            }
+            None => self.open.remove(&id),
         }
     }
 
@@ -356,7 +384,31 @@ pub(crate) fn check_lane(tag: Tag, lane: usize) -> Result<(), IpcError> {
     if fits { Ok(()) } else { Err(IpcError::Protocol) }
 }
 
-/// Random bits, fetched some at a time.
+/// The time of a round: both clocks, of which the wall's is read once a millisecond and carried on in between.
+#[derive(Debug, Default)]
+struct Clock {
+    now: Nanos,
+    /// When the wall clock was read, and what it said.
+    read_at: Nanos,
+    read: u64,
+}
+
+impl Clock {
+    fn read(&mut self) -> Nanos {
+        self.now = monotonic();
+        if self.now - self.read_at > MILLISECOND || self.read == 0 {
+            self.read_at = self.now;
+            self.read = wall_clock();
+        }
+        self.now
+    }
+
+    fn wall(&self) -> u64 {
+        self.read + (self.now - self.read_at)
+    }
+}
+
+/// Random bits, fetched many at a time.
 #[derive(Debug, Default)]
 struct Entropy {
     words: Vec<u64>,
@@ -365,10 +417,17 @@ struct Entropy {
 impl Entropy {
     fn next(&mut self) -> u64 {
         if self.words.is_empty() {
-            let mut bytes = [0; 256];
-            // 256 bytes are never cut short (getrandom(2)).
-            rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+            let mut bytes = [0; 4096];
+            let mut filled = 0;
+            while filled < bytes.len() {
+                // Only a signal cuts it short (getrandom(2)).
+                filled += rustix::rand::getrandom(
+                    &mut bytes[filled..],
+                    rustix::rand::GetRandomFlags::empty(),
+                )
+                .or_else(|error| if error == Errno::INTR { Ok(0) } else { Err(error) })
                 .expect("the kernel has randomness after boot");
+            }
             self.words
                 .extend(bytes.as_chunks::<8>().0.iter().map(|chunk| u64::from_ne_bytes(*chunk)));
         }

@@ -403,6 +403,18 @@ impl Kernel {
         }
     }
 
+    /// A new member: waited for as the others are at the start.
+    pub(super) fn node_joined(&mut self, now: Nanos, node: NodeId) {
+        if node != self.node {
+            self.peers.entry(node).or_insert_with(|| Peer::new(node, now));
+        }
+    }
+
+    /// No member any more: calls to it end at once. Its number stays, as it never comes back.
+    pub(super) fn node_revoked(&mut self, now: Nanos, node: NodeId, out: &mut Vec<Output>) {
+        self.give_up(now, node, LinkError::Revoked, out);
+    }
+
     pub(super) fn give_up_overfull(&mut self, now: Nanos, out: &mut Vec<Output>) {
         while let Some(peer) = self.peers.values().find(|peer| peer.is_overfull) {
             self.give_up(now, peer.node, LinkError::Exhausted, out);

@@ -567,6 +567,32 @@ fn a_node_given_up_forgets_the_calls_it_had_here() {
     assert_eq!(ended(&pair.settle().0), [], "a late answer is nobody's");
 }
 
+#[test]
+fn a_revoked_node_is_given_up_at_once_and_servers_hear_of_its_end() {
+    let (mut pair, client, ipc) = pair();
+    pair.call(N1, Endpoint::IPC, &message(client, 0, 1));
+    pair.settle();
+    let out = pair.at(N2).step(Input::NodeRevoked { node: N1 });
+    assert_eq!(dropped(&out), [LinkError::Revoked]);
+    assert_eq!(gone(&out), [(ipc, Gone::Node(N1))]);
+    assert!(matches!(pair.at(N2).kernel.nodes().next().unwrap().state, NodeState::Down { .. }));
+}
+
+#[test]
+fn a_node_that_joins_is_waited_for_and_joins_once() {
+    let (mut pair, _, _) = pair();
+    let nine = NodeId(9);
+    assert!(pair.at(N1).kernel.hello(nine).is_none());
+    for node in [nine, nine, N1, N2] {
+        assert_eq!(pair.at(N1).step(Input::NodeJoined { node }), []);
+    }
+    assert!(pair.at(N1).kernel.hello(nine).is_some() && pair.at(N1).kernel.hello(N1).is_none());
+    let states: Vec<_> = pair.at(N1).kernel.nodes().map(|info| (info.node, info.state)).collect();
+    assert!(matches!(states[0], (N2, NodeState::Up { .. })), "what was there stays: {states:?}");
+    let last = states.last().unwrap();
+    assert!(matches!(*last, (node, NodeState::Lost { .. }) if node == nine), "{states:?}");
+}
+
 /// Node 1 gives node 2 up; then connections break in the middle of the Hellos.
 #[test]
 fn half_a_handshake_leaves_both_sides_able_to_agree() {

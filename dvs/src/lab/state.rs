@@ -209,6 +209,11 @@ impl Lab {
         self.directory.join(&node.name)
     }
 
+    /// A node's key and certificate.
+    pub(super) fn credentials(&self, node: &LabNode) -> PathBuf {
+        self.run(node).join("credentials")
+    }
+
     pub(super) fn log(&self, node: &LabNode) -> PathBuf {
         self.run(node).join("dvkd.log")
     }

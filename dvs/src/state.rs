@@ -1,0 +1,136 @@
+//! Where a node of a real DVS keeps everything: one directory, with `dvkd.toml` in it.
+
+use crate::lab::{self, Lab};
+use anyhow::{Context, Result, ensure};
+use dvk::dvkd::Config;
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+/// Where nodes listen, if nothing else is said.
+pub(crate) const PORT: u16 = 7083;
+
+/// The state directory if nothing else is said.
+const DIRECTORY: &str = "/var/lib/dvs";
+
+/// In the environment: the state directory.
+const VARIABLE: &str = "DVS_STATE_DIR";
+
+/// Which node of this machine is meant.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct StateOption {
+    /// The node's state directory [default: $DVS_STATE_DIR, the first node of the lab that is up, or /var/lib/dvs]
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+}
+
+impl StateOption {
+    /// The directory of a node that is to be made.
+    pub(crate) fn directory(&self) -> PathBuf {
+        let named = self.state.clone().or_else(|| std::env::var_os(VARIABLE).map(PathBuf::from));
+        named.unwrap_or_else(|| DIRECTORY.into())
+    }
+
+    /// The configuration of a node that is there.
+    ///
+    /// # Errors
+    /// One sentence: there is none.
+    pub(crate) fn config(&self) -> Result<Config> {
+        let is_named = self.state.is_some() || std::env::var_os(VARIABLE).is_some();
+        let lab = if is_named { None } else { Lab::read(&lab::directory())? };
+        let first = lab.as_ref().and_then(|lab| Some(lab.run(lab.nodes.first()?)));
+        let path = first.unwrap_or_else(|| self.directory()).join("dvkd.toml");
+        ensure!(
+            path.exists(),
+            "{} is not there: this machine is no node yet (\"dvs init\", \"dvs join\")",
+            path.display()
+        );
+        Config::read(&path)
+    }
+}
+
+/// Makes a state directory; there may be no node in it.
+///
+/// # Errors
+/// One sentence with the directory's name.
+pub(crate) fn make(directory: &Path) -> Result<()> {
+    let shown = directory.display();
+    ensure!(!directory.join("dvkd.toml").exists(), "{shown} is the state of a node already");
+    fs::create_dir_all(directory).with_context(|| format!("cannot make {shown}"))
+}
+
+/// Where the node's secrets are.
+pub(crate) fn credentials(directory: &Path) -> PathBuf {
+    directory.join("credentials")
+}
+
+/// Writes the configuration of a node without containers, and says how to start it.
+///
+/// # Errors
+/// One sentence with the file's name.
+pub(crate) fn write(directory: &Path, node: u16, name: &str, listen: SocketAddr) -> Result<String> {
+    let program = std::env::current_exe().context("cannot find this program's own file")?;
+    let program = program.to_str().context("this program's path is not UTF-8")?.to_owned();
+    let directory = fs::canonicalize(directory)?;
+    let config = Config {
+        node,
+        name: name.to_owned(),
+        listen,
+        credentials: Some(credentials(&directory)),
+        run: directory.join("run"),
+        store: directory.join("store"),
+        command: vec![program.clone()],
+        servers_inside: false,
+        dcs: Vec::new(),
+    };
+    config.check()?;
+    let path = directory.join("dvkd.toml");
+    fs::write(&path, config.to_toml()?)
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(format!("{program} dvkd --config {}", path.display()))
+}
+
+/// The name of this machine, as a node's name.
+///
+/// # Errors
+/// It cannot be one.
+pub(crate) fn own_name() -> Result<String> {
+    let system = rustix::system::uname();
+    let name = system.nodename().to_string_lossy().into_owned();
+    let short = name.split('.').next().unwrap_or_default().to_owned();
+    ensure!(!short.is_empty(), "this machine has no name; choose one with --name");
+    Ok(short)
+}
+
+/// `IP` or `IP:PORT`, with the usual port.
+///
+/// # Errors
+/// It is neither.
+pub(crate) fn parse_address(text: &str) -> Result<SocketAddr> {
+    let alone = || text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, PORT));
+    let address = text.parse().or_else(|_| alone());
+    let address = address.with_context(|| format!("{text:?} is not IP or IP:PORT"))?;
+    ensure!(!address.ip().is_unspecified(), "other nodes cannot connect to {}", address.ip());
+    Ok(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_has_a_port_or_the_usual_one() {
+        let check = |text: &str, expected: Option<&str>| {
+            let address = parse_address(text).ok().map(|address| address.to_string());
+            assert_eq!(address.as_deref(), expected, "{text:?}");
+        };
+        check("10.0.0.1", Some("10.0.0.1:7083"));
+        check("10.0.0.1:80", Some("10.0.0.1:80"));
+        check("::1", Some("[::1]:7083"));
+        check("[::1]:80", Some("[::1]:80"));
+        check("0.0.0.0", None);
+        check("[::]:7083", None);
+        check("host", None);
+        check("10.0.0.1:99999", None);
+    }
+}

@@ -1,0 +1,153 @@
+//! A real DVS, not a lab: `dvs init`, `dvs token create`, `dvs join`, and what becomes of a node that is revoked.
+
+#![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
+use dvk::dvkd::admin::{self, Status};
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long something may take that takes no time at all on an idle machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Machines, each a state directory.
+struct World {
+    directory: tempfile::TempDir,
+}
+
+/// A running dvkd.
+struct Daemon(Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+impl World {
+    fn new() -> World {
+        World { directory: tempfile::tempdir().unwrap() }
+    }
+
+    fn state(&self, machine: &str) -> PathBuf {
+        self.directory.path().join(machine)
+    }
+
+    fn dvs(&self, machine: &str, arguments: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dvs"));
+        command.args(arguments).env("DVS_STATE_DIR", self.state(machine)).stdin(Stdio::null());
+        command.output().unwrap()
+    }
+
+    fn succeeds(&self, machine: &str, arguments: &[&str]) -> String {
+        let output = self.dvs(machine, arguments);
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// It fails with one line that says `says`.
+    fn fails(&self, machine: &str, arguments: &[&str], says: &str) {
+        let output = self.dvs(machine, arguments);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {output:?}");
+        assert!(
+            error.contains(says) && error.trim().lines().count() == 1,
+            "{error:?}, not {says:?}"
+        );
+    }
+
+    fn start(&self, machine: &str) -> Daemon {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dvs"));
+        command.arg("dvkd").arg("--config").arg(self.state(machine).join("dvkd.toml"));
+        let daemon = Daemon(command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        wait_until("dvkd answers", || self.status(machine).is_some());
+        daemon
+    }
+
+    fn status(&self, machine: &str) -> Option<Status> {
+        admin::status(&self.state(machine).join("run")).ok()
+    }
+
+    /// The other nodes to which `machine` has a link.
+    fn linked(&self, machine: &str) -> Vec<String> {
+        let nodes = self.status(machine).unwrap().nodes.into_iter().skip(1);
+        nodes.filter(|node| node.up).map(|node| node.name).collect()
+    }
+}
+
+/// Waits for a state, not for a time.
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let limit = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < limit, "in vain: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// Addresses at which nobody listens now.
+fn addresses(count: usize) -> Vec<SocketAddr> {
+    let ports: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    ports.iter().map(|port| port.local_addr().unwrap()).collect()
+}
+
+fn mode(path: &Path) -> u32 {
+    std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+#[test]
+fn machines_become_nodes_and_one_of_them_is_revoked() {
+    let world = World::new();
+    let addresses = addresses(3);
+    let [a, b, c] = &addresses[..] else { panic!("three") };
+    let (a, b, c) = (a.to_string(), b.to_string(), c.to_string());
+    world.fails("a", &["token", "create"], "this machine is no node yet");
+    world.succeeds("a", &["init", "--name", "a", "--listen", &a]);
+    world.fails("a", &["init", "--name", "a", "--listen", &a], "the state of a node already");
+    assert_eq!(mode(&world.state("a").join("credentials")), 0o700);
+    assert_eq!(mode(&world.state("a").join("credentials/authority.key")), 0o600);
+    let token = world.succeeds("a", &["token", "create", "--ttl", "5m"]);
+    let token = token.trim();
+    let words = |name: &str, listen: &str| join_words(&a, token, name, listen);
+    world.fails("b", &as_strs(&words("b", &b)), "nobody answers at");
+    let _a = world.start("a");
+    world.succeeds("b", &as_strs(&words("b", &b)));
+    world.fails("c", &as_strs(&words("c", &c)), "used already; create another one");
+    let _b = world.start("b");
+    wait_until("a and b have a link", || world.linked("a") == ["b"] && world.linked("b") == ["a"]);
+    // Only where the authority is.
+    world.fails("b", &["token", "create"], "create tokens where \"dvs init\" was run");
+    let token = world.succeeds("a", &["token", "create"]);
+    let at_b = join_words(&b, token.trim(), "c", &c);
+    world.fails("c", &as_strs(&at_b), "has not the authority");
+    world.succeeds("c", &as_strs(&join_words(&a, token.trim(), "c", &c)));
+    let _c = world.start("c");
+    wait_until("all have links", || {
+        world.linked("a") == ["b", "c"]
+            && world.linked("b") == ["a", "c"]
+            && world.linked("c") == ["a", "b"]
+    });
+    let until = || world.status("c").unwrap().certificate_until.unwrap();
+    let (before, revision) = (until(), world.status("a").unwrap().members_revision);
+    assert!(world.succeeds("c", &["node", "renew"]).contains("counts until"));
+    assert!(until() >= before);
+    wait_until("the new certificate is known", || {
+        world.status("b").unwrap().members_revision > revision
+    });
+    world.fails("b", &["node", "revoke", "c"], "is on node a; ask there");
+    world.fails("a", &["node", "revoke", "x"], "there is no node \"x\"");
+    world.succeeds("a", &["node", "revoke", "c"]);
+    wait_until("c is out", || {
+        world.linked("a") == ["b"] && world.linked("b") == ["a"] && world.linked("c").is_empty()
+    });
+}
+
+fn join_words(address: &str, token: &str, name: &str, listen: &str) -> [String; 8] {
+    ["join", address, "--token", token, "--name", name, "--listen", listen].map(str::to_owned)
+}
+
+fn as_strs(words: &[String]) -> Vec<&str> {
+    words.iter().map(String::as_str).collect()
+}
