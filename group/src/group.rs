@@ -5,6 +5,7 @@ use crate::contact::Contact;
 use crate::disk::Disk;
 use crate::limits::SNAPSHOT_MAX;
 use crate::network::{Network, Peers, Transport};
+use crate::signal::Signal;
 use crate::state::State;
 use crate::store::{self, StateStore};
 use crate::types::{Jitter, Raft, RaftId, Snapshot, SnapshotMeta, Vote};
@@ -90,6 +91,8 @@ pub(crate) struct Inner {
     contact: Mutex<Contact>,
     clock: Mutex<Option<Clock>>,
     receiving: Mutex<Option<Receiving>>,
+    /// Who leads; 0 is nobody.
+    pub(crate) leader: Signal,
     pub(crate) fence: watch::Sender<crate::fence::Fence>,
     /// Random at each start.
     pub(crate) incarnation: u64,
@@ -157,10 +160,12 @@ impl Group {
             contact,
             clock: Mutex::default(),
             receiving: Mutex::default(),
+            leader: Signal::default(),
             fence: watch::Sender::default(),
             incarnation: Jitter.next_u64(),
         }));
         group.begin().await?;
+        tokio::spawn(crate::keeping::leader(group.clone()));
         tokio::spawn(crate::keeping::contact(group.clone()));
         tokio::spawn(crate::keeping::time(group.clone()));
         tokio::spawn(crate::keeping::members(group.clone()));
@@ -321,7 +326,7 @@ impl Group {
 
     /// Index of the last entry of the log that this node has applied.
     pub fn applied(&self) -> u64 {
-        *self.0.state.changes().borrow()
+        self.0.state.changes().get()
     }
 
     /// The voters; two sets while they are being changed.
@@ -384,10 +389,8 @@ impl Group {
 
     /// Waits until somebody else leads.
     async fn replaced(&self, leader: RaftId) {
-        let other = |current: Option<RaftId>| current.is_some_and(|current| current != leader);
-        let mut metrics = self.0.raft.metrics();
-        // The sender is in `self`, so it cannot be gone.
-        metrics.wait_for(|metrics| other(metrics.current_leader)).await.ok();
+        let other = |current| (current != 0 && current != leader).then_some(());
+        self.0.leader.find(other).await;
     }
 
     /// Has a command carried out. Gives its answer and its place in the log.
@@ -435,9 +438,7 @@ impl Group {
 
     /// Waits until this node has applied the log up to an index.
     pub async fn reach(&self, index: u64) {
-        let mut changes = self.0.state.changes();
-        // The sender is in `self`, so it cannot be gone.
-        changes.wait_for(|applied| *applied >= index).await.ok();
+        self.0.state.changes().find(|applied| (applied >= index).then_some(())).await;
     }
 
     /// Looks at the state as this node has it: perhaps not the latest. `look` must not look again.
@@ -447,14 +448,7 @@ impl Group {
 
     /// Waits until `look` finds something in this node's state.
     pub async fn wait<T>(&self, mut look: impl FnMut(&State) -> Option<T>) -> T {
-        let mut changes = self.0.state.changes();
-        loop {
-            changes.mark_unchanged();
-            if let Some(found) = self.look(&mut look) {
-                return found;
-            }
-            changes.changed().await.ok();
-        }
+        self.0.state.changes().find(|_| self.look(&mut look)).await
     }
 
     /// Whether this node may act for the cluster.

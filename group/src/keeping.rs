@@ -14,6 +14,20 @@ use tokio::time::{Instant, sleep, timeout};
 /// How long a change of the members may take before it is tried again.
 const CHANGE: Duration = Duration::from_secs(5);
 
+/// Tells those who wait for a leader who it is.
+pub(crate) async fn leader(group: Group) {
+    let mut metrics = group.0.raft.metrics();
+    while group.is_running() {
+        let leader = metrics.borrow_and_update().current_leader.unwrap_or(0);
+        if leader != group.0.leader.get() {
+            group.0.leader.set(leader);
+        }
+        if metrics.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
 /// Tells the voters that this node is here and whom it hears; without a majority of them it neither stands for
 /// election nor speaks as a leader.
 pub(crate) async fn contact(group: Group) {

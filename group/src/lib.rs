@@ -12,6 +12,7 @@ mod keeping;
 pub mod limits;
 mod network;
 pub mod session;
+mod signal;
 pub mod state;
 mod store;
 mod types;

@@ -6,6 +6,7 @@
 use crate::command::{decode, encode};
 use crate::disk::{Batch, Disk};
 use crate::limits::{COMMAND_MAX, SNAPSHOT_MAX};
+use crate::signal::Signal;
 use crate::state::State;
 use crate::types::{
     Entry, LogId, Membership, RaftId, Reply, Snapshot, SnapshotMeta, StorageError, Types, Vote,
@@ -20,7 +21,6 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::watch;
 
 const VOTE: &[u8] = b"vote";
 const COMMITTED: &[u8] = b"committed";
@@ -48,7 +48,7 @@ pub(crate) struct StateStore {
     disk: Arc<dyn Disk>,
     applied: Arc<Mutex<Applied>>,
     /// Index of the last applied entry, for those who wait for a change.
-    changed: Arc<watch::Sender<u64>>,
+    changed: Arc<Signal>,
 }
 
 #[derive(Debug, Default)]
@@ -70,7 +70,7 @@ pub(crate) fn open(disk: Arc<dyn Disk>) -> io::Result<(LogStore, StateStore)> {
         applied = Applied::from_snapshot(&meta, &bytes)?;
     }
     let index = applied.last.map_or(0, |last| last.index);
-    let changed = Arc::new(watch::Sender::new(index));
+    let changed = Arc::new(Signal::new(index));
     let state = StateStore { disk: disk.clone(), applied: Arc::new(Mutex::new(applied)), changed };
     Ok((LogStore { disk }, state))
 }
@@ -256,12 +256,12 @@ impl StateStore {
     }
 
     /// Index of the last applied entry, and all later ones.
-    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
-        self.changed.subscribe()
+    pub(crate) fn changes(&self) -> &Signal {
+        &self.changed
     }
 
     fn tell(&self, applied: &Applied) {
-        self.changed.send_replace(applied.last.map_or(0, |last| last.index));
+        self.changed.set(applied.last.map_or(0, |last| last.index));
     }
 }
 

@@ -353,7 +353,9 @@ impl Member {
                     let bytes = self.state.to_le_bytes().to_vec();
                     let give = Op::GiveState { group: "g".into(), view: number, bytes };
                     // It is asked again until somebody answers, or another member is the donor.
-                    while self.client.ask(give.clone()).await.is_none() {}
+                    while self.client.ask(give.clone()).await.is_none() {
+                        sleep(Duration::from_millis(50)).await;
+                    }
                 }
             }
         }
