@@ -6,6 +6,7 @@ use m3ipc::cred::CRED_SIZE_MAX;
 use m3ipc::limits::PAYLOAD_MAX;
 use std::time::Duration;
 
+/// In nanoseconds, as [`Nanos`] are.
 pub(crate) const MILLISECOND: Nanos = 1_000_000;
 const SECOND: Nanos = 1_000 * MILLISECOND;
 
