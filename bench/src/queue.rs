@@ -114,10 +114,11 @@ impl Drop for SysV {
 
 /// A peer between two queues.
 struct Queues<Q> {
+    /// First, so that it ends before the queues do.
+    peer: Peer,
     name: &'static str,
     there: Q,
     back: Q,
-    peer: Peer,
 }
 
 pub(crate) fn posix() -> Result<Box<dyn Subject>> {

@@ -239,7 +239,7 @@ fn renew(shared: &Shared) -> admin::Outcome {
     let renewed = || -> Result<String> {
         let linking =
             shared.linking.as_ref().context("this node is alone: it has no certificate")?;
-        let until = linking.membership.renew_now()?.until;
+        let until = linking.membership.renew_now()?.until_text()?;
         Ok(format!("The certificate of node {} counts until {until}.", shared.config.node))
     };
     renewed().map_err(|error| format!("{error:#}"))

@@ -6,7 +6,7 @@ use m3ipc::cred::CRED_SIZE_MAX;
 use m3ipc::limits::PAYLOAD_MAX;
 use std::time::Duration;
 
-pub(crate) const MILLISECOND: Nanos = 1_000_000;
+const MILLISECOND: Nanos = 1_000_000;
 const SECOND: Nanos = 1_000 * MILLISECOND;
 
 /// Bytes of one replayable answer that a server keeps per lane. Answers with more payload are made
@@ -92,6 +92,10 @@ pub const MAP_JOURNALS: u64 = 64 << 20;
 
 /// How long the files of removed blobs stay: unlinking needs a sync, which `rm -r` should not wait for each time.
 pub const SWEEP_AFTER: Nanos = SECOND;
+
+/// A server reads the wall clock so often at most; in between it goes on with the monotonic one. Times of files are
+/// coarser than this on Linux (a tick).
+pub const WALL_CLOCK_AGE: Nanos = MILLISECOND;
 
 /// A bell whose owner had announced sleep but did not go on to it (stopped, or out of CPU) is rung again after this.
 pub const RING_AGAIN: Nanos = MILLISECOND;

@@ -21,8 +21,9 @@ use rustix::thread::futex;
 const PAGE: usize = 4096;
 /// Where in the page the watchers are counted; the ticket, which every peer reads, has its cache line for itself.
 const WATCHERS_AT: usize = 128;
-/// Looks at the ticket before ringing gives up for now: the owner is stopped, or its CPU is taken.
-const LOOKS_MAX: u32 = 2_000;
+/// Looks at the ticket before ringing gives up for now: the owner is stopped, killed, or its CPU is taken. On a busy
+/// machine giving the CPU away once can take milliseconds, and whoever rings may have others to serve.
+const LOOKS_MAX: u32 = LOOKS_BUSY + 4;
 /// Looks when it is tried again.
 const LOOKS_AGAIN: u32 = 4;
 /// Looks without giving the CPU away: the owner's way from deciding to sleeping is about this long.

@@ -102,6 +102,21 @@ impl Validity {
         })
     }
 
+    /// Its end, for people.
+    pub(super) fn until_text(self) -> Result<String> {
+        let until = offset(self.until)?;
+        let (date, time) = (until.date(), until.time());
+        Ok(format!(
+            "{}-{:02}-{:02} {:02}:{:02}:{:02} UTC",
+            date.year(),
+            u8::from(date.month()),
+            date.day(),
+            time.hour(),
+            time.minute(),
+            time.second()
+        ))
+    }
+
     /// When it is to be renewed: after two thirds of its life.
     pub(super) fn renewal(self) -> u64 {
         self.from + self.until.saturating_sub(self.from) / 3 * 2
@@ -201,6 +216,13 @@ mod tests {
         ] {
             assert_eq!(Subject::parse(bad), None, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_validity_is_told_as_a_date_and_renewed_after_two_thirds() {
+        let validity = Validity { from: 1_000_000_000, until: 1_000_000_000 + 30 * 86_400 };
+        assert_eq!(validity.until_text().unwrap(), "2001-10-09 01:46:40 UTC");
+        assert_eq!(validity.renewal(), 1_000_000_000 + 20 * 86_400);
     }
 
     #[test]

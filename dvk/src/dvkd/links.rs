@@ -348,6 +348,10 @@ pub(super) fn renew(shared: &Arc<Shared>) {
 /// Acts on another list of members, and passes it on.
 pub(super) fn apply(shared: &Arc<Shared>, linking: &Linking, change: &Change) {
     let announcement = linking.membership.announcement();
+    for node in &change.revoked {
+        // Its last words from here, so that its log says why; it may be gone, or not listen.
+        tell(shared, *node, &announcement);
+    }
     let links = shared.with(|state| {
         for node in &change.joined {
             state.step(Input::NodeJoined { node: NodeId(*node) });

@@ -6,7 +6,7 @@
 use super::disk::{DiskStore, Durable, StoreFailure};
 use super::inbox::{Accepted, Event, Inbox};
 use crate::lanes::Hosted;
-use crate::limits::{MILLISECOND, RING_AGAIN, SWEEP_AFTER};
+use crate::limits::{RING_AGAIN, SWEEP_AFTER, WALL_CLOCK_AGE};
 use crate::server::{Answer, Answers, Call, Context, Gone, Nanos, Server};
 use crate::store::Store;
 use anyhow::{Result, anyhow, bail};
@@ -384,7 +384,7 @@ pub(crate) fn check_lane(tag: Tag, lane: usize) -> Result<(), IpcError> {
     if fits { Ok(()) } else { Err(IpcError::Protocol) }
 }
 
-/// The time of a round: both clocks, of which the wall's is read once a millisecond and carried on in between.
+/// The time of a round: both clocks, of which the wall's is read now and then and carried on in between.
 #[derive(Debug, Default)]
 struct Clock {
     now: Nanos,
@@ -396,7 +396,7 @@ struct Clock {
 impl Clock {
     fn read(&mut self) -> Nanos {
         self.now = monotonic();
-        if self.now - self.read_at > MILLISECOND || self.read == 0 {
+        if self.now - self.read_at > WALL_CLOCK_AGE || self.read == 0 {
             self.read_at = self.now;
             self.read = wall_clock();
         }
