@@ -1,0 +1,101 @@
+//! Who hears whom: whether this node is in two-way contact with a majority of the voters.
+//!
+//! openraft 0.9 has neither pre-vote nor a leader that steps down when it hears nobody. So a node without
+//! two-way contact to a majority neither stands for election nor sends anything as a leader: one that is
+//! cut off, in whatever direction, does not disturb the others, and a leader that cannot hear is replaced.
+
+use crate::command::Millis;
+use crate::types::RaftId;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What this node has heard of others. Times are those of any clock that does not go back.
+#[derive(Debug)]
+pub struct Contact {
+    this: RaftId,
+    /// A node that was silent for so long is out of contact.
+    window: Millis,
+    heard: BTreeMap<RaftId, Heard>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Heard {
+    at: Millis,
+    /// When it last said that it hears us.
+    mutual_at: Option<Millis>,
+}
+
+impl Contact {
+    pub fn new(this: RaftId, window: Millis) -> Contact {
+        Contact { this, window, heard: BTreeMap::new() }
+    }
+
+    /// A sign of life of a node, which has heard these of late.
+    pub fn heard(&mut self, from: RaftId, hears: &[RaftId], now: Millis) {
+        let before = self.heard.get(&from).and_then(|heard| heard.mutual_at);
+        let mutual_at = if hears.contains(&self.this) { Some(now) } else { before };
+        self.heard.insert(from, Heard { at: now, mutual_at });
+    }
+
+    /// Whom this node has heard of late.
+    pub fn hears(&self, now: Millis) -> Vec<RaftId> {
+        let recent = self.heard.iter().filter(|(_, heard)| now <= heard.at + self.window);
+        recent.map(|(node, _)| *node).collect()
+    }
+
+    /// When a node was last in two-way contact.
+    pub fn last(&self, node: RaftId) -> Option<Millis> {
+        self.heard.get(&node).and_then(|heard| heard.mutual_at)
+    }
+
+    /// Is there two-way contact with a majority of each of these sets of voters?
+    pub fn has_majority(&self, voters: &[BTreeSet<RaftId>], now: Millis) -> bool {
+        let reached = |node: &RaftId| {
+            *node == self.this || self.last(*node).is_some_and(|last| now <= last + self.window)
+        };
+        voters.iter().all(|set| 2 * set.iter().filter(|node| reached(node)).count() > set.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn three() -> Vec<BTreeSet<RaftId>> {
+        vec![BTreeSet::from([1, 2, 3])]
+    }
+
+    #[test]
+    fn hearing_is_not_enough_one_must_be_heard() {
+        let mut contact = Contact::new(1, 100);
+        contact.heard(2, &[3], 0);
+        assert!(!contact.has_majority(&three(), 0));
+        contact.heard(2, &[1, 3], 10);
+        assert!(contact.has_majority(&three(), 10));
+    }
+
+    #[test]
+    fn contact_ends_with_silence_and_when_one_is_not_heard_any_more() {
+        let mut contact = Contact::new(1, 100);
+        contact.heard(2, &[1], 0);
+        assert!(contact.has_majority(&three(), 100));
+        contact.heard(2, &[], 90);
+        assert_eq!(contact.hears(150), [2]);
+        assert!(!contact.has_majority(&three(), 101));
+        assert_eq!(contact.hears(191), Vec::<RaftId>::new());
+    }
+
+    #[test]
+    fn both_halves_of_a_change_of_voters_need_a_majority() {
+        let mut contact = Contact::new(1, 100);
+        contact.heard(2, &[1], 0);
+        let joint = vec![BTreeSet::from([1, 2, 3]), BTreeSet::from([1, 4, 5])];
+        assert!(!contact.has_majority(&joint, 0));
+        contact.heard(4, &[1], 0);
+        assert!(contact.has_majority(&joint, 0));
+    }
+
+    #[test]
+    fn a_node_alone_is_its_own_majority() {
+        assert!(Contact::new(1, 100).has_majority(&[BTreeSet::from([1])], 5));
+    }
+}

@@ -1,0 +1,100 @@
+//! A node's lease: it is up while the group hears of it, and knows in time when the group does not.
+//!
+//! A node signs on with a session of `lease` milliseconds and gives signs of life. One that it sent at its
+//! time `s` and that was answered is stamped by the leader at some later time, and the group's clock never
+//! runs faster than real time, so the group does not take the node for down before `s + lease`. The node fences
+//! itself at `s + lease - margin(lease)`; the margin is for clocks that run at different rates:
+//!
+//! ```text
+//!   fenced at  s + lease - margin  <  s + lease  <=  stamp + lease  <=  taken for down
+//! ```
+
+use crate::command::{ClientId, Done, Millis, NodeId, Op, Refusal, TableOp};
+use crate::group::{Group, Unavailable};
+use crate::types::Jitter;
+use rand_core::RngCore;
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout_at};
+
+/// Whether a node may act for the cluster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fence {
+    /// Not signed on yet.
+    #[default]
+    Joining,
+    /// Up: nobody else takes over what is this node's. `epoch` of the membership in which it came.
+    Up { client: ClientId, epoch: u64 },
+    /// The majority may take this node for down soon, or has: it must stop what only one may do.
+    Fenced,
+}
+
+/// What is taken off the lease for clocks that differ by up to an eighth.
+pub fn margin(lease: Millis) -> Millis {
+    lease / 8
+}
+
+/// Signs on, gives signs of life, and again if the session has ended.
+pub(crate) async fn live(group: Group) {
+    let lease = group.0.config.lease;
+    let trust = Duration::from_millis(lease - margin(lease));
+    while group.is_running() {
+        let sent = Instant::now();
+        // Not now if an earlier incarnation is still taken for up, or nobody answers.
+        if let Ok(Some((client, epoch))) = sign_on(&group).await {
+            let until = sent + trust;
+            if Instant::now() < until {
+                group.0.fence.send_replace(Fence::Up { client, epoch });
+                keep_alive(&group, client, until, trust).await;
+                group.0.fence.send_replace(Fence::Fenced);
+            } else {
+                leave(&group, client).await;
+            }
+        }
+        sleep(Duration::from_millis(lease / 8)).await;
+    }
+}
+
+/// A session in which this node is up, and the epoch since when; none if an earlier one of this node still is.
+async fn sign_on(group: &Group) -> Result<Option<(ClientId, u64)>, Unavailable> {
+    let config = &group.0.config;
+    let Ok(node) = NodeId::try_from(config.node) else { return Ok(None) };
+    let patience = Duration::from_millis(config.lease);
+    let open = Op::Open { nonce: Jitter.next_u64(), ttl: config.lease };
+    let (_, opened) = group.submit(ClientId::default(), 0, 0, open, patience).await?;
+    let Ok(Done::Opened { client }) = opened else { return Ok(None) };
+    let known =
+        TableOp::PutNode { node, name: config.name.clone(), address: config.address.clone() };
+    group.submit(client, 1, 0, Op::Table(known), patience).await?.1.ok();
+    let up = Op::Table(TableOp::NodeUp { node, incarnation: group.0.incarnation });
+    match group.submit(client, 2, 1, up, patience).await?.1 {
+        Ok(Done::Epoch { epoch }) => Ok(Some((client, epoch))),
+        refused => {
+            tracing::info!(node, ?refused, "cannot sign on yet");
+            leave(group, client).await;
+            Ok(None)
+        }
+    }
+}
+
+async fn leave(group: &Group, client: ClientId) {
+    let patience = Duration::from_millis(group.0.config.lease / 4);
+    group.submit(client, 0, 0, Op::Close, patience).await.ok();
+}
+
+/// Until the node must fence itself, or the session has ended.
+async fn keep_alive(group: &Group, client: ClientId, mut until: Instant, trust: Duration) {
+    let pause = Duration::from_millis(group.0.config.lease / 8);
+    while group.is_running() {
+        let next = Instant::now() + pause;
+        if timeout_at(until, tokio::time::sleep_until(next)).await.is_err() {
+            return;
+        }
+        let sent = Instant::now();
+        let sign = group.submit(client, 0, 0, Op::KeepAlive, trust);
+        match timeout_at(until, sign).await {
+            Ok(Ok((_, Ok(_)))) => until = sent + trust,
+            Ok(Ok((_, Err(Refusal::NoSession)))) | Err(_) => return,
+            Ok(Ok((_, Err(_))) | Err(Unavailable)) => {}
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! What a node does all the time: signs of life, the group's clock, and who are its members.
+
+use crate::command::{ClientId, Op};
+use crate::group::{Group, HEARTBEAT};
+use crate::state::State;
+use crate::types::RaftId;
+use crate::voters::{Liveness, Standing, wanted};
+use crate::wire::Wire;
+use openraft::EmptyNode;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout};
+
+/// How long a change of the members may take before it is tried again.
+const CHANGE: Duration = Duration::from_secs(5);
+
+/// Tells those who wait for a leader who it is.
+pub(crate) async fn leader(group: Group) {
+    let mut metrics = group.0.raft.metrics();
+    while group.is_running() {
+        let leader = metrics.borrow_and_update().current_leader.unwrap_or(0);
+        if leader != group.0.leader.get() {
+            group.0.leader.set(leader);
+        }
+        if metrics.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Tells the voters that this node is here and whom it hears; without a majority of them it neither stands for
+/// election nor speaks as a leader.
+pub(crate) async fn contact(group: Group) {
+    while group.is_running() {
+        let now = group.local_time();
+        let voters = group.voters();
+        let everybody: BTreeSet<RaftId> = voters.iter().flatten().copied().collect();
+        let hears = group.with_contact(|contact| contact.hears(now));
+        if everybody.contains(&group.node()) {
+            for node in everybody.iter().filter(|node| **node != group.node()) {
+                group.0.network.send(*node, &Wire::Ping { hears: hears.clone() });
+            }
+        }
+        let majority = group.with_contact(|contact| contact.has_majority(&voters, now));
+        group.0.raft.runtime_config().elect(majority);
+        group.0.raft.runtime_config().heartbeat(majority);
+        group.0.network.mute(!majority);
+        sleep(HEARTBEAT).await;
+    }
+}
+
+/// The leader says the time when a session is due: so sessions end though nobody says anything.
+pub(crate) async fn time(group: Group) {
+    while group.is_running() {
+        let due = |state: &State| state.deadline();
+        if let (Some(now), Some(deadline)) = (group.clock(), group.look(due))
+            && deadline <= now
+        {
+            // If it fails, another leads by now and does it.
+            group.submit(ClientId::default(), 0, 0, Op::Tick, HEARTBEAT * 4).await.ok();
+        }
+        sleep(HEARTBEAT).await;
+    }
+}
+
+/// The leader lets the nodes of the table follow the log, and replaces voters that are gone.
+pub(crate) async fn members(group: Group) {
+    let mut down_since: BTreeMap<RaftId, Instant> = BTreeMap::new();
+    while group.is_running() {
+        sleep(HEARTBEAT * 4).await;
+        if !group.is_leader() {
+            down_since.clear();
+            continue;
+        }
+        let table: BTreeMap<RaftId, bool> = group.look(|state| {
+            state.nodes().map(|(number, node)| (number.into(), node.up.is_some())).collect()
+        });
+        down_since.retain(|node, _| table.get(node) == Some(&false));
+        let now = Instant::now();
+        for (node, _) in table.iter().filter(|(_, up)| !**up) {
+            down_since.entry(*node).or_insert(now);
+        }
+        change(&group, &table, &down_since).await;
+    }
+}
+
+/// Does the one change of the members that is most wanted, if any.
+async fn change(
+    group: &Group,
+    table: &BTreeMap<RaftId, bool>,
+    down_since: &BTreeMap<RaftId, Instant>,
+) {
+    let members = group.members();
+    if group.voters().len() > 1 {
+        // openraft is in the middle of one, perhaps begun by another leader: it goes on when it is asked again.
+        let goal = group.voters().pop().unwrap_or_default();
+        timeout(CHANGE, group.0.raft.change_membership(goal, true)).await.ok();
+        return;
+    }
+    // A node that follows: it has signed on, so it is in the table and up.
+    for node in table.iter().filter(|(node, up)| **up && !members.contains_key(node)) {
+        let added = group.0.raft.add_learner(*node.0, EmptyNode {}, false);
+        if timeout(CHANGE, added).await.is_err() {
+            return;
+        }
+    }
+    let gone = |node: &RaftId| {
+        down_since.get(node).is_some_and(|since| since.elapsed() >= group.0.config.gone)
+    };
+    let standing = |node: &RaftId| match table.get(node) {
+        Some(true) => Standing::Alive,
+        Some(false) if gone(node) => Standing::Gone,
+        Some(false) => Standing::Silent,
+        // A first voter that has never signed on is not known to be gone; one taken off the table is.
+        None if group.0.config.first_voters.contains(node) => Standing::Silent,
+        None => Standing::Gone,
+    };
+    let nodes: Vec<Liveness> = members
+        .iter()
+        .map(|(node, voter)| Liveness { node: *node, voter: *voter, standing: standing(node) })
+        .collect();
+    let goal = wanted(&nodes);
+    let voters: BTreeSet<RaftId> =
+        members.iter().filter(|(_, voter)| **voter).map(|(node, _)| *node).collect();
+    if goal != voters {
+        tracing::info!(?voters, ?goal, "changing the voters of the system group");
+        timeout(CHANGE, group.0.raft.change_membership(goal, true)).await.ok();
+    }
+}

@@ -1,0 +1,283 @@
+//! The replicated state: what all nodes know, as a value that commands change.
+//!
+//! It does no I/O, reads no clock and draws no randomness: the same commands in the same order make the same
+//! state and the same answers everywhere. Time is in the commands. Who has to wait (for a lock, a turn, the
+//! others at a barrier) is told [`Done::Waiting`] and looks at the state again when it changes.
+
+mod barrier;
+mod kv;
+mod line;
+mod multicast;
+mod session;
+mod tables;
+
+pub use barrier::Passage;
+pub use kv::{Changes, Entry, Event, Range};
+pub use line::Holder;
+pub use multicast::{Delivery, Item, Member, View};
+pub use tables::{Dc, Node, Place};
+
+use crate::command::{
+    Answer, ClientId, Command, DecodeError, Done, Limit, Millis, Op, Refusal, decode, encode,
+};
+use crate::limits::{HOLDS_MAX, NAME_MAX, NAMES_MAX, SNAPSHOT_MAX};
+use barrier::Barrier;
+use kv::Kv;
+use line::Line;
+use multicast::Groups;
+use serde::{Deserialize, Serialize};
+use session::Sessions;
+use std::collections::{BTreeMap, BTreeSet};
+use tables::Tables;
+
+/// Version of a snapshot's format: the first thing in it.
+pub const SNAPSHOT_VERSION: u32 = 1;
+
+/// The state of the system group.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    now: Millis,
+    serial: Serial,
+    sessions: Sessions,
+    kv: Kv,
+    locks: BTreeMap<String, Line>,
+    elections: BTreeMap<String, Line>,
+    barriers: BTreeMap<String, Barrier>,
+    groups: Groups,
+    tables: Tables,
+    /// What each session holds, to find it when the session ends. Made anew from the rest by `restore`.
+    #[serde(skip)]
+    holds: Holds,
+}
+
+/// The source of everything that must never repeat: sessions, fencing tokens, epochs, generations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Serial(u64);
+
+impl Serial {
+    pub(crate) fn next(&mut self) -> u64 {
+        // A thousand a second for half a billion years.
+        self.0 = self.0.wrapping_add(1);
+        self.0
+    }
+}
+
+/// Something that ends with its session.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Hold {
+    Key(Vec<u8>),
+    Lock(String),
+    Election(String),
+    Barrier(String),
+    Group(String),
+    Node(u16),
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Holds(BTreeMap<ClientId, BTreeSet<Hold>>);
+
+impl Holds {
+    fn check(&self, client: ClientId) -> Result<(), Refusal> {
+        let count = self.0.get(&client).map_or(0, BTreeSet::len);
+        bounded(count + 1, HOLDS_MAX, Limit::Holds)
+    }
+
+    fn insert(&mut self, client: ClientId, hold: Hold) {
+        self.0.entry(client).or_default().insert(hold);
+    }
+
+    fn remove(&mut self, client: ClientId, hold: &Hold) {
+        if let Some(holds) = self.0.get_mut(&client) {
+            holds.remove(hold);
+            if holds.is_empty() {
+                self.0.remove(&client);
+            }
+        }
+    }
+}
+
+impl State {
+    /// Carries out one command. Time passes first: sessions that are due by then have ended when it is done.
+    pub fn apply(&mut self, command: Command) -> Answer {
+        self.now = self.now.max(command.now);
+        for client in self.sessions.due(self.now) {
+            self.end(client);
+        }
+        let Command { client, sequence, acked, op, .. } = command;
+        match op {
+            Op::Tick => return Ok(Done::Fine),
+            Op::Open { nonce, ttl } => return self.open(nonce, ttl),
+            _ => {}
+        }
+        self.sessions.alive(client)?;
+        match op {
+            Op::KeepAlive => return self.sessions.keep_alive(client, self.now),
+            Op::Close => {
+                self.end(client);
+                return Ok(Done::Fine);
+            }
+            Op::Acknowledge { group, number } => {
+                return self.groups.acknowledge(client, &group, number);
+            }
+            _ => {}
+        }
+        if let Some(answer) = self.sessions.earlier_answer(client, sequence, acked)? {
+            return answer;
+        }
+        let answer = self.execute(client, op);
+        self.sessions.remember(client, sequence, &answer);
+        answer
+    }
+
+    /// The operations that happen once.
+    fn execute(&mut self, client: ClientId, op: Op) -> Answer {
+        match op {
+            Op::Put { key, value, lease } => self.put(key, value, lease),
+            Op::Delete { key } => self.delete(&key),
+            Op::Swap { key, expected, value, lease } => self.swap(key, expected, value, lease),
+            Op::Lock { name, wait } => self.lock(client, name, wait),
+            Op::Unlock { name } => self.unlock(client, &name),
+            Op::Campaign { name, value } => self.campaign(client, name, value),
+            Op::Resign { name } => self.resign(client, &name),
+            Op::Arrive { name, parties } => self.arrive(client, name, parties),
+            Op::Abandon { name } => self.abandon(client, &name),
+            Op::Join { group } => self.join(client, group),
+            Op::Leave { group } => self.leave(client, &group),
+            Op::Cast { group, bytes } => self.groups.cast(client, &group, bytes),
+            Op::GiveState { group, view, bytes } => {
+                self.groups.give_state(client, &group, view, bytes)
+            }
+            Op::Table(op) => self.table(client, op),
+            // Dealt with before: they have no number in the session.
+            Op::Tick | Op::Open { .. } | Op::KeepAlive | Op::Close | Op::Acknowledge { .. } => {
+                Ok(Done::Fine)
+            }
+        }
+    }
+
+    fn open(&mut self, nonce: u64, ttl: Millis) -> Answer {
+        let client = self.sessions.open(nonce, ttl, self.now, &mut self.serial)?;
+        Ok(Done::Opened { client })
+    }
+
+    /// Ends a session and everything it holds.
+    fn end(&mut self, client: ClientId) {
+        self.sessions.remove(client);
+        for hold in self.holds.0.remove(&client).unwrap_or_default() {
+            match hold {
+                Hold::Key(key) => self.kv.expire(&key),
+                Hold::Lock(name) => leave_line(&mut self.locks, &name, client, &mut self.serial),
+                Hold::Election(name) => {
+                    leave_line(&mut self.elections, &name, client, &mut self.serial);
+                }
+                Hold::Barrier(name) => self.leave_barrier(client, &name),
+                Hold::Group(name) => {
+                    self.groups.remove_member(client, &name);
+                }
+                Hold::Node(node) => self.tables.down(node, &mut self.serial),
+            }
+        }
+    }
+
+    /// The group's time as of the last command.
+    pub fn now(&self) -> Millis {
+        self.now
+    }
+
+    /// When the next session ends if it gives no sign of life.
+    pub fn deadline(&self) -> Option<Millis> {
+        self.sessions.deadline()
+    }
+
+    /// Does the session live?
+    pub fn is_alive(&self, client: ClientId) -> bool {
+        self.sessions.alive(client).is_ok()
+    }
+
+    /// Number of sessions.
+    pub fn session_count(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// The whole state as bytes.
+    pub fn snapshot(&self) -> Vec<u8> {
+        let mut bytes = SNAPSHOT_VERSION.to_le_bytes().to_vec();
+        bytes.extend(encode(self));
+        bytes
+    }
+
+    /// The state that [`State::snapshot`] has written.
+    ///
+    /// # Errors
+    /// The bytes have another version or are no snapshot.
+    pub fn restore(bytes: &[u8]) -> Result<State, RestoreError> {
+        let (version, rest) = bytes.split_first_chunk::<4>().ok_or(DecodeError::Malformed)?;
+        let version = u32::from_le_bytes(*version);
+        if version != SNAPSHOT_VERSION {
+            return Err(RestoreError::Version { version });
+        }
+        let mut state: State = decode(rest, SNAPSHOT_MAX)?;
+        state.rebuild();
+        Ok(state)
+    }
+
+    /// Makes what is not in a snapshot.
+    fn rebuild(&mut self) {
+        let mut holds = Holds::default();
+        self.sessions.rebuild();
+        self.kv.rebuild(&mut holds);
+        for (name, line) in &self.locks {
+            line.clients().for_each(|client| holds.insert(client, Hold::Lock(name.clone())));
+        }
+        for (name, line) in &self.elections {
+            line.clients().for_each(|client| holds.insert(client, Hold::Election(name.clone())));
+        }
+        for (name, barrier) in &self.barriers {
+            barrier.clients().for_each(|client| holds.insert(client, Hold::Barrier(name.clone())));
+        }
+        self.groups.rebuild(&mut holds);
+        self.tables.rebuild(&mut holds);
+        self.holds = holds;
+    }
+}
+
+/// Why bytes are no snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RestoreError {
+    #[error("snapshot version {version}, this dvs reads {SNAPSHOT_VERSION}")]
+    Version { version: u32 },
+    #[error("snapshot: {0}")]
+    Bytes(#[from] DecodeError),
+}
+
+/// Is `count` within a limit?
+fn bounded(count: usize, limit: usize, what: Limit) -> Result<(), Refusal> {
+    if count > limit { Err(Refusal::Limit { what, limit: limit as u64 }) } else { Ok(()) }
+}
+
+/// Is it a name, and may there be one more?
+fn name_fits<T>(name: &str, of: &BTreeMap<String, T>) -> Result<(), Refusal> {
+    if name.is_empty() {
+        return Err(Refusal::Limit { what: Limit::NameBytes, limit: NAME_MAX as u64 });
+    }
+    bounded(name.len(), NAME_MAX, Limit::NameBytes)?;
+    let more = usize::from(!of.contains_key(name));
+    bounded(of.len() + more, NAMES_MAX, Limit::Names)
+}
+
+/// Takes a client out of a line; nobody's line is forgotten.
+fn leave_line(
+    lines: &mut BTreeMap<String, Line>,
+    name: &str,
+    client: ClientId,
+    serial: &mut Serial,
+) {
+    let Some(line) = lines.get_mut(name) else { return };
+    line.leave(client, serial);
+    if line.is_empty() {
+        lines.remove(name);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,128 @@
+//! Sessions: who lives until when, and the answers that a repeated command gets.
+
+use super::{Serial, bounded};
+use crate::command::{Answer, ClientId, Done, Limit, Millis, Refusal};
+use crate::limits::{ANSWERS_MAX, SESSIONS_MAX, TTL_MAX, TTL_MIN};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Sessions {
+    table: BTreeMap<ClientId, Session>,
+    #[serde(skip)]
+    by_deadline: BTreeSet<(Millis, ClientId)>,
+    #[serde(skip)]
+    by_nonce: BTreeMap<u64, ClientId>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Session {
+    nonce: u64,
+    ttl: Millis,
+    deadline: Millis,
+    /// The client has the answers of all commands up to this number.
+    acked: u64,
+    answers: BTreeMap<u64, Answer>,
+}
+
+impl Sessions {
+    /// The sessions whose time is over, in the order of their deadlines.
+    pub(super) fn due(&self, now: Millis) -> Vec<ClientId> {
+        let due = self.by_deadline.iter().take_while(|(deadline, _)| *deadline <= now);
+        due.map(|(_, client)| *client).collect()
+    }
+
+    pub(super) fn deadline(&self) -> Option<Millis> {
+        self.by_deadline.first().map(|(deadline, _)| *deadline)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    pub(super) fn alive(&self, client: ClientId) -> Result<(), Refusal> {
+        if self.table.contains_key(&client) { Ok(()) } else { Err(Refusal::NoSession) }
+    }
+
+    pub(super) fn open(
+        &mut self,
+        nonce: u64,
+        ttl: Millis,
+        now: Millis,
+        serial: &mut Serial,
+    ) -> Result<ClientId, Refusal> {
+        if let Some(client) = self.by_nonce.get(&nonce).copied() {
+            self.keep_alive(client, now)?;
+            return Ok(client);
+        }
+        if !(TTL_MIN..=TTL_MAX).contains(&ttl) {
+            return Err(Refusal::Limit { what: Limit::Ttl, limit: TTL_MAX });
+        }
+        bounded(self.table.len() + 1, SESSIONS_MAX, Limit::Sessions)?;
+        let client = ClientId(serial.next());
+        let deadline = now.saturating_add(ttl);
+        let session = Session { nonce, ttl, deadline, acked: 0, answers: BTreeMap::new() };
+        self.table.insert(client, session);
+        self.by_deadline.insert((deadline, client));
+        self.by_nonce.insert(nonce, client);
+        Ok(client)
+    }
+
+    pub(super) fn keep_alive(&mut self, client: ClientId, now: Millis) -> Answer {
+        let session = self.table.get_mut(&client).ok_or(Refusal::NoSession)?;
+        self.by_deadline.remove(&(session.deadline, client));
+        session.deadline = now.saturating_add(session.ttl);
+        self.by_deadline.insert((session.deadline, client));
+        Ok(Done::Fine)
+    }
+
+    pub(super) fn remove(&mut self, client: ClientId) {
+        if let Some(session) = self.table.remove(&client) {
+            self.by_deadline.remove(&(session.deadline, client));
+            self.by_nonce.remove(&session.nonce);
+        }
+    }
+
+    /// The answer that the command had when it came before.
+    ///
+    /// # Errors
+    /// The answer is forgotten because the client has it; the command has no number; too many of the
+    /// client's commands are not acknowledged.
+    pub(super) fn earlier_answer(
+        &mut self,
+        client: ClientId,
+        sequence: u64,
+        acked: u64,
+    ) -> Result<Option<Answer>, Refusal> {
+        let session = self.table.get_mut(&client).ok_or(Refusal::NoSession)?;
+        if sequence == 0 {
+            return Err(Refusal::NoSequence);
+        }
+        // A client acknowledges what it has, so a command does not acknowledge itself.
+        let acked = acked.min(sequence - 1);
+        if acked > session.acked {
+            session.acked = acked;
+            session.answers = session.answers.split_off(&(acked + 1));
+        }
+        if sequence <= session.acked {
+            return Err(Refusal::Answered);
+        }
+        if let Some(answer) = session.answers.get(&sequence) {
+            return Ok(Some(answer.clone()));
+        }
+        bounded(session.answers.len() + 1, ANSWERS_MAX, Limit::Unacknowledged)?;
+        Ok(None)
+    }
+
+    pub(super) fn remember(&mut self, client: ClientId, sequence: u64, answer: &Answer) {
+        if let Some(session) = self.table.get_mut(&client) {
+            session.answers.insert(sequence, answer.clone());
+        }
+    }
+
+    pub(super) fn rebuild(&mut self) {
+        let table = &self.table;
+        self.by_deadline = table.iter().map(|(id, session)| (session.deadline, *id)).collect();
+        self.by_nonce = table.iter().map(|(id, session)| (session.nonce, *id)).collect();
+    }
+}

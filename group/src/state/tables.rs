@@ -1,0 +1,203 @@
+//! The cluster's tables: nodes and whether they are up, containers, and where endpoints are.
+
+use super::{Hold, Holds, Serial, State, bounded};
+use crate::command::{Answer, ClientId, Done, Limit, NodeId, Refusal, TableOp};
+use crate::limits::{DIRECTORY_MAX, NAME_MAX, NODES_MAX};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A node of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    pub name: String,
+    pub address: String,
+    /// It is up while this session lives, as this incarnation.
+    pub up: Option<(ClientId, u64)>,
+    /// The epoch of the membership in which it last came or went.
+    pub epoch: u64,
+}
+
+/// A container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dc {
+    pub name: String,
+    pub nodes: Vec<NodeId>,
+    pub epoch: u64,
+}
+
+/// Where an endpoint is. A message with an older epoch went to where it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    pub node: NodeId,
+    pub epoch: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Tables {
+    /// Changes with each node that comes, goes, is added or removed.
+    epoch: u64,
+    nodes: BTreeMap<NodeId, Node>,
+    dcs: BTreeMap<u32, Dc>,
+    directory: BTreeMap<(u32, u32), Place>,
+}
+
+impl State {
+    pub(super) fn table(&mut self, client: ClientId, op: TableOp) -> Answer {
+        match op {
+            TableOp::PutNode { node, name, address } => self.put_node(node, name, address),
+            TableOp::RemoveNode { node } => self.remove_node(node),
+            TableOp::NodeUp { node, incarnation } => self.node_up(client, node, incarnation),
+            TableOp::PutDc { dc, name, nodes } => {
+                self.tables.put_dc(dc, name, nodes, &mut self.serial)
+            }
+            TableOp::RemoveDc { dc } => self.tables.remove_dc(dc),
+            TableOp::Place { dc, slot, node, expected } => {
+                self.tables.place(dc, slot, node, expected, &mut self.serial)
+            }
+            TableOp::Unplace { dc, slot, expected } => self.tables.unplace(dc, slot, expected),
+        }
+    }
+
+    fn put_node(&mut self, number: NodeId, name: String, address: String) -> Answer {
+        bounded(name.len(), NAME_MAX, Limit::NameBytes)?;
+        bounded(address.len(), NAME_MAX, Limit::NameBytes)?;
+        let tables = &mut self.tables;
+        if tables.nodes.iter().any(|(other, node)| *other != number && node.name == name) {
+            return Err(Refusal::Exists);
+        }
+        if let Some(node) = tables.nodes.get_mut(&number) {
+            if (&node.name, &node.address) != (&name, &address) {
+                (node.name, node.address) = (name, address);
+                tables.epoch = self.serial.next();
+            }
+            return Ok(Done::Epoch { epoch: tables.epoch });
+        }
+        bounded(tables.nodes.len() + 1, NODES_MAX, Limit::Nodes)?;
+        tables.epoch = self.serial.next();
+        tables.nodes.insert(number, Node { name, address, up: None, epoch: tables.epoch });
+        Ok(Done::Epoch { epoch: tables.epoch })
+    }
+
+    fn remove_node(&mut self, number: NodeId) -> Answer {
+        let node = self.tables.nodes.remove(&number).ok_or(Refusal::NotFound)?;
+        if let Some((client, _)) = node.up {
+            self.holds.remove(client, &Hold::Node(number));
+        }
+        self.tables.directory.retain(|_, place| place.node != number);
+        self.tables.epoch = self.serial.next();
+        Ok(Done::Epoch { epoch: self.tables.epoch })
+    }
+
+    /// A node is up once: as long as one session says so, no other incarnation can.
+    fn node_up(&mut self, client: ClientId, number: NodeId, incarnation: u64) -> Answer {
+        let tables = &mut self.tables;
+        let node = tables.nodes.get_mut(&number).ok_or(Refusal::NotFound)?;
+        match node.up {
+            Some((other, _)) if other != client => return Err(Refusal::Exists),
+            Some(_) => return Ok(Done::Epoch { epoch: node.epoch }),
+            None => self.holds.check(client)?,
+        }
+        self.holds.insert(client, Hold::Node(number));
+        tables.epoch = self.serial.next();
+        (node.up, node.epoch) = (Some((client, incarnation)), tables.epoch);
+        Ok(Done::Epoch { epoch: tables.epoch })
+    }
+
+    /// Changes whenever a node comes, goes, is added or removed; never goes back.
+    pub fn membership_epoch(&self) -> u64 {
+        self.tables.epoch
+    }
+
+    pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &Node)> {
+        self.tables.nodes.iter().map(|(number, node)| (*number, node))
+    }
+
+    pub fn node(&self, number: NodeId) -> Option<&Node> {
+        self.tables.nodes.get(&number)
+    }
+
+    pub fn dcs(&self) -> impl Iterator<Item = (u32, &Dc)> {
+        self.tables.dcs.iter().map(|(number, dc)| (*number, dc))
+    }
+
+    /// Where an endpoint is, if the directory has it.
+    pub fn place(&self, dc: u32, slot: u32) -> Option<Place> {
+        self.tables.directory.get(&(dc, slot)).copied()
+    }
+}
+
+impl Tables {
+    pub(super) fn down(&mut self, number: NodeId, serial: &mut Serial) {
+        if let Some(node) = self.nodes.get_mut(&number) {
+            self.epoch = serial.next();
+            (node.up, node.epoch) = (None, self.epoch);
+        }
+    }
+
+    fn put_dc(
+        &mut self,
+        number: u32,
+        name: String,
+        nodes: Vec<NodeId>,
+        serial: &mut Serial,
+    ) -> Answer {
+        bounded(name.len(), NAME_MAX, Limit::NameBytes)?;
+        if self.dcs.iter().any(|(other, dc)| *other != number && dc.name == name) {
+            return Err(Refusal::Exists);
+        }
+        let nodes: Vec<NodeId> = nodes.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
+        if !nodes.iter().all(|node| self.nodes.contains_key(node)) {
+            return Err(Refusal::NotFound);
+        }
+        let more = usize::from(!self.dcs.contains_key(&number));
+        bounded(self.dcs.len() + more, NODES_MAX, Limit::Nodes)?;
+        let epoch = serial.next();
+        self.dcs.insert(number, Dc { name, nodes, epoch });
+        Ok(Done::Epoch { epoch })
+    }
+
+    fn remove_dc(&mut self, number: u32) -> Answer {
+        let dc = self.dcs.remove(&number).ok_or(Refusal::NotFound)?;
+        self.directory.retain(|(of, _), _| *of != number);
+        Ok(Done::Epoch { epoch: dc.epoch })
+    }
+
+    fn epoch_is(&self, key: (u32, u32), expected: u64) -> Result<(), Refusal> {
+        let epoch = self.directory.get(&key).map_or(0, |place| place.epoch);
+        if epoch == expected { Ok(()) } else { Err(Refusal::Epoch { epoch }) }
+    }
+
+    fn place(
+        &mut self,
+        dc: u32,
+        slot: u32,
+        node: NodeId,
+        expected: u64,
+        serial: &mut Serial,
+    ) -> Answer {
+        let known = self.dcs.get(&dc).is_some_and(|dc| dc.nodes.contains(&node));
+        if !known || !self.nodes.contains_key(&node) {
+            return Err(Refusal::NotFound);
+        }
+        self.epoch_is((dc, slot), expected)?;
+        let more = usize::from(expected == 0);
+        bounded(self.directory.len() + more, DIRECTORY_MAX, Limit::Directory)?;
+        let epoch = serial.next();
+        self.directory.insert((dc, slot), Place { node, epoch });
+        Ok(Done::Epoch { epoch })
+    }
+
+    fn unplace(&mut self, dc: u32, slot: u32, expected: u64) -> Answer {
+        self.epoch_is((dc, slot), expected)?;
+        self.directory.remove(&(dc, slot));
+        Ok(Done::Fine)
+    }
+
+    pub(super) fn rebuild(&self, holds: &mut Holds) {
+        for (number, node) in &self.nodes {
+            if let Some((client, _)) = node.up {
+                holds.insert(client, Hold::Node(*number));
+            }
+        }
+    }
+}

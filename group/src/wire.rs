@@ -1,0 +1,168 @@
+//! What the nodes of the group say to each other, and its bytes.
+
+use crate::command::{Answer, Command, DecodeError, decode, encode};
+use crate::limits::COMMAND_MAX;
+use crate::types::{RaftId, SnapshotMeta, Types, Vote};
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest, VoteResponse};
+use serde::{Deserialize, Serialize};
+
+/// Version of these messages: their first byte.
+pub const VERSION: u8 = 1;
+
+/// Bytes of the longest message: as many log entries as are read at once, one more, and what is around them.
+pub const WIRE_MAX: usize = 2 * COMMAND_MAX + (64 << 10);
+
+/// Bytes of a snapshot in one message.
+pub(crate) const PIECE: usize = 48 << 10;
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Wire {
+    /// I am here, and these I have heard of late.
+    Ping {
+        hears: Vec<RaftId>,
+    },
+    Ask {
+        id: u64,
+        ask: Ask,
+    },
+    Tell {
+        id: u64,
+        tell: Tell,
+    },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Ask {
+    Append(AppendEntriesRequest<Types>),
+    Vote(VoteRequest<RaftId>),
+    Piece(Piece),
+    /// A command for the leader, who stamps it.
+    Submit(Command),
+    /// The index that a reader has to wait for.
+    ReadIndex,
+}
+
+/// A part of a snapshot. `total` bytes are all of them.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Piece {
+    pub(crate) vote: Vote,
+    pub(crate) meta: SnapshotMeta,
+    pub(crate) total: u64,
+    pub(crate) offset: u64,
+    pub(crate) bytes: Vec<u8>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Tell {
+    Append(AppendEntriesResponse<RaftId>),
+    Vote(VoteResponse<RaftId>),
+    /// So many bytes of the snapshot are there; go on behind them.
+    Have(u64),
+    /// The snapshot is installed, or refused because of a later vote.
+    Installed(Vote),
+    /// The answer of a command, and its place in the log.
+    Answer {
+        index: u64,
+        answer: Answer,
+    },
+    ReadIndex(u64),
+    /// I do not lead; that one does, as far as I know.
+    NotLeader(Option<RaftId>),
+    /// Nothing could be done; ask again.
+    Failed,
+}
+
+impl Wire {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut bytes = vec![VERSION];
+        bytes.extend(encode(self));
+        bytes
+    }
+
+    /// # Errors
+    /// Another version, too many bytes, or no message.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Wire, WireError> {
+        let (version, rest) = bytes.split_first().ok_or(DecodeError::Malformed)?;
+        if *version != VERSION {
+            return Err(WireError::Version { theirs: *version });
+        }
+        Ok(decode(rest, WIRE_MAX)?)
+    }
+}
+
+/// Are these the bytes of a message? For the fuzzer.
+pub fn is_message(bytes: &[u8]) -> bool {
+    Wire::decode(bytes).is_ok()
+}
+
+/// Why bytes are no message.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    #[error("the other node's group speaks version {theirs}, this one {VERSION}")]
+    Version { theirs: u8 },
+    #[error("message of the group: {0}")]
+    Bytes(#[from] DecodeError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::{ClientId, Op};
+    use proptest::prelude::*;
+
+    fn messages() -> Vec<Wire> {
+        let command = Command {
+            now: 1,
+            client: ClientId(2),
+            sequence: 3,
+            acked: 2,
+            op: Op::Lock { name: "l".into(), wait: true },
+        };
+        let payload = openraft::EntryPayload::Normal(command.clone());
+        let log_id = openraft::LogId::new(openraft::CommittedLeaderId::new(1, 2), 3);
+        let append = AppendEntriesRequest {
+            vote: Vote::new_committed(1, 2),
+            prev_log_id: None,
+            entries: vec![crate::types::Entry { log_id, payload }],
+            leader_commit: Some(log_id),
+        };
+        vec![
+            Wire::Ping { hears: vec![1, 2] },
+            Wire::Ask { id: 1, ask: Ask::Append(append) },
+            Wire::Ask { id: 2, ask: Ask::Submit(command) },
+            Wire::Tell {
+                id: 2,
+                tell: Tell::Answer { index: 7, answer: Err(crate::command::Refusal::Taken) },
+            },
+            Wire::Tell { id: 3, tell: Tell::Append(AppendEntriesResponse::Conflict) },
+        ]
+    }
+
+    #[test]
+    fn every_message_is_read_as_it_was_written_and_no_part_of_it_is_one() {
+        for message in messages() {
+            let bytes = message.encode();
+            let again = Wire::decode(&bytes).unwrap();
+            assert_eq!(format!("{again:?}"), format!("{message:?}"));
+            for length in 0..bytes.len() {
+                assert!(Wire::decode(&bytes[..length]).is_err(), "{length} of {message:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn another_version_is_refused_with_both_named() {
+        let mut bytes = messages()[0].encode();
+        bytes[0] = 9;
+        let error = Wire::decode(&bytes).unwrap_err().to_string();
+        assert_eq!(error, "the other node's group speaks version 9, this one 1");
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_decoder_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            is_message(&bytes);
+            is_message(&[&[VERSION], &bytes[..]].concat());
+        }
+    }
+}
