@@ -17,6 +17,7 @@ mod membership;
 mod node;
 pub mod outside;
 mod proxy;
+mod questions;
 mod tls;
 mod token;
 

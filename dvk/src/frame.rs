@@ -20,7 +20,7 @@ use m3ipc::{CallId, Cred, DcId, Endpoint, Message, NodeId};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Version of this protocol. Both nodes must have the same.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Bytes of the header.
 pub const HEADER: usize = 24;
@@ -69,6 +69,23 @@ pub enum Frame<'a> {
         from: Endpoint,
         to: Endpoint,
         value: u64,
+    },
+    /// `from` wants to know when `to`, an endpoint of the receiving node, is bound or unbound; or does not any more.
+    Await {
+        dc: DcId,
+        from: Endpoint,
+        to: Endpoint,
+        /// The sender's name for the question.
+        number: u64,
+        wish: Wish,
+    },
+    /// The answer to question `number` of `to`: who is bound (`Endpoint::NONE`: nobody), or the status of an error.
+    Awaited {
+        dc: DcId,
+        from: Endpoint,
+        to: Endpoint,
+        number: u64,
+        outcome: Result<Endpoint, u16>,
     },
     /// The link is alive. `sent` is the sender's clock.
     Ping {
@@ -138,6 +155,36 @@ impl Answer<'_> {
     }
 }
 
+/// What an [`Frame::Await`] asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// Answer when it is bound; `now`: at once, in any case.
+    Bound { now: bool },
+    /// Answer when it is not bound any more.
+    Unbound { now: bool },
+    /// The question is withdrawn.
+    Nothing,
+}
+
+impl Wish {
+    fn code(self) -> u16 {
+        match self {
+            Wish::Nothing => 0,
+            Wish::Bound { now } => 1 + 2 * u16::from(now),
+            Wish::Unbound { now } => 2 + 2 * u16::from(now),
+        }
+    }
+
+    fn from_code(code: u16) -> Option<Wish> {
+        Some(match code {
+            0 => Wish::Nothing,
+            1 | 3 => Wish::Bound { now: code == 3 },
+            2 | 4 => Wish::Unbound { now: code == 4 },
+            _ => return None,
+        })
+    }
+}
+
 /// Why bytes are not a frame. After any but `Incomplete` the stream cannot be read further.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
@@ -168,6 +215,8 @@ mod kind {
     pub(super) const PING: u16 = 7;
     pub(super) const PONG: u16 = 8;
     pub(super) const RECEIVED: u16 = 9;
+    pub(super) const AWAIT: u16 = 10;
+    pub(super) const AWAITED: u16 = 11;
 }
 
 impl Frame<'_> {
@@ -178,7 +227,9 @@ impl Frame<'_> {
             | Frame::Answer(_)
             | Frame::Cancel { .. }
             | Frame::Gone { .. }
-            | Frame::Notify { .. } => true,
+            | Frame::Notify { .. }
+            | Frame::Await { .. }
+            | Frame::Awaited { .. } => true,
             Frame::Hello(_) | Frame::Ping { .. } | Frame::Pong { .. } | Frame::Received => false,
         }
     }
@@ -199,6 +250,8 @@ impl Frame<'_> {
             Frame::Ping { .. } => kind::PING,
             Frame::Pong { .. } => kind::PONG,
             Frame::Received => kind::RECEIVED,
+            Frame::Await { .. } => kind::AWAIT,
+            Frame::Awaited { .. } => kind::AWAITED,
         }
     }
 
@@ -318,6 +371,21 @@ impl Put<'_> {
                 self.endpoint(*to);
                 self.u64(*value);
             }
+            Frame::Await { dc, from, to, number, wish } => {
+                self.u32(dc.0);
+                self.endpoint(*from);
+                self.endpoint(*to);
+                self.u64(*number);
+                self.u16(wish.code());
+            }
+            Frame::Awaited { dc, from, to, number, outcome } => {
+                self.u32(dc.0);
+                self.endpoint(*from);
+                self.endpoint(*to);
+                self.u64(*number);
+                self.u16(outcome.err().unwrap_or(0));
+                self.endpoint(outcome.unwrap_or(Endpoint::NONE));
+            }
             Frame::Ping { sent } | Frame::Pong { sent } => self.u64(*sent),
             Frame::Received => {}
         }
@@ -416,6 +484,20 @@ impl<'a> Get<'a> {
             kind::PING => Frame::Ping { sent: self.u64("time")? },
             kind::PONG => Frame::Pong { sent: self.u64("time")? },
             kind::RECEIVED => Frame::Received,
+            kind::AWAIT => Frame::Await {
+                dc: self.dc()?,
+                from: self.endpoint()?,
+                to: self.endpoint()?,
+                number: self.u64("number")?,
+                wish: self.wish()?,
+            },
+            kind::AWAITED => Frame::Awaited {
+                dc: self.dc()?,
+                from: self.endpoint()?,
+                to: self.endpoint()?,
+                number: self.u64("number")?,
+                outcome: self.outcome()?,
+            },
             kind => return Err(FrameError::Kind { kind }),
         })
     }
@@ -451,6 +533,18 @@ impl<'a> Get<'a> {
         let (dc, to, message) = (self.dc()?, self.endpoint()?, self.message()?);
         let payload = self.payload(&message)?;
         Ok(Answer { dc, to, message, payload })
+    }
+
+    fn wish(&mut self) -> Result<Wish, FrameError> {
+        Wish::from_code(self.u16("wish")?).ok_or(FrameError::Malformed { what: "wish" })
+    }
+
+    fn outcome(&mut self) -> Result<Result<Endpoint, u16>, FrameError> {
+        let status = self.u16("outcome")?;
+        let bound = Endpoint::from_bits(self.u64("endpoint")?);
+        // Only an error of the DVK ends a question, and then there is no endpoint.
+        check(status == 0 || status >= 4096 && bound == Endpoint::NONE, "outcome")?;
+        Ok(if status == 0 { Ok(bound) } else { Err(status) })
     }
 
     fn call_id(&mut self) -> Result<CallId, FrameError> {
@@ -535,6 +629,9 @@ mod tests {
             Frame::Ping { sent: 5 },
             Frame::Pong { sent: 5 },
             Frame::Received,
+            Frame::Await { dc, from, to, number: 7, wish: Wish::Bound { now: true } },
+            Frame::Awaited { dc, from: to, to: from, number: 7, outcome: Ok(to) },
+            Frame::Awaited { dc, from: to, to: from, number: 7, outcome: Err(4098) },
         ]
         .into_iter()
         .map(|frame| check_round_trip(9, 8, frame))
@@ -638,6 +735,11 @@ mod tests {
             check_round_trip(sequence, received, Frame::Gone { dc, to, gone: from });
             check_round_trip(sequence, received, Frame::Notify { dc, from, to, value });
             check_round_trip(sequence, received, Frame::Ping { sent: value });
+            let wish = Wish::from_code(u16::try_from(value % 5).unwrap()).unwrap();
+            check_round_trip(sequence, received, Frame::Await { dc, from, to, number: value, wish });
+            for outcome in [Ok(from), Ok(Endpoint::NONE), Err(4096 + u16::try_from(value % 1000).unwrap())] {
+                check_round_trip(sequence, received, Frame::Awaited { dc, from, to, number: value, outcome });
+            }
         }
 
         #[test]
@@ -648,7 +750,7 @@ mod tests {
         /// Bytes changed in a good frame: an error, or a frame that is written as those same bytes.
         #[test]
         fn changed_bytes_are_refused_or_mean_what_they_say(
-            which in 0usize..9, changes in proptest::collection::vec((any::<u16>(), any::<u8>()), 1..4),
+            which in 0usize..12, changes in proptest::collection::vec((any::<u16>(), any::<u8>()), 1..4),
         ) {
             let mut bytes = samples().swap_remove(which);
             for (at, value) in changes {

@@ -8,6 +8,7 @@
 //! node do not pass here. For a receiver on another node the daemon is the receiver of the channel
 //! (a *proxy*), and makes a [`Input::LocalRequest`] of each request it finds there.
 
+mod awaits;
 mod calls;
 mod container;
 mod link;
@@ -15,10 +16,13 @@ mod slots;
 
 use crate::frame::{Hello, Packet};
 use crate::server::{Gone, Nanos};
+use awaits::Awaits;
+pub use awaits::Event;
 use bytes::Bytes;
 use container::Container;
 use link::Peer;
 use m3ipc::door::kind;
+use m3ipc::rights::{Rights, level};
 use m3ipc::{CallId, Cred, DcId, Endpoint, IpcError, Message, NodeId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -58,19 +62,22 @@ pub enum Role {
     Container,
     /// Makes calls for others, with their credentials. Privileged.
     Agent,
-    /// Also receives.
-    Peer,
+    /// Also receives. With this well-known number, or any (0). A process may be several.
+    Peer(u32),
+    /// The memory side of that peer of the same process.
+    Memory(Endpoint),
 }
 
 impl Role {
     /// The role in a HELLO of the door; `None` if there is no such kind.
-    pub fn from_kind(kind: u32, number: u32) -> Option<Role> {
+    pub fn from_kind(kind: u32, number: u32, of: Endpoint) -> Option<Role> {
         Some(match kind {
             kind::PROCESS => Role::Process,
             kind::SERVER => Role::Server(number),
             kind::CONTAINER => Role::Container,
             kind::AGENT => Role::Agent,
-            kind::PEER => Role::Peer,
+            kind::PEER => Role::Peer(number),
+            kind::MEMORY => Role::Memory(of),
             _ => return None,
         })
     }
@@ -82,7 +89,33 @@ impl Role {
 
     /// Is it only for the daemon's own user?
     pub fn is_privileged(self) -> bool {
-        matches!(self, Role::Server(_) | Role::Container | Role::Agent)
+        matches!(
+            self,
+            Role::Server(_)
+                | Role::Container
+                | Role::Agent
+                | Role::Peer(1..=m3ipc::limits::SYSTEM_MAX)
+        )
+    }
+
+    /// Is its life that of a connection? Then a process may be several (a thread each, or muk2's servers). The
+    /// others are their process's one endpoint.
+    pub fn is_bound_to_connection(self) -> bool {
+        matches!(self, Role::Server(_) | Role::Peer(_) | Role::Memory(_))
+    }
+
+    /// Does it claim what it receives (`m3ipc::door::flag::RENDEZVOUS`)?
+    pub fn is_rendezvous(self) -> bool {
+        matches!(self, Role::Peer(_) | Role::Memory(_))
+    }
+
+    /// What it may do when it is bound.
+    fn first_rights(self, privileged: bool) -> Rights {
+        Rights::of_level(match self {
+            Role::Server(_) | Role::Container | Role::Agent => level::SYSTEM,
+            Role::Peer(_) | Role::Memory(_) if privileged => level::SERVER,
+            Role::Process | Role::Peer(_) | Role::Memory(_) => level::USER,
+        })
     }
 }
 
@@ -108,8 +141,23 @@ pub enum Input<'a> {
     /// The process bound as `from` wants a channel to `to`. Ends in `Channel` or `Refused`; later, if
     /// `to` is a server of this node that is not bound at the moment.
     Open { asker: Asker, dc: DcId, from: Endpoint, to: Endpoint },
-    /// Nobody waits for the answer to that OPEN any more.
+    /// Nobody waits for the answer to that OPEN or AWAIT any more.
     Withdraw { asker: Asker },
+    /// The process bound as `from` wants to know when `to` is bound or unbound, within `timeout` (0: is it now?).
+    /// Ends in `Done` or `Refused`.
+    Await {
+        asker: Asker,
+        dc: DcId,
+        from: Endpoint,
+        to: Endpoint,
+        event: Event,
+        timeout: Option<Nanos>,
+    },
+    /// The administrator binds a process of this node as peer `number`; it says hello later. `pid` as the daemon
+    /// sees it. Ends in `Done` or `Refused`, at once.
+    Reserve { asker: Asker, dc: DcId, number: u32, pid: u32, privileged: bool },
+    /// The endpoint `to`, bound on this node, has these rights from now on. Ends in `Done` or `Refused`, at once.
+    SetRights { asker: Asker, dc: DcId, to: Endpoint, rights: &'a Rights, privileged: bool },
     /// A process of this node has died, or a receiver has closed its connection. What it had
     /// answered before has been read from its channels already.
     Died { dc: DcId, endpoint: Endpoint },
@@ -152,10 +200,14 @@ pub enum Output {
     Welcome { asker: Asker, dc: DcId, endpoint: Endpoint },
     /// HELLO or OPEN: no.
     Refused { asker: Asker, error: IpcError },
+    /// AWAIT, and what the administrator asks: yes.
+    Done { asker: Asker, endpoint: Endpoint },
     /// OPEN: make a channel between the two and hand it to both. With `via` the receiver is on that other
     /// node, and the daemon itself is the channel's receiver.
     /// `receiver` is the bound endpoint, or with `via` the one asked for.
     Channel { asker: Asker, dc: DcId, requester: Endpoint, receiver: Endpoint, via: Option<NodeId> },
+    /// The rights of `endpoint` have changed: close its channels, with `IpcError::Denied`; who may opens a new one.
+    Reopen { dc: DcId, endpoint: Endpoint },
     /// A receiver of this node is gone: end every open lane of every channel with it by `error`. Its
     /// requesters open a new channel and send their calls again. Calls that came by
     /// `Deliver` are delivered again when it is back: the daemon forgets them.
@@ -242,6 +294,12 @@ pub struct EndpointInfo {
     pub endpoint: Endpoint,
     pub role: Role,
     pub pid: u32,
+    pub rights: Rights,
+    /// Its process has not said hello yet.
+    pub is_reserved: bool,
+    /// Requesters that have had a channel with it, and receivers of this node that it has had one with.
+    pub requesters: usize,
+    pub receivers: usize,
 }
 
 /// A server of a container, and the endpoint bound as it if it is on this node and there.
@@ -260,6 +318,7 @@ pub struct Kernel {
     first_generation: u32,
     containers: BTreeMap<DcId, Container>,
     peers: BTreeMap<NodeId, Peer>,
+    awaits: Awaits,
 }
 
 impl Kernel {
@@ -270,6 +329,7 @@ impl Kernel {
             incarnation: config.incarnation,
             first_generation: config.first_generation,
             containers: BTreeMap::new(),
+            awaits: Awaits::default(),
             peers: config
                 .peers
                 .iter()
@@ -289,7 +349,7 @@ impl Kernel {
             Input::Tick => self.tick(now, out),
             Input::Hello { asker, dc, role, pid, nonce, privileged } => {
                 match self.bind(now, dc, role, pid, nonce, privileged, out) {
-                    Ok(bound) => self.welcome(asker, dc, bound, out),
+                    Ok(bound) => self.welcome(now, asker, dc, bound, out),
                     Err(error) => out.push(Output::Refused { asker, error }),
                 }
             }
@@ -298,7 +358,30 @@ impl Kernel {
                     out.push(Output::Refused { asker, error });
                 }
             }
-            Input::Withdraw { asker } => self.withdraw(asker),
+            Input::Withdraw { asker } => {
+                self.withdraw(asker);
+                self.withdraw_await(now, asker, out);
+            }
+            Input::Await { asker, dc, from, to, event, timeout } => {
+                if let Err(error) = self.ask_await(now, asker, dc, from, to, event, timeout, out) {
+                    out.push(Output::Refused { asker, error });
+                }
+            }
+            Input::Reserve { asker, dc, number, pid, privileged } => {
+                match self.reserve(dc, number, pid, privileged) {
+                    Ok(endpoint) => {
+                        out.push(Output::Done { asker, endpoint });
+                        self.tell_awaits(now, dc, endpoint.slot, out);
+                    }
+                    Err(error) => out.push(Output::Refused { asker, error }),
+                }
+            }
+            Input::SetRights { asker, dc, to, rights, privileged } => {
+                match self.set_rights(dc, to, rights, privileged, out) {
+                    Ok(endpoint) => out.push(Output::Done { asker, endpoint }),
+                    Err(error) => out.push(Output::Refused { asker, error }),
+                }
+            }
             Input::Died { dc, endpoint } => self.died(now, dc, endpoint, out),
             Input::LocalRequest { dc, to, cred, message, payload } => {
                 self.local_request(now, dc, to, cred, message, payload, out);
@@ -325,7 +408,7 @@ impl Kernel {
     pub fn next_deadline(&self) -> Option<Nanos> {
         let containers = self.containers.values().filter_map(Container::deadline);
         let peers = self.peers.values().filter_map(Peer::deadline);
-        containers.chain(peers).min()
+        containers.chain(peers).chain(self.awaits.deadline()).min()
     }
 
     /// The Hello for a new connection to `node`; `None` if it is not of this cluster. It is for one
@@ -344,13 +427,24 @@ impl Kernel {
 
     /// The processes bound on this node, in the order of their slots.
     pub fn endpoints(&self, dc: DcId) -> impl Iterator<Item = EndpointInfo> {
-        let bindings =
-            self.containers.get(&dc).into_iter().flat_map(|container| container.slots.iter());
-        bindings.map(|binding| EndpointInfo {
-            endpoint: binding.endpoint,
-            role: binding.role,
-            pid: binding.pid,
-        })
+        let container = self.containers.get(&dc);
+        container
+            .into_iter()
+            .flat_map(|container| container.slots.iter().map(|binding| container.info(binding)))
+    }
+
+    /// The process bound as `to` on this node.
+    ///
+    /// # Errors
+    /// [`IpcError::NotBound`], [`IpcError::Stale`].
+    pub fn endpoint(&self, dc: DcId, to: Endpoint) -> Result<EndpointInfo, IpcError> {
+        let container = self.containers.get(&dc).ok_or(IpcError::NotBound)?;
+        container.resolve(to).map(|binding| container.info(binding))
+    }
+
+    /// Questions that wait for an endpoint to be bound or unbound, of this node and of others here.
+    pub fn await_count(&self) -> usize {
+        self.awaits.count()
     }
 
     pub fn servers(&self, dc: DcId) -> impl Iterator<Item = ServerInfo> {
@@ -365,6 +459,7 @@ impl Kernel {
 
     fn tick(&mut self, now: Nanos, out: &mut Vec<Output>) {
         self.refuse_overdue(now, out);
+        self.refuse_overdue_awaits(now, out);
         self.end_overdue(now, out);
         self.watch_links(now, out);
     }

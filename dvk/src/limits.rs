@@ -36,6 +36,10 @@ pub const SERVER_WAIT: Nanos = 10 * SECOND;
 /// after it is handed out, only this entry.
 pub const PEERS_PER_ENDPOINT: usize = 4096;
 
+/// Questions of one other node about endpoints of this one that wait for their event. Each is one that a process of
+/// that node has open.
+pub const AWAITS_PER_NODE: usize = 65_536;
+
 /// Calls to one other node that are open at once, and calls of it that are open here. Each may be a
 /// process of a node that waits, or one of the lanes of an agent.
 pub const CALLS_PER_NODE: usize = 65_536;
@@ -73,7 +77,8 @@ pub const LINK_SILENCE: Nanos = SECOND;
 pub const NODE_DOWN_AFTER: Nanos = 3 * SECOND;
 
 const _: () = assert!(FRAME_MAX < u32::MAX as usize);
-const _: () = assert!(ENDPOINTS_MAX + SLOTS_RESTING < 1 << 20);
+// The upper half of the indexes are the memory sides of the lower.
+const _: () = assert!(ENDPOINTS_MAX + SLOTS_RESTING < 1 << 19);
 
 /// Blob files that a store keeps open: a quarter of the 1 024 descriptors a process has by default.
 pub const BLOB_FILES_OPEN: usize = 256;

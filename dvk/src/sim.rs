@@ -452,6 +452,9 @@ impl Sim {
                     .filter(|info| !own.contains(&info.endpoint))
                     .map(|info| format!("{info:?}")),
             );
+            if kernel.await_count() > 0 {
+                left.push(format!("{id:?} has {} questions", kernel.await_count()));
+            }
             for (number, service) in &node.services {
                 let lanes = self.disks.get(number).map_or(0, |disk| disk.keys(&LANE_PREFIX));
                 let open = service.open_count();

@@ -24,6 +24,14 @@ pub fn program() -> Result<PathBuf> {
     if let Some(program) = std::env::var_os(PROGRAM_VARIABLE) {
         return Ok(program.into());
     }
+    build("dvs", "dvs")
+}
+
+/// Builds a package like this test; returns the file of that name that it makes.
+///
+/// # Errors
+/// It cannot be built.
+pub fn build(package: &str, file: &str) -> Result<PathBuf> {
     let own = std::env::current_exe()?;
     let mut folder = own.parent().context("a program is in a folder")?;
     if folder.ends_with("deps") {
@@ -38,7 +46,7 @@ pub fn program() -> Result<PathBuf> {
         "--quiet",
         "--locked",
         "--package",
-        "dvs",
+        package,
         "--profile",
         profile,
         "--target-dir",
@@ -50,8 +58,9 @@ pub fn program() -> Result<PathBuf> {
             command.env_remove(name);
         }
     }
-    ensure!(command.status().context("cannot run cargo")?.success(), "dvs cannot be built");
-    Ok(folder.join("dvs"))
+    let built = command.status().context("cannot run cargo")?.success();
+    ensure!(built, "{package} cannot be built");
+    Ok(folder.join(file))
 }
 
 /// Why neither a lab nor an embedded system can be here, if so.

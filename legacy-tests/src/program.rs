@@ -20,6 +20,26 @@ pub const C_PROGRAMS: [&str; 4] = ["posix_sem", "posix_mq", "sysv_sem", "sysv_ms
 /// # Errors
 /// There is no gcc, or it refuses.
 pub fn compile(name: &str, folder: &Path, options: &[&str]) -> Result<PathBuf> {
+    compile_with(name, folder, options, &[])
+}
+
+/// The same for a program over `libdvk`, which is linked into it.
+///
+/// # Errors
+/// The library cannot be built; there is no gcc, or it refuses.
+pub fn compile_with_dvk(name: &str, folder: &Path) -> Result<PathBuf> {
+    let dvk = concat!(env!("CARGO_MANIFEST_DIR"), "/../libdvk");
+    let archive = crate::lab::build("libdvk", "libdvk_client.a")?;
+    let archive = archive.to_string_lossy();
+    compile_with(name, folder, &["-I", &format!("{dvk}/include")], &[&archive, "-lm", "-ldl"])
+}
+
+fn compile_with(
+    name: &str,
+    folder: &Path,
+    options: &[&str],
+    libraries: &[&str],
+) -> Result<PathBuf> {
     let program = folder.join(name);
     let output = Command::new("gcc")
         .args(["-std=gnu17", "-O1", "-Wall", "-Wextra", "-pthread"])
@@ -27,6 +47,7 @@ pub fn compile(name: &str, folder: &Path, options: &[&str]) -> Result<PathBuf> {
         .arg("-o")
         .arg(&program)
         .arg(path(&format!("{name}.c")))
+        .args(libraries)
         .output()
         .context("cannot run gcc")?;
     ensure!(output.status.success(), "gcc {name}.c:\n{}", String::from_utf8_lossy(&output.stderr));

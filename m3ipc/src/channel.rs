@@ -6,7 +6,9 @@
 //! then     per lane: request payload area, answer payload area
 //! ```
 //! A lane's state goes IDLE → REQUEST → ANSWER → IDLE. The requester owns it in IDLE and ANSWER, the
-//! receiver in REQUEST. Bit n of `pending`, `cancelled`, `answered` says "look at lane n".
+//! receiver in REQUEST. A receiver of the rendezvous kind (`door::flag::RENDEZVOUS`) claims a request before it
+//! reads it: REQUEST → TAKEN → ANSWER. Until then the requester can take it back (REQUEST → IDLE), afterwards it can
+//! abandon it (TAKEN → ABANDONED): then the answer, when it comes, only makes the lane IDLE. Bit n of `pending`, `cancelled`, `answered` says "look at lane n".
 //! Nothing here is trusted: words are copied once, then checked. Each side keeps what it must rely on
 //! (which lanes it has taken, which tags are open) in memory of its own.
 #![expect(unsafe_code, reason = "the channel is memory shared with another process")]
@@ -37,6 +39,10 @@ mod state {
     pub(super) const IDLE: u32 = 0;
     pub(super) const REQUEST: u32 = 1;
     pub(super) const ANSWER: u32 = 2;
+    /// A request that its receiver has claimed.
+    pub(super) const TAKEN: u32 = 3;
+    /// Claimed, and nobody waits for the answer.
+    pub(super) const ABANDONED: u32 = 4;
     pub(super) const PHASE: u32 = 0xff;
     /// The requester sleeps on the word.
     pub(super) const SLEEPING: u32 = 0x100;
@@ -99,6 +105,17 @@ pub enum Poll {
     Closed,
     /// Nothing was posted here: the memory under the lane has been replaced by a new channel.
     Vacant,
+}
+
+/// How a requester got out of a call ([`SharedChannel::withdraw`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Withdrawn {
+    /// The receiver has not seen the request. The lane is free.
+    Unseen,
+    /// The receiver has it. The lane is free when it answers ([`SharedChannel::is_idle`]).
+    Abandoned,
+    /// The answer is there, or the channel closed.
+    TooLate,
 }
 
 /// What a receiver finds: bit n is lane n.
@@ -248,7 +265,31 @@ impl SharedChannel {
 
     /// Is there something new on the lane? One load; [`SharedChannel::poll`] says what.
     pub fn is_open(&self, lane: usize) -> bool {
-        self.lane(lane).state.load(Ordering::Relaxed) & !state::SLEEPING == state::REQUEST
+        let word = self.lane(lane).state.load(Ordering::Relaxed) & !state::SLEEPING;
+        matches!(word, state::REQUEST | state::TAKEN)
+    }
+
+    /// Is the lane free (after it was abandoned)?
+    pub fn is_idle(&self, lane: usize) -> bool {
+        self.lane(lane).state.load(Ordering::Acquire) & state::PHASE == state::IDLE
+    }
+
+    /// Gets out of the call on `lane`, whose receiver claims requests.
+    pub fn withdraw(&self, lane: usize) -> Withdrawn {
+        let word = &self.lane(lane).state;
+        let mut now = word.load(Ordering::Acquire);
+        loop {
+            let (phase, outcome) = match now & state::PHASE {
+                _ if now & state::DEAD != 0 => return Withdrawn::TooLate,
+                state::REQUEST => (state::IDLE, Withdrawn::Unseen),
+                state::TAKEN => (state::ABANDONED, Withdrawn::Abandoned),
+                _ => return Withdrawn::TooLate,
+            };
+            match word.compare_exchange(now, phase, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return outcome,
+                Err(changed) => now = changed,
+            }
+        }
     }
 
     /// Sleeps until the lane's state changes, a signal handler ran, or `timeout` is over.
@@ -260,10 +301,11 @@ impl SharedChannel {
     /// [`IpcError::Interrupted`], [`IpcError::TimedOut`]. `Ok` may be spurious.
     pub fn sleep(&self, lane: usize, timeout: Option<Duration>) -> Result<(), IpcError> {
         let word = &self.lane(lane).state;
-        let asleep = state::REQUEST | state::SLEEPING;
-        let announced =
-            word.compare_exchange(state::REQUEST, asleep, Ordering::AcqRel, Ordering::Acquire);
-        if announced.is_err_and(|now| now != asleep) {
+        let now = word.load(Ordering::Acquire);
+        let asleep = now | state::SLEEPING;
+        if !matches!(now & !state::SLEEPING, state::REQUEST | state::TAKEN)
+            || word.compare_exchange(now, asleep, Ordering::AcqRel, Ordering::Acquire).is_err()
+        {
             return Ok(());
         }
         let timeout = timeout.map(timespec);
@@ -348,13 +390,40 @@ impl SharedChannel {
         Some(value)
     }
 
-    /// The request on `lane`, copied; `None` if there is none or it claims a payload it cannot have.
+    /// The request on `lane`, copied; `None` if there is none.
     pub fn request(&self, lane: usize) -> Option<Message> {
         let slot = self.lane(lane);
-        if slot.state.load(Ordering::Acquire) & state::PHASE != state::REQUEST {
-            return None;
+        let phase = slot.state.load(Ordering::Acquire) & state::PHASE;
+        matches!(phase, state::REQUEST | state::TAKEN).then(|| slot.request.load())
+    }
+
+    /// Claims the request on `lane`; the requester cannot take it back any more. False: it has.
+    pub fn claim(&self, lane: usize) -> bool {
+        self.change(lane, state::REQUEST, state::TAKEN)
+    }
+
+    /// Takes a claim back: the request waits again.
+    pub fn unclaim(&self, lane: usize) {
+        self.change(lane, state::TAKEN, state::REQUEST);
+    }
+
+    /// Has the requester abandoned the request on `lane`?
+    pub fn is_abandoned(&self, lane: usize) -> bool {
+        self.lane(lane).state.load(Ordering::Acquire) & state::PHASE == state::ABANDONED
+    }
+
+    /// Moves a lane from one phase to another and leaves its flags.
+    fn change(&self, lane: usize, from: u32, to: u32) -> bool {
+        let word = &self.lane(lane).state;
+        let mut now = word.load(Ordering::Acquire);
+        while now & state::PHASE == from {
+            let next = now & !state::PHASE | to;
+            match word.compare_exchange(now, next, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return true,
+                Err(changed) => now = changed,
+            }
         }
-        Some(slot.request.load())
+        false
     }
 
     /// Copies the request's payload into `out`, which is `payload_len` of the copied message long.
@@ -362,10 +431,23 @@ impl SharedChannel {
     /// # Errors
     /// [`IpcError::TooLarge`] if that is more than a payload area has.
     pub fn read_request(&self, lane: usize, out: &mut [u8]) -> Result<(), IpcError> {
-        if out.len() > PAYLOAD_AREA {
+        self.read_request_at(lane, 0, out)
+    }
+
+    /// The same, from `start` of the payload on.
+    ///
+    /// # Errors
+    /// As [`SharedChannel::read_request`].
+    pub fn read_request_at(
+        &self,
+        lane: usize,
+        start: usize,
+        out: &mut [u8],
+    ) -> Result<(), IpcError> {
+        if start.saturating_add(out.len()) > PAYLOAD_AREA {
             return Err(IpcError::TooLarge);
         }
-        self.copy_out(request_area(lane), out);
+        self.copy_out(request_area(lane) + start, out);
         Ok(())
     }
 
@@ -384,7 +466,17 @@ impl SharedChannel {
             self.copy_in(answer_area(lane), payload);
         }
         slot.answer.store(&message);
-        let before = slot.state.swap(state::ANSWER, Ordering::AcqRel);
+        let mut before = slot.state.load(Ordering::Acquire);
+        loop {
+            let is_abandoned = before & state::PHASE == state::ABANDONED;
+            let next = if is_abandoned { state::IDLE } else { state::ANSWER };
+            match slot.state.compare_exchange(before, next, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) if is_abandoned && by_bell => break,
+                Ok(_) if is_abandoned => return,
+                Ok(_) => break,
+                Err(changed) => before = changed,
+            }
+        }
         if by_bell {
             self.header().receiver.answered.fetch_or(1 << lane, Ordering::SeqCst);
         }

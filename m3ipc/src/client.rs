@@ -8,18 +8,18 @@
 )]
 
 use crate::bell::Ringer;
-use crate::channel::{Poll, SharedChannel};
-use crate::connection::Connection;
-use crate::door::{self, Ask};
+use crate::channel::{Poll, SharedChannel, Withdrawn};
+use crate::connection::{Connection, Opened};
+use crate::door::{self, Ask, flag};
 use crate::endpoint::{Endpoint, NodeId};
 use crate::errno::IpcError;
-use crate::limits::LANES;
+use crate::limits::{HAND_OVER, HAND_OVER_REMOTE, LANES};
 use crate::message::{Message, Tag};
 use crate::port::{Sendrec, Signals, Wait};
 use crate::spin::Spin;
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
-use rustix::fd::{AsFd, BorrowedFd};
+use rustix::fd::AsFd;
 use rustix::thread::futex;
 use syscalls::{Sysno, syscall};
 
@@ -33,6 +33,12 @@ const RERING_DOUBLINGS: u32 = 7;
 
 /// Longest time futex(2) can wait, in effect for ever, but with the rule that a handler always interrupts.
 const AGES: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// Times that a bell is rung for a notification: whoever does not hear it then finds it when it looks.
+const NOTIFY_RINGS: u32 = 50;
+
+/// With this a requester closes a channel that it does not need any more.
+pub const LET_GO: IpcError = IpcError::NotBound;
 
 /// Longest path of a socket, with its NUL (unix(7)).
 const PATH_MAX: usize = 108;
@@ -77,6 +83,22 @@ impl Identity {
     /// The socket's path.
     pub fn path(&self) -> &[u8] {
         &self.path[..self.path_len]
+    }
+}
+
+/// How a client gets its channels.
+pub trait Opener {
+    /// Asks dvkd for a channel to `to`. The client is locked against other threads meanwhile.
+    ///
+    /// # Errors
+    /// As dvkd refuses it.
+    fn open(&self, client: &Client, to: Endpoint) -> Result<Opened, IpcError>;
+}
+
+/// A connection of its own for each question.
+impl Opener for Identity {
+    fn open(&self, client: &Client, to: Endpoint) -> Result<Opened, IpcError> {
+        client.connect(self)?.open(to)
     }
 }
 
@@ -165,34 +187,72 @@ impl Client {
         self.nonce.load(Ordering::Relaxed)
     }
 
-    /// [`Sendrec::sendrec`], as `identity`.
+    /// [`Sendrec::sendrec`], over channels that `opener` gets.
+    ///
+    /// To a peer, a call that is given up ends at once: its request is taken back, or, if it has been received, its
+    /// answer is dropped. A timeout of 0 means [`IpcError::WouldBlock`] if nobody takes the request within
+    /// [`HAND_OVER`].
     ///
     /// # Errors
     /// As there.
     pub fn sendrec(
         &self,
-        identity: &Identity,
+        opener: &impl Opener,
         to: Endpoint,
         message: &mut Message,
         send: &[&[u8]],
         receive: &mut [u8],
         wait: Wait,
     ) -> Result<usize, IpcError> {
-        let (slot, lane) = self.lane(identity, to)?;
+        let (slot, lane) = self.lane(opener, to)?;
         let place = &self.slots[slot];
         let number = u16::try_from(slot * LANES + lane).map_err(|_| IpcError::Exhausted)?;
         message.tag = Tag::new(number, self.sequence.fetch_add(1, Ordering::Relaxed) + 1);
         message.source = Endpoint::from_bits(self.endpoint.load(Ordering::Relaxed));
-        let outcome = self.exchange(identity, place, lane, message, send, receive, wait);
-        place.lanes.fetch_and(!(1 << lane), Ordering::Release);
+        let outcome = self.exchange(opener, place, lane, message, send, receive, wait);
+        // A lane that its receiver still has stays taken.
+        if place.abandoned.load(Ordering::Relaxed) & 1 << lane == 0 {
+            place.lanes.fetch_and(!(1 << lane), Ordering::Release);
+        }
         outcome
+    }
+
+    /// Leaves a notification for `to`, and does not wait. For a peer of another node it is under way then, and gets
+    /// lost if that node or the peer is gone.
+    ///
+    /// # Errors
+    /// [`IpcError::Overrun`]: the one before has not been received, or is not yet under way. As dvkd refuses a channel.
+    pub fn notify(&self, opener: &impl Opener, to: Endpoint, value: u64) -> Result<(), IpcError> {
+        let (slot, lane) = self.lane(opener, to)?;
+        let place = &self.slots[slot];
+        let left = match place.using(|channel| channel.notify(value)) {
+            Err(IpcError::DestinationDied | IpcError::Denied) => self
+                .reopen(opener, place)
+                .and_then(|()| place.using(|channel| channel.notify(value))),
+            left => left,
+        };
+        if left.is_ok() {
+            for _ in 0..NOTIFY_RINGS {
+                if place.ring(false) {
+                    break;
+                }
+            }
+        }
+        place.lanes.fetch_and(!(1 << lane), Ordering::Release);
+        left
+    }
+
+    /// Takes on the endpoint that a kept connection was given.
+    pub fn adopt(&self, endpoint: Endpoint, node: NodeId) {
+        self.node.store(node.0.into(), Ordering::Relaxed);
+        self.endpoint.store(endpoint.to_bits(), Ordering::Release);
     }
 
     /// Posts the request, again after every restart of the receiver, until it is answered.
     #[expect(clippy::too_many_arguments, reason = "the call's own arguments and where it goes")]
     fn exchange(
         &self,
-        identity: &Identity,
+        opener: &impl Opener,
         slot: &Slot,
         lane: usize,
         message: &mut Message,
@@ -213,17 +273,19 @@ impl Client {
                     Some(Err(error)) => return Err(error),
                     None => {}
                 },
-                Err(IpcError::DestinationDied) => {}
+                // Closed because it is gone, or because its rights or ours have changed: dvkd says which.
+                Err(IpcError::DestinationDied | IpcError::Denied | LET_GO) => {}
                 Err(error) => return Err(error),
             }
-            self.reopen(identity, slot)?;
+            self.reopen(opener, slot)?;
         }
     }
 
     /// Finds a free lane to `to`, opening a channel if there is none.
-    fn lane(&self, identity: &Identity, to: Endpoint) -> Result<(usize, usize), IpcError> {
+    fn lane(&self, opener: &impl Opener, to: Endpoint) -> Result<(usize, usize), IpcError> {
         loop {
             let mut vacant = None;
+            let mut idle = None;
             for (index, slot) in self.slots.iter().enumerate() {
                 match slot.peer.load(Ordering::Acquire) {
                     0 => {
@@ -232,31 +294,38 @@ impl Client {
                     }
                     peer if peer == to.to_bits() => {
                         if let Some(lane) = slot.take_lane() {
-                            return Ok((index, lane));
+                            // It may have become somebody else's between the two looks.
+                            if slot.peer.load(Ordering::Acquire) == to.to_bits() {
+                                return Ok((index, lane));
+                            }
+                            slot.lanes.fetch_and(!(1 << lane), Ordering::Release);
                         }
                     }
+                    _ if slot.lanes.load(Ordering::Relaxed) == 0 => idle = Some(index),
                     _ => {}
                 }
             }
-            let index = vacant.ok_or(IpcError::Exhausted)?;
+            let index = vacant.or(idle).ok_or(IpcError::Exhausted)?;
             let _turn = self.connecting.enter();
             let slot = &self.slots[index];
             if slot.peer.load(Ordering::Acquire) == 0 {
-                let opened = self.connect(identity)?.open(to)?;
-                slot.fill(to, opened.channel.as_fd(), opened.bell.as_fd())?;
+                slot.fill(to, &opener.open(self, to)?)?;
+            } else if vacant.is_none() && slot.take_all() {
+                let replaced = opener.open(self, to).and_then(|opened| slot.hand_over(to, &opened));
+                slot.lanes.store(0, Ordering::Release);
+                replaced?;
             }
         }
     }
 
     /// Gets a new channel for a slot whose receiver is gone. dvkd answers when it is back, or refuses.
-    fn reopen(&self, identity: &Identity, slot: &Slot) -> Result<(), IpcError> {
+    fn reopen(&self, opener: &impl Opener, slot: &Slot) -> Result<(), IpcError> {
         let _turn = self.connecting.enter();
         if !slot.is_closed() {
             return Ok(());
         }
         let peer = Endpoint::from_bits(slot.peer.load(Ordering::Acquire));
-        let opened = self.connect(identity)?.open(peer)?;
-        slot.refill(opened.channel.as_fd(), opened.bell.as_fd())
+        slot.refill(&opener.open(self, peer)?)
     }
 
     /// Connects and says hello. The caller has entered `connecting`.
@@ -280,6 +349,10 @@ struct Slot {
     bell: AtomicUsize,
     /// Lanes in use.
     lanes: AtomicU64,
+    /// Those of them that a peer still has though nobody waits for its answer.
+    abandoned: AtomicU64,
+    /// `door::flag`s of the channel.
+    flags: AtomicU32,
     /// Threads that are between looking at a lane and acting on it, or [`REPLACING`].
     users: AtomicU32,
     spin: Spin,
@@ -295,22 +368,20 @@ impl Slot {
             channel: AtomicUsize::new(0),
             bell: AtomicUsize::new(0),
             lanes: AtomicU64::new(0),
+            abandoned: AtomicU64::new(0),
+            flags: AtomicU32::new(0),
             users: AtomicU32::new(0),
             spin: Spin::new(),
         }
     }
 
-    fn fill(
-        &self,
-        peer: Endpoint,
-        channel: BorrowedFd<'_>,
-        bell: BorrowedFd<'_>,
-    ) -> Result<(), IpcError> {
-        let channel = SharedChannel::map(channel)?;
+    fn fill(&self, peer: Endpoint, opened: &Opened) -> Result<(), IpcError> {
+        let channel = SharedChannel::map(opened.channel.as_fd())?;
         if !channel.is_current() {
             return Err(IpcError::Protocol);
         }
-        let bell = Ringer::map(bell)?;
+        let bell = Ringer::map(opened.bell.as_fd())?;
+        self.flags.store(opened.flags, Ordering::Relaxed);
         self.channel.store(channel.into_address(), Ordering::Relaxed);
         self.bell.store(bell.into_address(), Ordering::Relaxed);
         self.peer.store(peer.to_bits(), Ordering::Release);
@@ -320,9 +391,9 @@ impl Slot {
     /// Puts a new channel where the old one is. Threads that wait there were woken when it was closed,
     /// find their lane vacant, and post again.
     /// The caller has a [`Turn`], so no handler of this thread runs while others are kept out.
-    fn refill(&self, channel: BorrowedFd<'_>, bell: BorrowedFd<'_>) -> Result<(), IpcError> {
+    fn refill(&self, opened: &Opened) -> Result<(), IpcError> {
         // SAFETY: the address is this slot's bell.
-        unsafe { Ringer::replace(self.bell.load(Ordering::Relaxed), bell) }?;
+        unsafe { Ringer::replace(self.bell.load(Ordering::Relaxed), opened.bell.as_fd()) }?;
         while self
             .users
             .compare_exchange(0, REPLACING, Ordering::Acquire, Ordering::Relaxed)
@@ -331,13 +402,50 @@ impl Slot {
             rustix::thread::sched_yield();
         }
         // SAFETY: the address is this slot's mapping, and REPLACING keeps everybody out.
-        let replaced =
-            unsafe { SharedChannel::replace(self.channel.load(Ordering::Relaxed), channel) };
+        let replaced = unsafe {
+            SharedChannel::replace(self.channel.load(Ordering::Relaxed), opened.channel.as_fd())
+        };
+        self.flags.store(opened.flags, Ordering::Relaxed);
         self.users.store(0, Ordering::Release);
         replaced
     }
 
+    /// Gives the slot, all of whose lanes the caller has taken, to another peer. The old one drops its channel.
+    fn hand_over(&self, peer: Endpoint, opened: &Opened) -> Result<(), IpcError> {
+        self.using(|channel| channel.close(LET_GO));
+        self.refill(opened)?;
+        self.peer.store(peer.to_bits(), Ordering::Release);
+        Ok(())
+    }
+
+    /// Takes all lanes at once, if none is in use.
+    fn take_all(&self) -> bool {
+        self.lanes.compare_exchange(0, u64::MAX, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    }
+
+    /// Frees the abandoned lanes that have been answered.
+    fn reclaim(&self) {
+        let abandoned = self.abandoned.load(Ordering::Relaxed);
+        if abandoned == 0 {
+            return;
+        }
+        let idle = |lane: &usize| {
+            self.using(|channel| channel.is_idle(*lane) || channel.closed().is_some())
+        };
+        for lane in crate::port::bits(abandoned).filter(idle) {
+            // Only one thread may free it.
+            if self.abandoned.fetch_and(!(1 << lane), Ordering::AcqRel) & 1 << lane != 0 {
+                self.lanes.fetch_and(!(1 << lane), Ordering::Release);
+            }
+        }
+    }
+
+    fn is_rendezvous(&self) -> bool {
+        self.flags.load(Ordering::Relaxed) & flag::RENDEZVOUS != 0
+    }
+
     fn take_lane(&self) -> Option<usize> {
+        self.reclaim();
         let mut busy = self.lanes.load(Ordering::Relaxed);
         loop {
             let lane = (!busy).trailing_zeros();
@@ -382,7 +490,7 @@ impl Slot {
         let mut unheard = 0;
         // Why the call is being given up; the answer that comes now decides.
         let mut given_up = None;
-        let limit = wait.timeout_ms.map(|ms| now() + Duration::from_millis(ms.into()));
+        let limit = wait.timeout_ms.map(|ms| now() + self.patience(ms));
         loop {
             match self.look(lane, tag, receive) {
                 Look::Answered(message, IpcLen(len)) => {
@@ -393,6 +501,12 @@ impl Slot {
                     }
                     return Some(Ok((message, len)));
                 }
+                // A server comes back, a peer does not.
+                Look::Gone if self.is_rendezvous() => {
+                    let reason = self.using(SharedChannel::closed);
+                    let died = reason.unwrap_or(IpcError::DestinationDied);
+                    return Some(Err(given_up.unwrap_or(died)));
+                }
                 Look::Gone => return given_up.map(Err),
                 Look::Open => {}
             }
@@ -400,7 +514,18 @@ impl Slot {
             let again = (!rung).then(|| RERING * 2u32.pow(RERING_DOUBLINGS.min(unheard)));
             match self.sleep(lane, again, left, wait.signals, given_up.is_some()) {
                 Err(error) if given_up.is_none() => {
+                    let error = if wait.timeout_ms == Some(0) && error == IpcError::TimedOut {
+                        IpcError::WouldBlock
+                    } else {
+                        error
+                    };
                     given_up = Some(error);
+                    if self.is_rendezvous() {
+                        if self.withdraw(lane) {
+                            return Some(Err(error));
+                        }
+                        continue;
+                    }
                     self.using(|channel| channel.cancel(lane, tag));
                     rung = self.ring(false);
                 }
@@ -410,6 +535,27 @@ impl Slot {
                 }
                 _ => {}
             }
+        }
+    }
+
+    /// How long a call with this timeout may take.
+    fn patience(&self, timeout_ms: u32) -> Duration {
+        match timeout_ms {
+            0 if self.is_rendezvous() => HAND_OVER,
+            0 => HAND_OVER_REMOTE,
+            ms => Duration::from_millis(ms.into()),
+        }
+    }
+
+    /// Gets out of the call on `lane`. False: look again, it has just ended.
+    fn withdraw(&self, lane: usize) -> bool {
+        match self.using(|channel| channel.withdraw(lane)) {
+            Withdrawn::Unseen => true,
+            Withdrawn::Abandoned => {
+                self.abandoned.fetch_or(1 << lane, Ordering::AcqRel);
+                true
+            }
+            Withdrawn::TooLate => false,
         }
     }
 

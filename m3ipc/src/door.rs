@@ -7,14 +7,21 @@
 //! ```text
 //! process                                  dvkd
 //!   Hello {kind, nonce}          + [bell]   →            bell: only kinds that receive
-//!                                           ←  Welcome {endpoint, node, dc} | Refused {error}
-//!   Open {to}                               →
-//!                                           ←  Channel {peer, flags} + [channel, bell of the peer] | Refused
+//!                                           ←  Welcome {endpoint, node, dc, rights} | Refused {error}
+//!   Open {id, to}                           →
+//!                                           ←  Channel {id, peer, flags} + [channel, bell of the peer] | Refused {id}
+//!   Await {id, to, what, timeout}           →
+//!                                           ←  Done {id, endpoint} | Refused {id}
+//!   Withdraw {id}                           →            the question `id` is answered now, if it has not been
+//!   Unbind | GetEp | Info | SetRights       →
+//!                                           ←  Done {id, endpoint, data} | Refused {id}
 //!                                           ←  Accept {peer, flags, cred} + [channel, bell of the peer?]   (receivers)
 //!                                           ←  Gone {peer} | NodeGone {node} | Stop                          (receivers)
+//!                                           ←  Notify {from, value} | Rights {rights}                        (peers)
 //! ```
 //! An ordinary process (the shim) closes the socket after each exchange: dvkd watches its pidfd.
-//! A receiver (server, container, file agent) keeps it: its end is the receiver's end.
+//! A receiver (server, container, file agent, peer) keeps it: its end is the receiver's end. A question has a number
+//! of the asker's choice, so that a peer can have several open.
 
 use crate::cred::{CRED_SIZE_MAX, Cred};
 use crate::endpoint::{DcId, Endpoint, NodeId};
@@ -22,7 +29,7 @@ use crate::errno::IpcError;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of this protocol and of the channel's layout. Both sides must have the same.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Environment variable with the path of the DC's socket; [`SOCKET_PATH`] if it is not set.
 pub const SOCKET_ENV: &str = "DVS_SOCKET";
@@ -40,8 +47,11 @@ pub mod kind {
     /// Makes calls on behalf of others, whose credentials it puts in front of each payload: a file
     /// agent, `dvs-run`. Only for the dvkd's own user.
     pub const AGENT: u32 = 4;
-    /// A peer that also receives (M3-IPC between processes).
+    /// A peer that also receives (M3-IPC between processes). It is bound to its connection, so a process may be
+    /// several, one per thread. `number` is the fixed number that it wants, 0 for any.
     pub const PEER: u32 = 5;
+    /// The memory side of the peer `to` of the same process: answers `vcopy`.
+    pub const MEMORY: u32 = 6;
 }
 
 /// Bits of `flags` in [`Tell`] records.
@@ -51,12 +61,49 @@ pub mod flag {
     pub const TRUSTED: u32 = 1;
     /// The requester of this channel is woken by its bell, not by each lane's own word.
     pub const REQUESTER_BELL: u32 = 2;
+    /// The receiver claims a lane before it reads it, so a request that it has not received can be taken back, and one
+    /// that it has can be abandoned.
+    pub const RENDEZVOUS: u32 = 4;
+    /// What the requester may do on this channel, in ACCEPT: `rights::call` from this bit on.
+    pub const CALLS_SHIFT: u32 = 8;
 }
 
 /// Opcodes of [`Ask`].
 pub mod ask {
     pub const HELLO: u32 = 1;
     pub const OPEN: u32 = 2;
+    /// Answer question `nonce` now.
+    pub const WITHDRAW: u32 = 3;
+    /// Answer when `to` is bound or unbound (`number`: [`super::event`]), or after `value` milliseconds.
+    pub const AWAIT: u32 = 4;
+    /// `to` is not bound any more. Another's: only for the DC's administrator.
+    pub const UNBIND: u32 = 5;
+    /// Which endpoint has the process with pid `value` on this node?
+    pub const GET_EP: u32 = 6;
+    /// Tell about `to`, or the DC, or a node (`number`: [`super::info`]).
+    pub const INFO: u32 = 7;
+    /// `to` has these rights from now on (`data`). Only for the DC's administrator.
+    pub const SET_RIGHTS: u32 = 8;
+    /// Which rights has `to`?
+    pub const GET_RIGHTS: u32 = 9;
+    /// Binds the process with pid `value` of this node, for when it says hello. Only for the DC's administrator.
+    pub const BIND: u32 = 10;
+}
+
+/// What [`ask::AWAIT`] waits for.
+pub mod event {
+    pub const BOUND: u32 = 1;
+    pub const UNBOUND: u32 = 2;
+    /// In `value`: wait without a limit.
+    pub const FOREVER: u64 = u64::MAX;
+}
+
+/// What [`ask::INFO`] tells: a record of [`crate::info`].
+pub mod info {
+    pub const DC: u32 = 1;
+    pub const ENDPOINT: u32 = 2;
+    /// The node `value`.
+    pub const NODE: u32 = 3;
 }
 
 /// Opcodes of [`Tell`].
@@ -68,6 +115,12 @@ pub mod tell {
     pub const GONE: u32 = 5;
     pub const NODE_GONE: u32 = 6;
     pub const STOP: u32 = 7;
+    /// A question that is neither HELLO nor OPEN has this answer.
+    pub const DONE: u32 = 8;
+    /// A notification from another node.
+    pub const NOTIFY: u32 = 9;
+    /// The rights of this endpoint have changed.
+    pub const RIGHTS: u32 = 10;
 }
 
 /// A record from a process.
@@ -78,15 +131,22 @@ pub struct Ask {
     pub version: u32,
     /// HELLO: one of [`kind`].
     pub kind: u32,
-    /// HELLO of a server: its number.
+    /// HELLO of a server or a peer: its number. AWAIT: [`event`]. INFO: [`info`].
     pub number: u32,
-    /// HELLO: told apart are the images that one pid runs one after the other (exec).
+    /// HELLO: told apart are the images that one pid runs one after the other (exec). Else the question's number.
     pub nonce: u64,
-    /// OPEN: the peer wanted.
+    /// OPEN: the peer wanted. Else whom the question is about.
     pub to: Endpoint,
+    /// AWAIT: milliseconds or [`event::FOREVER`]. GET_EP, BIND: a pid. INFO: a node.
+    pub value: u64,
+    /// SET_RIGHTS: a [`crate::Rights`].
+    pub data: [u8; ASK_DATA],
 }
 
-/// A record from dvkd; for ACCEPT the encoded credentials of the peer stand in `cred`.
+/// Bytes of data that an [`Ask`] carries.
+pub const ASK_DATA: usize = 128;
+
+/// A record from dvkd; for ACCEPT the encoded credentials of the peer stand in `cred`, for DONE the data asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Tell {
@@ -101,25 +161,44 @@ pub struct Tell {
     pub flags: u32,
     pub cred_len: u32,
     /// GONE, NODE_GONE: the number of the death. A receiver may be told of it again, in its next life.
+    /// CHANNEL, DONE, REFUSED: the question's number. NOTIFY: the value.
     pub number: u64,
     pub cred: [u8; CRED_SIZE_MAX],
 }
 
-const _: () = assert!(size_of::<Ask>() == 32);
+const _: () = assert!(size_of::<Ask>() == 168);
+const _: () = assert!(ASK_DATA >= size_of::<crate::Rights>() && CRED_SIZE_MAX >= ASK_DATA);
 
 impl Ask {
+    /// A question `op` about `to`.
+    pub fn new(op: u32, to: Endpoint) -> Ask {
+        let data = [0; ASK_DATA];
+        Ask { op, version: VERSION, kind: 0, number: 0, nonce: 0, to, value: 0, data }
+    }
+
     pub fn hello(kind: u32, number: u32, nonce: u64) -> Ask {
-        Ask { op: ask::HELLO, version: VERSION, kind, number, nonce, to: Endpoint::NONE }
+        Ask { kind, number, nonce, ..Ask::new(ask::HELLO, Endpoint::NONE) }
     }
 
     pub fn open(to: Endpoint) -> Ask {
-        Ask { op: ask::OPEN, version: VERSION, kind: 0, number: 0, nonce: 0, to }
+        Ask::new(ask::OPEN, to)
+    }
+
+    /// Sets rights.
+    pub fn with_rights(mut self, rights: &crate::Rights) -> Ask {
+        self.data[..size_of::<crate::Rights>()].copy_from_slice(rights.as_bytes());
+        self
+    }
+
+    /// The rights in the data, if they are well-formed.
+    pub fn rights(&self) -> Option<crate::Rights> {
+        crate::Rights::decode(self.data.get(..size_of::<crate::Rights>())?)
     }
 
     /// A record from a packet; `None` if it has another size, version or opcode.
     pub fn decode(packet: &[u8]) -> Option<Ask> {
         let ask = Ask::read_from_bytes(packet).ok()?;
-        (ask.version == VERSION && matches!(ask.op, ask::HELLO | ask::OPEN)).then_some(ask)
+        (ask.version == VERSION && (ask::HELLO..=ask::BIND).contains(&ask.op)).then_some(ask)
     }
 }
 
@@ -147,6 +226,25 @@ impl Tell {
         Tell { error: error.status().into(), ..Tell::new(tell::REFUSED, Endpoint::NONE) }
     }
 
+    /// The answer to a question, with a record.
+    pub fn done(endpoint: Endpoint, record: &[u8]) -> Tell {
+        Tell::new(tell::DONE, endpoint).with_data(record)
+    }
+
+    /// With a record, [`CRED_SIZE_MAX`] bytes at most.
+    #[expect(clippy::cast_possible_truncation, reason = "at most CRED_SIZE_MAX")]
+    pub fn with_data(mut self, record: &[u8]) -> Tell {
+        let len = record.len().min(CRED_SIZE_MAX);
+        self.cred[..len].copy_from_slice(&record[..len]);
+        self.cred_len = len as u32;
+        self
+    }
+
+    /// The record that rides along.
+    pub fn data(&self) -> Option<&[u8]> {
+        self.cred.get(..self.cred_len as usize)
+    }
+
     pub fn node_gone(node: NodeId) -> Tell {
         Tell { node: node.0.into(), ..Tell::new(tell::NODE_GONE, Endpoint::NONE) }
     }
@@ -166,7 +264,7 @@ impl Tell {
     /// A record from a packet; `None` if it has another size or opcode.
     pub fn decode(packet: &[u8]) -> Option<Tell> {
         let tell = Tell::read_from_bytes(packet).ok()?;
-        (tell::WELCOME..=tell::STOP).contains(&tell.op).then_some(tell)
+        (tell::WELCOME..=tell::RIGHTS).contains(&tell.op).then_some(tell)
     }
 
     /// REFUSED as an error, anything but `op` as a broken protocol.
@@ -200,6 +298,15 @@ mod tests {
             Some(Cred::new(1, 2, 3))
         );
         assert_eq!(Tell { cred_len: u32::MAX, ..tell }.cred(), None);
+        assert_eq!(Tell { cred_len: u32::MAX, ..tell }.data(), None);
+        assert_eq!(Ask::decode(Ask { op: ask::BIND + 1, ..ask }.as_bytes()), None);
+        let rights = crate::Rights::of_level(crate::rights::level::USER);
+        assert_eq!(
+            Ask::new(ask::SET_RIGHTS, Endpoint::NONE).with_rights(&rights).rights(),
+            Some(rights)
+        );
+        assert_eq!(ask.rights(), None, "zeros are no rights");
+        assert_eq!(Tell::done(Endpoint::VFS, &[1, 2]).data(), Some(&[1, 2][..]));
         assert_eq!(Tell::refused(IpcError::Denied).expect(tell::WELCOME), Err(IpcError::Denied));
     }
 }

@@ -40,6 +40,9 @@ pub struct Endpoint {
 /// Bits of `slot` that number the endpoints of one node.
 const INDEX_BITS: u32 = 20;
 
+/// In an index: the memory side of the endpoint with the rest of the address.
+const MEMORY_BIT: u32 = 1 << (INDEX_BITS - 1);
+
 impl Endpoint {
     /// Nobody. Never bound.
     pub const NONE: Endpoint = Endpoint { slot: 0, generation: 0 };
@@ -68,6 +71,31 @@ impl Endpoint {
             slot: (node.0 as u32) << INDEX_BITS | index & ((1 << INDEX_BITS) - 1),
             generation,
         }
+    }
+
+    /// The endpoint with the fixed number `index` (1 to `limits::WELL_KNOWN_MAX`) on `node`, whoever is bound there now.
+    pub const fn well_known(node: NodeId, index: u32) -> Endpoint {
+        Endpoint::new(node, index, 0)
+    }
+
+    /// Has it a number that is found without a generation?
+    pub const fn is_well_known(self) -> bool {
+        self.node().0 != 0 && self.index() != 0 && self.index() <= crate::limits::WELL_KNOWN_MAX
+    }
+
+    /// Where the process bound as `self` answers for its memory (`vcopy`): an address that nobody else can have.
+    pub const fn memory(self) -> Endpoint {
+        Endpoint { slot: self.slot | MEMORY_BIT, generation: self.generation }
+    }
+
+    /// Is it the memory side of another endpoint?
+    pub const fn is_memory(self) -> bool {
+        self.node().0 != 0 && self.index() & MEMORY_BIT != 0
+    }
+
+    /// The endpoint whose memory side this is.
+    pub const fn of_memory(self) -> Endpoint {
+        Endpoint { slot: self.slot & !MEMORY_BIT, generation: self.generation }
     }
 
     /// The node in the address; `NodeId(0)` for a server, whose place is in the directory.
@@ -111,5 +139,10 @@ mod tests {
         assert_eq!(Endpoint::from_bits(endpoint.to_bits()), endpoint);
         assert!(Endpoint::VFS.is_server() && !endpoint.is_server() && !Endpoint::NONE.is_server());
         assert!(!Endpoint::container(NodeId(1)).is_server());
+        let memory = endpoint.memory();
+        assert!(memory.is_memory() && !endpoint.is_memory() && memory != endpoint);
+        assert_eq!((memory.of_memory(), memory.node()), (endpoint, endpoint.node()));
+        assert!(Endpoint::well_known(NodeId(3), 7).is_well_known());
+        assert!(!Endpoint::container(NodeId(3)).is_well_known() && !Endpoint::VFS.is_well_known());
     }
 }

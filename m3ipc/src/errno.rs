@@ -38,6 +38,14 @@ pub enum IpcError {
     TooLarge = 4107,
     /// A notification of the same source is already pending (`notify`).
     Overrun = 4108,
+    /// The destination itself waits for the caller to receive: both would wait for ever.
+    Deadlock = 4109,
+    /// Nobody waits for this reply: the caller has given its call up, or was answered before.
+    NotWaiting = 4110,
+    /// An address of a `vcopy` is not in its process's memory.
+    Fault = 4111,
+    /// Somebody else is bound there.
+    InUse = 4112,
 }
 
 impl IpcError {
@@ -61,6 +69,10 @@ impl IpcError {
             4105 => IpcError::WouldBlock,
             4107 => IpcError::TooLarge,
             4108 => IpcError::Overrun,
+            4109 => IpcError::Deadlock,
+            4110 => IpcError::NotWaiting,
+            4111 => IpcError::Fault,
+            4112 => IpcError::InUse,
             _ => IpcError::Protocol,
         }
     }
@@ -82,6 +94,10 @@ impl From<IpcError> for Errno {
             IpcError::WouldBlock | IpcError::Overrun => numbers::EAGAIN,
             IpcError::Protocol => numbers::EPROTO,
             IpcError::TooLarge => numbers::EMSGSIZE,
+            IpcError::Deadlock => numbers::EDEADLK,
+            IpcError::NotWaiting => numbers::ESRCH,
+            IpcError::Fault => numbers::EFAULT,
+            IpcError::InUse => numbers::EADDRINUSE,
         })
     }
 }

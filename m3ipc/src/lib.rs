@@ -16,9 +16,11 @@ pub mod cred;
 pub mod door;
 pub mod endpoint;
 pub mod errno;
+pub mod info;
 pub mod limits;
 pub mod message;
 pub mod port;
+pub mod rights;
 pub mod spin;
 
 pub use cred::Cred;
@@ -26,3 +28,4 @@ pub use endpoint::{DcId, Endpoint, NodeId};
 pub use errno::{Errno, IpcError};
 pub use message::{CallId, Message, Tag};
 pub use port::{Sendrec, Wait};
+pub use rights::Rights;

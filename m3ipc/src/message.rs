@@ -78,6 +78,10 @@ const _: () = assert!(cfg!(target_endian = "little"), "messages are little-endia
 pub mod kernel {
     /// An asynchronous notification; the arguments are the value (u64).
     pub const NOTIFY: u16 = 0x01;
+    /// To the memory side of an endpoint: answer the bytes at an address (`vcopy`).
+    pub const COPY_OUT: u16 = 0x02;
+    /// To the memory side of an endpoint: write the payload to an address (`vcopy`).
+    pub const COPY_IN: u16 = 0x03;
 }
 
 impl Message {

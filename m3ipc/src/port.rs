@@ -2,10 +2,13 @@
 
 use crate::bell::Bell;
 use crate::channel::{News, SharedChannel};
+use crate::cred::{CRED_SIZE_MAX, Cred};
+use crate::door::flag;
 use crate::endpoint::Endpoint;
 use crate::errno::IpcError;
 use crate::limits::LANES;
 use crate::message::{Message, Tag, kernel};
+use crate::rights::call;
 use crate::spin::Spin;
 use core::time::Duration;
 
@@ -89,6 +92,23 @@ pub trait Channel {
     /// # Errors
     /// [`IpcError::TooLarge`] if `out` is more than a payload can be.
     fn read_request(&self, lane: usize, out: &mut [u8]) -> Result<(), IpcError>;
+    /// The same from `start` of the payload on. Only channels that speak for many need it.
+    ///
+    /// # Errors
+    /// As [`Channel::read_request`].
+    fn read_request_at(&self, lane: usize, start: usize, out: &mut [u8]) -> Result<(), IpcError> {
+        if start == 0 { self.read_request(lane, out) } else { Err(IpcError::Protocol) }
+    }
+    /// Claims the request on `lane`, if its requester can take it back. False: it has.
+    fn claim(&self, _lane: usize) -> bool {
+        true
+    }
+    /// Takes a claim back.
+    fn unclaim(&self, _lane: usize) {}
+    /// Has the requester abandoned the claimed request on `lane`?
+    fn is_abandoned(&self, _lane: usize) -> bool {
+        false
+    }
     /// Which call is to be given up on a lane of [`News::cancelled`].
     fn cancelled(&self, lane: usize) -> Tag;
     /// Answers the request on `lane`; `by_bell` if the requester is woken by its bell.
@@ -109,7 +129,13 @@ pub trait Rest {
 #[derive(Debug)]
 pub struct Inbound<C> {
     pub channel: C,
+    /// Who is at the other end. On a trusted channel each message says it itself.
     pub peer: Endpoint,
+    /// Names the channel in a [`Received`], for a receiver whose list changes. The receiver's choice.
+    pub number: u64,
+    is_trusted: bool,
+    /// What the peer may do (`rights::call`).
+    calls: u32,
     /// Requests posted and not yet received.
     waiting: u64,
     /// Requests received and not yet answered, with their tags.
@@ -125,6 +151,7 @@ pub struct Received {
     pub payload_len: usize,
     pub kind: Kind,
     channel: usize,
+    number: u64,
     lane: usize,
 }
 
@@ -168,7 +195,75 @@ pub struct Port<R> {
 
 impl<C> Inbound<C> {
     pub const fn new(channel: C, peer: Endpoint) -> Inbound<C> {
-        Inbound { channel, peer, waiting: 0, open: 0, tags: [Tag(0); LANES] }
+        Inbound {
+            channel,
+            peer,
+            number: 0,
+            is_trusted: false,
+            calls: call::ALL,
+            waiting: 0,
+            open: 0,
+            tags: [Tag(0); LANES],
+        }
+    }
+
+    /// As dvkd hands it over, with the bits of `door::flag`.
+    pub const fn with_flags(mut self, flags: u32) -> Inbound<C> {
+        self.is_trusted = flags & flag::TRUSTED != 0;
+        self.calls = flags >> flag::CALLS_SHIFT;
+        self
+    }
+
+    /// Does the other end speak for many?
+    pub const fn is_trusted(&self) -> bool {
+        self.is_trusted
+    }
+
+    /// Has it requests that are received and not answered?
+    pub const fn has_open(&self) -> bool {
+        self.open != 0
+    }
+}
+
+/// The channels of a receiver, and what else it may hear of.
+pub trait Incoming {
+    type Channel: Channel;
+
+    /// The channels. Between two looks of one `receive` they may change only at the end.
+    fn list(&mut self) -> &mut [Inbound<Self::Channel>];
+
+    /// Takes in what else has come: new channels, deaths.
+    fn refresh(&mut self) {}
+
+    /// Is there something for [`Incoming::refresh`], or a message?
+    fn has_news(&mut self) -> bool;
+
+    /// A notification that came another way than over a channel.
+    fn notification(&mut self, _from: Endpoint) -> Option<(Endpoint, u64)> {
+        None
+    }
+
+    /// Is the one we listen to still there?
+    ///
+    /// # Errors
+    /// Why it cannot send anything any more.
+    fn check_source(&mut self, from: Endpoint) -> Result<(), IpcError>;
+}
+
+/// Channels that are all there from the beginning.
+struct Fixed<'a, C>(&'a mut [Inbound<C>]);
+
+impl<C: Channel> Incoming for Fixed<'_, C> {
+    type Channel = C;
+
+    fn list(&mut self) -> &mut [Inbound<C>] {
+        self.0
+    }
+    fn has_news(&mut self) -> bool {
+        self.0.iter().any(|inbound| inbound.channel.has_news())
+    }
+    fn check_source(&mut self, from: Endpoint) -> Result<(), IpcError> {
+        check_source(self.0, from)
     }
 }
 
@@ -189,7 +284,34 @@ impl<R: Rest> Port<R> {
         payload: &mut [u8],
         timeout: Option<Duration>,
     ) -> Result<Received, IpcError> {
-        self.wait(list, from, Want::Anything, payload, timeout)
+        self.wait(&mut Fixed(list), from, Want::Anything, payload, timeout)
+    }
+
+    /// [`Port::receive`] of a receiver that gets channels while it waits.
+    ///
+    /// # Errors
+    /// [`IpcError::WouldBlock`], [`IpcError::TimedOut`], or what [`Incoming::check_source`] says.
+    pub fn receive_in(
+        &mut self,
+        place: &mut impl Incoming,
+        from: Endpoint,
+        payload: &mut [u8],
+        timeout: Option<Duration>,
+    ) -> Result<Received, IpcError> {
+        self.wait(place, from, Want::Anything, payload, timeout)
+    }
+
+    /// [`Port::rcvrqst`] of a receiver that gets channels while it waits.
+    ///
+    /// # Errors
+    /// As [`Port::receive_in`].
+    pub fn rcvrqst_in(
+        &mut self,
+        place: &mut impl Incoming,
+        payload: &mut [u8],
+        timeout: Option<Duration>,
+    ) -> Result<Received, IpcError> {
+        self.wait(place, Endpoint::ANY, Want::Requests, payload, timeout)
     }
 
     /// Receives a request made by `sendrec`, of whomever.
@@ -202,13 +324,14 @@ impl<R: Rest> Port<R> {
         payload: &mut [u8],
         timeout: Option<Duration>,
     ) -> Result<Received, IpcError> {
-        self.wait(list, Endpoint::ANY, Want::Requests, payload, timeout)
+        self.wait(&mut Fixed(list), Endpoint::ANY, Want::Requests, payload, timeout)
     }
 
     /// Answers a request.
     ///
     /// # Errors
-    /// [`IpcError::Protocol`] if `to` is not an open request of this port.
+    /// [`IpcError::Protocol`] if `to` is not an open request of this port, [`IpcError::NotWaiting`] if its caller
+    /// has given it up.
     pub fn reply<C: Channel>(
         &self,
         list: &mut [Inbound<C>],
@@ -216,23 +339,34 @@ impl<R: Rest> Port<R> {
         message: &Message,
         payload: &[u8],
     ) -> Result<(), IpcError> {
-        let inbound = list.get_mut(to.channel).ok_or(IpcError::Protocol)?;
+        let is_it = |inbound: &Inbound<C>| inbound.number == to.number;
+        let index = match list.get(to.channel).filter(|inbound| is_it(inbound)) {
+            Some(_) => to.channel,
+            None => list.iter().position(is_it).ok_or(IpcError::Protocol)?,
+        };
+        let inbound = &mut list[index];
         if inbound.open & 1 << to.lane == 0 || inbound.tags[to.lane] != to.message.tag {
             return Err(IpcError::Protocol);
         }
         inbound.open &= !(1 << to.lane);
+        let is_abandoned = inbound.channel.is_abandoned(to.lane);
         inbound.channel.answer(
             to.lane,
             &Message { tag: to.message.tag, ..*message },
             payload,
             false,
         );
-        Ok(())
+        if is_abandoned { Err(IpcError::NotWaiting) } else { Ok(()) }
     }
 
-    fn wait<C: Channel>(
+    /// Is there a message of `from` that has not been received? Then its sender waits.
+    pub fn is_sending<C: Channel>(list: &mut [Inbound<C>], from: Endpoint) -> bool {
+        list.iter_mut().any(|inbound| inbound.is_sending(from))
+    }
+
+    fn wait(
         &mut self,
-        list: &mut [Inbound<C>],
+        place: &mut impl Incoming,
         from: Endpoint,
         want: Want,
         payload: &mut [u8],
@@ -240,10 +374,14 @@ impl<R: Rest> Port<R> {
     ) -> Result<Received, IpcError> {
         let limit = timeout.map(|timeout| crate::client::now() + timeout);
         loop {
-            if let Some(received) = self.look(list, from, want, payload) {
+            place.refresh();
+            if let (Want::Anything, Some((source, value))) = (want, place.notification(from)) {
+                return Ok(notification(source, value, 0));
+            }
+            if let Some(received) = self.look(place.list(), from, want, payload) {
                 return Ok(received);
             }
-            check_source(list, from)?;
+            place.check_source(from)?;
             let left = limit.map(|limit| limit.saturating_sub(crate::client::now()));
             if left == Some(Duration::ZERO) {
                 return Err(if timeout == Some(Duration::ZERO) {
@@ -252,13 +390,11 @@ impl<R: Rest> Port<R> {
                     IpcError::TimedOut
                 });
             }
-            if self.spin.until(|| list.iter().any(|inbound| inbound.channel.has_news())) {
+            if self.spin.until(|| place.has_news()) {
                 continue;
             }
             let ticket = self.rest.prepare();
-            if list.iter().any(|inbound| inbound.channel.has_news())
-                || check_source(list, from).is_err()
-            {
+            if place.has_news() || place.check_source(from).is_err() {
                 self.rest.awake();
             } else {
                 self.rest.sleep(ticket, left);
@@ -279,17 +415,12 @@ impl<R: Rest> Port<R> {
             for (index, inbound) in
                 list.iter_mut().enumerate().filter(|(_, inbound)| wanted(inbound.peer))
             {
-                if let Some(value) = inbound.channel.take_notification() {
-                    let message =
-                        Message { source: inbound.peer, ..Message::request(kernel::NOTIFY) };
-                    let kind = Kind::Notification(value);
-                    return Some(Received {
-                        message,
-                        payload_len: 0,
-                        kind,
-                        channel: index,
-                        lane: 0,
-                    });
+                // One that the peer may not send is taken, so that it is no news any more.
+                if let Some(value) = inbound.channel.take_notification()
+                    && inbound.calls & call::NOTIFY != 0
+                    && inbound.channel.closed().is_none()
+                {
+                    return Some(notification(inbound.peer, value, index));
                 }
             }
         }
@@ -297,10 +428,10 @@ impl<R: Rest> Port<R> {
         for turn in 0..count {
             let index = (self.next + turn) % count;
             let inbound = &mut list[index];
-            if !wanted(inbound.peer) {
+            if !inbound.is_trusted && !wanted(inbound.peer) {
                 continue;
             }
-            if let Some(received) = inbound.look(index, want, payload) {
+            if let Some(received) = inbound.look(index, from, want, payload) {
                 self.next = (index + 1) % count;
                 return Some(received);
             }
@@ -310,60 +441,138 @@ impl<R: Rest> Port<R> {
 }
 
 impl<C: Channel> Inbound<C> {
-    fn look(&mut self, index: usize, want: Want, payload: &mut [u8]) -> Option<Received> {
+    fn look(
+        &mut self,
+        index: usize,
+        from: Endpoint,
+        want: Want,
+        payload: &mut [u8],
+    ) -> Option<Received> {
         let news = self.channel.take_news();
         // A lane with an open request cannot have another one.
         self.waiting |= news.pending & !self.open;
-        if let Some(lane) = bits(news.cancelled).find(|&lane| self.is_cancelled(lane)) {
+        // Whoever waited there has been told that its call is over.
+        if self.channel.closed().is_some() {
+            self.waiting = 0;
+            return None;
+        }
+        // On a trusted channel a lane may have been given up and used again by somebody else meanwhile.
+        if !self.is_trusted
+            && let Some(lane) = bits(news.cancelled).find(|&lane| self.is_cancelled(lane))
+        {
             let tag = self.tags[lane];
             let message = Message { source: self.peer, tag, ..Message::request(0) };
-            return Some(Received {
-                message,
-                payload_len: 0,
-                kind: Kind::Cancelled,
-                channel: index,
-                lane,
-            });
+            let kind = Kind::Cancelled;
+            return Some(self.received(message, kind, index, lane));
         }
         for lane in bits(self.waiting) {
-            let Some(mut message) = self.channel.request(lane) else {
-                self.waiting &= !(1 << lane);
+            if !self.take(lane, from, want) {
                 continue;
-            };
-            message.source = self.peer;
+            }
+            let Some(mut message) = self.channel.request(lane) else { continue };
             let one_way = message.status == ONE_WAY;
-            if one_way && want == Want::Requests {
-                continue;
-            }
-            self.waiting &= !(1 << lane);
-            let len = message.payload_len as usize;
-            let refused = if len > payload.len() {
-                Some(IpcError::TooLarge)
-            } else {
-                self.channel.read_request(lane, &mut payload[..len]).err()
-            };
-            if let Some(error) = refused {
-                let ended =
-                    Message { tag: message.tag, ..Message::undelivered(message.call, error) };
-                self.channel.answer(lane, &ended, &[], false);
-                continue;
-            }
-            if one_way {
-                let taken = Message { tag: message.tag, ..Message::request(message.call) };
-                self.channel.answer(lane, &taken, &[], false);
-            } else {
-                self.open |= 1 << lane;
-                self.tags[lane] = message.tag;
+            match self.read(lane, &mut message, payload) {
+                Err(error) => {
+                    let ended = Message::undelivered(message.call, error);
+                    let ended = Message { tag: message.tag, ..ended };
+                    self.channel.answer(lane, &ended, &[], false);
+                    continue;
+                }
+                Ok(_) if one_way => {
+                    let taken = Message { tag: message.tag, ..Message::request(message.call) };
+                    self.channel.answer(lane, &taken, &[], false);
+                }
+                Ok(_) => {
+                    self.open |= 1 << lane;
+                    self.tags[lane] = message.tag;
+                }
             }
             let kind = if one_way { Kind::OneWay } else { Kind::Request };
-            return Some(Received { message, payload_len: len, kind, channel: index, lane });
+            return Some(self.received(message, kind, index, lane));
         }
         None
+    }
+
+    fn received(&self, message: Message, kind: Kind, channel: usize, lane: usize) -> Received {
+        let payload_len = if kind == Kind::Cancelled { 0 } else { message.payload_len as usize };
+        Received { message, payload_len, kind, channel, number: self.number, lane }
+    }
+
+    /// Claims the request on `lane` if it is wanted.
+    fn take(&mut self, lane: usize, from: Endpoint, want: Want) -> bool {
+        let Some(seen) = self.channel.request(lane) else {
+            self.waiting &= !(1 << lane);
+            return false;
+        };
+        if !self.is_wanted(&seen, from, want) {
+            return false;
+        }
+        self.waiting &= !(1 << lane);
+        if !self.channel.claim(lane) {
+            return false;
+        }
+        // What was looked at may have been taken back and replaced before the claim.
+        if self.channel.request(lane).is_some_and(|taken| self.is_wanted(&taken, from, want)) {
+            return true;
+        }
+        self.channel.unclaim(lane);
+        self.waiting |= 1 << lane;
+        false
+    }
+
+    fn is_wanted(&self, message: &Message, from: Endpoint, want: Want) -> bool {
+        let source = if self.is_trusted { message.source } else { self.peer };
+        (from == Endpoint::ANY || from == source)
+            && (want == Want::Anything || message.status != ONE_WAY)
+    }
+
+    /// Checks a claimed request and copies its payload; sets source and length in `message`.
+    fn read(&self, lane: usize, message: &mut Message, payload: &mut [u8]) -> Result<(), IpcError> {
+        let needed = if message.status == ONE_WAY { call::SEND } else { call::SENDREC };
+        if self.calls & needed == 0 {
+            return Err(IpcError::Denied);
+        }
+        let len = message.payload_len as usize;
+        let start = if self.is_trusted { self.skip_cred(lane, len)? } else { 0 };
+        if !self.is_trusted {
+            message.source = self.peer;
+        }
+        let own = payload.get_mut(..len - start).ok_or(IpcError::TooLarge)?;
+        self.channel.read_request_at(lane, start, own)?;
+        message.payload_len = u32::try_from(len - start).map_err(|_| IpcError::TooLarge)?;
+        Ok(())
+    }
+
+    /// Where the payload begins behind the caller's credentials.
+    fn skip_cred(&self, lane: usize, len: usize) -> Result<usize, IpcError> {
+        let mut head = [0; CRED_SIZE_MAX];
+        let head = &mut head[..len.min(CRED_SIZE_MAX)];
+        self.channel.read_request(lane, head)?;
+        let (_, rest) = Cred::decode(head).ok_or(IpcError::Protocol)?;
+        Ok(head.len() - rest.len())
+    }
+
+    fn is_sending(&mut self, from: Endpoint) -> bool {
+        if !self.is_trusted && self.peer != from {
+            return false;
+        }
+        let news = self.channel.take_news();
+        self.waiting |= news.pending & !self.open;
+        bits(self.waiting).any(|lane| {
+            let seen = self.channel.request(lane);
+            seen.is_some_and(|message| self.is_wanted(&message, from, Want::Anything))
+        })
     }
 
     fn is_cancelled(&self, lane: usize) -> bool {
         self.open & 1 << lane != 0 && self.channel.cancelled(lane) == self.tags[lane]
     }
+}
+
+fn notification(source: Endpoint, value: u64, channel: usize) -> Received {
+    let message = Message { source, ..Message::request(kernel::NOTIFY) };
+    let kind = Kind::Notification(value);
+    Received { message, payload_len: 0, kind, channel, number: 0, lane: 0 }
 }
 
 /// In a request's `status`: the sender waits only until it is received.
@@ -431,6 +640,18 @@ impl Channel for SharedChannel {
     fn read_request(&self, lane: usize, out: &mut [u8]) -> Result<(), IpcError> {
         SharedChannel::read_request(self, lane, out)
     }
+    fn read_request_at(&self, lane: usize, start: usize, out: &mut [u8]) -> Result<(), IpcError> {
+        SharedChannel::read_request_at(self, lane, start, out)
+    }
+    fn claim(&self, lane: usize) -> bool {
+        SharedChannel::claim(self, lane)
+    }
+    fn unclaim(&self, lane: usize) {
+        SharedChannel::unclaim(self, lane);
+    }
+    fn is_abandoned(&self, lane: usize) -> bool {
+        SharedChannel::is_abandoned(self, lane)
+    }
     fn cancelled(&self, lane: usize) -> Tag {
         SharedChannel::cancelled(self, lane)
     }
@@ -454,7 +675,7 @@ impl Rest for Bell {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::channel::{self, Poll};
+    use crate::channel::{self, Poll, Withdrawn};
     use rustix::fd::AsFd;
     use std::vec::Vec;
 
@@ -590,5 +811,67 @@ mod tests {
         world.ends[0].close(IpcError::SourceDied);
         assert_eq!(world.receive(ALICE), Err(IpcError::SourceDied));
         assert_eq!(world.receive(BOB), Err(IpcError::WouldBlock));
+    }
+
+    #[test]
+    fn a_request_is_taken_back_until_it_is_received_and_abandoned_after_that() {
+        let mut world = world();
+        let end = |world: &World| world.ends[0].withdraw(0);
+        world.ends[0].post(0, &request(7, 0), &[]).expect("posted");
+        assert_eq!(end(&world), Withdrawn::Unseen);
+        assert_eq!(world.receive(ALICE), Err(IpcError::WouldBlock));
+        world.ends[0].post(0, &request(8, 0), &[]).expect("posted again");
+        let mut payload = [0; 16];
+        let got = world.port.rcvrqst(&mut world.list, &mut payload, None).expect("there");
+        assert_eq!((end(&world), world.ends[0].is_idle(0)), (Withdrawn::Abandoned, false));
+        let reply = world.port.reply(&mut world.list, &got, &request(8, 0), b"late");
+        assert_eq!(reply, Err(IpcError::NotWaiting));
+        assert_eq!((world.ends[0].poll(0), world.ends[0].is_idle(0)), (Poll::Vacant, true));
+        world.ends[0].post(0, &request(9, 0), &[]).expect("the lane is free");
+        let got = world.port.rcvrqst(&mut world.list, &mut payload, None).expect("there");
+        assert_eq!(world.port.reply(&mut world.list, &got, &request(9, 0), b"in time"), Ok(()));
+        assert_eq!(end(&world), Withdrawn::TooLate);
+    }
+
+    #[test]
+    fn a_trusted_channel_brings_messages_of_many_behind_their_credentials() {
+        let mut world = world();
+        let inbound = world.list.remove(0);
+        let flags = flag::TRUSTED | call::ALL << flag::CALLS_SHIFT;
+        world.list.push(inbound.with_flags(flags));
+        let far = Endpoint::new(crate::NodeId(9), 9, 9);
+        let mut cred = [0; CRED_SIZE_MAX];
+        let len = Cred::new(1, 2, 3).with_groups([4, 5]).encode(&mut cred);
+        let message = Message { source: far, ..request(7, 0) };
+        world.ends[0].post(0, &message, &[&cred[..len], b"payload"]).expect("posted");
+        assert!(Port::<Bell>::is_sending(&mut world.list, far));
+        assert!(!Port::<Bell>::is_sending(&mut world.list, BOB));
+        assert_eq!(world.receive(BOB), Err(IpcError::WouldBlock));
+        let mut payload = [0; 16];
+        let got = world.port.receive(&mut world.list, far, &mut payload, None).expect("there");
+        assert_eq!((got.message.source, &payload[..got.payload_len]), (far, &b"payload"[..]));
+        world.ends[0].post(1, &message, &[&cred[..len - 1]]).expect("posted");
+        assert_eq!(world.receive(Endpoint::ANY), Err(IpcError::WouldBlock));
+        assert!(matches!(world.ends[0].poll(1), Poll::Answered(message)
+            if message.outcome() == Err(IpcError::Protocol)));
+    }
+
+    #[test]
+    fn what_a_peer_may_not_send_and_what_a_closed_channel_has_is_not_received() {
+        let mut world = world();
+        let inbound = world.list.remove(0);
+        world.list.insert(0, inbound.with_flags(call::SENDREC << flag::CALLS_SHIFT));
+        let one_way = Message { status: ONE_WAY, ..request(7, 0) };
+        world.ends[0].post(0, &one_way, &[]).expect("posted");
+        world.ends[0].notify(5).expect("left");
+        assert_eq!(world.receive(ALICE), Err(IpcError::WouldBlock));
+        assert!(matches!(world.ends[0].poll(0), Poll::Answered(message)
+            if message.outcome() == Err(IpcError::Denied)));
+        world.ends[0].post(1, &request(8, 1), &[]).expect("posted");
+        assert_eq!(world.receive(ALICE), Ok((ALICE, Kind::Request, 8)));
+        world.ends[1].post(0, &request(9, 0), &[]).expect("posted");
+        world.ends[1].close(IpcError::Denied);
+        assert_eq!(world.receive(Endpoint::ANY), Err(IpcError::WouldBlock));
+        assert!(!world.list[1].channel.has_news(), "nothing to look for any more");
     }
 }

@@ -10,7 +10,8 @@ use crate::limits::{CONNECTIONS_MAX, CONNECTIONS_PER_USER, PACKETS_PER_TURN, TEL
 use anyhow::{Context, Result, bail, ensure};
 use m3ipc::bell::Ringer;
 use m3ipc::door::{Ask, Tell, ask, flag, tell};
-use m3ipc::{Cred, DcId, Endpoint, IpcError, NodeId};
+use m3ipc::limits::QUESTIONS_MAX;
+use m3ipc::{Cred, DcId, Endpoint, IpcError, NodeId, Rights};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::{Errno, IoSlice, IoSliceMut};
@@ -45,7 +46,8 @@ pub(super) struct Door {
     epoll: Arc<OwnedFd>,
     sources: BTreeMap<u64, Source>,
     next: u64,
-    askers: BTreeMap<Asker, u64>,
+    /// Where each question came from: the connection, and its number there.
+    askers: BTreeMap<Asker, (u64, u64)>,
     per_user: BTreeMap<u32, usize>,
     connections: usize,
 }
@@ -63,8 +65,8 @@ pub(super) struct Connection {
     bell: Option<OwnedFd>,
     /// The end of this connection is the end of the process, as a receiver.
     is_receiver: bool,
-    /// What it waits for.
-    asking: Option<Asker>,
+    /// What it waits for, by its own numbers.
+    asking: BTreeMap<u64, Asker>,
     /// Records that the socket has no room for, for receivers only.
     queue: VecDeque<(Tell, Vec<Arc<OwnedFd>>)>,
 }
@@ -126,8 +128,8 @@ impl Door {
                     self.per_user.remove(&uid);
                 }
             }
-            if let Some(asker) = connection.asking {
-                self.askers.remove(&asker);
+            for asker in connection.asking.values() {
+                self.askers.remove(asker);
             }
         }
         Some(source)
@@ -141,7 +143,8 @@ impl Door {
     }
 
     pub(super) fn connection_of(&self, asker: Asker) -> Option<&Connection> {
-        match self.sources.get(self.askers.get(&asker)?) {
+        let (number, _) = self.askers.get(&asker)?;
+        match self.sources.get(number) {
             Some(Source::Connection(connection)) => Some(connection),
             _ => None,
         }
@@ -161,27 +164,31 @@ impl Door {
         dc: DcId,
         endpoint: Endpoint,
         node: NodeId,
+        rights: &Rights,
     ) -> Option<Receiver> {
-        let number = *self.askers.get(&asker)?;
+        let (number, _) = *self.askers.get(&asker)?;
         let connection = self.connection(number)?;
         connection.endpoint = Some(endpoint);
         let receiver = connection.bell.take().and_then(|bell| {
             let ringer = Arc::new(Ringer::map(bell.as_fd()).ok()?);
             let takes_trusted = matches!(connection.role, Some(Role::Server(_) | Role::Container));
+            let is_rendezvous = connection.role.is_some_and(Role::is_rendezvous);
             connection.is_receiver = true;
-            Some(Receiver { connection: number, bell: Arc::new(bell), ringer, takes_trusted })
+            let bell = Arc::new(bell);
+            Some(Receiver { connection: number, bell, ringer, takes_trusted, is_rendezvous })
         });
-        self.answer(asker, &Tell::welcome(endpoint, node, dc), &[]);
+        let welcome = Tell::welcome(endpoint, node, dc).with_data(rights.as_bytes());
+        self.answer(asker, &welcome, &[]);
         receiver
     }
 
     /// Answers who asked. If it is gone, that is its business.
     pub(super) fn answer(&mut self, asker: Asker, record: &Tell, fds: &[Arc<OwnedFd>]) {
-        let Some(number) = self.askers.remove(&asker) else { return };
+        let Some((number, id)) = self.askers.remove(&asker) else { return };
         if let Some(connection) = self.connection(number) {
-            connection.asking = None;
+            connection.asking.remove(&id);
         }
-        self.tell(number, record, fds);
+        self.tell(number, &Tell { number: id, ..*record }, fds);
     }
 
     /// Sends a record, without waiting. A receiver gets it later if it must be; who just does not read, never.
@@ -362,7 +369,7 @@ impl Node {
             endpoint: None,
             bell: None,
             is_receiver: false,
-            asking: None,
+            asking: BTreeMap::new(),
             queue: VecDeque::new(),
         };
         match self.door.add(Source::Connection(Box::new(connection))) {
@@ -401,23 +408,29 @@ impl Node {
         let asker = Asker(self.door.next);
         self.door.next += 1;
         let connection = self.door.connection(number).ok_or(IpcError::NotBound)?;
-        // One question at a time.
-        if connection.asking.is_some() {
+        let id = if ask.op == ask::HELLO { 0 } else { ask.nonce };
+        if ask.op == ask::WITHDRAW {
+            // Perhaps it has been answered meanwhile.
+            if let Some(asker) = connection.asking.get(&id).copied() {
+                self.step(Input::Withdraw { asker });
+                self.settle();
+                self.door.answer(asker, &Tell::refused(IpcError::Interrupted), &[]);
+            }
+            return Ok(());
+        }
+        // Who asks twice by the same number cannot tell the answers apart.
+        if connection.asking.contains_key(&id) || connection.asking.len() > QUESTIONS_MAX {
             return Err(IpcError::Protocol);
         }
-        connection.asking = Some(asker);
-        let dc = connection.dc;
-        let (pid, uid, bound) =
-            (connection.identity.pid, connection.identity.uid, connection.endpoint);
-        self.door.askers.insert(asker, number);
-        match ask.op {
-            ask::HELLO => self.hello(asker, number, ask, bell, pid, uid),
-            _ => {
-                let from = bound.ok_or(IpcError::Protocol)?;
-                self.step(Input::Open { asker, dc, from, to: ask.to });
-                Ok(())
-            }
+        connection.asking.insert(id, asker);
+        let (dc, pid, uid) = (connection.dc, connection.identity.pid, connection.identity.uid);
+        let bound = connection.endpoint;
+        self.door.askers.insert(asker, (number, id));
+        if ask.op == ask::HELLO {
+            return self.hello(asker, number, ask, bell, pid, uid);
         }
+        let from = bound.ok_or(IpcError::Protocol)?;
+        self.question(asker, (dc, from), ask, bell)
     }
 
     fn hello(
@@ -429,8 +442,8 @@ impl Node {
         pid: u32,
         uid: u32,
     ) -> Result<(), IpcError> {
-        let role = Role::from_kind(ask.kind, ask.number).ok_or(IpcError::Protocol)?;
-        if matches!(role, Role::Server(_) | Role::Peer) && bell.is_none()
+        let role = Role::from_kind(ask.kind, ask.number, ask.to).ok_or(IpcError::Protocol)?;
+        if role.is_bound_to_connection() && bell.is_none()
             || role == Role::Process && bell.is_some()
         {
             return Err(IpcError::Protocol);
@@ -455,7 +468,7 @@ impl Node {
     /// A connection is over.
     fn leave(&mut self, number: u64) {
         let Some(Source::Connection(connection)) = self.door.remove(number) else { return };
-        if let Some(asker) = connection.asking {
+        for asker in connection.asking.into_values() {
             self.step(Input::Withdraw { asker });
         }
         if let (true, Some(endpoint)) = (connection.is_receiver, connection.endpoint) {

@@ -40,6 +40,18 @@ impl Identity {
     }
 }
 
+/// The pid behind a pidfd that a process has sent, as this daemon sees it, and as that process itself does.
+pub(super) fn of_pidfd(pidfd: &OwnedFd) -> Result<(u32, u32)> {
+    let path = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
+    let text = std::fs::read_to_string(path).context("fdinfo of a pidfd")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Pid:")).context("no pidfd")?;
+    // -1: the process is dead; 0: it is in a pid namespace that this daemon cannot see.
+    let pid: u32 = line.trim().parse().ok().filter(|pid| *pid != 0).context("no process")?;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    ensure!(!is_dead(pidfd), "the process is dead");
+    Ok((pid, innermost_pid(&status).unwrap_or(pid)))
+}
+
 /// Before Linux 6.5. The pid may be another process's by now; `is_dead` below and the socket's end tell.
 fn open_pidfd(pid: u32) -> Result<OwnedFd, nix::Error> {
     let pid = i32::try_from(pid)

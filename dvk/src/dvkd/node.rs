@@ -26,6 +26,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use zerocopy::IntoBytes;
 
 /// What the threads of a daemon share.
 #[derive(Debug)]
@@ -80,6 +81,8 @@ pub(super) type Place = (DcId, Endpoint);
 #[derive(Debug)]
 pub(super) struct Process {
     pub(super) pid: u32,
+    /// In its own pid namespace.
+    pub(super) inner_pid: u32,
     pub(super) uid: u32,
     /// The door's number for its pidfd.
     watch: u64,
@@ -99,6 +102,8 @@ pub(super) struct Receiver {
     pub(super) ringer: Arc<Ringer>,
     /// Does it understand channels that speak for many?
     pub(super) takes_trusted: bool,
+    /// Does it claim what it receives?
+    pub(super) is_rendezvous: bool,
 }
 
 impl Shared {
@@ -227,6 +232,10 @@ impl Node {
         match output {
             Output::Welcome { asker, dc, endpoint } => self.welcome(asker, dc, endpoint),
             Output::Refused { asker, error } => self.door.answer(asker, &Tell::refused(error), &[]),
+            Output::Done { asker, endpoint } => {
+                self.door.answer(asker, &Tell::done(endpoint, &[]), &[]);
+            }
+            Output::Reopen { dc, endpoint } => self.reopen((dc, endpoint)),
             Output::Channel { asker, dc, requester, receiver, via } => {
                 let opened = match via {
                     None => self.connect(asker, dc, requester, receiver),
@@ -243,14 +252,22 @@ impl Node {
             Output::Deliver { dc, to, cred, message, payload } => {
                 self.deliver((dc, to), &cred, &message, &payload);
             }
+            Output::DeliverCancel { dc, to, id } if self.is_rendezvous((dc, to)) => {
+                self.withdraw((dc, to), |call| *call == id);
+            }
             Output::DeliverCancel { dc, to, id } => {
                 if let Some(ringer) = self.couriers.cancel((dc, to), id) {
                     self.rings.push(ringer);
                 }
             }
-            Output::DeliverNotify { dc, to, from, .. } => {
-                // Notifications may get lost, and no receiver of ours takes them from elsewhere yet.
-                tracing::debug!(?dc, ?to, ?from, "a notification from another node is dropped");
+            Output::DeliverNotify { dc, to, from, value } => {
+                // Servers take none.
+                let receiver =
+                    self.receiver((dc, to)).filter(|receiver| receiver.is_rendezvous).cloned();
+                if let Some(receiver) = receiver {
+                    let record = Tell { number: value, ..Tell::new(tell::NOTIFY, from) };
+                    self.door.tell(receiver.connection, &record, &[]);
+                }
             }
             Output::AnswerLocal { dc, id, message, payload, .. } => {
                 self.proxies.answer(dc, id, &message, &payload);
@@ -285,7 +302,8 @@ impl Node {
         let Some(connection) = self.door.connection_of(asker) else { return };
         let place = (dc, endpoint);
         let pid = connection.identity.pid;
-        if !endpoint.is_server()
+        let Ok(bound) = self.kernel.endpoint(dc, endpoint) else { return };
+        if !bound.role.is_bound_to_connection()
             && let Some(old) = self.by_pid.insert((dc, pid), endpoint)
             && old != endpoint
         {
@@ -301,7 +319,7 @@ impl Node {
             return self.forget(place);
         }
         let node = NodeId(self.door.node);
-        let receiver = self.door.welcome(asker, dc, endpoint, node);
+        let receiver = self.door.welcome(asker, dc, endpoint, node, &bound.rights);
         if let (Some(process), Some(receiver)) = (self.processes.get_mut(&place), receiver) {
             process.receiver = Some(receiver);
         }
@@ -309,14 +327,27 @@ impl Node {
 
     fn note_process(&mut self, asker: Asker, place: Place) -> Result<()> {
         let connection = self.door.connection_of(asker).context("the connection is gone")?;
-        let Identity { pid, uid, pidfd, .. } = &connection.identity;
-        let (pid, uid, pidfd) = (*pid, *uid, pidfd.try_clone()?);
+        let Identity { pid, uid, pidfd, cred } = &connection.identity;
+        let (pid, uid, inner_pid, pidfd) = (*pid, *uid, cred.pid, pidfd.try_clone()?);
+        self.note(place, pid, inner_pid, uid, pidfd)
+    }
+
+    /// Watches the process behind an endpoint.
+    pub(super) fn note(
+        &mut self,
+        place: Place,
+        pid: u32,
+        inner_pid: u32,
+        uid: u32,
+        pidfd: OwnedFd,
+    ) -> Result<()> {
         let watch = self.door.watch(place, pidfd)?;
         *self.per_user.entry((place.0, uid)).or_default() += 1;
         self.processes.insert(
             place,
             Process {
                 pid,
+                inner_pid,
                 uid,
                 watch,
                 receiver: None,
@@ -349,15 +380,20 @@ impl Node {
         }
         let channels = process.channels.entry(requester).or_default();
         if channels.len() >= CHANNELS_PER_PEER {
+            // Those that the requester has let go of do not count.
+            channels.retain(is_in_use);
+        }
+        if channels.len() >= CHANNELS_PER_PEER {
             return Err(IpcError::Exhausted);
         }
+        let calls = self.kernel.endpoint(dc, requester).map_or(0, |info| info.rights.calls);
         let channel = Arc::new(m3ipc::channel::create()?);
         channels.push(channel.try_clone().map_err(|_| IpcError::Exhausted)?);
         let mut accept = Tell::new(tell::ACCEPT, requester).with_cred(&cred);
-        accept.flags = flags;
+        accept.flags = flags | calls << flag::CALLS_SHIFT;
         self.door.tell(place.connection, &accept, std::slice::from_ref(&channel));
         let mut opened = Tell::new(tell::CHANNEL, receiver);
-        opened.flags = flags;
+        opened.flags = flags | if place.is_rendezvous { flag::RENDEZVOUS } else { 0 };
         self.door.answer(asker, &opened, &[channel, place.bell]);
         if let Some(process) = self.processes.get_mut(&(dc, requester)) {
             process.peers.insert(receiver);
@@ -382,16 +418,53 @@ impl Node {
         Ok(())
     }
 
+    fn receiver(&self, place: Place) -> Option<&Receiver> {
+        self.processes.get(&place)?.receiver.as_ref()
+    }
+
+    fn is_rendezvous(&self, place: Place) -> bool {
+        self.receiver(place).is_some_and(|receiver| receiver.is_rendezvous)
+    }
+
+    /// Takes back calls of other nodes that `place` has not received, and abandons those that it has. They end.
+    fn withdraw(&mut self, place: Place, which: impl Fn(&m3ipc::CallId) -> bool) {
+        for (id, call) in self.couriers.withdraw(place, which) {
+            let ended = m3ipc::Message::undelivered(call, IpcError::Interrupted);
+            let message = m3ipc::Message { tag: id.tag, ..ended };
+            let (dc, from) = place;
+            self.step(Input::LocalAnswer { dc, from, id, message: &message, payload: &[] });
+        }
+    }
+
+    /// The rights of an endpoint have changed: nobody goes on with a channel from before.
+    fn reopen(&mut self, place: Place) {
+        let Ok(info) = self.kernel.endpoint(place.0, place.1) else { return };
+        self.close_local_channels(place, IpcError::Denied);
+        let peers =
+            self.processes.get_mut(&place).map(|process| std::mem::take(&mut process.peers));
+        for peer in peers.into_iter().flatten() {
+            let channels = self
+                .processes
+                .get_mut(&(place.0, peer))
+                .and_then(|peer| peer.channels.remove(&place.1));
+            channels.iter().flatten().for_each(|channel| close(channel, IpcError::Denied));
+        }
+        self.proxies.close(place, IpcError::Denied);
+        if let Some(receiver) = self.receiver(place).cloned() {
+            let record = Tell::new(tell::RIGHTS, place.1).with_data(info.rights.as_bytes());
+            self.door.tell(receiver.connection, &record, &[]);
+        }
+    }
+
     fn close_channels(&mut self, place: Place, error: IpcError) {
         self.couriers.remove(place);
+        self.close_local_channels(place, error);
+    }
+
+    fn close_local_channels(&mut self, place: Place, error: IpcError) {
         let Some(process) = self.processes.get_mut(&place) else { return };
         for (requester, channels) in std::mem::take(&mut process.channels) {
-            for channel in channels {
-                match SharedChannel::map(channel.as_fd()) {
-                    Ok(channel) => channel.close(error),
-                    Err(error) => tracing::error!(?requester, ?error, "cannot close a channel"),
-                }
-            }
+            channels.iter().for_each(|channel| close(channel, error));
             if let Some(requester) = self.processes.get_mut(&(place.0, requester)) {
                 requester.peers.remove(&place.1);
             }
@@ -404,6 +477,12 @@ impl Node {
             Gone::Node(node) => Tell::node_gone(node),
         };
         let record = Tell { number, ..record };
+        if self.is_rendezvous(to) {
+            self.withdraw(to, |call| match gone {
+                Gone::Endpoint(endpoint) => call.source == endpoint,
+                Gone::Node(node) => call.source.node() == node,
+            });
+        }
         if let Gone::Node(node) = gone {
             self.couriers.retire(to, node);
         }
@@ -420,7 +499,7 @@ impl Node {
         let id = m3ipc::CallId { source: message.source, tag: message.tag };
         let receiver = self.processes.get(&to).and_then(|process| process.receiver.clone());
         let result = match receiver {
-            Some(receiver) if receiver.takes_trusted => {
+            Some(receiver) if receiver.takes_trusted || receiver.is_rendezvous => {
                 self.post(to, &receiver, cred, message, payload)
             }
             Some(_) => Err(IpcError::Denied),
@@ -453,7 +532,9 @@ impl Node {
             let channel = Arc::new(m3ipc::channel::create()?);
             self.couriers.add(to, node, &channel, receiver.ringer.clone())?;
             let mut accept = Tell::new(tell::ACCEPT, Endpoint::NONE).with_cred(&Cred::ROOT);
-            accept.flags = flag::TRUSTED | flag::REQUESTER_BELL;
+            // Each call has been checked where it came from.
+            let calls = m3ipc::rights::call::ALL << flag::CALLS_SHIFT;
+            accept.flags = flag::TRUSTED | flag::REQUESTER_BELL | calls;
             self.door.tell(receiver.connection, &accept, &[channel, self.bell.clone()]);
         }
         let ringer = self.couriers.post(to, cred, message, payload)?;
@@ -473,6 +554,9 @@ impl Node {
         self.step(Input::Died { dc: place.0, endpoint: place.1 });
         self.settle();
         self.forget(place);
+        if !place.1.is_memory() {
+            self.died((place.0, place.1.memory()));
+        }
     }
 
     /// Forgets a process that the kernel has forgotten.
@@ -513,6 +597,18 @@ impl Node {
         let local: usize =
             local.map(|(_, process)| process.channels.values().map(Vec::len).sum::<usize>()).sum();
         local + self.proxies.count(dc) + self.couriers.count(dc)
+    }
+}
+
+/// Is it a channel that neither side has closed?
+fn is_in_use(channel: &OwnedFd) -> bool {
+    SharedChannel::map(channel.as_fd()).is_ok_and(|channel| channel.closed().is_none())
+}
+
+fn close(channel: &OwnedFd, reason: IpcError) {
+    match SharedChannel::map(channel.as_fd()) {
+        Ok(channel) => channel.close(reason),
+        Err(error) => tracing::error!(?error, "cannot close a channel"),
     }
 }
 

@@ -10,9 +10,9 @@ use crate::kernel::Input;
 use crate::limits::{LINK_RECENT, LINKS_LED, LOOK_AROUND, RING_AGAIN};
 use crate::server::Nanos;
 use m3ipc::bell::Ringer;
-use m3ipc::channel::{Poll, SharedChannel};
+use m3ipc::channel::{Poll, SharedChannel, Withdrawn};
 use m3ipc::limits::{CHANNELS_PER_PEER, LANES, PAYLOAD_AREA, PAYLOAD_MAX};
-use m3ipc::port::bits;
+use m3ipc::port::{ONE_WAY, bits};
 use m3ipc::spin::Spin;
 use m3ipc::{CallId, Cred, DcId, Endpoint, IpcError, Message, NodeId};
 use rustix::fd::{AsFd, OwnedFd};
@@ -72,6 +72,8 @@ struct CourierLanes {
     is_retired: bool,
     busy: u64,
     calls: [Option<CallId>; LANES],
+    /// The calls' numbers, for the answer if there is none.
+    numbers: [u16; LANES],
 }
 
 /// One such channel.
@@ -102,6 +104,10 @@ impl Proxies {
         cred: Cred,
         is_trusted: bool,
     ) -> Result<(), IpcError> {
+        let is_let_go = |proxy: &Arc<Proxy>| {
+            (proxy.dc, proxy.requester) == (dc, requester) && proxy.channel.closed().is_some()
+        };
+        self.remove_where(is_let_go);
         let alike = self
             .list
             .iter()
@@ -126,9 +132,20 @@ impl Proxies {
 
     /// The process at `place` is gone.
     pub(super) fn remove(&mut self, place: Place) {
-        let (gone, list) = std::mem::take(&mut self.list)
-            .into_iter()
-            .partition::<Vec<_>, _>(|proxy| (proxy.dc, proxy.requester) == place);
+        self.remove_where(|proxy| (proxy.dc, proxy.requester) == place);
+    }
+
+    /// Ends all channels of the process at `place`.
+    pub(super) fn close(&mut self, place: Place, error: IpcError) {
+        for proxy in self.list.iter().filter(|proxy| (proxy.dc, proxy.requester) == place) {
+            proxy.channel.close(error);
+        }
+        self.remove(place);
+    }
+
+    fn remove_where(&mut self, is_over: impl Fn(&Arc<Proxy>) -> bool) {
+        let (gone, list) =
+            std::mem::take(&mut self.list).into_iter().partition::<Vec<_>, _>(is_over);
         self.list = list;
         for proxy in gone {
             self.version.fetch_add(1, Ordering::SeqCst);
@@ -173,8 +190,8 @@ impl Couriers {
         let channel = SharedChannel::map(channel.as_fd())?;
         self.version.fetch_add(1, Ordering::SeqCst);
         let courier = Arc::new(Courier { channel, place, ringer });
-        let (is_retired, calls) = (false, [None; LANES]);
-        couriers.push(CourierLanes { courier, node, is_retired, busy: 0, calls });
+        let (is_retired, calls, numbers) = (false, [None; LANES], [0; LANES]);
+        couriers.push(CourierLanes { courier, node, is_retired, busy: 0, calls, numbers });
         Ok(())
     }
 
@@ -239,6 +256,7 @@ impl Couriers {
         lanes.courier.channel.post(lane, message, &[&head[..head_len], payload])?;
         lanes.busy |= 1 << lane;
         lanes.calls[lane] = Some(id);
+        lanes.numbers[lane] = message.call;
         self.open.insert((place.0, id), (lanes.courier.clone(), lane));
         self.posted += 1;
         Ok(lanes.courier.ringer.clone())
@@ -250,6 +268,42 @@ impl Couriers {
             self.open.get(&(place.0, id)).filter(|(courier, _)| courier.place == place)?;
         courier.channel.cancel(*lane, id.tag);
         Some(courier.ringer.clone())
+    }
+
+    /// Takes back the calls at `place` that it has not received, and abandons those that it has. Returns them, with
+    /// the number of each; those that have just been answered are not among them.
+    pub(super) fn withdraw(
+        &mut self,
+        place: Place,
+        which: impl Fn(&CallId) -> bool,
+    ) -> Vec<(CallId, u16)> {
+        let mut withdrawn = Vec::new();
+        for lanes in self.places.get_mut(&place).into_iter().flatten() {
+            for lane in 0..LANES {
+                let Some(id) = lanes.calls[lane].filter(&which) else { continue };
+                match lanes.courier.channel.withdraw(lane) {
+                    Withdrawn::TooLate => continue,
+                    Withdrawn::Unseen => lanes.busy &= !(1 << lane),
+                    // The lane is free when it is answered.
+                    Withdrawn::Abandoned => {}
+                }
+                lanes.calls[lane] = None;
+                self.open.remove(&(place.0, id));
+                withdrawn.push((id, lanes.numbers[lane]));
+            }
+        }
+        self.remove_retired(place);
+        withdrawn
+    }
+
+    /// An abandoned call has been answered: its lane is free.
+    fn free(&mut self, courier: &Arc<Courier>, lane: usize) {
+        let Some(couriers) = self.places.get_mut(&courier.place) else { return };
+        let lanes = couriers.iter_mut().find(|lanes| Arc::ptr_eq(&lanes.courier, courier));
+        if let Some(lanes) = lanes.filter(|lanes| lanes.calls[lane].is_none()) {
+            lanes.busy &= !(1 << lane);
+            self.remove_retired(courier.place);
+        }
     }
 
     /// Takes the call that was open on a lane out.
@@ -287,6 +341,10 @@ impl Node {
     /// Takes the requests and cancellations of a local process.
     fn take_requests(&mut self, proxy: &Arc<Proxy>, buffer: &mut [u8]) {
         let news = proxy.channel.take_news();
+        if let Some(value) = proxy.channel.take_notification() {
+            let (dc, from, to) = (proxy.dc, proxy.requester, proxy.to);
+            self.step(Input::LocalNotify { dc, from, to, value });
+        }
         for lane in bits(news.pending) {
             self.take_request(proxy, lane, buffer);
         }
@@ -331,7 +389,14 @@ impl Node {
         let mut buffer = Vec::new();
         let mut count = 0;
         for lane in bits(courier.channel.take_answered()) {
-            let Poll::Answered(mut message) = courier.channel.poll(lane) else { continue };
+            let mut message = match courier.channel.poll(lane) {
+                Poll::Answered(message) => message,
+                Poll::Vacant => {
+                    self.couriers.free(courier, lane);
+                    continue;
+                }
+                Poll::Open | Poll::Closed => continue,
+            };
             let Some(id) = self.couriers.end(courier, lane) else { continue };
             buffer.resize((message.payload_len as usize).min(PAYLOAD_AREA), 0);
             courier.channel.read_answer(lane, &message, &mut buffer);
@@ -363,7 +428,8 @@ impl Proxy {
     ) -> Result<(Cred, Range<usize>), IpcError> {
         check_lane(message.tag, lane)?;
         message.source = self.requester;
-        message.status = 0;
+        // Of what a requester says there, only how it waits.
+        message.status = if message.status == ONE_WAY { ONE_WAY } else { 0 };
         let end = message.payload_len as usize;
         let bytes = buffer.get_mut(..end).ok_or(IpcError::Protocol)?;
         self.channel.read_request(lane, bytes)?;

@@ -38,6 +38,8 @@ pub(super) struct OutCall {
     tag: Tag,
     call: u16,
     cancelled: bool,
+    /// The right to make it (`m3ipc::rights::call`).
+    needs: u32,
 }
 
 /// The calls of this node that another has.
@@ -168,7 +170,10 @@ impl Kernel {
         out: &mut Vec<Output>,
     ) {
         let id = CallId { source: message.source, tag: message.tag };
-        let call = OutCall { to, tag: id.tag, call: message.call, cancelled: false };
+        let is_one_way = message.status == m3ipc::port::ONE_WAY;
+        let needs =
+            if is_one_way { m3ipc::rights::call::SEND } else { m3ipc::rights::call::SENDREC };
+        let call = OutCall { to, tag: id.tag, call: message.call, cancelled: false, needs };
         if payload.len() > PAYLOAD_MAX || payload.len() != message.payload_len as usize {
             return end_outgoing(dc, id.source, call, IpcError::TooLarge, out);
         }
@@ -194,6 +199,11 @@ impl Kernel {
         let home =
             container.home(call.to).filter(|home| *home != self.node).ok_or(IpcError::NotBound)?;
         let binding = container.slots.get_mut(id.source).ok_or(IpcError::Stale)?;
+        // The channel is older than its requester's rights may be.
+        let useful = if call.to.is_memory() { m3ipc::rights::call::VCOPY } else { call.needs };
+        if !binding.rights.may(useful) || !binding.rights.to.contains(call.to) {
+            return Err(IpcError::Denied);
+        }
         let peer = self.peers.get_mut(&home).ok_or(IpcError::NotBound)?;
         let key = (dc, Lane::new(id, call.to));
         match peer.outgoing.get(&key) {
@@ -353,6 +363,9 @@ impl Kernel {
         let peer = self.peers.get(&node).ok_or(IpcError::Denied)?;
         if peer.calls_in >= CALLS_PER_NODE || peer.bytes_in > CALLS_BYTES {
             return Err(IpcError::Exhausted);
+        }
+        if !container.accepts(request.to, request.message.source) {
+            return Err(IpcError::Denied);
         }
         match container.find(request.to) {
             Found::Bound(to) => Ok(Some(Place::Delivered(to))),

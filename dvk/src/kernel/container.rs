@@ -3,11 +3,12 @@
 //! A server's slot outlives its owners: who has called the last one, and who has died since, matters to the next.
 
 use super::calls::Incoming;
-use super::slots::Slots;
-use super::{Asker, Dc, Kernel, Output, Role};
+use super::slots::{Binding, Slots};
+use super::{Asker, Dc, EndpointInfo, Kernel, Output, Role};
 use crate::frame::Frame;
 use crate::limits::{PARKED_MAX, PEERS_PER_ENDPOINT, SERVER_WAIT, UNTOLD_MAX};
 use crate::server::{Gone, Nanos};
+use m3ipc::rights::{Rights, call};
 use m3ipc::{DcId, Endpoint, IpcError, NodeId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -96,15 +97,56 @@ impl Container {
     }
 
     pub(super) fn find(&self, to: Endpoint) -> Found {
-        let absent = self.is_well_known(to.slot) && to.generation == 0;
-        match self.slots.by_slot(to.slot) {
-            _ if self.home(to) != Some(self.node) => Found::No(IpcError::NotBound),
-            None if absent => Found::Absent,
-            None => Found::No(IpcError::Stale),
-            Some(binding) if !absent && binding.endpoint != to => Found::No(IpcError::Stale),
-            Some(binding) if !binding.role.receives() => Found::No(IpcError::Denied),
-            Some(binding) => Found::Bound(binding.endpoint),
+        let will_come = self.is_well_known(to.slot) && to.generation == 0;
+        match self.resolve(to) {
+            Err(IpcError::NotBound | IpcError::Stale) if will_come => Found::Absent,
+            Err(error) => Found::No(error),
+            Ok(binding) if binding.is_reserved => Found::Absent,
+            Ok(binding) if !binding.role.receives() => Found::No(IpcError::Denied),
+            Ok(binding) => Found::Bound(binding.endpoint),
         }
+    }
+
+    /// Who is bound as `to` on this node.
+    pub(super) fn resolve(&self, to: Endpoint) -> Result<&Binding, IpcError> {
+        if self.home(to) != Some(self.node) {
+            return Err(IpcError::NotBound);
+        }
+        // Whoever is there now.
+        let owner = if to.is_memory() { to.of_memory() } else { to };
+        let is_by_number = to.generation == 0
+            && (self.is_well_known(to.slot) || owner.is_well_known() || to.is_server());
+        match self.slots.by_slot(to.slot) {
+            None if is_by_number => Err(IpcError::NotBound),
+            Some(binding) if is_by_number || binding.endpoint == to => Ok(binding),
+            _ => Err(IpcError::Stale),
+        }
+    }
+
+    pub(super) fn info(&self, binding: &Binding) -> EndpointInfo {
+        let place = self.receivers.get(&binding.endpoint.slot);
+        EndpointInfo {
+            endpoint: binding.endpoint,
+            role: binding.role,
+            pid: binding.pid,
+            rights: binding.rights,
+            is_reserved: binding.is_reserved,
+            requesters: place.map_or(0, |place| place.clients.len()),
+            receivers: binding.receivers.len(),
+        }
+    }
+
+    /// May `from`, bound on this node, have a channel to `to`?
+    fn check_rights(&self, from: Endpoint, to: Endpoint) -> Result<(), IpcError> {
+        let binding = self.slots.get(from).ok_or(IpcError::Stale)?;
+        let useful = if to.is_memory() { call::VCOPY } else { call::OUTWARD & !call::VCOPY };
+        let may = binding.rights.calls & useful != 0 && binding.rights.to.contains(to);
+        if may && self.accepts(to, from) { Ok(()) } else { Err(IpcError::Denied) }
+    }
+
+    /// Does `to`, if it is of this node, take messages of `from`?
+    pub(super) fn accepts(&self, to: Endpoint, from: Endpoint) -> bool {
+        self.slots.by_slot(to.slot).is_none_or(|binding| binding.rights.from.contains(from))
     }
 
     pub(super) fn deadline(&self) -> Option<Nanos> {
@@ -137,7 +179,9 @@ impl Container {
 
     /// A notification goes to a receiver that is there, or gets lost.
     pub(super) fn notify(&self, from: Endpoint, to: Endpoint, value: u64, out: &mut Vec<Output>) {
-        if let Found::Bound(to) = self.find(to) {
+        if let Found::Bound(to) = self.find(to)
+            && self.accepts(to, from)
+        {
             out.push(Output::DeliverNotify { dc: self.dc.id, to, from, value });
         }
     }
@@ -279,6 +323,7 @@ impl Kernel {
             self.died(now, dc, endpoint, out);
         }
         self.end_incoming_of_dc(now, dc, out);
+        self.end_awaits_of_dc(now, dc, out);
         let Some(container) = self.containers.remove(&dc) else { return };
         // If the container starts again, no endpoint of this one is given out, and deaths go on being counted.
         self.first_generation = self.first_generation.max(container.slots.next_generation());
@@ -308,7 +353,12 @@ impl Kernel {
         {
             return Err(IpcError::Denied);
         }
-        if !matches!(role, Role::Server(_))
+        if let Role::Peer(number) = role
+            && let Some(endpoint) = container.slots.reserved_for(pid, number)
+        {
+            return Ok(self.claim_reserved(dc, endpoint, nonce));
+        }
+        if !role.is_bound_to_connection()
             && let Some(binding) = container.slots.by_pid(pid)
         {
             let old = binding.endpoint;
@@ -319,14 +369,72 @@ impl Kernel {
             }
         }
         let container = self.containers.get_mut(&dc).ok_or(IpcError::NotBound)?;
-        let endpoint = container.slots.bind(role, pid, nonce)?;
+        let endpoint = container.slots.bind(role, pid, nonce, role.first_rights(privileged))?;
         if role.receives() {
             container.receivers.entry(endpoint.slot).or_default();
         }
         Ok(Bound::New(endpoint))
     }
 
-    pub(super) fn welcome(&mut self, asker: Asker, dc: DcId, bound: Bound, out: &mut Vec<Output>) {
+    /// The process for which the administrator has bound an endpoint is there.
+    fn claim_reserved(&mut self, dc: DcId, endpoint: Endpoint, nonce: u64) -> Bound {
+        let container = self.containers.get_mut(&dc);
+        if let Some(binding) = container.and_then(|container| container.slots.get_mut(endpoint)) {
+            binding.is_reserved = false;
+            binding.nonce = nonce;
+        }
+        Bound::New(endpoint)
+    }
+
+    /// Binds a process that has not said hello.
+    pub(super) fn reserve(
+        &mut self,
+        dc: DcId,
+        number: u32,
+        pid: u32,
+        privileged: bool,
+    ) -> Result<Endpoint, IpcError> {
+        let container = self.containers.get_mut(&dc).ok_or(IpcError::NotBound)?;
+        if !privileged {
+            return Err(IpcError::Denied);
+        }
+        let rights = Rights::of_level(m3ipc::rights::level::SERVER);
+        let endpoint = container.slots.bind(Role::Peer(number), pid, 0, rights)?;
+        if let Some(binding) = container.slots.get_mut(endpoint) {
+            binding.is_reserved = true;
+        }
+        container.receivers.entry(endpoint.slot).or_default();
+        Ok(endpoint)
+    }
+
+    /// Only the administrator changes rights, of endpoints of this node.
+    pub(super) fn set_rights(
+        &mut self,
+        dc: DcId,
+        to: Endpoint,
+        rights: &Rights,
+        privileged: bool,
+        out: &mut Vec<Output>,
+    ) -> Result<Endpoint, IpcError> {
+        if !privileged {
+            return Err(IpcError::Denied);
+        }
+        let container = self.containers.get_mut(&dc).ok_or(IpcError::NotBound)?;
+        let endpoint = container.resolve(to)?.endpoint;
+        let binding = container.slots.get_mut(endpoint).ok_or(IpcError::Stale)?;
+        binding.rights = *rights;
+        out.push(Output::Reopen { dc, endpoint });
+        Ok(endpoint)
+    }
+
+    pub(super) fn welcome(
+        &mut self,
+        now: Nanos,
+        asker: Asker,
+        dc: DcId,
+        bound: Bound,
+        out: &mut Vec<Output>,
+    ) {
         let (Bound::New(endpoint) | Bound::Already(endpoint)) = bound;
         out.push(Output::Welcome { asker, dc, endpoint });
         let (Bound::New(_), Some(container)) = (bound, self.containers.get_mut(&dc)) else {
@@ -334,6 +442,7 @@ impl Kernel {
         };
         container.introduce(endpoint, out);
         self.deliver_waiting(dc, endpoint, out);
+        self.tell_awaits(now, dc, endpoint.slot, out);
     }
 
     pub(super) fn open(
@@ -348,6 +457,7 @@ impl Kernel {
         let container = self.containers.get_mut(&dc).ok_or(IpcError::NotBound)?;
         let requester = container.slots.get(from).ok_or(IpcError::Stale)?.endpoint;
         let home = container.home(to).ok_or(IpcError::NotBound)?;
+        container.check_rights(from, to)?;
         if home != self.node {
             self.peers.get(&home).ok_or(IpcError::NotBound)?;
             out.push(Output::Channel { asker, dc, requester, receiver: to, via: Some(home) });
@@ -387,6 +497,9 @@ impl Kernel {
     pub(super) fn died(&mut self, now: Nanos, dc: DcId, dead: Endpoint, out: &mut Vec<Output>) {
         let Some(container) = self.containers.get_mut(&dc) else { return };
         let Some(binding) = container.slots.unbind(dead) else { return };
+        self.forget_awaits_of(now, dc, dead, out);
+        self.tell_awaits(now, dc, dead.slot, out);
+        let Some(container) = self.containers.get_mut(&dc) else { return };
         container.leave_receivers(dead, &binding.receivers, out);
         if binding.role.receives() {
             container.close(dead, out);
@@ -408,7 +521,8 @@ impl Kernel {
         out: &mut Vec<Output>,
     ) {
         let Some(container) = self.containers.get(&dc) else { return };
-        if container.slots.get(from).is_none() {
+        let Some(binding) = container.slots.get(from) else { return };
+        if !binding.rights.may(call::NOTIFY) || !binding.rights.to.contains(to) {
             return;
         }
         match container.home(to) {

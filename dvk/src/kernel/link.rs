@@ -346,6 +346,10 @@ impl Kernel {
             Frame::Notify { dc, from, to, value } => {
                 self.remote_notify(node, *dc, *from, *to, *value, out)
             }
+            Frame::Await { dc, from, to, number, wish } => {
+                self.remote_await(now, node, *dc, *from, *to, *number, *wish, out)
+            }
+            Frame::Awaited { number, outcome, .. } => self.awaited(node, *number, *outcome, out),
             Frame::Hello(_) | Frame::Ping { .. } | Frame::Pong { .. } | Frame::Received => {}
         }
         if let Some(peer) = self.peers.get_mut(&node) {
@@ -361,7 +365,9 @@ impl Kernel {
             Frame::Answer(answer) => (answer.dc, answer.message.source),
             Frame::Cancel { dc, id, .. } => (*dc, id.source),
             Frame::Gone { dc, gone, .. } => (*dc, *gone),
-            Frame::Notify { dc, from, .. } => (*dc, *from),
+            Frame::Notify { dc, from, .. }
+            | Frame::Await { dc, from, .. }
+            | Frame::Awaited { dc, from, .. } => (*dc, *from),
             Frame::Hello(_) | Frame::Ping { .. } | Frame::Pong { .. } | Frame::Received => {
                 return Ok(());
             }
@@ -437,6 +443,7 @@ impl Kernel {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         peer.end_session(out);
         self.drop_incoming_of(node);
+        self.end_awaits_of_node(node, out);
         for container in
             self.containers.values_mut().filter(|container| container.dc.nodes.contains(&node))
         {

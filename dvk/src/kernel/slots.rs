@@ -2,7 +2,8 @@
 
 use super::Role;
 use crate::limits::{ENDPOINTS_MAX, SLOTS_RESTING};
-use m3ipc::{Endpoint, IpcError, NodeId};
+use m3ipc::limits::WELL_KNOWN_MAX;
+use m3ipc::{Endpoint, IpcError, NodeId, Rights};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// A bound process.
@@ -12,6 +13,10 @@ pub(super) struct Binding {
     pub(super) role: Role,
     pub(super) pid: u32,
     pub(super) nonce: u64,
+    /// What it may do.
+    pub(super) rights: Rights,
+    /// The administrator has bound it; its process has not said hello yet.
+    pub(super) is_reserved: bool,
     /// Slots of the receivers on this node that it has had a channel with.
     pub(super) receivers: BTreeSet<u32>,
     /// Receivers on other nodes that it has called. They are told of its death.
@@ -25,7 +30,7 @@ pub(super) struct Slots {
     first_generation: u32,
     bound: BTreeMap<u32, Binding>,
     by_pid: BTreeMap<u32, u32>,
-    /// The lowest index never used; 0 is the container's.
+    /// The lowest index never used; 0 is the container's, and the well-known ones are asked for by number.
     fresh: u32,
     /// Freed ordinary slots with their next generation, the longest free in front.
     resting: VecDeque<(u32, u32)>,
@@ -42,7 +47,7 @@ impl Slots {
             first_generation: first_generation.max(1),
             bound: BTreeMap::new(),
             by_pid: BTreeMap::new(),
-            fresh: 1,
+            fresh: WELL_KNOWN_MAX + 1,
             resting: VecDeque::new(),
             well_known: BTreeMap::new(),
             highest_generation: first_generation,
@@ -80,45 +85,82 @@ impl Slots {
     }
 
     /// Binds a process that is not bound yet.
-    pub(super) fn bind(&mut self, role: Role, pid: u32, nonce: u64) -> Result<Endpoint, IpcError> {
+    pub(super) fn bind(
+        &mut self,
+        role: Role,
+        pid: u32,
+        nonce: u64,
+        rights: Rights,
+    ) -> Result<Endpoint, IpcError> {
         let endpoint = match role {
-            Role::Server(number) => self.take_well_known(number)?,
-            Role::Container => self.take_well_known(Endpoint::container(self.node).slot)?,
-            Role::Process | Role::Agent | Role::Peer => self.take()?,
+            Role::Server(number) => self.take_well_known(number, IpcError::Denied)?,
+            Role::Container => {
+                self.take_well_known(Endpoint::container(self.node).slot, IpcError::Denied)?
+            }
+            Role::Peer(index @ 1..=WELL_KNOWN_MAX) => {
+                self.take_well_known(Endpoint::well_known(self.node, index).slot, IpcError::InUse)?
+            }
+            Role::Peer(1..) => return Err(IpcError::NotBound),
+            Role::Memory(of) => self.take_memory(of, pid)?,
+            Role::Process | Role::Agent | Role::Peer(0) => self.take()?,
         };
         let (receivers, reached) = (BTreeSet::new(), BTreeSet::new());
-        self.bound
-            .insert(endpoint.slot, Binding { endpoint, role, pid, nonce, receivers, reached });
-        // A process may be several servers (muk2); each is bound to its connection, not to the pid.
-        if !endpoint.is_server() {
+        let is_reserved = false;
+        let binding =
+            Binding { endpoint, role, pid, nonce, rights, is_reserved, receivers, reached };
+        self.bound.insert(endpoint.slot, binding);
+        if !role.is_bound_to_connection() {
             self.by_pid.insert(pid, endpoint.slot);
         }
         Ok(endpoint)
+    }
+
+    /// A well-known endpoint that the administrator has bound for this process.
+    pub(super) fn reserved_for(&self, pid: u32, index: u32) -> Option<Endpoint> {
+        let mut reserved = self.bound.values().filter(|binding| binding.is_reserved);
+        let of = |binding: &&Binding| {
+            binding.pid == pid && (index == 0 || binding.endpoint.index() == index)
+        };
+        reserved.find(of).map(|binding| binding.endpoint)
     }
 
     /// Takes back the slot. A generation that cannot be counted on is the last of its slot.
     pub(super) fn unbind(&mut self, endpoint: Endpoint) -> Option<Binding> {
         self.get(endpoint)?;
         let binding = self.bound.remove(&endpoint.slot)?;
-        if !endpoint.is_server() {
+        if !binding.role.is_bound_to_connection() {
             self.by_pid.remove(&binding.pid);
         }
-        match (binding.role, endpoint.generation.checked_add(1)) {
-            (Role::Server(_) | Role::Container, Some(next)) => {
+        let next = endpoint.generation.checked_add(1);
+        self.highest_generation = self.highest_generation.max(next.unwrap_or(u32::MAX));
+        match (binding.role, next) {
+            (Role::Server(_) | Role::Container | Role::Peer(1..), Some(next)) => {
                 self.well_known.insert(endpoint.slot, next);
             }
+            // It goes with the endpoint whose memory it is.
+            (Role::Memory(_), _) => {}
             (_, Some(next)) => self.resting.push_back((endpoint.slot, next)),
             (_, None) => {}
         }
         Some(binding)
     }
 
-    fn take_well_known(&mut self, slot: u32) -> Result<Endpoint, IpcError> {
+    fn take_well_known(&mut self, slot: u32, taken: IpcError) -> Result<Endpoint, IpcError> {
         if self.bound.contains_key(&slot) {
-            return Err(IpcError::Denied);
+            return Err(taken);
         }
         let generation = self.well_known.get(&slot).copied().unwrap_or(self.first_generation);
         Ok(Endpoint { slot, generation })
+    }
+
+    /// The memory side of a peer of the same process.
+    fn take_memory(&mut self, of: Endpoint, pid: u32) -> Result<Endpoint, IpcError> {
+        let peer = self.get(of).ok_or(IpcError::Stale)?;
+        if peer.pid != pid || !matches!(peer.role, Role::Peer(_)) {
+            return Err(IpcError::Denied);
+        }
+        let endpoint = of.memory();
+        if self.bound.contains_key(&endpoint.slot) { Err(IpcError::InUse) } else { Ok(endpoint) }
     }
 
     fn take(&mut self) -> Result<Endpoint, IpcError> {
@@ -144,6 +186,8 @@ impl Slots {
 mod tests {
     use super::*;
 
+    const FULL: Rights = Rights::of_level(m3ipc::rights::level::SERVER);
+
     fn slots() -> Slots {
         Slots::new(NodeId(3), 100)
     }
@@ -151,12 +195,12 @@ mod tests {
     #[test]
     fn a_slot_is_used_again_late_and_with_a_higher_generation() {
         let mut slots = slots();
-        let first = slots.bind(Role::Process, 1, 0).unwrap();
-        assert_eq!(first, Endpoint::new(NodeId(3), 1, 100));
+        let first = slots.bind(Role::Process, 1, 0, FULL).unwrap();
+        assert_eq!(first, Endpoint::new(NodeId(3), WELL_KNOWN_MAX + 1, 100));
         slots.unbind(first).unwrap();
         let mut seen = BTreeSet::from([first]);
         for round in 0..2 * SLOTS_RESTING {
-            let next = slots.bind(Role::Process, 1, 0).unwrap();
+            let next = slots.bind(Role::Process, 1, 0, FULL).unwrap();
             assert!(seen.insert(next), "{next:?} was somebody's before");
             assert_eq!(next.slot == first.slot, (round + 1) % SLOTS_RESTING == 0, "round {round}");
             slots.unbind(next).unwrap();
@@ -167,13 +211,13 @@ mod tests {
     #[test]
     fn well_known_slots_have_one_owner_at_a_time() {
         let mut slots = slots();
-        let server = slots.bind(Role::Server(2), 1, 0).unwrap();
+        let server = slots.bind(Role::Server(2), 1, 0, FULL).unwrap();
         assert_eq!(server, Endpoint { slot: Endpoint::PM.slot, generation: 100 });
-        assert_eq!(slots.bind(Role::Server(2), 2, 0), Err(IpcError::Denied));
+        assert_eq!(slots.bind(Role::Server(2), 2, 0, FULL), Err(IpcError::Denied));
         slots.unbind(server).unwrap();
-        assert_eq!(slots.bind(Role::Server(2), 2, 0).unwrap().generation, 101);
+        assert_eq!(slots.bind(Role::Server(2), 2, 0, FULL).unwrap().generation, 101);
         assert_eq!(
-            slots.bind(Role::Container, 3, 0).unwrap().slot,
+            slots.bind(Role::Container, 3, 0, FULL).unwrap().slot,
             Endpoint::container(NodeId(3)).slot
         );
     }
@@ -182,11 +226,39 @@ mod tests {
     fn the_number_of_endpoints_is_bounded() {
         let mut slots = slots();
         for pid in 1..=u32::try_from(ENDPOINTS_MAX).unwrap() {
-            slots.bind(Role::Process, pid, 0).unwrap();
+            slots.bind(Role::Process, pid, 0, FULL).unwrap();
         }
-        assert_eq!(slots.bind(Role::Process, 0, 0), Err(IpcError::Exhausted));
+        assert_eq!(slots.bind(Role::Process, 0, 0, FULL), Err(IpcError::Exhausted));
         let one = slots.by_pid(7).unwrap().endpoint;
         slots.unbind(one).unwrap();
-        assert!(slots.bind(Role::Process, 7, 0).is_ok());
+        assert!(slots.bind(Role::Process, 7, 0, FULL).is_ok());
+    }
+
+    #[test]
+    fn a_peer_gets_the_number_it_wants_if_it_is_free_and_each_owner_another_generation() {
+        let mut slots = slots();
+        let wanted = Endpoint::well_known(NodeId(3), 70);
+        let first = slots.bind(Role::Peer(70), 1, 0, FULL).unwrap();
+        assert_eq!(first, Endpoint { generation: 100, ..wanted });
+        assert_eq!(slots.bind(Role::Peer(70), 2, 0, FULL), Err(IpcError::InUse));
+        assert_eq!(slots.bind(Role::Peer(WELL_KNOWN_MAX + 1), 2, 0, FULL), Err(IpcError::NotBound));
+        let second = slots.bind(Role::Peer(0), 1, 0, FULL).unwrap();
+        assert!(!second.is_well_known() && slots.by_pid(1).is_none(), "one process, two peers");
+        slots.unbind(first).unwrap();
+        assert_eq!(slots.bind(Role::Peer(70), 2, 0, FULL).unwrap().generation, 101);
+    }
+
+    #[test]
+    fn a_memory_side_belongs_to_a_peer_of_the_same_process() {
+        let mut slots = slots();
+        let peer = slots.bind(Role::Peer(0), 1, 0, FULL).unwrap();
+        assert_eq!(slots.bind(Role::Memory(peer), 2, 0, FULL), Err(IpcError::Denied));
+        assert_eq!(slots.bind(Role::Memory(peer), 1, 0, FULL), Ok(peer.memory()));
+        assert_eq!(slots.bind(Role::Memory(peer), 1, 0, FULL), Err(IpcError::InUse));
+        let process = slots.bind(Role::Process, 1, 0, FULL).unwrap();
+        assert_eq!(slots.bind(Role::Memory(process), 1, 0, FULL), Err(IpcError::Denied));
+        slots.unbind(peer.memory()).unwrap();
+        slots.unbind(peer).unwrap();
+        assert_eq!(slots.bind(Role::Memory(peer), 1, 0, FULL), Err(IpcError::Stale));
     }
 }

@@ -1,6 +1,6 @@
 //! The kernel, one and two at a time. Whole clusters under fault are the simulator's.
 
-use super::{Asker, Config, Dc, Input, Kernel, LinkError, LinkId, NodeState, Output, Role};
+use super::{Asker, Config, Dc, Event, Input, Kernel, LinkError, LinkId, NodeState, Output, Role};
 use crate::frame::{Frame, Hello, Packet, Request, decode};
 use crate::limits::{
     CALLS_PER_NODE, LINK_SILENCE, NODE_DOWN_AFTER, PARKED_MAX, PING_EVERY, RECEIVED_FRAMES,
@@ -8,6 +8,7 @@ use crate::limits::{
 };
 use crate::server::{Gone, Nanos};
 use bytes::Bytes;
+use m3ipc::rights::{Allowed, Rights, level};
 use m3ipc::{CallId, Cred, DcId, Endpoint, IpcError, Message, NodeId, Tag};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -238,8 +239,8 @@ fn channels_are_opened_within_a_container_to_those_who_receive() {
     let vfs = one.bind(BLUE, Role::Server(1), 10);
     let container = one.bind(BLUE, Role::Container, 11);
     let client = one.bind(BLUE, Role::Process, 20);
-    let peer = one.bind(BLUE, Role::Peer, 21);
-    let red = one.bind(RED, Role::Peer, 22);
+    let peer = one.bind(BLUE, Role::Peer(0), 21);
+    let red = one.bind(RED, Role::Peer(0), 22);
     let there = Endpoint::new(N2, 1, 1);
     for (to, receiver, via) in [
         (Endpoint::VFS, vfs, None),
@@ -335,7 +336,7 @@ fn a_server_hears_of_all_deaths_of_its_clients_even_those_it_missed() {
 fn a_peer_that_dies_ends_its_channels_and_its_slot_starts_clean() {
     let mut one = Bench::new(N1, 1);
     let client = one.bind(BLUE, Role::Process, 20);
-    let peer = one.bind(BLUE, Role::Peer, 21);
+    let peer = one.bind(BLUE, Role::Peer(0), 21);
     one.open(BLUE, client, peer);
     let closed =
         Output::CloseChannels { dc: BLUE, receiver: peer, error: IpcError::DestinationDied };
@@ -741,7 +742,7 @@ fn calls_to_who_is_not_there_end_with_the_reason() {
 #[test]
 fn a_peer_of_another_node_that_dies_ends_the_calls_it_had() {
     let (mut pair, client, _) = pair();
-    let peer = pair.at(N2).bind(BLUE, Role::Peer, 31);
+    let peer = pair.at(N2).bind(BLUE, Role::Peer(0), 31);
     pair.call(N1, peer, &message(client, 0, 1));
     assert_eq!(delivered(&pair.settle().1), [1]);
     pair.died(N2, peer);
@@ -773,17 +774,21 @@ fn one_lane_has_one_call_open() {
 #[test]
 fn notifications_go_to_who_is_there() {
     let (mut pair, client, _) = pair();
-    let peer = pair.at(N2).bind(BLUE, Role::Peer, 31);
-    let near = pair.at(N1).bind(BLUE, Role::Peer, 32);
+    let peer = pair.at(N2).bind(BLUE, Role::Peer(0), 31);
+    let near = pair.at(N1).bind(BLUE, Role::Peer(0), 32);
+    let from = pair.at(N1).bind(BLUE, Role::Peer(0), 33);
     for (to, there) in [(peer, true), (near, true), (Endpoint { generation: 99, ..peer }, false)] {
-        let out = pair.at(N1).step(Input::LocalNotify { dc: BLUE, from: client, to, value: 7 });
+        let out = pair.at(N1).step(Input::LocalNotify { dc: BLUE, from, to, value: 7 });
         let mut out = pair.sort(N1, out);
         let (one, two) = pair.settle();
         out.extend(one);
         out.extend(two);
-        let notify = Output::DeliverNotify { dc: BLUE, to, from: client, value: 7 };
+        let notify = Output::DeliverNotify { dc: BLUE, to, from, value: 7 };
         assert_eq!(out.contains(&notify), there, "{to:?} {out:?}");
     }
+    // An ordinary process has no right to.
+    let out = pair.at(N1).step(Input::LocalNotify { dc: BLUE, from: client, to: near, value: 7 });
+    assert!(out.is_empty(), "{out:?}");
 }
 
 /// Sends node 2 one frame as node 1 would, and returns what it does.
@@ -995,7 +1000,7 @@ fn frames_are_kept_until_received_and_no_longer() {
     assert_eq!(resent(&pair.wires[&N1]), 0);
     assert!(resent(&pair.wires[&N2]) <= 1, "the last answer");
     // One-way traffic is confirmed without a word of the other side's own.
-    let peer = pair.at(N2).bind(BLUE, Role::Peer, 31);
+    let peer = pair.at(N2).bind(BLUE, Role::Peer(0), 31);
     for value in 0..=RECEIVED_FRAMES {
         let out = pair.at(N1).step(Input::LocalNotify { dc: BLUE, from: client, to: peer, value });
         pair.sort(N1, out);
@@ -1154,7 +1159,7 @@ impl Walk {
             1 | 2 => {
                 let role = self.pick(&[
                     Role::Process,
-                    Role::Peer,
+                    Role::Peer(0),
                     Role::Server(1),
                     Role::Server(3),
                     Role::Container,
@@ -1265,4 +1270,140 @@ fn no_input_makes_it_panic_or_end_a_call_twice() {
         ended += walk.ended;
     }
     assert!(ended > 1_000 && in_flight > 100, "{ended} calls ended, {in_flight} were under way");
+}
+
+/// How questions ended: with whom, or why not.
+fn told(out: &[Output]) -> Vec<Result<Endpoint, IpcError>> {
+    let told = |output: &Output| match output {
+        Output::Done { endpoint, .. } => Some(Ok(*endpoint)),
+        Output::Refused { error, .. } => Some(Err(*error)),
+        _ => None,
+    };
+    out.iter().filter_map(told).collect()
+}
+
+impl Bench {
+    fn ask(
+        &mut self,
+        from: Endpoint,
+        to: Endpoint,
+        event: Event,
+        timeout: Option<Nanos>,
+    ) -> (Asker, Vec<Output>) {
+        let asker = self.asker();
+        (asker, self.step(Input::Await { asker, dc: BLUE, from, to, event, timeout }))
+    }
+}
+
+#[test]
+fn who_waits_for_an_endpoint_of_its_node_is_told_when_it_comes_and_goes() {
+    let mut one = Bench::new(N1, 1);
+    let asker = one.bind(BLUE, Role::Peer(0), 20);
+    let name = Endpoint::well_known(N1, 70);
+    assert_eq!(told(&one.ask(asker, name, Event::Bound, Some(0)).1), [Err(IpcError::WouldBlock)]);
+    assert_eq!(told(&one.ask(asker, name, Event::Unbound, None).1), [Ok(Endpoint::NONE)]);
+    assert!(one.ask(asker, name, Event::Bound, None).1.is_empty());
+    assert!(one.ask(asker, name, Event::Bound, Some(5)).1.is_empty());
+    assert_eq!(told(&one.wait(5)), [Err(IpcError::TimedOut)]);
+    let out = one.hello(BLUE, Role::Peer(70), 21, 0);
+    let [Ok(bound)] = told(&out)[..] else { panic!("{out:?}") };
+    assert_eq!(bound.slot, name.slot);
+    assert_eq!(told(&one.ask(asker, name, Event::Bound, None).1), [Ok(bound)]);
+    let (withdrawn, _) = one.ask(asker, name, Event::Unbound, None);
+    assert!(one.step(Input::Withdraw { asker: withdrawn }).is_empty());
+    one.ask(asker, bound, Event::Unbound, None);
+    assert_eq!(told(&one.died(BLUE, bound)), [Ok(Endpoint::NONE)]);
+    assert_eq!(told(&one.ask(asker, bound, Event::Bound, None).1), [Err(IpcError::Stale)]);
+    assert_eq!(one.kernel.await_count(), 0, "nothing is left behind");
+}
+
+#[test]
+fn questions_of_the_dead_and_of_a_container_that_is_over_are_forgotten() {
+    let mut one = Bench::new(N1, 1);
+    let asker = one.bind(BLUE, Role::Peer(0), 20);
+    let stays = one.bind(BLUE, Role::Peer(0), 22);
+    let name = Endpoint::well_known(N1, 70);
+    one.ask(asker, name, Event::Bound, None);
+    one.ask(asker, Endpoint::well_known(N2, 70), Event::Bound, Some(1000));
+    one.died(BLUE, asker);
+    assert_eq!(one.kernel.await_count(), 0);
+    one.ask(stays, name, Event::Bound, None);
+    let out = one.step(Input::DcStop { dc: BLUE });
+    assert_eq!(refusals(&out), [IpcError::Stale]);
+    assert_eq!(one.kernel.await_count(), 0);
+}
+
+#[test]
+fn who_waits_for_an_endpoint_of_another_node_is_told_and_the_node_forgets_what_is_withdrawn() {
+    let (mut pair, _, _) = pair();
+    let asker = pair.at(N1).bind(BLUE, Role::Peer(0), 40);
+    let name = Endpoint::well_known(N2, 70);
+    let ask = |pair: &mut Pair, event, timeout| {
+        let (asker, out) = pair.at(N1).ask(asker, name, event, timeout);
+        let out = pair.sort(N1, out);
+        let (mut one, _) = pair.settle();
+        one.extend(out);
+        (asker, one)
+    };
+    assert_eq!(told(&ask(&mut pair, Event::Bound, Some(0)).1), [Err(IpcError::WouldBlock)]);
+    assert_eq!(told(&ask(&mut pair, Event::Unbound, None).1), [Ok(Endpoint::NONE)]);
+    assert!(told(&ask(&mut pair, Event::Bound, None).1).is_empty());
+    let (withdrawn, _) = ask(&mut pair, Event::Bound, None);
+    let out = pair.at(N1).step(Input::Withdraw { asker: withdrawn });
+    pair.sort(N1, out);
+    pair.settle();
+    assert_eq!((pair.at(N1).kernel.await_count(), pair.at(N2).kernel.await_count()), (1, 1));
+    let out = pair.at(N2).hello(BLUE, Role::Peer(70), 41, 0);
+    let Some(Output::Welcome { endpoint: bound, .. }) = out.first().cloned() else { panic!() };
+    pair.sort(N2, out);
+    assert_eq!(told(&pair.settle().0), [Ok(bound)]);
+    assert!(told(&ask(&mut pair, Event::Unbound, None).1).is_empty());
+    let out = pair.at(N2).died(BLUE, bound);
+    pair.sort(N2, out);
+    assert_eq!(told(&pair.settle().0), [Ok(Endpoint::NONE)]);
+    assert_eq!((pair.at(N1).kernel.await_count(), pair.at(N2).kernel.await_count()), (0, 0));
+}
+
+#[test]
+fn a_node_that_goes_down_ends_the_questions_about_it_and_those_it_has_asked() {
+    let (mut pair, _, _) = pair();
+    let here = pair.at(N1).bind(BLUE, Role::Peer(0), 40);
+    let there = pair.at(N2).bind(BLUE, Role::Peer(0), 41);
+    let (_, out) = pair.at(N1).ask(here, Endpoint::well_known(N2, 70), Event::Bound, None);
+    pair.sort(N1, out);
+    let (_, out) = pair.at(N2).ask(there, Endpoint::well_known(N1, 70), Event::Bound, None);
+    pair.sort(N2, out);
+    pair.settle();
+    assert_eq!(pair.at(N1).kernel.await_count(), 2);
+    let link = LinkId(pair.link);
+    let one = pair.at(N1);
+    one.step(Input::LinkDown { node: N2, link });
+    let out = one.wait(NODE_DOWN_AFTER);
+    assert_eq!(told(&out), [Err(IpcError::NodeDown)]);
+    assert_eq!(one.kernel.await_count(), 0);
+    let (_, out) = one.ask(here, Endpoint::well_known(N2, 70), Event::Bound, None);
+    assert_eq!(told(&out), [Err(IpcError::NodeDown)], "at once");
+}
+
+#[test]
+fn rights_are_the_administrators_and_open_or_close_the_way_to_others() {
+    let mut one = Bench::new(N1, 1);
+    let (from, to) = (one.bind(BLUE, Role::Peer(0), 20), one.bind(BLUE, Role::Peer(0), 21));
+    let nothing = Rights { calls: 0, ..Rights::of_level(level::USER) };
+    let mut set = |to, rights: &Rights, privileged| {
+        let asker = one.asker();
+        one.step(Input::SetRights { asker, dc: BLUE, to, rights, privileged })
+    };
+    assert_eq!(refusals(&set(from, &nothing, false)), [IpcError::Denied]);
+    let deaf = Rights { from: Allowed::NOBODY, ..Rights::of_level(level::SERVER) };
+    let out = set(to, &deaf, true);
+    assert!(out.contains(&Output::Reopen { dc: BLUE, endpoint: to }));
+    assert_eq!(refusals(&one.open(BLUE, from, to)), [IpcError::Denied]);
+    let asker = one.asker();
+    let rights = Rights::of_level(level::SERVER);
+    one.step(Input::SetRights { asker, dc: BLUE, to, rights: &rights, privileged: true });
+    assert_eq!(channels(&one.open(BLUE, from, to)), [(from, to, None)]);
+    let asker = one.asker();
+    one.step(Input::SetRights { asker, dc: BLUE, to: from, rights: &nothing, privileged: true });
+    assert_eq!(refusals(&one.open(BLUE, from, to)), [IpcError::Denied]);
 }

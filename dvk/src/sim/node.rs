@@ -1,6 +1,6 @@
 //! The daemon of a simulated node: it feeds its kernel and does what that wants.
 
-use super::process::Told;
+use super::process::{Question, Told};
 use super::service::{Item, Origin, Service};
 use super::{Event, MILLISECOND, SECOND, Sim};
 use crate::kernel::{Asker, Config, Input, Kernel, LinkId, Output, Role};
@@ -31,6 +31,7 @@ pub(super) struct Node {
 pub(super) enum Ask {
     Hello(Role),
     Open { from: Endpoint, to: Endpoint },
+    Await { from: Endpoint, question: Question, thread: usize },
 }
 
 impl Node {
@@ -166,6 +167,13 @@ impl Sim {
                     self.soon(Event::Told { pid, told: Told::Channel { asker, receiver, via } });
                 }
             }
+            Output::Done { asker, endpoint } => {
+                if let Some(pid) = self.asker_pid(id, asker) {
+                    self.soon(Event::Told { pid, told: Told::Done(asker, endpoint) });
+                }
+            }
+            // Its programs have the rights they begin with.
+            Output::Reopen { .. } => {}
             Output::CloseChannels { receiver, .. } => {
                 if let Some(node) = self.nodes.get_mut(&id) {
                     node.closed.insert(receiver);
@@ -216,6 +224,11 @@ impl Sim {
                     id,
                     Input::Hello { asker, dc, role, pid, nonce: 1, privileged: is_server },
                 );
+            }
+            Ask::Await { from, question, thread } => {
+                self.asking(pid, thread, asker);
+                let Question { to, event, timeout, .. } = question;
+                self.step(id, Input::Await { asker, dc, from, to, event, timeout });
             }
             Ask::Open { from, to } => {
                 self.opening(pid, to, asker);

@@ -3,7 +3,7 @@
 use super::node::Ask;
 use super::service::{Item, Origin};
 use super::{Event, MICROSECOND, MILLISECOND, Random, Sim};
-use crate::kernel::{Asker, Input, Role};
+use crate::kernel::{Asker, Event as Wanted, Input, Role};
 use crate::server::Nanos;
 use m3ipc::{CallId, Cred, Endpoint, IpcError, Message, NodeId, Tag};
 use std::cell::RefCell;
@@ -31,6 +31,12 @@ pub enum Step {
         to: Endpoint,
         message: Message,
         payload: Vec<u8>,
+    },
+    /// Waits until `to` is bound or unbound. It ends as a call whose answer has the endpoint as its source.
+    Await {
+        to: Endpoint,
+        event: Wanted,
+        timeout: Option<Nanos>,
     },
     Pause(Nanos),
     Exit,
@@ -62,7 +68,19 @@ struct Thread {
     program: Box<dyn Program>,
     sequence: u64,
     call: Option<OpenCall>,
+    question: Option<Question>,
     is_done: bool,
+}
+
+/// What a thread waits for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Question {
+    pub(super) to: Endpoint,
+    pub(super) event: Wanted,
+    pub(super) timeout: Option<Nanos>,
+    is_sent: bool,
+    /// Once it has reached the daemon.
+    asker: Option<Asker>,
 }
 
 /// The call that a thread has open.
@@ -84,11 +102,13 @@ pub(super) enum Told {
     Welcome(Endpoint),
     Refused(Asker, IpcError),
     Channel { asker: Asker, receiver: Endpoint, via: Option<NodeId> },
+    Done(Asker, Endpoint),
 }
 
 impl Process {
     pub(super) fn new(node: NodeId, cred: Cred, programs: Vec<Box<dyn Program>>) -> Process {
-        let thread = |program| Thread { program, sequence: 0, call: None, is_done: false };
+        let thread =
+            |program| Thread { program, sequence: 0, call: None, question: None, is_done: false };
         Process {
             node,
             is_alive: false,
@@ -103,8 +123,11 @@ impl Process {
 
 impl std::fmt::Debug for Process {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let calls: Vec<_> =
-            self.threads.iter().map(|thread| (thread.is_done, &thread.call)).collect();
+        let calls: Vec<_> = self
+            .threads
+            .iter()
+            .map(|thread| (thread.is_done, &thread.call, thread.question))
+            .collect();
         let state = if self.is_alive { "alive" } else { "dead or unborn" };
         write!(
             f,
@@ -167,6 +190,11 @@ impl Sim {
                     self.after(0, 5 * MILLISECOND, Event::Signal { pid, thread, tag });
                 }
             }
+            Step::Await { to, event, timeout } => {
+                let (is_sent, asker) = (false, None);
+                state.question = Some(Question { to, event, timeout, is_sent, asker });
+                self.pose(pid, thread);
+            }
             Step::Pause(time) => self.after(time, time + 1, Event::Think { pid, thread }),
             Step::Exit => {
                 state.is_done = true;
@@ -175,6 +203,50 @@ impl Sim {
                 }
             }
         }
+    }
+
+    /// Sends the thread's question to the daemon, when the process has an endpoint.
+    fn pose(&mut self, pid: u32, thread: usize) {
+        let Some(process) = self.processes.get_mut(&pid).filter(|process| process.is_alive) else {
+            return;
+        };
+        let node = process.node;
+        let incarnation = self.nodes.get(&node).map_or(0, |node| node.incarnation);
+        let question = process.threads.get_mut(thread).and_then(|thread| thread.question.as_mut());
+        let Some(question) = question.filter(|question| !question.is_sent) else { return };
+        let Some(from) = process.endpoint else {
+            if !std::mem::replace(&mut process.has_asked, true) {
+                self.soon(Event::Asked { node, incarnation, pid, ask: Ask::Hello(Role::Process) });
+            }
+            return;
+        };
+        question.is_sent = true;
+        let ask = Ask::Await { from, question: *question, thread };
+        self.soon(Event::Asked { node, incarnation, pid, ask });
+    }
+
+    /// The thread's question has reached the daemon.
+    pub(super) fn asking(&mut self, pid: u32, thread: usize, asker: Asker) {
+        let process = self.processes.get_mut(&pid);
+        let thread = process.and_then(|process| process.threads.get_mut(thread));
+        if let Some(question) = thread.and_then(|thread| thread.question.as_mut()) {
+            question.asker = Some(asker);
+        }
+    }
+
+    /// A question has its answer: the thread goes on. False: it is none of the process.
+    fn told_answer(&mut self, pid: u32, asker: Asker, answer: Result<Endpoint, IpcError>) -> bool {
+        let Some(process) = self.processes.get_mut(&pid) else { return false };
+        let asked =
+            |thread: &Thread| thread.question.is_some_and(|question| question.asker == Some(asker));
+        let Some(thread) = process.threads.iter().position(asked) else { return false };
+        process.threads[thread].question = None;
+        let message = match answer {
+            Ok(source) => Message { source, ..Message::request(0) },
+            Err(error) => Message::undelivered(0, error),
+        };
+        self.go_on(pid, thread, Some(Ended { message, payload: Vec::new() }));
+        true
     }
 
     /// Brings the thread's call into a lane: first an endpoint, then a channel.
@@ -397,6 +469,14 @@ impl Sim {
                     process.channels.insert(to, Channel::Open { number, receiver, via });
                 }
             }
+            Told::Done(asker, endpoint) => {
+                self.told_answer(pid, asker, Ok(endpoint));
+                return;
+            }
+            Told::Refused(asker, error) if of(process, asker).is_none() => {
+                self.told_answer(pid, asker, Err(error));
+                return;
+            }
             Told::Refused(asker, error) => {
                 if let Some(to) = of(process, asker) {
                     process.channels.remove(&to);
@@ -406,6 +486,7 @@ impl Sim {
         }
         for thread in 0..process.threads.len() {
             self.place(pid, thread);
+            self.pose(pid, thread);
         }
     }
 

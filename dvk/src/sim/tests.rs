@@ -2,7 +2,7 @@
 //! The servers of the project are simulated in `muk2/tests/simulation.rs`.
 
 use super::{Ended, Faults, MILLISECOND, Program, Random, SECOND, Sim, Step, check_seeds};
-use crate::kernel::Dc;
+use crate::kernel::{Dc, Event};
 use crate::server::{Call, Context, Gone, Nanos, Server};
 use crate::store::Store;
 use m3ipc::{CallId, Cred, DcId, Endpoint, IpcError, Message, NodeId};
@@ -326,4 +326,58 @@ fn a_run_is_the_same_each_time() {
 #[test]
 fn whatever_goes_wrong_calls_end_once_and_count_once() {
     check_seeds(&[], 400, run);
+}
+
+/// Waits for servers to come and go.
+struct Watcher {
+    left: u64,
+    to: Endpoint,
+    event: Event,
+}
+
+impl Program for Watcher {
+    fn next(&mut self, ended: Option<Ended>, random: &mut Random) -> Step {
+        if let Some(Ended { message, .. }) = ended {
+            match message.outcome() {
+                Ok(_) if self.event == Event::Bound => {
+                    assert_eq!(message.source.slot, self.to.slot);
+                    assert_ne!(message.source.generation, 0, "a server is one process");
+                }
+                Ok(_) => assert_eq!(message.source, Endpoint::NONE),
+                Err(IpcError::NodeDown | IpcError::TimedOut) => {}
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+        if self.left == 0 {
+            return Step::Exit;
+        }
+        self.left -= 1;
+        self.to = if random.chance(500) { Endpoint::VFS } else { Endpoint::IPC };
+        self.event = if random.chance(500) { Event::Bound } else { Event::Unbound };
+        // A server is always started again, but perhaps not killed.
+        let timeout = (self.event == Event::Unbound).then(|| random.between(1, SECOND));
+        Step::Await { to: self.to, event: self.event, timeout }
+    }
+}
+
+#[test]
+fn whoever_waits_for_an_endpoint_is_told_or_the_node_is_down_and_no_question_is_left() {
+    check_seeds(&[], 300, |seed, is_told| {
+        let mut sim = Sim::new(seed, dc(), tally);
+        if is_told {
+            sim.keep_log();
+        }
+        sim.begin(faults(seed));
+        for process in 0..6 {
+            let node = NodeId(1 + u16::try_from(process % 3).unwrap());
+            let watcher = || {
+                let (to, event) = (Endpoint::VFS, Event::Bound);
+                Box::new(Watcher { left: 20, to, event }) as Box<dyn Program>
+            };
+            sim.spawn(0, node, Cred::ROOT, vec![watcher(), watcher()]);
+        }
+        let ended = sim.run();
+        sim.log().iter().for_each(|line| eprintln!("{line}"));
+        ended
+    });
 }

@@ -1,6 +1,7 @@
 //! Runs every test in every world that it is for; one lab for all of them, taken down at the end.
 
 mod commands;
+mod dvk;
 mod embedded;
 mod faults;
 mod files;
@@ -42,6 +43,7 @@ const MODULES: &[&[Test]] = &[
     messages::TESTS,
     processes::TESTS,
     commands::TESTS,
+    dvk::TESTS,
     faults::TESTS,
     embedded::TESTS,
     labs::TESTS,

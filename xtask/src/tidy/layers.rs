@@ -11,6 +11,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("m3ipc", &[]),
     ("calls", &["m3ipc"]),
     ("libdvsposix", &["calls", "m3ipc"]),
+    ("libdvk", &["m3ipc"]),
     ("preload", &["libdvsposix", "calls", "m3ipc"]),
     ("group", &[]),
     ("dvk", &["group", "m3ipc"]),

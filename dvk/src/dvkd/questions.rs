@@ -1,0 +1,225 @@
+//! What a bound process asks its daemon beside calls: wait for an endpoint, pids, information, rights, binding others.
+
+use super::identity;
+use super::node::{Node, Place};
+use crate::kernel::{self, Asker, Event, Input, NodeState, Role};
+use crate::limits::ENDPOINTS_MAX;
+use m3ipc::door::{Ask, Tell, ask, event, info};
+use m3ipc::info::{DcInfo, EndpointInfo, NodeInfo, link, state};
+use m3ipc::limits::{COPY_MAX, PAYLOAD_MAX, SYSTEM_MAX, WELL_KNOWN_MAX};
+use m3ipc::{Endpoint, IpcError, NodeId};
+use rustix::fd::OwnedFd;
+use zerocopy::IntoBytes;
+
+/// Nanoseconds of a millisecond.
+const MILLISECOND: u64 = 1_000_000;
+
+impl Node {
+    /// Answers a question of the process at `from`, at once or later. `fd` came with it.
+    pub(super) fn question(
+        &mut self,
+        asker: Asker,
+        from: Place,
+        asked: &Ask,
+        fd: Option<OwnedFd>,
+    ) -> Result<(), IpcError> {
+        let (dc, endpoint) = from;
+        let to = asked.to;
+        let answer = match asked.op {
+            ask::OPEN => {
+                self.step(Input::Open { asker, dc, from: endpoint, to });
+                return Ok(());
+            }
+            ask::AWAIT => {
+                let event = match asked.number {
+                    event::BOUND => Event::Bound,
+                    event::UNBOUND => Event::Unbound,
+                    _ => return Err(IpcError::Protocol),
+                };
+                let timeout = (asked.value != event::FOREVER)
+                    .then(|| asked.value.saturating_mul(MILLISECOND));
+                let from = endpoint;
+                self.step(Input::Await { asker, dc, from, to, event, timeout });
+                return Ok(());
+            }
+            ask::SET_RIGHTS => {
+                let rights = asked.rights().ok_or(IpcError::Protocol)?;
+                let privileged = self.is_administrator(asker);
+                self.step(Input::SetRights { asker, dc, to, rights: &rights, privileged });
+                return Ok(());
+            }
+            ask::UNBIND => return self.unbind(asker, from, to),
+            ask::BIND => return self.reserve(asker, from, asked.number, fd),
+            ask::GET_EP => self.endpoint_of(from, asked.value).map(|found| Tell::done(found, &[])),
+            ask::GET_RIGHTS => self
+                .kernel
+                .endpoint(dc, to)
+                .map(|info| Tell::done(info.endpoint, info.rights.as_bytes())),
+            ask::INFO => self.information(from, asked),
+            _ => return Err(IpcError::Protocol),
+        };
+        let record = answer.unwrap_or_else(Tell::refused);
+        self.door.answer(asker, &record, &[]);
+        Ok(())
+    }
+
+    /// Does the daemon's own user, or root, ask?
+    fn is_administrator(&self, asker: Asker) -> bool {
+        let connection = self.door.connection_of(asker);
+        connection.is_some_and(|connection| self.door.is_privileged(connection.identity.uid))
+    }
+
+    /// Unbinds the asker itself, or another endpoint of this node.
+    fn unbind(&mut self, asker: Asker, from: Place, to: Endpoint) -> Result<(), IpcError> {
+        let (dc, own) = from;
+        let found = self.kernel.endpoint(dc, if to == Endpoint::NONE { own } else { to });
+        let allowed = match found {
+            Ok(info) if info.endpoint == own || self.is_administrator(asker) => Ok(info),
+            Ok(_) => Err(IpcError::Denied),
+            Err(error) => Err(error),
+        };
+        match allowed {
+            // A server or a container is not an endpoint that comes and goes: its process is to be stopped.
+            Ok(info) if !matches!(info.role, Role::Peer(_) | Role::Memory(_) | Role::Process) => {
+                self.door.answer(asker, &Tell::refused(IpcError::Denied), &[]);
+            }
+            Ok(info) => {
+                self.door.answer(asker, &Tell::done(info.endpoint, &[]), &[]);
+                self.died((dc, info.endpoint));
+            }
+            Err(error) => self.door.answer(asker, &Tell::refused(error), &[]),
+        }
+        Ok(())
+    }
+
+    /// Binds the process of the pidfd `fd`. It is watched from now on.
+    fn reserve(
+        &mut self,
+        asker: Asker,
+        from: Place,
+        number: u32,
+        fd: Option<OwnedFd>,
+    ) -> Result<(), IpcError> {
+        let pidfd = fd.ok_or(IpcError::Protocol)?;
+        let Ok((pid, inner_pid)) = identity::of_pidfd(&pidfd) else {
+            self.door.answer(asker, &Tell::refused(IpcError::Stale), &[]);
+            return Ok(());
+        };
+        let uid = self.door.connection_of(asker).map_or(0, |connection| connection.identity.uid);
+        let (dc, privileged) = (from.0, self.is_administrator(asker));
+        self.step(Input::Reserve { asker, dc, number, pid, privileged });
+        let reserved = self.kernel.endpoints(dc).find(|info| {
+            info.is_reserved
+                && info.pid == pid
+                && !self.processes.contains_key(&(dc, info.endpoint))
+        });
+        let Some(info) = reserved else { return Ok(()) };
+        let place = (dc, info.endpoint);
+        if let Err(error) = self.note(place, pid, inner_pid, uid, pidfd) {
+            tracing::warn!(pid, %error, "cannot watch a process");
+            self.step(Input::Died { dc, endpoint: info.endpoint });
+        }
+        Ok(())
+    }
+
+    /// The endpoint of a process of this node: the one that it receives at, if it does.
+    fn endpoint_of(&self, from: Place, pid: u64) -> Result<Endpoint, IpcError> {
+        let of = self.processes.iter().filter(|((dc, endpoint), process)| {
+            *dc == from.0 && u64::from(process.inner_pid) == pid && !endpoint.is_memory()
+        });
+        let places: Vec<_> = of.map(|((_, endpoint), process)| (endpoint, process)).collect();
+        let receives = places.iter().find(|(_, process)| process.receiver.is_some());
+        receives.or(places.first()).map(|(endpoint, _)| **endpoint).ok_or(IpcError::NotBound)
+    }
+
+    fn information(&self, from: Place, asked: &Ask) -> Result<Tell, IpcError> {
+        let (dc, _) = from;
+        match asked.number {
+            info::DC => self.dc_info(from).map(|info| Tell::done(Endpoint::NONE, info.as_bytes())),
+            info::ENDPOINT => {
+                let info = self.kernel.endpoint(dc, asked.to)?;
+                Ok(Tell::done(info.endpoint, self.endpoint_info(from, &info).as_bytes()))
+            }
+            info::NODE => {
+                let node = u16::try_from(asked.value).map_err(|_| IpcError::NotBound)?;
+                let info = self.node_info(from, NodeId(node))?;
+                Ok(Tell::done(Endpoint::NONE, info.as_bytes()))
+            }
+            _ => Err(IpcError::Protocol),
+        }
+    }
+
+    fn dc_info(&self, (dc, _): Place) -> Result<DcInfo, IpcError> {
+        let of = self.kernel.dcs().find(|known| known.id == dc).ok_or(IpcError::NotBound)?;
+        Ok(DcInfo {
+            version: m3ipc::info::VERSION,
+            dc: dc.0,
+            node: self.door.node.into(),
+            node_count: count(of.nodes.len()),
+            endpoint_count: count(self.kernel.endpoints(dc).count()),
+            endpoint_max: count(ENDPOINTS_MAX),
+            well_known_max: WELL_KNOWN_MAX,
+            system_max: SYSTEM_MAX,
+            copy_max: count(COPY_MAX),
+            payload_max: count(PAYLOAD_MAX),
+        })
+    }
+
+    fn endpoint_info(&self, (dc, _): Place, info: &kernel::EndpointInfo) -> EndpointInfo {
+        let process = self.processes.get(&(dc, info.endpoint));
+        let bit = |is: bool, bit: u32| if is { bit } else { 0 };
+        let is_server = matches!(info.role, Role::Server(_) | Role::Container);
+        EndpointInfo {
+            version: m3ipc::info::VERSION,
+            state: bit(info.role.receives(), state::RECEIVES)
+                | bit(info.is_reserved, state::RESERVED)
+                | bit(is_server, state::SERVER),
+            endpoint: info.endpoint,
+            pid: process.map_or(0, |process| process.inner_pid),
+            host_pid: info.pid,
+            node: self.door.node.into(),
+            level: info.rights.level,
+            requesters: count(info.requesters),
+            receivers: count(info.receivers),
+        }
+    }
+
+    /// Only nodes of the asker's DC are told of.
+    fn node_info(&self, (dc, _): Place, node: NodeId) -> Result<NodeInfo, IpcError> {
+        let spans = self.kernel.dcs().any(|known| known.id == dc && known.nodes.contains(&node));
+        if !spans {
+            return Err(IpcError::NotBound);
+        }
+        let mut record = NodeInfo {
+            version: m3ipc::info::VERSION,
+            node: node.0.into(),
+            link: link::SELF,
+            reserved: 0,
+            incarnation: 0,
+            epoch: 0,
+            calls_out: 0,
+            calls_in: 0,
+            round_trip: 0,
+        };
+        if let Some(info) = self.kernel.nodes().find(|info| info.node == node) {
+            record.link = match info.state {
+                NodeState::Up { .. } => link::UP,
+                NodeState::Lost { .. } => link::LOST,
+                NodeState::Down { .. } => link::DOWN,
+            };
+            if let NodeState::Up { round_trip: Some(time), .. } = info.state {
+                record.round_trip = time;
+            }
+            record.incarnation = info.incarnation;
+            record.epoch = info.epoch;
+            record.calls_out = info.calls_out as u64;
+            record.calls_in = info.calls_in as u64;
+        }
+        Ok(record)
+    }
+}
+
+/// A number for a record.
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}

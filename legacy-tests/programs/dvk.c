@@ -1,0 +1,505 @@
+/* The prototype's tests and loops of M3-IPC, by their names, written anew over dvk.h.
+ *
+ *     dvk NAME server NUMBER
+ *     dvk NAME client NUMBER SERVER_NODE
+ *
+ * The server binds itself as NUMBER of its node, the client looks for it there. Both check what they get. */
+#define _GNU_SOURCE
+#include "check.h"
+#include <dvk.h>
+#include <pthread.h>
+
+enum { HELLO = 0x1001, LOOPS = 2000, PEERS = 4, BIG = 3 * (1 << 20) + 12345 };
+
+static dvk_ep_t self, server;
+static int number;
+
+static dvk_message request(int64_t value) {
+    dvk_message message = {.type = HELLO};
+    message.m.l[0] = value;
+    return message;
+}
+
+/* Tells the server to go on, and waits until it has. */
+static void meet(void) {
+    dvk_message message = request(0);
+    IS(dvk_sendrec(server, &message), 0);
+}
+
+/* The server's side: waits for the client, which then goes on. Returns who it is. */
+static dvk_ep_t meet_client(void) {
+    dvk_message message;
+    IS(dvk_rcvrqst(&message), 0);
+    dvk_ep_t client = message.source;
+    IS(dvk_reply(client, &message), 0);
+    return client;
+}
+
+/* ---- test_bind, test_tbind, test_rmtbind, test_unbind, test_wait4bind ---- */
+
+static void bind_server(void) {
+    dvk_ep_t again;
+    IS(DVK_EP_NUMBER(self), number);
+    IS(dvk_bind(0, number, &again), -EDVSSLOTUSED);
+    IS(dvk_bind(99, 0, NULL), -EDVSBADDCID);
+    IS(dvk_bind(0, 1024, NULL), -EDVSNOTBIND);
+    IS(dvk_bind(0, -1, NULL), -EDVSINVAL);
+    IS(dvk_getself(NULL), -EDVSFAULT);
+    IS(dvk_getself(&again), 0);
+    IS(again == self, 1);
+    IS(dvk_getep(getpid(), &again), 0);
+    IS(again == self, 1);
+    IS(dvk_getep(1 << 30, &again), -EDVSNOTBIND);
+    meet_client();
+}
+
+static void *bound_thread(void *place) {
+    dvk_ep_t *own = place;
+    IS(dvk_tbind(0, 0, own), 0);
+    IS(dvk_tbind(0, 0, NULL), -EDVSSLOTUSED);
+    dvk_message message = request(5);
+    IS(dvk_sendrec(server, &message), 0);
+    return NULL;
+}
+
+static void tbind_server(void) {
+    dvk_message message;
+    dvk_ep_t sources[PEERS];
+    for (int peer = 0; peer < PEERS; peer++) {
+        IS(dvk_rcvrqst(&message), 0);
+        sources[peer] = message.source;
+        for (int other = 0; other < peer; other++)
+            IS(sources[other] == message.source, 0);
+        IS(dvk_reply(message.source, &message), 0);
+    }
+}
+
+static void tbind_client(void) {
+    pthread_t threads[PEERS];
+    dvk_ep_t endpoints[PEERS];
+    for (int peer = 0; peer < PEERS; peer++)
+        IS(pthread_create(&threads[peer], NULL, bound_thread, &endpoints[peer]), 0);
+    for (int peer = 0; peer < PEERS; peer++) {
+        IS(pthread_join(threads[peer], NULL), 0);
+        IS(dvk_wait4unbind_T(endpoints[peer], 20000), 0);
+    }
+}
+
+static void rmtbind_client(void) {
+    IS(dvk_rmtbind(0, "server", server, DVK_EP_NODE(server)), 0);
+    IS(dvk_rmtbind(0, NULL, server, DVK_EP_NODE(server) + 1), -EDVSINVAL);
+    IS(dvk_rmtbind(0, NULL, DVK_EP(DVK_EP_NODE(server), 1023), DVK_EP_NODE(server)), -EDVSNOTBIND);
+    IS(dvk_rmtbind(0, NULL, DVK_EP(4000, 70), 4000), -EDVSNOTBIND);
+    meet();
+}
+
+static void unbind_server(void) {
+    meet_client();
+    /* The client sends meanwhile; nobody receives. */
+    dvk_message message;
+    IS(dvk_rcvrqst_T(&message, 200), -EDVSTIMEDOUT);
+    IS(dvk_unbind(0, self), 0);
+    IS(dvk_getself(&self), -EDVSNOTBIND);
+    IS(dvk_receive_T(DVK_ANY, &message, DVK_NOWAIT), -EDVSNOTBIND);
+}
+
+static void unbind_client(void) {
+    dvk_ep_t exact;
+    IS(dvk_wait4bindep_T(server, &exact, DVK_NOWAIT), 0);
+    meet();
+    dvk_message message = request(1);
+    IS(dvk_send_T(exact, &message, 20000), -EDVSDSTDIED);
+    IS(dvk_send(exact, &message), -EDVSENDPOINT);
+    IS(dvk_receive(exact, &message), -EDVSENDPOINT);
+    IS(dvk_wait4unbind(exact), 0);
+    IS(dvk_wait4bindep(exact), -EDVSENDPOINT);
+}
+
+static void wait4bind_client(void) {
+    dvk_ep_t owner, nobody = DVK_EP(DVK_EP_NODE(server), 1022);
+    IS(dvk_wait4bindep_T(server, &owner, 1000), 0);
+    IS(DVK_EP_NUMBER(owner), number);
+    IS(dvk_wait4bindep_T(nobody, NULL, DVK_NOWAIT), -EDVSAGAIN);
+    IS(dvk_wait4bindep_T(nobody, NULL, 50), -EDVSTIMEDOUT);
+    IS(dvk_wait4unbind_T(server, DVK_NOWAIT), -EDVSAGAIN);
+    IS(dvk_wait4unbind_T(server, 50), -EDVSTIMEDOUT);
+    IS(dvk_wait4unbind_T(nobody, DVK_FOREVER), 0);
+    meet();
+    IS(dvk_wait4unbind(owner), 0);
+}
+
+static void meet_server(void) {
+    meet_client();
+}
+
+/* ---- test_sendrec, test_sendrcv, test_receive, test_ntfyrcv, test_rr_rply ---- */
+
+static void sendrec_server(void) {
+    dvk_message message;
+    for (int round = 0; round < 100; round++) {
+        IS(dvk_receive(DVK_ANY, &message), 0);
+        IS(message.m.l[0], round);
+        message.m.l[0]++;
+        /* It waits for a reply, and receives nothing else. */
+        IS(round % 10 || dvk_send_T(message.source, &message, 5) == -EDVSTIMEDOUT, 1);
+        IS(dvk_reply(message.source, &message), 0);
+    }
+    IS(dvk_reply(message.source, &message), -EDVSPROCSTS);
+}
+
+static void sendrec_client(void) {
+    for (int round = 0; round < 100; round++) {
+        dvk_message message = request(round);
+        IS(dvk_sendrec(server, &message), 0);
+        IS(message.m.l[0], round + 1);
+        IS(DVK_EP_NUMBER(message.source), number);
+    }
+    IS(dvk_sendrec(server, NULL), -EDVSFAULT);
+}
+
+static void sendrcv_server(void) {
+    dvk_message message;
+    for (int round = 0; round < 100; round++) {
+        IS(dvk_receive(DVK_ANY, &message), 0);
+        IS(message.m.l[0], round);
+        IS(dvk_reply(message.source, &message), -EDVSPROCSTS);
+        IS(dvk_send(message.source, &message), 0);
+    }
+}
+
+static void sendrcv_client(void) {
+    for (int round = 0; round < 100; round++) {
+        dvk_message message = request(round);
+        IS(dvk_send(server, &message), 0);
+        IS(dvk_receive(server, &message), 0);
+        IS(message.m.l[0], round);
+    }
+}
+
+/* As an endpoint to which nobody sends. */
+static void *receive_alone(void *unused) {
+    (void)unused;
+    dvk_message message;
+    IS(dvk_tbind(0, 0, NULL), 0);
+    IS(dvk_receive_T(DVK_ANY, &message, DVK_NOWAIT), -EDVSAGAIN);
+    IS(dvk_receive_T(DVK_ANY, &message, 30), -EDVSTIMEDOUT);
+    IS(dvk_receive_T(self, &message, 30), -EDVSTIMEDOUT);
+    IS(dvk_receive_T(DVK_EP(DVK_EP_NODE(self), 1021), &message, 30), -EDVSNOTBIND);
+    return NULL;
+}
+
+static void receive_server(void) {
+    dvk_message message;
+    pthread_t thread;
+    IS(pthread_create(&thread, NULL, receive_alone, NULL), 0);
+    IS(pthread_join(thread, NULL), 0);
+    dvk_ep_t client = meet_client();
+    IS(dvk_receive(client, &message), 0);
+    IS(message.m.l[0], 7);
+    IS(dvk_receive(client, &message), -EDVSSRCDIED);
+}
+
+static void receive_client(void) {
+    meet();
+    dvk_message message = request(7);
+    IS(dvk_send(server, &message), 0);
+}
+
+static void ntfyrcv_server(void) {
+    dvk_ep_t client = meet_client();
+    dvk_message message;
+    for (int round = 0; round < 100; round++) {
+        IS(dvk_receive(client, &message), 0);
+        IS(message.type, DVK_NOTIFY);
+        IS(message.m.u[0], round);
+        IS(dvk_ntfy_value(client, 1000 + round), 0);
+    }
+}
+
+static void ntfyrcv_client(void) {
+    meet();
+    dvk_message message;
+    for (int round = 0; round < 100; round++) {
+        IS(dvk_ntfy_value(server, round), 0);
+        IS(dvk_receive(server, &message), 0);
+        IS(message.type, DVK_NOTIFY);
+        IS(message.m.u[0], 1000 + round);
+    }
+}
+
+static void rr_rply_server(void) {
+    dvk_message message;
+    for (int round = 0; round < 100; round++) {
+        IS(dvk_rcvrqst(&message), 0);
+        message.m.l[0]++;
+        IS(dvk_reply(message.source, &message), 0);
+    }
+    /* What is sent is no request. */
+    IS(dvk_rcvrqst_T(&message, 100), -EDVSTIMEDOUT);
+    IS(dvk_receive(DVK_ANY, &message), 0);
+}
+
+static void rr_rply_client(void) {
+    for (int round = 0; round < 100; round++) {
+        dvk_message message = request(round);
+        IS(dvk_sendrec(server, &message), 0);
+        IS(message.m.l[0], round + 1);
+    }
+    dvk_message message = request(0);
+    IS(dvk_send(server, &message), 0);
+}
+
+/* ---- test_lclvcopy, test_lclvcopy3, loop_dvk_copy1 ---- */
+
+static char buffer[BIG], other[BIG];
+
+static void fill(char *bytes, int from) {
+    for (int at = 0; at < BIG; at++)
+        bytes[at] = (char)(at % 251 + from);
+}
+
+/* Lends its buffer, says where it is, and looks at it afterwards. */
+static void lclvcopy_server(void) {
+    dvk_message message;
+    fill(buffer, 1);
+    IS(dvk_rcvrqst(&message), 0);
+    dvk_ep_t client = message.source;
+    long grant = dvk_grant(client, buffer, BIG, DVK_READ | DVK_WRITE);
+    IS(grant > 0, 1);
+    message.m.u[0] = (uint64_t)(uintptr_t)buffer;
+    IS(dvk_reply(client, &message), 0);
+    meet_client();
+    fill(other, 2);
+    IS(memcmp(buffer, other, BIG), 0);
+    IS(dvk_revoke(grant), 0);
+    IS(dvk_revoke(grant), -EDVSENDPOINT);
+    meet_client();
+    meet_client();
+}
+
+static void lclvcopy_client(void) {
+    dvk_message message = request(0);
+    IS(dvk_sendrec(server, &message), 0);
+    char *theirs = (char *)(uintptr_t)message.m.u[0];
+    fill(other, 1);
+    IS(dvk_vcopy(server, theirs, self, buffer, BIG), BIG);
+    IS(memcmp(buffer, other, BIG), 0);
+    fill(buffer, 2);
+    for (int size = 512; size <= 1 << 20; size *= 2)
+        IS(dvk_vcopy(self, buffer, server, theirs, size), size);
+    IS(dvk_vcopy(self, buffer, server, theirs, BIG), BIG);
+    IS(dvk_vcopy(self, buffer, server, theirs + 1, BIG) > 0, 1);
+    IS(dvk_vcopy(self, buffer, server, theirs, BIG), BIG);
+    IS(dvk_vcopy(self, buffer, server, theirs - 1, 10), -EDVSCALLDENIED);
+    meet();
+    meet();
+    IS(dvk_vcopy(self, buffer, server, theirs, 10), -EDVSCALLDENIED);
+    meet();
+}
+
+/* The requester is a third: this process's second endpoint, between the server and the first. */
+static void *copies(void *place) {
+    char *theirs = place;
+    IS(dvk_tbind(0, 0, NULL), 0);
+    IS(dvk_vcopy(server, theirs, self, buffer, BIG), BIG);
+    IS(dvk_vcopy(self, buffer, server, theirs, BIG), BIG);
+    return NULL;
+}
+
+static void lclvcopy3_server(void) {
+    dvk_message message;
+    fill(buffer, 1);
+    IS(dvk_grant(DVK_ANY, buffer, BIG, DVK_READ | DVK_WRITE) > 0, 1);
+    IS(dvk_rcvrqst(&message), 0);
+    message.m.u[0] = (uint64_t)(uintptr_t)buffer;
+    IS(dvk_reply(message.source, &message), 0);
+    meet_client();
+    fill(other, 1);
+    IS(memcmp(buffer, other, BIG), 0);
+}
+
+static void lclvcopy3_client(void) {
+    dvk_message message = request(0);
+    IS(dvk_sendrec(server, &message), 0);
+    IS(dvk_grant(DVK_ANY, buffer, BIG, DVK_READ | DVK_WRITE) > 0, 1);
+    pthread_t thread;
+    IS(pthread_create(&thread, NULL, copies, (void *)(uintptr_t)message.m.u[0]), 0);
+    IS(pthread_join(thread, NULL), 0);
+    fill(other, 1);
+    IS(memcmp(buffer, other, BIG), 0);
+    meet();
+}
+
+/* ---- test_priv, test_set_priv, test_priv_info, test_dc_info ---- */
+
+static void priv_server(void) {
+    dvk_priv rights, wrong;
+    IS(dvk_getpriv(self, &rights), 0);
+    IS(rights.version, DVK_INFO_VERSION);
+    IS(rights.calls, DVK_CALL_ALL);
+    wrong = rights;
+    wrong.calls = 1 << 20;
+    IS(dvk_setpriv(self, &wrong), -EDVSBADREQUEST);
+    meet_client();
+    rights.calls = DVK_CALL_RCVRQST;
+    IS(dvk_setpriv(self, &rights), 0);
+    dvk_message message = request(0);
+    IS(dvk_send_T(server, &message, 10), -EDVSCALLDENIED);
+    IS(dvk_reply(self, &message), -EDVSCALLDENIED);
+    IS(dvk_ntfy_value(server, 1), -EDVSCALLDENIED);
+    rights.calls = DVK_CALL_ALL;
+    rights.from.all = 0;
+    IS(dvk_setpriv(self, &rights), 0);
+    IS(dvk_rcvrqst_T(&message, 200), -EDVSTIMEDOUT);
+    rights.from.all = 1;
+    IS(dvk_setpriv(self, &rights), 0);
+    meet_client();
+}
+
+static void priv_client(void) {
+    meet();
+    /* Refused while the server takes messages of nobody. */
+    dvk_message message = request(0);
+    int result;
+    while ((result = dvk_sendrec_T(server, &message, 20)) == -EDVSTIMEDOUT || result == -EDVSCALLDENIED)
+        message = request(0);
+    IS(result, 0);
+}
+
+static void info_server(void) {
+    dvk_dc_info dc;
+    dvk_proc_info proc;
+    dvk_node_info node;
+    IS(dvk_getdcinfo(0, &dc), 0);
+    IS(dc.version, DVK_INFO_VERSION);
+    IS(dc.node, DVK_EP_NODE(self));
+    IS(dc.copy_max, 1 << 20);
+    IS(dvk_getdcinfo(99, &dc), -EDVSBADDCID);
+    IS(dvk_getprocinfo(self, &proc), 0);
+    IS(proc.pid, getpid());
+    IS(proc.endpoint == self, 1);
+    IS(proc.level, DVK_LEVEL_SERVER);
+    IS(dvk_getnodeinfo(DVK_EP_NODE(self), &node), 0);
+    IS(node.link, DVK_LINK_SELF);
+    IS(dvk_getnodeinfo(4000, &node), -EDVSNOTBIND);
+    dvk_ep_t client = meet_client();
+    IS(dvk_getnodeinfo(DVK_EP_NODE(client), &node), 0);
+    IS(node.link, DVK_EP_NODE(client) == DVK_EP_NODE(self) ? DVK_LINK_SELF : DVK_LINK_UP);
+}
+
+/* ---- loops ---- */
+
+/* send-receive */
+static void loop1_server(void) {
+    dvk_message message;
+    for (int loop = 0; loop < LOOPS; loop++)
+        IS(dvk_receive(DVK_ANY, &message), 0);
+    IS(message.m.l[0], LOOPS - 1);
+}
+
+static void loop1_client(void) {
+    for (int loop = 0; loop < LOOPS; loop++) {
+        dvk_message message = request(loop);
+        IS(dvk_send(server, &message), 0);
+    }
+}
+
+/* sendrec against receive-reply */
+static void loop2_server(void) {
+    dvk_message message;
+    for (int loop = 0; loop < LOOPS; loop++) {
+        IS(dvk_receive(DVK_ANY, &message), 0);
+        IS(dvk_reply(message.source, &message), 0);
+    }
+}
+
+static void loop2_client(void) {
+    for (int loop = 0; loop < LOOPS; loop++) {
+        dvk_message message = request(loop);
+        IS(dvk_sendrec(server, &message), 0);
+        IS(message.m.l[0], loop);
+    }
+}
+
+/* sendrec against rcvrqst-reply */
+static void loop4_server(void) {
+    dvk_message message;
+    for (int loop = 0; loop < LOOPS; loop++) {
+        IS(dvk_rcvrqst(&message), 0);
+        IS(dvk_reply(message.source, &message), 0);
+    }
+}
+
+static void *peer_loop(void *role) {
+    (void)role;
+    IS(dvk_tbind(0, 0, NULL), 0);
+    loop2_client();
+    return NULL;
+}
+
+static void mpeer_client(void) {
+    pthread_t threads[PEERS];
+    for (int peer = 0; peer < PEERS; peer++)
+        IS(pthread_create(&threads[peer], NULL, peer_loop, NULL), 0);
+    for (int peer = 0; peer < PEERS; peer++)
+        IS(pthread_join(threads[peer], NULL), 0);
+}
+
+static void sr_mpeer_server(void) {
+    for (int peer = 0; peer < PEERS; peer++)
+        loop2_server();
+}
+
+static void rr_mpeer_server(void) {
+    for (int peer = 0; peer < PEERS; peer++)
+        loop4_server();
+}
+
+static const struct {
+    const char *name;
+    void (*server)(void), (*client)(void);
+} tests[] = {
+    {"test_bind", bind_server, meet},
+    {"test_tbind", tbind_server, tbind_client},
+    {"test_rmtbind", meet_server, rmtbind_client},
+    {"test_unbind", unbind_server, unbind_client},
+    {"test_wait4bind", meet_server, wait4bind_client},
+    {"test_sendrec", sendrec_server, sendrec_client},
+    {"test_sendrcv", sendrcv_server, sendrcv_client},
+    {"test_receive", receive_server, receive_client},
+    {"test_ntfyrcv", ntfyrcv_server, ntfyrcv_client},
+    {"test_rr_rply", rr_rply_server, rr_rply_client},
+    {"test_lclvcopy", lclvcopy_server, lclvcopy_client},
+    {"test_lclvcopy3", lclvcopy3_server, lclvcopy3_client},
+    {"test_set_priv", priv_server, priv_client},
+    {"test_dc_info", info_server, meet},
+    {"loop_dvk_ipc1", loop1_server, loop1_client},
+    {"loop_dvk_ipc2", loop2_server, loop2_client},
+    {"loop_dvk_ipc3", ntfyrcv_server, ntfyrcv_client},
+    {"loop_dvk_ipc4", loop4_server, loop2_client},
+    {"loop_sr_mpeer", sr_mpeer_server, mpeer_client},
+    {"loop_rr_mpeer", rr_mpeer_server, mpeer_client},
+};
+
+int main(int argc, char **argv) {
+    if (argc < 4)
+        return 2;
+    number = atoi(argv[3]);
+    int is_server = strcmp(argv[2], "server") == 0;
+    IS(dvk_open(), 0);
+    IS(dvk_bind(0, is_server ? number : 0, &self), 0);
+    if (is_server) {
+        printf("bound\n");
+        fflush(stdout);
+    } else {
+        server = DVK_EP(atoi(argv[4]), number);
+        IS(dvk_wait4bindep_T(server, NULL, 60000), 0);
+    }
+    for (size_t at = 0; at < sizeof tests / sizeof *tests; at++)
+        if (strcmp(tests[at].name, argv[1]) == 0) {
+            (is_server ? tests[at].server : tests[at].client)();
+            return check_end(argv[1]);
+        }
+    printf("there is no %s\n", argv[1]);
+    return 2;
+}

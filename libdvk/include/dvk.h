@@ -1,0 +1,220 @@
+/* M3-IPC for C programs: dvk.h of libdvk_client.
+ *
+ * The calls follow the DVK library of Pessolani's prototype (dvk-lib, stub_dvkcall.h), and that follows MINIX 3.
+ * What differs: an endpoint is 64 bits (node, index, generation), generations are checked, and functions that
+ * return an endpoint return it by pointer, so that the result is always 0 or more, or a negative error (-EDVS...).
+ *
+ * Timeouts are milliseconds: DVK_NOWAIT, a number, or DVK_FOREVER. Signals do not end a wait.
+ * A pointer argument must point to an object of its type, or is NULL where that is said; any other NULL is -EDVSFAULT.
+ * A call is made as the endpoint of the calling thread (dvk_tbind), if it has one, else of the process (dvk_bind).
+ * After fork the child has no endpoint and must not use its parent's: it executes a program, or exits.
+ */
+#ifndef DVK_H
+#define DVK_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define DVK_NOWAIT 0L
+#define DVK_FOREVER (-1L)
+
+/* Errors, negative when returned. Numbers are the prototype's. */
+#define EDVSINTR 4        /* the question was withdrawn */
+#define EDVSAGAIN 11      /* it would block, and the timeout is DVK_NOWAIT */
+#define EDVSFAULT 14      /* an address is not mapped, or NULL */
+#define EDVSINVAL 22      /* a value without a meaning */
+#define EDVSNOSPC 28      /* a limit is reached */
+#define EDVSTIMEDOUT 61   /* the time is over */
+#define EDVSMSGSIZE 73    /* a message with payload, for a receiver without room */
+#define EDVSLOCKED 101    /* the destination waits in a send to the caller: a deadlock */
+#define EDVSCALLDENIED 104 /* the privileges forbid it, or memory is not granted so */
+#define EDVSBADREQUEST 107 /* the other side broke the protocol */
+#define EDVSSRCDIED 108   /* the source died or was unbound while the caller received from it */
+#define EDVSDSTDIED 109   /* the destination died or was unbound while the caller waited for it */
+#define EDVSBADDCID 302   /* another DC than this one */
+#define EDVSENDPOINT 306  /* nobody is that endpoint: it was another generation, or unbound */
+#define EDVSNOTBIND 310   /* the caller, or the number, is not bound; or there is no DVS here */
+#define EDVSNONODE 316    /* the node is down or went down; the call may have been executed */
+#define EDVSPROCSTS 324   /* nobody waits for this reply */
+#define EDVSOVERRUN 330   /* the notification before is still pending */
+#define EDVSSLOTUSED 337  /* the number, or the process or thread, is bound already */
+
+typedef uint64_t dvk_ep_t;
+
+#define DVK_NONE ((dvk_ep_t)0)
+/* In dvk_receive and dvk_grant: anybody. */
+#define DVK_ANY (~(dvk_ep_t)0)
+/* Whoever is bound as well-known number 1..1023 on a node; up to 63 are the administrator's. */
+#define DVK_EP(node, number) (((dvk_ep_t)(node) << 20) | (dvk_ep_t)(number))
+#define DVK_EP_NODE(ep) ((int)(((ep) >> 20) & 0xfff))
+#define DVK_EP_NUMBER(ep) ((int)((ep) & 0xfffff))
+
+/* A message: 64 bytes. Types below 0x100 are the DVK's. */
+typedef struct dvk_message {
+    dvk_ep_t source;      /* who sent it: set by the DVK */
+    uint64_t tag;         /* names a request; leave it as it is in the reply */
+    uint16_t type;
+    uint16_t status;      /* the DVK's */
+    uint32_t payload_len; /* the DVK's */
+    union {
+        int32_t i[10];
+        int64_t l[5];
+        uint64_t u[5];
+        char c[40];
+    } m;
+} dvk_message;
+
+/* The type of a received notification; its value is in m.u[0]. */
+#define DVK_NOTIFY 0x01
+
+/* ---- being bound ---- */
+
+/* Is there a DVS? -EDVSNOTBIND: no. (Need not be called.) */
+int dvk_open(void);
+/* Binds this process in its DC. number: the well-known one wanted, or 0 for any. dcid: this DC, or 0. ep may be NULL.
+ * -EDVSSLOTUSED: the number is another's, or the process is bound already. -EDVSCALLDENIED: a system number without
+ * the right. -EDVSNOTBIND: no DVS, no such number. -EDVSBADDCID, -EDVSNOSPC. After dvk_lclbind of this process it is
+ * given that endpoint. */
+int dvk_bind(int dcid, int number, dvk_ep_t *ep);
+/* The same for the calling thread. It is unbound when the thread ends. */
+int dvk_tbind(int dcid, int number, dvk_ep_t *ep);
+/* Binds another process of this node; for the administrator. Who sends to it waits until it has called dvk_bind.
+ * -EDVSENDPOINT: no such process. -EDVSCALLDENIED, -EDVSSLOTUSED. */
+int dvk_lclbind(int dcid, int pid, int number, dvk_ep_t *ep);
+/* Is ep bound on that node? An endpoint names its node, so nothing has to be registered; name is not used and may be
+ * NULL. -EDVSINVAL: ep is not of that node. -EDVSNOTBIND, -EDVSENDPOINT, -EDVSNONODE. */
+int dvk_rmtbind(int dcid, const char *name, dvk_ep_t ep, int nodeid);
+/* Unbinds the caller, or another endpoint of this node (for the administrator): who waits for it is told that it
+ * died. -EDVSCALLDENIED, -EDVSNOTBIND, -EDVSENDPOINT. */
+int dvk_unbind(int dcid, dvk_ep_t ep);
+/* The caller's own endpoint. */
+int dvk_getself(dvk_ep_t *ep);
+/* The endpoint of a process of this node. -EDVSNOTBIND. */
+int dvk_getep(int pid, dvk_ep_t *ep);
+/* Waits until somebody is bound as ep, on any node; owner (may be NULL) gets who. -EDVSTIMEDOUT, -EDVSAGAIN,
+ * -EDVSNONODE, -EDVSENDPOINT: that generation never comes back. (The prototype's sees its own node only.) */
+int dvk_wait4bindep_T(dvk_ep_t ep, dvk_ep_t *owner, long timeout);
+/* Waits until nobody is. -EDVSTIMEDOUT, -EDVSAGAIN, -EDVSNONODE. */
+int dvk_wait4unbind_T(dvk_ep_t ep, long timeout);
+
+/* ---- messages ---- */
+
+/* Sends, and waits until it is received. -EDVSDSTDIED, -EDVSENDPOINT, -EDVSNOTBIND, -EDVSNONODE, -EDVSLOCKED,
+ * -EDVSCALLDENIED, -EDVSTIMEDOUT, -EDVSAGAIN. */
+int dvk_send_T(dvk_ep_t ep, const dvk_message *message, long timeout);
+/* Sends a request and waits for the reply, which replaces it. Errors as dvk_send_T. */
+int dvk_sendrec_T(dvk_ep_t ep, dvk_message *message, long timeout);
+/* Receives from ep or DVK_ANY: pending notifications first, then senders in turn. -EDVSSRCDIED, -EDVSNONODE: ep is
+ * gone. -EDVSNOTBIND, -EDVSENDPOINT: it was not there. -EDVSCALLDENIED, -EDVSTIMEDOUT, -EDVSAGAIN. */
+int dvk_receive_T(dvk_ep_t ep, dvk_message *message, long timeout);
+/* Receives only requests (sendrec), of anybody. */
+int dvk_rcvrqst_T(dvk_message *message, long timeout);
+/* Answers the request of ep with the message's tag, or its oldest. Does not block. -EDVSPROCSTS, -EDVSCALLDENIED. */
+int dvk_reply(dvk_ep_t ep, const dvk_message *message);
+/* Leaves a notification with a value; does not block. To another node it is under way then, and is lost if ep is not
+ * there or has one of the caller pending. -EDVSOVERRUN, -EDVSCALLDENIED, -EDVSENDPOINT, -EDVSNOTBIND. */
+int dvk_ntfy_value(dvk_ep_t ep, uint64_t value);
+/* Passes the open request of caller on to ep, and ep's reply back to it. Errors as dvk_sendrec_T and dvk_reply; the
+ * caller's call ends with the same. */
+int dvk_relay(dvk_ep_t caller, dvk_ep_t ep, const dvk_message *message, long timeout);
+
+#define dvk_wait4bindep(ep) dvk_wait4bindep_T(ep, 0, DVK_FOREVER)
+#define dvk_wait4unbind(ep) dvk_wait4unbind_T(ep, DVK_FOREVER)
+#define dvk_send(ep, message) dvk_send_T(ep, message, DVK_FOREVER)
+#define dvk_sendrec(ep, message) dvk_sendrec_T(ep, message, DVK_FOREVER)
+#define dvk_receive(ep, message) dvk_receive_T(ep, message, DVK_FOREVER)
+#define dvk_rcvrqst(message) dvk_rcvrqst_T(message, DVK_FOREVER)
+#define dvk_notify(ep) dvk_ntfy_value(ep, 0)
+
+/* ---- memory ---- */
+
+#define DVK_READ 1
+#define DVK_WRITE 2
+
+/* Lends bytes at start to ep (DVK_ANY: to all) until dvk_revoke; access: DVK_READ, DVK_WRITE or both. Returns the
+ * grant's number. -EDVSINVAL, -EDVSNOSPC. */
+long dvk_grant(dvk_ep_t ep, const void *start, long bytes, int access);
+/* Ends a grant. -EDVSENDPOINT: there is none. */
+int dvk_revoke(long grant);
+/* Copies between any two processes of the DC, on any nodes; the caller may be either, or neither. The other sides must
+ * have granted it. Returns how many bytes have been copied: fewer than bytes means that an error ended it. If none
+ * were: -EDVSCALLDENIED, -EDVSFAULT, -EDVSNOTBIND or -EDVSENDPOINT (not there, or it has never granted anything),
+ * -EDVSDSTDIED, -EDVSNONODE. */
+long dvk_vcopy(dvk_ep_t src_ep, const void *src_addr, dvk_ep_t dst_ep, void *dst_addr, long bytes);
+
+/* ---- information and privileges ---- */
+
+/* Records begin with a version: DVK_INFO_VERSION. */
+#define DVK_INFO_VERSION 1
+
+typedef struct dvk_dc_info {
+    uint32_t version, dc, node, node_count;
+    uint32_t endpoint_count, endpoint_max, well_known_max, system_max;
+    uint32_t copy_max, payload_max;
+} dvk_dc_info;
+
+#define DVK_STATE_RECEIVES 1
+#define DVK_STATE_RESERVED 2 /* bound by dvk_lclbind; the process has not called dvk_bind */
+#define DVK_STATE_SERVER 4
+
+typedef struct dvk_proc_info {
+    uint32_t version, state;
+    dvk_ep_t endpoint;
+    uint32_t pid, host_pid, node, level, requesters, receivers;
+} dvk_proc_info;
+
+#define DVK_LINK_SELF 1
+#define DVK_LINK_UP 2
+#define DVK_LINK_LOST 3
+#define DVK_LINK_DOWN 4
+
+typedef struct dvk_node_info {
+    uint32_t version, node, link, reserved;
+    uint64_t incarnation, epoch, calls_out, calls_in, round_trip; /* nanoseconds */
+} dvk_node_info;
+
+#define DVK_LEVEL_USER 0
+#define DVK_LEVEL_SERVER 1
+#define DVK_LEVEL_TASK 2
+#define DVK_LEVEL_SYSTEM 3
+
+#define DVK_CALL_SEND 1
+#define DVK_CALL_RECEIVE 2
+#define DVK_CALL_SENDREC 4
+#define DVK_CALL_RCVRQST 8
+#define DVK_CALL_REPLY 16
+#define DVK_CALL_NOTIFY 32
+#define DVK_CALL_VCOPY 64
+#define DVK_CALL_ALL 127
+
+/* all, or the first count of slots: an endpoint's lower 32 bits. */
+typedef struct dvk_allowed {
+    uint32_t all, count, slots[12];
+} dvk_allowed;
+
+/* What an endpoint may do. A process of the administrator begins with all calls, another with DVK_CALL_SENDREC, as in
+ * the prototype; both to and from everybody of the DC. */
+typedef struct dvk_priv {
+    uint32_t version, level, calls, reserved;
+    dvk_allowed to, from;
+} dvk_priv;
+
+/* About this node's part of the DC. */
+int dvk_getdcinfo(int dcid, dvk_dc_info *info);
+/* About an endpoint of this node. -EDVSNOTBIND, -EDVSENDPOINT. */
+int dvk_getprocinfo(dvk_ep_t ep, dvk_proc_info *info);
+/* About a node of the DC and the link to it (the prototype's pair of proxies). -EDVSNOTBIND. */
+int dvk_getnodeinfo(int nodeid, dvk_node_info *info);
+/* The privileges of an endpoint of this node; to set them is the administrator's. -EDVSCALLDENIED, -EDVSNOTBIND,
+ * -EDVSENDPOINT, -EDVSBADREQUEST: no such privileges. */
+int dvk_getpriv(dvk_ep_t ep, dvk_priv *rights);
+int dvk_setpriv(dvk_ep_t ep, const dvk_priv *rights);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,131 @@
+//! What an endpoint asks about others: who is bound, pids, information, rights; and binding other processes.
+
+use crate::bound::Bound;
+use m3ipc::door::{Ask, Tell, ask, event, info};
+use m3ipc::info::{DcInfo, EndpointInfo, NodeInfo, decode};
+use m3ipc::{Endpoint, IpcError, NodeId, Rights};
+use rustix::fd::AsFd;
+use std::time::Duration;
+
+impl Bound {
+    /// Waits until somebody is bound as `to`, on any node, and returns who. A zero timeout asks whether it is so now.
+    ///
+    /// # Errors
+    /// [`IpcError::TimedOut`], [`IpcError::WouldBlock`]; [`IpcError::NodeDown`]: its node is down, or goes down
+    /// meanwhile; [`IpcError::Stale`]: that generation will never be there; [`IpcError::NotBound`]: the DC has no
+    /// such node.
+    pub fn wait_bind(&self, to: Endpoint, timeout: Option<Duration>) -> Result<Endpoint, IpcError> {
+        self.wait_for(event::BOUND, to, timeout)
+    }
+
+    /// Waits until nobody is bound as `to`, on any node.
+    ///
+    /// # Errors
+    /// As [`Bound::wait_bind`], but a stale endpoint is unbound. A node that goes down is an error: whether
+    /// the endpoint was unbound cannot be known.
+    pub fn wait_unbind(&self, to: Endpoint, timeout: Option<Duration>) -> Result<(), IpcError> {
+        self.wait_for(event::UNBOUND, to, timeout).map(|_| ())
+    }
+
+    fn wait_for(
+        &self,
+        what: u32,
+        to: Endpoint,
+        timeout: Option<Duration>,
+    ) -> Result<Endpoint, IpcError> {
+        let value = timeout.map_or(event::FOREVER, |timeout| {
+            u64::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(event::FOREVER - 1)
+        });
+        self.question(Ask { number: what, value, ..Ask::new(ask::AWAIT, to) })
+            .map(|told| told.endpoint)
+    }
+
+    /// The endpoint of the process with this pid (in its own pid namespace) on this node; the one at which it receives,
+    /// if it has several.
+    ///
+    /// # Errors
+    /// [`IpcError::NotBound`].
+    pub fn getep(&self, pid: u32) -> Result<Endpoint, IpcError> {
+        self.question(Ask { value: pid.into(), ..Ask::new(ask::GET_EP, Endpoint::NONE) })
+            .map(|told| told.endpoint)
+    }
+
+    /// Unbinds another endpoint of this node. Only for the administrator.
+    ///
+    /// # Errors
+    /// [`IpcError::Denied`]: no administrator, or a server or container. [`IpcError::NotBound`], [`IpcError::Stale`].
+    pub fn unbind_other(&self, to: Endpoint) -> Result<(), IpcError> {
+        self.question(Ask::new(ask::UNBIND, to)).map(|_| ())
+    }
+
+    /// Binds the process with this pid (as the caller sees it) of this node as `number` (0: any). It counts as bound from
+    /// now on; who sends to it waits until it has bound itself, which gives it that endpoint. Only for the
+    /// administrator.
+    ///
+    /// # Errors
+    /// [`IpcError::Stale`]: no such process. [`IpcError::Denied`], [`IpcError::InUse`], [`IpcError::NotBound`].
+    pub fn bind_other(&self, pid: u32, number: u32) -> Result<Endpoint, IpcError> {
+        let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+        let flags = rustix::process::PidfdFlags::empty();
+        let pidfd = rustix::process::pidfd_open(pid.ok_or(IpcError::Stale)?, flags)
+            .map_err(|_| IpcError::Stale)?;
+        let asked = Ask { number, ..Ask::new(ask::BIND, Endpoint::NONE) };
+        let (told, _) = self.core.inbox.ask_with(asked, Some(pidfd.as_fd()))?;
+        Ok(told.endpoint)
+    }
+
+    /// About the DC, as this node sees it.
+    ///
+    /// # Errors
+    /// [`IpcError::NotBound`]: this endpoint is not bound any more.
+    pub fn dc_info(&self) -> Result<DcInfo, IpcError> {
+        self.record(Ask { number: info::DC, ..Ask::new(ask::INFO, Endpoint::NONE) })
+    }
+
+    /// About an endpoint of this node.
+    ///
+    /// # Errors
+    /// [`IpcError::NotBound`], [`IpcError::Stale`].
+    pub fn endpoint_info(&self, to: Endpoint) -> Result<EndpointInfo, IpcError> {
+        self.record(Ask { number: info::ENDPOINT, ..Ask::new(ask::INFO, to) })
+    }
+
+    /// About a node of the DC, and the link to it.
+    ///
+    /// # Errors
+    /// [`IpcError::NotBound`]: the DC does not span it.
+    pub fn node_info(&self, node: NodeId) -> Result<NodeInfo, IpcError> {
+        let value = node.0.into();
+        self.record(Ask { number: info::NODE, value, ..Ask::new(ask::INFO, Endpoint::NONE) })
+    }
+
+    /// What an endpoint of this node may do.
+    ///
+    /// # Errors
+    /// [`IpcError::NotBound`], [`IpcError::Stale`].
+    pub fn get_priv(&self, to: Endpoint) -> Result<Rights, IpcError> {
+        let told = self.question(Ask::new(ask::GET_RIGHTS, to))?;
+        told.data().and_then(Rights::decode).ok_or(IpcError::Protocol)
+    }
+
+    /// Sets what an endpoint of this node may do, from now on: its channels are closed and opened again by whoever
+    /// still may. Only for the administrator.
+    ///
+    /// # Errors
+    /// [`IpcError::Denied`], [`IpcError::NotBound`], [`IpcError::Stale`].
+    pub fn set_priv(&self, to: Endpoint, rights: &Rights) -> Result<(), IpcError> {
+        self.question(Ask::new(ask::SET_RIGHTS, to).with_rights(rights)).map(|_| ())
+    }
+
+    fn question(&self, asked: Ask) -> Result<Tell, IpcError> {
+        self.core.inbox.ask(asked).map(|(told, _)| told)
+    }
+
+    fn record<T>(&self, asked: Ask) -> Result<T, IpcError>
+    where
+        T: zerocopy::FromBytes + zerocopy::KnownLayout + zerocopy::Immutable,
+    {
+        let told = self.question(asked)?;
+        told.data().and_then(decode).ok_or(IpcError::Protocol)
+    }
+}

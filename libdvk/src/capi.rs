@@ -1,0 +1,460 @@
+//! The C API, declared and documented in `include/dvk.h`.
+//!
+//! `dvk_bind` binds the process, `dvk_tbind` the thread; a call is made as the thread's endpoint if it has one, else as
+//! the process's. Functions return 0 or more, or a negative error number of the prototype (`EDVS…`).
+#![expect(unsafe_code, reason = "C's pointers")]
+#![allow(
+    clippy::missing_safety_doc,
+    reason = "dvk.h says of each pointer what it must point to; null is an error"
+)]
+
+use crate::bound::Bound;
+use crate::memory::{Access, Grant};
+use m3ipc::connection::Connection;
+use m3ipc::info::{DcInfo, EndpointInfo, NodeInfo};
+use m3ipc::port::Kind;
+use m3ipc::{Endpoint, IpcError, Message, NodeId, Rights};
+use std::cell::RefCell;
+use std::ffi::{c_char, c_int, c_long, c_void};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+static PROCESS: RwLock<Option<Arc<Bound>>> = RwLock::new(None);
+
+thread_local! {
+    static THREAD: RefCell<Option<Arc<Bound>>> = const { RefCell::new(None) };
+}
+
+/// What a C function returns for an error: the prototype's number, negative.
+fn code(error: IpcError) -> c_int {
+    -match error {
+        IpcError::Interrupted => 4,
+        IpcError::WouldBlock => 11,
+        IpcError::Fault => 14,
+        IpcError::Exhausted => 28,
+        IpcError::TimedOut => 61,
+        IpcError::TooLarge => 73,
+        IpcError::Deadlock => 101,
+        IpcError::Denied => 104,
+        IpcError::Protocol => 107,
+        IpcError::SourceDied => 108,
+        IpcError::DestinationDied => 109,
+        IpcError::Stale => 306,
+        IpcError::NotBound => 310,
+        IpcError::NodeDown => 316,
+        IpcError::NotWaiting => 324,
+        IpcError::Overrun => 330,
+        IpcError::InUse => 337,
+    }
+}
+
+/// An endpoint as C has it, which is also how it stands in a message: the slot in the lower half.
+fn to_c(endpoint: Endpoint) -> u64 {
+    u64::from(endpoint.generation) << 32 | u64::from(endpoint.slot)
+}
+
+fn from_c(ep: u64) -> Endpoint {
+    Endpoint::from_bits(ep.rotate_left(32))
+}
+
+/// There is no such DC here.
+const BAD_DC: c_int = -302;
+/// A value without a meaning.
+const INVALID: c_int = -22;
+
+fn done(result: Result<(), IpcError>) -> c_int {
+    result.map_or_else(code, |()| 0)
+}
+
+/// The endpoint as which this thread calls.
+fn current() -> Result<Arc<Bound>, IpcError> {
+    let of_thread = THREAD.with(|bound| bound.borrow().clone());
+    of_thread
+        .or_else(|| PROCESS.read().unwrap_or_else(PoisonError::into_inner).clone())
+        .ok_or(IpcError::NotBound)
+}
+
+fn with(act: impl FnOnce(&Bound) -> Result<(), IpcError>) -> c_int {
+    done(current().and_then(|bound| act(&bound)))
+}
+
+/// Milliseconds; negative is for ever.
+fn wait(timeout: c_long) -> Option<Duration> {
+    u64::try_from(timeout).ok().map(Duration::from_millis)
+}
+
+fn is_dc(bound: &Bound, dcid: c_int) -> bool {
+    dcid == 0 || u32::try_from(dcid) == Ok(bound.dc().0)
+}
+
+/// Writes `value` where `place` points.
+///
+/// # Safety
+/// `place` is null or valid for a write.
+unsafe fn put<T>(place: *mut T, value: T) -> Result<(), IpcError> {
+    if place.is_null() {
+        return Err(IpcError::Fault);
+    }
+    // SAFETY: not null, and the caller's contract.
+    unsafe { place.write(value) };
+    Ok(())
+}
+
+/// Reads what `place` points to.
+///
+/// # Safety
+/// `place` is null or valid for a read.
+unsafe fn get<T: Copy>(place: *const T) -> Result<T, IpcError> {
+    if place.is_null() {
+        return Err(IpcError::Fault);
+    }
+    // SAFETY: not null, and the caller's contract.
+    Ok(unsafe { place.read() })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_open() -> c_int {
+    let socket = crate::bound::default_socket();
+    done(Connection::connect(socket.as_os_str().as_bytes()).map(|_| ()))
+}
+
+/// Binds, and keeps the endpoint by `keep`, unless that has one.
+fn bind(
+    dcid: c_int,
+    number: c_int,
+    keep: impl FnOnce(Arc<Bound>) -> Result<(), IpcError>,
+) -> Result<Endpoint, c_int> {
+    let number = u32::try_from(number).map_err(|_| INVALID)?;
+    let bound = Bound::bind(None, number).map_err(code)?;
+    if !is_dc(&bound, dcid) {
+        return Err(BAD_DC);
+    }
+    let endpoint = bound.endpoint();
+    keep(Arc::new(bound)).map_err(code)?;
+    Ok(endpoint)
+}
+
+/// # Safety
+/// `ep` is null or valid for a write.
+unsafe fn bound_as(bound: Result<Endpoint, c_int>, ep: *mut u64) -> c_int {
+    match bound {
+        Ok(endpoint) if !ep.is_null() => {
+            // SAFETY: not null, and the caller's contract.
+            unsafe { ep.write(to_c(endpoint)) };
+            0
+        }
+        Ok(_) => 0,
+        Err(error) => error,
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_bind(dcid: c_int, number: c_int, ep: *mut u64) -> c_int {
+    let bound = bind(dcid, number, |bound| {
+        let mut process = PROCESS.write().unwrap_or_else(PoisonError::into_inner);
+        if process.is_some() {
+            return Err(IpcError::InUse);
+        }
+        *process = Some(bound);
+        Ok(())
+    });
+    // SAFETY: dvk.h: null or an endpoint's place.
+    unsafe { bound_as(bound, ep) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_tbind(dcid: c_int, number: c_int, ep: *mut u64) -> c_int {
+    let bound = bind(dcid, number, |bound| {
+        THREAD.with(|thread| {
+            let mut thread = thread.borrow_mut();
+            if thread.is_some() {
+                return Err(IpcError::InUse);
+            }
+            *thread = Some(bound);
+            Ok(())
+        })
+    });
+    // SAFETY: dvk.h: null or an endpoint's place.
+    unsafe { bound_as(bound, ep) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_lclbind(
+    dcid: c_int,
+    pid: c_int,
+    number: c_int,
+    ep: *mut u64,
+) -> c_int {
+    let bound = current().map_err(code).and_then(|bound| {
+        if !is_dc(&bound, dcid) {
+            return Err(BAD_DC);
+        }
+        let pid = u32::try_from(pid).map_err(|_| INVALID)?;
+        bound.bind_other(pid, u32::try_from(number).map_err(|_| INVALID)?).map_err(code)
+    });
+    // SAFETY: dvk.h: null or an endpoint's place.
+    unsafe { bound_as(bound, ep) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_rmtbind(
+    dcid: c_int,
+    name: *const c_char,
+    ep: u64,
+    nodeid: c_int,
+) -> c_int {
+    let _ = name;
+    let endpoint = from_c(ep);
+    if u16::try_from(nodeid) != Ok(endpoint.node().0) {
+        return INVALID;
+    }
+    match current() {
+        Ok(bound) if !is_dc(&bound, dcid) => BAD_DC,
+        Ok(bound) => {
+            done(bound.wait_bind(endpoint, Some(Duration::ZERO)).map(|_| ()).map_err(|error| {
+                if error == IpcError::WouldBlock { IpcError::NotBound } else { error }
+            }))
+        }
+        Err(error) => code(error),
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_unbind(dcid: c_int, ep: u64) -> c_int {
+    let endpoint = from_c(ep);
+    let bound = match current() {
+        Ok(bound) if !is_dc(&bound, dcid) => return BAD_DC,
+        Ok(bound) => bound,
+        Err(error) => return code(error),
+    };
+    let unbound = bound.unbind_other(endpoint);
+    if endpoint == bound.endpoint() && unbound.is_ok() {
+        forget(&bound);
+    }
+    done(unbound)
+}
+
+/// The process or thread has no endpoint any more.
+fn forget(bound: &Arc<Bound>) {
+    let is_it =
+        |kept: &Option<Arc<Bound>>| kept.as_ref().is_some_and(|kept| Arc::ptr_eq(kept, bound));
+    THREAD.with(|thread| {
+        if is_it(&thread.borrow()) {
+            thread.borrow_mut().take();
+        }
+    });
+    let mut process = PROCESS.write().unwrap_or_else(PoisonError::into_inner);
+    if is_it(&process) {
+        process.take();
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_getself(ep: *mut u64) -> c_int {
+    // SAFETY: dvk.h: an endpoint's place.
+    with(|bound| unsafe { put(ep, to_c(bound.endpoint())) })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_getep(pid: c_int, ep: *mut u64) -> c_int {
+    with(|bound| {
+        let pid = u32::try_from(pid).map_err(|_| IpcError::NotBound)?;
+        let found = to_c(bound.getep(pid)?);
+        // SAFETY: dvk.h: an endpoint's place.
+        unsafe { put(ep, found) }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_wait4bindep_T(ep: u64, owner: *mut u64, timeout: c_long) -> c_int {
+    let waited = current().and_then(|bound| bound.wait_bind(from_c(ep), wait(timeout)));
+    // SAFETY: dvk.h: null or an endpoint's place.
+    unsafe { bound_as(waited.map_err(code), owner) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_wait4unbind_T(ep: u64, timeout: c_long) -> c_int {
+    with(|bound| bound.wait_unbind(from_c(ep), wait(timeout)))
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_send_T(ep: u64, message: *const Message, timeout: c_long) -> c_int {
+    with(|bound| {
+        // SAFETY: dvk.h: a message.
+        let message = unsafe { get(message) }?;
+        bound.send(from_c(ep), &message, &[], wait(timeout))
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_sendrec_T(ep: u64, message: *mut Message, timeout: c_long) -> c_int {
+    with(|bound| {
+        // SAFETY: dvk.h: a message.
+        let mut copy = unsafe { get(message) }?;
+        bound.sendrec(from_c(ep), &mut copy, &[], &mut [], wait(timeout))?;
+        // SAFETY: dvk.h: a message's place.
+        unsafe { put(message, copy) }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_receive_T(ep: u64, message: *mut Message, timeout: c_long) -> c_int {
+    with(|bound| {
+        if message.is_null() {
+            return Err(IpcError::Fault);
+        }
+        let mut got = bound.receive(from_c(ep), &mut [], wait(timeout))?;
+        if let Kind::Notification(value) = got.kind {
+            got.message.args[..8].copy_from_slice(&value.to_le_bytes());
+        }
+        // SAFETY: dvk.h: a message's place.
+        unsafe { put(message, got.message) }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_rcvrqst_T(message: *mut Message, timeout: c_long) -> c_int {
+    with(|bound| {
+        if message.is_null() {
+            return Err(IpcError::Fault);
+        }
+        let got = bound.rcvrqst(&mut [], wait(timeout))?;
+        // SAFETY: dvk.h: a message's place.
+        unsafe { put(message, got.message) }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_reply(ep: u64, message: *const Message) -> c_int {
+    with(|bound| {
+        // SAFETY: dvk.h: a message.
+        let message = unsafe { get(message) }?;
+        // The prototype has no status: a reply is a success of the transport.
+        bound.reply(from_c(ep), &Message { status: 0, ..message }, &[])
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_ntfy_value(ep: u64, value: u64) -> c_int {
+    with(|bound| bound.notify(from_c(ep), value))
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_relay(
+    caller: u64,
+    ep: u64,
+    message: *const Message,
+    timeout: c_long,
+) -> c_int {
+    with(|bound| {
+        // SAFETY: dvk.h: a message.
+        let message = unsafe { get(message) }?;
+        let (caller, to) = (from_c(caller), from_c(ep));
+        bound.relay(caller, to, &message, &[], wait(timeout))
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_grant(
+    ep: u64,
+    start: *const c_void,
+    bytes: c_long,
+    access: c_int,
+) -> c_long {
+    let access = match access {
+        1 => Access::Read,
+        2 => Access::Write,
+        3 => Access::Both,
+        _ => return INVALID.into(),
+    };
+    let Ok(len) = usize::try_from(bytes) else { return INVALID.into() };
+    let granted = current().and_then(|bound| {
+        // SAFETY: dvk.h: the caller leaves these bytes to the others until it revokes.
+        unsafe { bound.grant(from_c(ep), start.cast(), len, access) }
+    });
+    match granted {
+        Ok(grant) => c_long::try_from(grant.number()).unwrap_or(c_long::MAX),
+        Err(error) => code(error).into(),
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_revoke(grant: c_long) -> c_int {
+    match u64::try_from(grant) {
+        Ok(number) => with(|bound| bound.revoke(Grant::from_number(number))),
+        Err(_) => INVALID,
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_vcopy(
+    src_ep: u64,
+    src_addr: *const c_void,
+    dst_ep: u64,
+    dst_addr: *mut c_void,
+    bytes: c_long,
+) -> c_long {
+    let Ok(len) = usize::try_from(bytes) else { return INVALID.into() };
+    let bound = match current() {
+        Ok(bound) => bound,
+        Err(error) => return code(error).into(),
+    };
+    let (source, destination) = (from_c(src_ep), from_c(dst_ep));
+    // SAFETY: dvk.h: a range of the caller's own is the caller's.
+    let moved = unsafe { bound.vcopy(source, src_addr as u64, destination, dst_addr as u64, len) };
+    match moved {
+        Ok(()) => bytes,
+        Err(failed) if failed.copied > 0 => c_long::try_from(failed.copied).unwrap_or(bytes),
+        Err(failed) => code(failed.error).into(),
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_getdcinfo(dcid: c_int, info: *mut DcInfo) -> c_int {
+    match current() {
+        Ok(bound) if !is_dc(&bound, dcid) => BAD_DC,
+        // SAFETY: dvk.h: a record's place.
+        Ok(bound) => done(bound.dc_info().and_then(|found| unsafe { put(info, found) })),
+        Err(error) => code(error),
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_getprocinfo(ep: u64, info: *mut EndpointInfo) -> c_int {
+    with(|bound| {
+        let found = bound.endpoint_info(from_c(ep))?;
+        // SAFETY: dvk.h: a record's place.
+        unsafe { put(info, found) }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_getnodeinfo(nodeid: c_int, info: *mut NodeInfo) -> c_int {
+    with(|bound| {
+        let node = u16::try_from(nodeid).map_err(|_| IpcError::NotBound)?;
+        let found = bound.node_info(NodeId(node))?;
+        // SAFETY: dvk.h: a record's place.
+        unsafe { put(info, found) }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_getpriv(ep: u64, rights: *mut Rights) -> c_int {
+    with(|bound| {
+        let found = bound.get_priv(from_c(ep))?;
+        // SAFETY: dvk.h: a record's place.
+        unsafe { put(rights, found) }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_setpriv(ep: u64, rights: *const Rights) -> c_int {
+    with(|bound| {
+        // SAFETY: dvk.h: a record.
+        let rights = unsafe { get(rights) }?;
+        let bytes = zerocopy::IntoBytes::as_bytes(&rights);
+        let rights = Rights::decode(bytes).ok_or(IpcError::Protocol)?;
+        bound.set_priv(from_c(ep), &rights)
+    })
+}

@@ -1,0 +1,351 @@
+//! What dvkd says to a bound endpoint: a thread reads the connection, keeps news for the receiver and answers for askers.
+
+use m3ipc::bell::{Bell, Ringer};
+use m3ipc::channel::{News, SharedChannel};
+use m3ipc::connection::{Connection, Fds};
+use m3ipc::door::{Ask, Tell, flag, tell};
+use m3ipc::limits::NOTIFIERS_MAX;
+use m3ipc::port::{Channel, Inbound, Rest};
+use m3ipc::{Endpoint, IpcError, Message, NodeId, Rights, Tag};
+use rustix::fd::AsFd;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Times that a requester's bell is rung for one answer: a second or more. dvkd, its only owner here, is stopped then.
+const RINGS_MAX: u32 = 1000;
+
+/// The connection of a bound endpoint, shared by its threads.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    connection: Connection,
+    pub(crate) bell: Bell,
+    news: AtomicBool,
+    events: Mutex<Events>,
+    questions: Mutex<Questions>,
+    answered: Condvar,
+    next: AtomicU64,
+    rights: Mutex<Rights>,
+}
+
+/// What the receiver has not taken in yet.
+#[derive(Debug, Default)]
+pub(crate) struct Events {
+    pub(crate) list: VecDeque<Event>,
+    /// Pending notifications of other nodes' endpoints, one per endpoint.
+    pub(crate) notifications: VecDeque<(Endpoint, u64)>,
+}
+
+/// Something that dvkd said.
+#[derive(Debug)]
+pub(crate) enum Event {
+    Accepted(Box<Inbound<Accepted>>),
+    Gone(Endpoint),
+    NodeGone(NodeId),
+    /// The answer to a question that nobody waits for: the endpoint cannot send any more, for that reason.
+    Watched(Endpoint, IpcError),
+}
+
+/// Questions by number.
+#[derive(Debug, Default)]
+struct Questions {
+    open: BTreeMap<u64, Question>,
+    is_lost: bool,
+}
+
+#[derive(Debug)]
+enum Question {
+    /// Somebody waits for it.
+    Asked,
+    Answered(Box<(Tell, Fds)>),
+    /// It stands: the answer is an event about this endpoint.
+    Standing(Endpoint),
+}
+
+/// A channel on which this endpoint receives.
+#[derive(Debug)]
+pub(crate) struct Accepted {
+    channel: SharedChannel,
+    /// Of the requester, if it is woken by that (dvkd for callers on other nodes).
+    bell: Option<Ringer>,
+}
+
+impl Inbox {
+    /// Says hello and starts the thread. Returns the welcome, too.
+    pub(crate) fn open(
+        path: &[u8],
+        hello: Ask,
+        name: &str,
+    ) -> Result<(Arc<Inbox>, Tell), IpcError> {
+        let (bell, descriptor) = Bell::create()?;
+        let connection = Connection::connect(path)?;
+        let welcome = connection.hello(hello, Some(descriptor.as_fd()))?;
+        let rights = welcome.data().and_then(Rights::decode).ok_or(IpcError::Protocol)?;
+        let inbox = Arc::new(Inbox {
+            connection,
+            bell,
+            news: AtomicBool::new(false),
+            events: Mutex::default(),
+            questions: Mutex::default(),
+            answered: Condvar::new(),
+            next: AtomicU64::new(1),
+            rights: Mutex::new(rights),
+        });
+        let listener = Arc::clone(&inbox);
+        std::thread::Builder::new()
+            .name(name.into())
+            .spawn(move || listener.listen())
+            .map_err(|_| IpcError::Exhausted)?;
+        Ok((inbox, welcome))
+    }
+
+    /// Ends the connection, and so the endpoint and the thread.
+    pub(crate) fn close(&self) {
+        // It may have ended already.
+        rustix::net::shutdown(&self.connection, rustix::net::Shutdown::Both).ok();
+    }
+
+    pub(crate) fn rights(&self) -> Rights {
+        *locked(&self.rights)
+    }
+
+    pub(crate) fn has_news(&self) -> bool {
+        self.news.load(Ordering::SeqCst)
+    }
+
+    /// Is dvkd gone, or the endpoint unbound?
+    pub(crate) fn is_lost(&self) -> bool {
+        locked(&self.questions).is_lost
+    }
+
+    /// Everything that has come since the last look, but notifications.
+    pub(crate) fn take(&self) -> VecDeque<Event> {
+        if !self.news.swap(false, Ordering::SeqCst) {
+            return VecDeque::new();
+        }
+        std::mem::take(&mut locked(&self.events).list)
+    }
+
+    /// The next pending notification of `from`, from another node.
+    pub(crate) fn notification(&self, from: Endpoint) -> Option<(Endpoint, u64)> {
+        let mut events = locked(&self.events);
+        let wanted = |(source, _): &(Endpoint, u64)| from == Endpoint::ANY || *source == from;
+        let at = events.notifications.iter().position(wanted)?;
+        events.notifications.remove(at)
+    }
+
+    /// Asks and waits for the answer.
+    ///
+    /// # Errors
+    /// As dvkd refuses, or [`IpcError::NotBound`] if it is gone.
+    pub(crate) fn ask(&self, ask: Ask) -> Result<(Tell, Fds), IpcError> {
+        self.ask_with(ask, None)
+    }
+
+    /// The same, with a descriptor.
+    pub(crate) fn ask_with(
+        &self,
+        ask: Ask,
+        fd: Option<rustix::fd::BorrowedFd<'_>>,
+    ) -> Result<(Tell, Fds), IpcError> {
+        let number = self.pose(Question::Asked)?;
+        if let Err(error) = self.connection.ask(&Ask { nonce: number, ..ask }, fd) {
+            locked(&self.questions).open.remove(&number);
+            return Err(error);
+        }
+        let is_open = |questions: &mut Questions| {
+            matches!(questions.open.get(&number), Some(Question::Asked)) && !questions.is_lost
+        };
+        let questions = self.answered.wait_while(locked(&self.questions), is_open);
+        let mut questions = questions.unwrap_or_else(PoisonError::into_inner);
+        match questions.open.remove(&number) {
+            Some(Question::Answered(answer)) => {
+                let (tell, fds) = *answer;
+                tell.expect(if tell.op == tell::CHANNEL { tell::CHANNEL } else { tell::DONE })
+                    .map(|tell| (tell, fds))
+            }
+            _ => Err(IpcError::NotBound),
+        }
+    }
+
+    /// Asks, and makes an event about `source` of the answer, whenever it comes.
+    pub(crate) fn watch(&self, ask: Ask, source: Endpoint) -> Result<(), IpcError> {
+        let number = self.pose(Question::Standing(source))?;
+        self.connection.ask(&Ask { nonce: number, ..ask }, None)
+    }
+
+    fn pose(&self, question: Question) -> Result<u64, IpcError> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let mut questions = locked(&self.questions);
+        if questions.is_lost {
+            return Err(IpcError::NotBound);
+        }
+        if questions.open.len() >= m3ipc::limits::QUESTIONS_MAX {
+            return Err(IpcError::Exhausted);
+        }
+        questions.open.insert(number, question);
+        Ok(number)
+    }
+
+    fn listen(&self) {
+        loop {
+            match self.connection.hear() {
+                Ok((tell, fds)) => self.told(&tell, fds),
+                Err(IpcError::Protocol) => {}
+                Err(_) => break,
+            }
+        }
+        locked(&self.questions).is_lost = true;
+        self.answered.notify_all();
+        self.news.store(true, Ordering::SeqCst);
+        self.ring();
+    }
+
+    fn told(&self, tell: &Tell, fds: Fds) {
+        match tell.op {
+            tell::ACCEPT => {
+                // One that cannot be mapped: no memory. Its requester waits, as for a receiver that does not receive.
+                if let Ok(inbound) = Accepted::inbound(tell, fds) {
+                    self.happen(Event::Accepted(Box::new(inbound)));
+                }
+            }
+            tell::GONE => self.happen(Event::Gone(tell.endpoint)),
+            tell::NODE_GONE => {
+                if let Ok(node) = u16::try_from(tell.node) {
+                    self.happen(Event::NodeGone(NodeId(node)));
+                }
+            }
+            tell::NOTIFY => self.notified(tell.endpoint, tell.number),
+            tell::RIGHTS => {
+                if let Some(rights) = tell.data().and_then(Rights::decode) {
+                    *locked(&self.rights) = rights;
+                }
+            }
+            tell::CHANNEL | tell::DONE | tell::REFUSED => self.answer(tell, fds),
+            _ => {}
+        }
+    }
+
+    fn answer(&self, tell: &Tell, fds: Fds) {
+        let mut questions = locked(&self.questions);
+        match questions.open.get_mut(&tell.number) {
+            Some(question @ Question::Asked) => {
+                *question = Question::Answered(Box::new((*tell, fds)));
+                self.answered.notify_all();
+            }
+            Some(Question::Standing(source)) => {
+                let source = *source;
+                questions.open.remove(&tell.number);
+                drop(questions);
+                let reason = match tell.expect(tell::DONE) {
+                    Err(error @ IpcError::NodeDown) => error,
+                    _ => IpcError::SourceDied,
+                };
+                self.happen(Event::Watched(source, reason));
+            }
+            _ => {}
+        }
+    }
+
+    fn happen(&self, event: Event) {
+        locked(&self.events).list.push_back(event);
+        self.news.store(true, Ordering::SeqCst);
+        self.ring();
+    }
+
+    /// One that is pending already stays; the later one is lost, as `notify` between nodes says.
+    fn notified(&self, from: Endpoint, value: u64) {
+        let mut events = locked(&self.events);
+        let is_pending = events.notifications.iter().any(|(source, _)| *source == from);
+        if is_pending || events.notifications.len() >= NOTIFIERS_MAX {
+            return;
+        }
+        events.notifications.push_back((from, value));
+        drop(events);
+        self.news.store(true, Ordering::SeqCst);
+        self.ring();
+    }
+
+    fn ring(&self) {
+        while !self.bell.ring() {
+            // The receiver is stopped, or waits for a CPU.
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+impl Accepted {
+    fn inbound(tell: &Tell, [channel, bell]: Fds) -> Result<Inbound<Accepted>, IpcError> {
+        let channel = SharedChannel::map(channel.ok_or(IpcError::Protocol)?.as_fd())?;
+        let bell = match bell {
+            Some(bell) if tell.flags & flag::REQUESTER_BELL != 0 => {
+                Some(Ringer::map(bell.as_fd())?)
+            }
+            _ => None,
+        };
+        Ok(Inbound::new(Accepted { channel, bell }, tell.endpoint).with_flags(tell.flags))
+    }
+}
+
+impl Channel for Accepted {
+    fn closed(&self) -> Option<IpcError> {
+        self.channel.closed()
+    }
+    fn has_news(&self) -> bool {
+        self.channel.has_news()
+    }
+    fn take_news(&self) -> News {
+        self.channel.take_news()
+    }
+    fn take_notification(&self) -> Option<u64> {
+        self.channel.take_notification()
+    }
+    fn request(&self, lane: usize) -> Option<Message> {
+        self.channel.request(lane)
+    }
+    fn read_request(&self, lane: usize, out: &mut [u8]) -> Result<(), IpcError> {
+        self.channel.read_request(lane, out)
+    }
+    fn read_request_at(&self, lane: usize, start: usize, out: &mut [u8]) -> Result<(), IpcError> {
+        self.channel.read_request_at(lane, start, out)
+    }
+    fn claim(&self, lane: usize) -> bool {
+        self.channel.claim(lane)
+    }
+    fn unclaim(&self, lane: usize) {
+        self.channel.unclaim(lane);
+    }
+    fn is_abandoned(&self, lane: usize) -> bool {
+        self.channel.is_abandoned(lane)
+    }
+    fn cancelled(&self, lane: usize) -> Tag {
+        self.channel.cancelled(lane)
+    }
+    fn answer(&self, lane: usize, message: &Message, payload: &[u8], _by_bell: bool) {
+        self.channel.answer(lane, message, payload, self.bell.is_some());
+        if let Some(bell) = &self.bell {
+            (0..RINGS_MAX).any(|_| bell.ring());
+        }
+    }
+}
+
+/// The bell of an inbox, as a port sleeps on it.
+#[derive(Debug)]
+pub(crate) struct Sleeper(pub(crate) Arc<Inbox>);
+
+impl Rest for Sleeper {
+    fn prepare(&self) -> u32 {
+        self.0.bell.prepare()
+    }
+    fn sleep(&self, ticket: u32, timeout: Option<Duration>) {
+        self.0.bell.sleep(ticket, timeout);
+    }
+    fn awake(&self) {
+        self.0.bell.awake();
+    }
+}
+
+pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

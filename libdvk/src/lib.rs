@@ -1,0 +1,19 @@
+//! M3-IPC for programs: bound endpoints that send, receive, call, notify, and copy each other's memory, on any node.
+//!
+//! [`Bound`] is an endpoint of the calling process in its DC. A process may have several, usually one per thread. What
+//! each call means follows the prototype (Pessolani's DVK, `dvk-lib`), which follows MINIX 3: a rendezvous without
+//! buffers, between processes of one node or of two. Here generations are checked, so nobody ever
+//! talks to the successor of the one it meant.
+
+mod ask;
+mod bound;
+pub mod capi;
+mod inbox;
+mod memory;
+
+pub use bound::{Bound, Got};
+pub use m3ipc::info::{DcInfo, EndpointInfo, NodeInfo};
+pub use m3ipc::port::Kind;
+pub use m3ipc::rights::{Allowed, Rights, call, level};
+pub use m3ipc::{DcId, Endpoint, IpcError, Message, NodeId};
+pub use memory::{Access, CopyFailed, Grant};

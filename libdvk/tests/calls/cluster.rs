@@ -1,0 +1,95 @@
+//! Two daemons in this process, and endpoints bound at their doors.
+
+use dvk::dvkd::{Config, Daemon, Dc, Peer, found};
+use dvk_client::{Bound, Endpoint, NodeId};
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Longer than anything takes; whoever waits so long waits for ever.
+pub(crate) const NEVER: Option<Duration> = Some(Duration::from_secs(20));
+/// Long enough that a wait is seen to wait.
+pub(crate) const SHORT: Option<Duration> = Some(Duration::from_millis(30));
+pub(crate) const NOWAIT: Option<Duration> = Some(Duration::ZERO);
+
+/// A cluster of the nodes 1 and 2 with one DC.
+pub(crate) struct Cluster {
+    _dir: tempfile::TempDir,
+    configs: Vec<Config>,
+    daemons: Vec<Option<Daemon>>,
+}
+
+impl Cluster {
+    pub(crate) fn start() -> Cluster {
+        let dir = tempfile::tempdir().unwrap();
+        let ports = [1, 2].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
+        let addresses = ports.each_ref().map(|port| port.local_addr().unwrap());
+        drop(ports);
+        let config = |node: u16| Config {
+            node,
+            name: format!("n{node}"),
+            listen: addresses[usize::from(node) - 1],
+            run: dir.path().join(format!("run{node}")),
+            store: dir.path().join(format!("store{node}")),
+            command: Vec::new(),
+            servers_inside: false,
+            credentials: Some(dir.path().join(format!("credentials{node}"))),
+            dcs: vec![Dc {
+                id: 1,
+                name: "lab".into(),
+                nodes: vec![1, 2],
+                home: 1,
+                maps: Vec::new(),
+            }],
+        };
+        let configs = vec![config(1), config(2)];
+        let places = configs.iter().map(|config| {
+            let Config { node, name, listen, credentials, .. } = config.clone();
+            (Peer { node, name, address: listen }, credentials.unwrap())
+        });
+        found(&places.collect::<Vec<_>>()).unwrap();
+        let daemons =
+            configs.iter().map(|config| Some(Daemon::start(config.clone()).unwrap())).collect();
+        let cluster = Cluster { _dir: dir, configs, daemons };
+        let daemon = cluster.daemons[0].as_ref().unwrap();
+        wait_until("the link is up", || daemon.status().nodes.iter().all(|node| node.up));
+        cluster
+    }
+
+    pub(crate) fn socket(&self, node: usize) -> PathBuf {
+        self.configs[node - 1].socket("lab")
+    }
+
+    /// Any endpoint on `node`.
+    pub(crate) fn bind(&self, node: usize) -> Bound {
+        self.bind_as(node, 0)
+    }
+
+    pub(crate) fn bind_as(&self, node: usize, number: u32) -> Bound {
+        Bound::bind(Some(&self.socket(node)), number).unwrap()
+    }
+
+    /// The daemon of a node ends, and everything bound there.
+    pub(crate) fn stop(&mut self, node: usize) {
+        self.daemons[node - 1].take().unwrap().stop();
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.daemons.drain(..).flatten().for_each(Daemon::stop);
+    }
+}
+
+pub(crate) fn well_known(node: u16, number: u32) -> Endpoint {
+    Endpoint::well_known(NodeId(node), number)
+}
+
+/// Waits until `condition`; twenty seconds are "never".
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let limit = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < limit, "never: {what}");
+        std::thread::yield_now();
+    }
+}

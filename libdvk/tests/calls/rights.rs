@@ -1,0 +1,147 @@
+//! Who may send to whom, and which calls: set by the administrator, checked by dvkd and by receivers.
+#![expect(unsafe_code, reason = "memory is granted, and copied, by address")]
+
+use crate::cluster::{Cluster, NEVER, SHORT};
+use dvk_client::{Access, Allowed, Bound, Endpoint, IpcError, Message, Rights, call, level};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::thread::scope;
+
+const SOCKET: &str = "DVK_RIGHTS_SOCKET";
+const PEER: &str = "DVK_RIGHTS_PEER";
+/// Nobody, on every Linux.
+const NOBODY: u32 = 65_534;
+
+fn only(calls: u32) -> Rights {
+    Rights { calls, ..Rights::of_level(level::USER) }
+}
+
+fn call_once(from: &Bound, to: Endpoint) -> Result<(), IpcError> {
+    let mut request = Message::request(0x1001);
+    from.sendrec(to, &mut request, b"", &mut [], SHORT).map(|_| ())
+}
+
+#[test]
+fn a_right_that_is_taken_away_is_refused_on_every_way() {
+    let cluster = Cluster::start();
+    let admin = cluster.bind(1);
+    for node in [1, 2] {
+        let (one, two) = (cluster.bind(1), cluster.bind(node));
+        assert_eq!(one.rights(), Rights::of_level(level::SERVER));
+        let message = Message::request(0x1001);
+        // There is a channel already when the rights change.
+        assert_eq!(one.send(two.endpoint(), &message, b"", SHORT), Err(IpcError::TimedOut));
+        admin.set_priv(one.endpoint(), &only(call::SENDREC)).unwrap();
+        assert_eq!(admin.get_priv(one.endpoint()), Ok(only(call::SENDREC)));
+        crate::cluster::wait_until("it is told", || one.rights() == only(call::SENDREC));
+        assert_eq!(one.send(two.endpoint(), &message, b"", SHORT), Err(IpcError::Denied));
+        assert_eq!(one.notify(two.endpoint(), 1), Err(IpcError::Denied));
+        assert_eq!(one.receive(Endpoint::ANY, &mut [], SHORT), Err(IpcError::Denied));
+        assert_eq!(one.rcvrqst(&mut [], SHORT), Err(IpcError::Denied));
+        assert_eq!(one.reply(two.endpoint(), &message, b""), Err(IpcError::Denied));
+        assert_eq!(call_once(&one, two.endpoint()), Err(IpcError::TimedOut), "it may call");
+        admin.set_priv(one.endpoint(), &only(0)).unwrap();
+        assert_eq!(call_once(&one, two.endpoint()), Err(IpcError::Denied));
+    }
+}
+
+#[test]
+fn an_endpoint_exchanges_messages_only_with_whom_it_may() {
+    let cluster = Cluster::start();
+    let admin = cluster.bind(1);
+    let (one, friend, stranger, far) =
+        (cluster.bind(1), cluster.bind(1), cluster.bind(1), cluster.bind(2));
+    let rights = Rights {
+        to: Allowed::only(&[friend.endpoint()]).unwrap(),
+        from: Allowed::only(&[friend.endpoint()]).unwrap(),
+        ..Rights::of_level(level::SERVER)
+    };
+    // Channels from before do not count any more.
+    assert_eq!(call_once(&stranger, one.endpoint()), Err(IpcError::TimedOut));
+    assert_eq!(call_once(&far, one.endpoint()), Err(IpcError::TimedOut));
+    admin.set_priv(one.endpoint(), &rights).unwrap();
+    for other in [&stranger, &far] {
+        assert_eq!(call_once(&one, other.endpoint()), Err(IpcError::Denied));
+        assert_eq!(call_once(other, one.endpoint()), Err(IpcError::Denied));
+    }
+    assert_eq!(stranger.notify(one.endpoint(), 1), Err(IpcError::Denied));
+    // Between nodes it is under way, and ends there.
+    assert_eq!(far.notify(one.endpoint(), 1), Ok(()));
+    assert_eq!(call_once(&one, friend.endpoint()), Err(IpcError::TimedOut));
+    assert_eq!(call_once(&friend, one.endpoint()), Err(IpcError::TimedOut));
+    assert_eq!(one.receive(Endpoint::ANY, &mut [], SHORT), Err(IpcError::TimedOut));
+}
+
+#[test]
+fn a_copy_needs_the_right_to_copy() {
+    let cluster = Cluster::start();
+    let admin = cluster.bind(1);
+    let (one, two) = (cluster.bind(1), cluster.bind(2));
+    let lent = [7_u8; 10];
+    // SAFETY: nobody writes `lent`.
+    unsafe { two.grant(Endpoint::ANY, lent.as_ptr(), lent.len(), Access::Read) }.unwrap();
+    let mut got = [0_u8; 10];
+    let mut copy = || {
+        let (from, to) = (lent.as_ptr() as u64, got.as_mut_ptr() as u64);
+        // SAFETY: `got` is this thread's.
+        unsafe { one.vcopy(two.endpoint(), from, one.endpoint(), to, 10) }
+    };
+    copy().unwrap();
+    admin.set_priv(one.endpoint(), &only(call::SENDREC)).unwrap();
+    crate::cluster::wait_until("it is told", || one.rights() == only(call::SENDREC));
+    assert_eq!(copy().unwrap_err().error, IpcError::Denied);
+    assert_eq!(got, lent);
+}
+
+/// Not a test by itself: an ordinary user's process.
+#[test]
+fn ordinary_process() {
+    let Some(socket) = std::env::var_os(SOCKET).map(std::path::PathBuf::from) else { return };
+    let peer: u64 = std::env::var(PEER).unwrap().parse().unwrap();
+    let peer = Endpoint::from_bits(peer);
+    assert_eq!(Bound::bind(Some(&socket), 7).err(), Some(IpcError::Denied));
+    let bound = Bound::bind(Some(&socket), 70).unwrap();
+    assert_eq!(bound.rights(), Rights::of_level(level::USER));
+    assert_eq!(bound.unbind_other(peer), Err(IpcError::Denied));
+    assert_eq!(bound.bind_other(std::process::id(), 71), Err(IpcError::Denied));
+    let all = Rights::of_level(level::SERVER);
+    assert_eq!(bound.set_priv(bound.endpoint(), &all), Err(IpcError::Denied));
+    let message = Message::request(0x1001);
+    assert_eq!(bound.send(peer, &message, b"", NEVER), Err(IpcError::Denied));
+    let mut request = message;
+    bound.sendrec(peer, &mut request, b"", &mut [], NEVER).unwrap();
+}
+
+#[test]
+fn an_ordinary_user_calls_and_no_more_until_the_administrator_says_so() {
+    let cluster = Cluster::start();
+    let server = cluster.bind(1);
+    let socket = cluster.socket(1);
+    // The way to the socket, for another user.
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    for directory in [socket.parent().unwrap(), socket.parent().unwrap().parent().unwrap()] {
+        std::fs::set_permissions(directory, std::fs::Permissions::clone(&open)).unwrap();
+    }
+    scope(|threads| {
+        threads.spawn(|| {
+            let got = server.rcvrqst(&mut [], NEVER).unwrap();
+            server.reply(got.message.source, &got.message, b"").unwrap();
+        });
+        // Found by its descriptor: another user cannot look into the target directory.
+        let program = std::fs::File::open(std::env::current_exe().unwrap()).unwrap();
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&program));
+        let copy = socket.parent().unwrap().join("ordinary");
+        std::fs::copy(path, &copy).unwrap();
+        let status = Command::new(&copy)
+            .args(["--exact", "rights::ordinary_process"])
+            .env(SOCKET, &socket)
+            .env(PEER, server.endpoint().to_bits().to_string())
+            .uid(NOBODY)
+            .gid(NOBODY)
+            .current_dir("/")
+            .stdout(Stdio::null())
+            .status()
+            .unwrap();
+        assert!(status.success());
+    });
+}
