@@ -1,5 +1,6 @@
 //! How fast it is, always beside what Linux itself does in the same run.
 
+mod bound;
 mod channel;
 mod cpus;
 mod peer;
@@ -14,6 +15,7 @@ mod system;
 mod worker;
 
 use anyhow::Result;
+use bound::Pair;
 use clap::{Parser, Subcommand};
 use cpus::Layout;
 use legacy_tests::lab::NODES;
@@ -112,19 +114,28 @@ fn messages(system: Option<&System>, rounds: usize, report: &Report) -> Result<(
     let (near, far) = (system.worker(home, home)?, system.worker(other, other)?);
     let (_echo, address) = system.echo()?;
     let tcp = format!("{}{address}", worker::TCP);
+    let receiver = system.worker("receiver", home)?;
+    receiver.perform(1, bound::SERVE)?;
+    let pair = |name, caller, operation| -> Box<dyn Subject + '_> {
+        Box::new(Pair { name, caller, receiver: &receiver, operation })
+    };
     let mut subjects = linux;
-    subjects.push(near.subject("sendrec same node", worker::SENDREC));
-    subjects.push(far.subject("sendrec across nodes", worker::SENDREC));
+    subjects.push(pair("sendrec same node", &near, bound::SENDREC));
+    subjects.push(pair("send same node", &near, bound::SEND));
+    subjects.push(near.subject("call to ipc-server same node", worker::SENDREC));
+    let here = subjects.len();
+    subjects.push(pair("sendrec across nodes", &far, bound::SENDREC));
+    subjects.push(pair("send across nodes", &far, bound::SEND));
+    subjects.push(far.subject("call to ipc-server across nodes", worker::SENDREC));
+    let there = subjects.len();
     subjects.push(far.subject("tcp across nodes", &tcp));
     for layout in layouts {
         // The servers are on the home node; each worker then moves to the CPU of those who ask.
         system.pin(home, layout.answers)?;
         system.pin(other, layout.asks)?;
-        let mut times = pinned(&mut subjects, layout, rounds)?;
-        let across: Vec<Time> = times.pop().into_iter().collect();
-        let far: Vec<Time> = times.pop().into_iter().collect();
-        beside(report, &times[baselines..], &times[..baselines]);
-        beside(report, &far, &across);
+        let times = pinned(&mut subjects, layout, rounds)?;
+        beside(report, &times[baselines..here], &times[..baselines]);
+        beside(report, &times[here..there], &times[there..]);
     }
     Ok(())
 }

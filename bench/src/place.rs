@@ -70,7 +70,7 @@ impl Subject for Operation<'_> {
     }
 
     fn pin(&mut self, layout: Layout) -> Result<()> {
-        self.place.perform(u32::try_from(layout.asks)?, PIN).map(drop)
+        self.place.pin(layout.asks)
     }
 
     fn run(&mut self, count: u32) -> Result<Duration> {
@@ -79,7 +79,13 @@ impl Subject for Operation<'_> {
 }
 
 impl Place {
-    fn perform(&self, count: u32, operation: &str) -> Result<Duration> {
+    /// Moves the worker to a CPU.
+    pub(crate) fn pin(&self, cpu: usize) -> Result<()> {
+        self.perform(u32::try_from(cpu)?, PIN).map(drop)
+    }
+
+    /// Has the worker do something `count` times; returns how long that took.
+    pub(crate) fn perform(&self, count: u32, operation: &str) -> Result<Duration> {
         let mut worker = self.worker.borrow_mut();
         let input = worker.0.as_mut().expect("it is open until the place is dropped");
         writeln!(input, "{count} {operation}")?;

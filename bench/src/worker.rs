@@ -1,5 +1,6 @@
 //! A process that does things many times and says how long they took: on this machine, or in a container.
 
+use crate::bound::{self, Caller};
 use crate::cpus;
 use crate::stream::MESSAGE;
 use anyhow::{Context, Result, bail};
@@ -34,6 +35,7 @@ struct Worker {
     data: File,
     port: Process,
     connection: Option<TcpStream>,
+    caller: Option<Caller>,
 }
 
 /// Reads lines `count operation`, does that, prints the nanoseconds.
@@ -50,7 +52,8 @@ fn serve(folder: &Path) -> Result<()> {
     let data = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
     data.write_all_at(&[7; 4096], 0)?;
     let port = Process::new(Identity::PROCESS);
-    let mut worker = Worker { folder: folder.to_path_buf(), data, port, connection: None };
+    let mut worker =
+        Worker { folder: folder.to_path_buf(), data, port, connection: None, caller: None };
     for line in std::io::stdin().lock().lines() {
         let line = line?;
         let (count, operation) = line.split_once(' ').context("a line is `count operation`")?;
@@ -71,6 +74,14 @@ impl Worker {
             PIN => {
                 cpus::pin_self(count as usize)?;
                 Ok(Duration::ZERO)
+            }
+            bound::SERVE => bound::serve(),
+            _ if operation.starts_with(bound::SENDREC) || operation.starts_with(bound::SEND) => {
+                let caller = match self.caller.take() {
+                    Some(caller) => caller,
+                    None => Caller::bind()?,
+                };
+                self.caller.insert(caller).call(operation, count)
             }
             SENDREC => timed(count, || self.sendrec()),
             _ => match operation.strip_prefix(TCP) {

@@ -7,6 +7,7 @@ use crate::host::solo;
 use crate::limits::{CERTIFICATE_LIFE, HANDSHAKE_TIMEOUT};
 use crate::server::{Call, Context, Gone, Nanos, Server};
 use crate::store::Store;
+use m3ipc::channel::SharedChannel;
 use m3ipc::client::{Identity, Process};
 use m3ipc::connection::Connection;
 use m3ipc::door::{Ask, kind};
@@ -477,6 +478,25 @@ fn garbage_at_the_door_closes_its_connection_and_disturbs_nobody() {
     }
     assert_eq!(client.call(ECHO, b"after").unwrap(), b"after");
     assert!(cluster.daemon(1).status().counters.protocol_errors >= 8);
+}
+
+#[test]
+fn a_notification_does_not_keep_a_server_awake_that_takes_none() {
+    let cluster = Cluster::start(1);
+    let _server = cluster.server();
+    let connection = Connection::connect(cluster.socket(1).as_os_str().as_bytes()).unwrap();
+    connection.hello(Ask::hello(kind::PROCESS, 0, 7), None).unwrap();
+    let opened = connection.open(Endpoint::server(1)).unwrap();
+    let channel = SharedChannel::map(opened.channel.as_fd()).unwrap();
+    let ringer = m3ipc::bell::Ringer::map(opened.bell.as_fd()).unwrap();
+    channel.notify(7).unwrap();
+    // What is not taken out stays news: the server would never sleep again.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while channel.has_news() {
+        assert!(Instant::now() < deadline, "the notification is still there");
+        let _heard = ringer.ring();
+        std::thread::yield_now();
+    }
 }
 
 #[test]

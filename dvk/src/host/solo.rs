@@ -181,6 +181,8 @@ impl<S: Server, D: Durable> Solo<S, D> {
         let mut active = std::mem::take(&mut self.active);
         for accepted in &self.channels {
             let news = accepted.channel.take_news();
+            // Servers take no notifications; one that stayed would be news for ever.
+            accepted.channel.take_notification();
             if news.pending | news.cancelled != 0 {
                 active.push((accepted.clone(), news));
             }

@@ -200,6 +200,8 @@ impl Door {
         let mut answers = Answers::default();
         for inbound in &mut self.inbound {
             let news = inbound.channel.take_news();
+            // A container takes no notifications; one that stayed would be news for ever.
+            inbound.channel.take_notification();
             for lane in bits(news.pending) {
                 inbound.request(lane, &mut self.open, handler, payload, &mut answers);
             }
