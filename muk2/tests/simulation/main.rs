@@ -182,7 +182,7 @@ fn the_runs_are_full_of_work_and_of_trouble() {
     let (mut records, mut synced, mut additions) = (0, 0, 0);
     let (mut unknown, mut strict, mut given_up, mut crashes, mut kills, mut deaths) =
         (0, 0, 0, 0, 0, 0);
-    for seed in 0..60 {
+    for seed in 0..240 {
         let mut sim = Sim::new(seed, dc(), server);
         let faults = faults(&mut Random::new(!seed));
         let world =
