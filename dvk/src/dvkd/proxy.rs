@@ -453,17 +453,22 @@ struct Watched {
     proxies: Vec<Arc<Proxy>>,
     couriers: Vec<Arc<Courier>>,
     pumps: Vec<Pump>,
-    version: u64,
+    /// What it is a copy of; none of anything yet.
+    version: Option<u64>,
 }
 
 impl Watched {
     fn refresh(&mut self, node: &Node, version: u64) {
-        if self.version != version {
+        if self.version != Some(version) {
             self.proxies.clone_from(&node.proxies.list);
             self.couriers = node.couriers.all();
             self.pumps = node.pumps.values().cloned().collect();
-            self.version = version;
+            self.version = Some(version);
         }
+    }
+
+    fn is_current(&self, shared: &Shared) -> bool {
+        self.version == Some(shared.watched.load(Ordering::SeqCst))
     }
 
     /// Takes all requests and answers that are there; returns how many answers.
@@ -499,7 +504,7 @@ impl Watcher {
         if calls == 0 {
             return;
         }
-        if self.watched.version != shared.watched.load(Ordering::SeqCst) {
+        if !self.watched.is_current(shared) {
             self.buffer.resize(PAYLOAD_AREA, 0);
             shared.with(|node| {
                 self.watched.refresh(node, shared.watched.load(Ordering::SeqCst));
@@ -512,8 +517,7 @@ impl Watcher {
             left = left.saturating_sub(answers);
         }
         drop(watch);
-        if self.watched.has_news() || self.watched.version != shared.watched.load(Ordering::SeqCst)
-        {
+        if self.watched.has_news() || !self.watched.is_current(shared) {
             shared.bell.ring();
         }
     }
@@ -521,7 +525,7 @@ impl Watcher {
 
 /// The body of the proxy thread. It also keeps the kernel's time.
 pub(super) fn run(shared: &Shared) {
-    let mut watched = Watched { version: u64::MAX, ..Watched::default() };
+    let mut watched = Watched::default();
     let mut buffer = vec![0; PAYLOAD_AREA];
     let one_cpu = std::thread::available_parallelism().map_or(1, usize::from) < 2;
     let mut patience = Patience { one_cpu, ..Patience::default() };
@@ -633,7 +637,7 @@ fn rest(shared: &Shared, watched: &Watched) {
     if !rung_all {
         until = until.min(now + RING_AGAIN);
     }
-    let changed = shared.watched.load(Ordering::SeqCst) != watched.version;
+    let changed = !watched.is_current(shared);
     if changed || until <= now || watched.has_news() || shared.is_stopping() {
         shared.bell.awake();
     } else {
