@@ -13,6 +13,7 @@ pub mod limits;
 mod network;
 pub mod session;
 mod signal;
+pub mod slots;
 pub mod state;
 mod store;
 mod types;

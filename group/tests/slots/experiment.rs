@@ -1,0 +1,255 @@
+//! The prototype's experiment: 100 000 rounds of forks and exits on 8 nodes with 128 slots.
+//!
+//! Distributions are those of the prototype's own simulation: a node forks each 1 to 10 rounds, normally
+//! distributed about a mean of 5 to 10 that changes every 5 000 rounds; a process lives for k units with
+//! probability 1/k − 1/(k + 1), 100 units at most. The unit is chosen so that about as many processes would live as there
+//! are slots. What is sent takes 1 or 2 rounds to the order and 1 or 2 from it.
+
+use crate::random::Random;
+use group::command::{ClientId, Command, Done, Op};
+use group::limits::{SLOTS_PAUSE, TTL_MAX};
+use group::slots::{Output, Shares, Slots};
+use group::state::{Delivery, Item, State};
+use std::collections::{BTreeMap, VecDeque};
+
+const NODES: usize = 8;
+const TOTAL: u16 = 128;
+const ROUNDS: u64 = 100_000;
+const MEAN_CHANGES: u64 = 5000;
+const LIFE_UNIT: u64 = 20;
+
+/// Milliseconds of a round, so that the pause behind a request in vain is five rounds.
+const ROUND: u64 = SLOTS_PAUSE / 5;
+
+/// Forks of a sample: about as many as the prototype's chart shows in one.
+const SAMPLE: u64 = 30;
+
+struct Node {
+    client: ClientId,
+    slots: Slots,
+    after: u64,
+    sequence: u64,
+    /// What it has sent, and when that is in the order.
+    sending: VecDeque<(u64, Op)>,
+    /// When it looks for deliveries again.
+    looks: u64,
+    fork_at: u64,
+    mean: u64,
+    /// When its open request was sent, until the first slot for it comes.
+    asked: Option<u64>,
+}
+
+#[derive(Default)]
+struct Figures {
+    forks: u64,
+    failed: u64,
+    in_use: u64,
+    rounds: u64,
+    casts: u64,
+    /// Time of a broadcast: sums and count.
+    broadcast: (u64, u64),
+    answers: Vec<u64>,
+}
+
+struct Experiment {
+    random: Random,
+    round: u64,
+    group: State,
+    nodes: Vec<Node>,
+    exits: BTreeMap<u64, Vec<(usize, u16)>>,
+    figures: Figures,
+    /// When each item came into the order.
+    sent: BTreeMap<u64, u64>,
+}
+
+fn command(client: ClientId, sequence: u64, op: Op) -> Command {
+    Command { now: 0, client, sequence, acked: sequence.saturating_sub(1), op }
+}
+
+impl Experiment {
+    fn new(seed: u64) -> Experiment {
+        let mut group = State::default();
+        let shares = Shares::new(TOTAL, u16::try_from(NODES).unwrap()).unwrap();
+        let mut nodes = Vec::new();
+        for nonce in 0..NODES as u64 {
+            let open = command(ClientId(0), 0, Op::Open { nonce, ttl: TTL_MAX });
+            let Ok(Done::Opened { client }) = group.apply(open) else { panic!("no session") };
+            let join = group.apply(command(client, 1, Op::Join { group: "g".into() }));
+            let Ok(Done::Joined { view }) = join else { panic!("{join:?}") };
+            nodes.push(Node {
+                client,
+                slots: Slots::new(client, shares),
+                after: view - 1,
+                sequence: 1,
+                sending: VecDeque::new(),
+                looks: 0,
+                fork_at: 0,
+                mean: 7,
+                asked: None,
+            });
+        }
+        Experiment {
+            random: Random::new(seed),
+            round: 0,
+            group,
+            nodes,
+            exits: BTreeMap::new(),
+            figures: Figures::default(),
+            sent: BTreeMap::new(),
+        }
+    }
+
+    /// Rounds until the next fork.
+    fn interval(&mut self, mean: u64) -> u64 {
+        // Twelve even numbers are nearly normal, with a deviation of 1; here of 4.
+        let sum: u64 = (0..12).map(|_| self.random.below(1000)).sum();
+        let deviation = (i64::try_from(sum).unwrap() - 6000) * 4;
+        let thousandths = i64::try_from(mean * 1000).unwrap() + deviation;
+        u64::try_from(thousandths.max(0)).unwrap().div_ceil(1000).clamp(1, 10)
+    }
+
+    fn life(&mut self) -> u64 {
+        let even = 1 + self.random.below(1_000_000);
+        LIFE_UNIT * (1_000_000 / even).clamp(1, 100)
+    }
+
+    fn carry_out(&mut self, node: usize, outputs: Vec<Output>) {
+        for output in outputs {
+            match output {
+                Output::Cast(bytes) => {
+                    // A request has a body of kind 1 behind the version and the number.
+                    let own = &mut self.nodes[node];
+                    let at = self.round + 1 + self.random.below(2);
+                    let at = own.sending.back().map_or(at, |(last, _)| at.max(*last));
+                    own.sending.push_back((at, Op::Cast { group: "g".into(), bytes }));
+                    self.figures.casts += 1;
+                }
+                Output::GiveState { view, bytes } => {
+                    let give = Op::GiveState { group: "g".into(), view, bytes };
+                    let at = self.round + 1;
+                    self.nodes[node].sending.push_front((at, give));
+                }
+                Output::Granted { slot, .. } => {
+                    let ends = self.round + self.life();
+                    self.exits.entry(ends).or_default().push((node, slot));
+                    self.figures.in_use += 1;
+                }
+                Output::Failed { .. } => self.figures.failed += 1,
+            }
+        }
+        let own = &mut self.nodes[node];
+        if own.slots.is_asking() {
+            own.asked.get_or_insert(self.round);
+        }
+    }
+
+    fn exchange(&mut self, node: usize) {
+        while let Some((_, op)) = self.nodes[node].sending.pop_front_if(|(at, _)| *at <= self.round)
+        {
+            let own = &mut self.nodes[node];
+            own.sequence += 1;
+            let answer = self.group.apply(command(own.client, own.sequence, op)).unwrap();
+            if let Done::Sent { number } = answer {
+                self.sent.insert(number, self.round);
+            }
+        }
+        if self.round < self.nodes[node].looks {
+            return;
+        }
+        self.nodes[node].looks = self.round + 1 + self.random.below(2);
+        loop {
+            let own = &mut self.nodes[node];
+            let Ok(Some(delivery)) = self.group.delivery(own.client, "g", own.after) else { break };
+            own.after = delivery.number();
+            let before = own.slots.free_slots().count();
+            let outputs = own.slots.deliver(&delivery, self.round * ROUND).unwrap();
+            let got = own.slots.free_slots().count() > before;
+            if got && let Some(asked) = own.asked.take() {
+                self.figures.answers.push(self.round - asked);
+            } else if !own.slots.is_asking() && !got {
+                own.asked = None;
+            }
+            if let Delivery::Item { number, item: Item::Message { .. } } = delivery {
+                let way = self.round - self.sent.get(&number).copied().unwrap_or(self.round);
+                // The way to the order is 1 or 2 rounds.
+                self.figures.broadcast.0 += 2 * way + 3;
+                self.figures.broadcast.1 += 2;
+            }
+            self.carry_out(node, outputs);
+        }
+        let (client, number) = (self.nodes[node].client, self.nodes[node].after);
+        let acknowledge = Op::Acknowledge { group: "g".into(), number };
+        self.group.apply(command(client, 0, acknowledge)).unwrap();
+    }
+
+    fn fork(&mut self, node: usize) {
+        if self.round < self.nodes[node].fork_at {
+            return;
+        }
+        self.figures.forks += 1;
+        let caller = self.figures.forks;
+        let outputs = self.nodes[node].slots.allocate(caller, false, self.round * ROUND);
+        self.carry_out(node, outputs);
+        let mean = self.nodes[node].mean;
+        self.nodes[node].fork_at = self.round + self.interval(mean);
+    }
+
+    /// One round; says how many slots are in use behind it.
+    fn live(&mut self) -> u64 {
+        self.round += 1;
+        for (node, slot) in self.exits.remove(&self.round).unwrap_or_default() {
+            self.figures.in_use -= 1;
+            let outputs = self.nodes[node].slots.free(slot, self.round * ROUND).unwrap();
+            self.carry_out(node, outputs);
+        }
+        for node in 0..NODES {
+            if self.round % MEAN_CHANGES == 1 {
+                self.nodes[node].mean = 5 + self.random.below(6);
+            }
+            self.exchange(node);
+            self.fork(node);
+        }
+        self.figures.in_use
+    }
+}
+
+#[test]
+fn the_figures_are_those_of_the_prototypes_experiment() {
+    let mut experiment = Experiment::new(1);
+    // All have joined and have their part.
+    for _ in 0..5000 {
+        experiment.live();
+    }
+    let in_use = experiment.figures.in_use;
+    experiment.figures = Figures { in_use, ..Figures::default() };
+    let mut used = 0;
+    for _ in 0..ROUNDS {
+        used += experiment.live();
+        experiment.figures.rounds += 1;
+    }
+    let figures = experiment.figures;
+    let utilisation = 100 * used / (figures.rounds * u64::from(TOTAL));
+    let failed = figures.failed * SAMPLE / figures.forks;
+    let (time, count) = figures.broadcast;
+    let mut answers = figures.answers;
+    answers.sort_unstable();
+    // In broadcast times, rounded up.
+    let times = |index: usize| (answers[index] * count).div_ceil(time);
+    let last = answers.len() - 1;
+    println!(
+        "{utilisation} % in use; of {SAMPLE} forks {} succeed and {failed} fail; first donation after {}..{} \
+         broadcasts (half of them {}, 95 % {}, all {}); {} forks, {} messages, a broadcast takes {:.1} rounds",
+        SAMPLE - failed,
+        times(last / 10),
+        times(last * 9 / 10),
+        times(last / 2),
+        times(last * 95 / 100),
+        times(last),
+        figures.forks,
+        figures.casts,
+        time as f64 / count as f64,
+    );
+    assert!((70..=95).contains(&utilisation), "{utilisation} %");
+    assert!((2..=9).contains(&failed), "{failed} of {SAMPLE} fail");
+    assert!(times(last / 2) <= 3 && times(last) <= 19, "answers take too long");
+}
