@@ -16,7 +16,7 @@ const NODES: usize = 8;
 const TOTAL: u16 = 128;
 const ROUNDS: u64 = 100_000;
 const MEAN_CHANGES: u64 = 5000;
-const LIFE_UNIT: u64 = 20;
+const LIFE_UNIT: u64 = 22;
 
 /// Milliseconds of a round, so that the pause behind a request in vain is five rounds.
 const ROUND: u64 = SLOTS_PAUSE / 5;
