@@ -113,15 +113,17 @@ fn trust(ttl: Millis) -> Duration {
 
 /// Gives signs of life, and says until when those that were answered count (see [`crate::fence`]).
 async fn keep_alive(group: Group, client: ClientId, ttl: Millis, until: watch::Sender<Instant>) {
+    let pause = Duration::from_millis(ttl / 8);
     while !until.is_closed() && group.is_running() {
+        // What is answered late counts from when it was sent, so it is rather sent anew.
         let sent = Instant::now();
-        let sign = group.submit(client, 0, 0, Op::KeepAlive, trust(ttl)).await;
+        let sign = group.submit(client, 0, 0, Op::KeepAlive, pause).await;
         match sign {
             Ok((_, Ok(_))) => drop(until.send_replace(sent + trust(ttl))),
             Ok((_, Err(Refusal::NoSession))) => return,
             Ok((_, Err(_))) | Err(_) => {}
         }
-        sleep(Duration::from_millis(ttl / 8)).await;
+        sleep(pause).await;
     }
 }
 

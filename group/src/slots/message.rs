@@ -56,7 +56,8 @@ pub(super) fn encode_state(table: &Table) -> Vec<u8> {
 /// # Errors
 /// Another version, too many bytes, or no table that the members could have come to.
 pub(super) fn decode_state(bytes: &[u8]) -> Result<Table, DecodeError> {
-    let table: Table = decode(body(bytes)?, STATE_MAX)?;
+    let mut table: Table = decode(body(bytes)?, STATE_MAX)?;
+    table.recount();
     if table.is_sound() { Ok(table) } else { Err(DecodeError::Malformed) }
 }
 

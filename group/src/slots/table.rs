@@ -29,6 +29,9 @@ struct Standing {
     /// Number of its last message.
     last: u64,
     request: Option<Request>,
+    /// How many slots are its own: counted, so that taking and freeing one costs nothing with many slots.
+    #[serde(skip)]
+    owned: usize,
 }
 
 /// A request without an end.
@@ -59,6 +62,13 @@ impl Table {
     pub(super) fn new(total: u16, nodes: u16) -> Table {
         let owners = vec![NOBODY; usize::from(total)];
         Table { nodes, owners, members: Vec::new(), claims: Vec::new() }
+    }
+
+    /// Counts what bytes do not say.
+    pub(super) fn recount(&mut self) {
+        for member in &mut self.members {
+            member.owned = self.owners.iter().filter(|owner| **owner == member.client).count();
+        }
     }
 
     /// Could the members have come to this? For a state that somebody gives.
@@ -110,7 +120,17 @@ impl Table {
     }
 
     pub(super) fn owned(&self, client: ClientId) -> usize {
-        self.owners.iter().filter(|owner| **owner == client).count()
+        self.standing(client).map_or(0, |member| member.owned)
+    }
+
+    fn set_owner(&mut self, index: usize, to: ClientId) {
+        let from = std::mem::replace(&mut self.owners[index], to);
+        if let Some(member) = self.standing_mut(from) {
+            member.owned -= 1;
+        }
+        if let Some(member) = self.standing_mut(to) {
+            member.owned += 1;
+        }
     }
 
     /// Whom the next slots belong to: those who have less than the least share.
@@ -163,7 +183,7 @@ impl Table {
         for client in clients {
             if !self.is_member(*client) {
                 let (client, ready) = (*client, false);
-                self.members.push(Standing { client, ready, last: 0, request: None });
+                self.members.push(Standing { client, ready, last: 0, request: None, owned: 0 });
             }
         }
         self.claims.retain(|claim| clients.contains(&claim.client));
@@ -201,19 +221,15 @@ impl Table {
     fn deal(&mut self) -> Vec<Transfer> {
         let ready: Vec<ClientId> =
             self.members.iter().filter(|member| member.ready).map(|member| member.client).collect();
-        let mut counts: Vec<usize> = ready.iter().map(|client| self.owned(*client)).collect();
         let mut transfers = Vec::new();
         for index in 0..self.owners.len() {
             let from = self.owners[index];
             if self.is_member(from) {
                 continue;
             }
-            let fewest = (0..ready.len()).min_by_key(|index| counts[*index]);
-            let to = fewest.map_or(NOBODY, |fewest| {
-                counts[fewest] += 1;
-                ready[fewest]
-            });
-            self.owners[index] = to;
+            let fewest = ready.iter().min_by_key(|client| self.owned(**client));
+            let to = fewest.copied().unwrap_or(NOBODY);
+            self.set_owner(index, to);
             let slot = u16::try_from(index).expect("the total is 16 bits");
             transfers.push(Transfer { slot, from, to });
         }
@@ -246,7 +262,7 @@ impl Table {
         let mut transfers = Vec::new();
         for slot in slots {
             if self.owner(*slot) == Some(from) {
-                self.owners[usize::from(*slot)] = to;
+                self.set_owner(usize::from(*slot), to);
                 transfers.push(Transfer { slot: *slot, from, to });
             }
         }

@@ -459,8 +459,8 @@ impl World {
 
     /// A node crashes, is cut off, or leaves; it comes back later.
     pub(crate) fn disturb(&mut self) {
-        let node = usize::try_from(self.random.below(self.nodes.len() as u64)).unwrap();
-        let Some(who) = self.who(node) else { return };
+        let all: Vec<usize> = (0..self.nodes.len()).collect();
+        let Some(who) = self.random.pick(&all).and_then(|node| self.who(node)) else { return };
         let kind = self.random.below(3);
         let Some(member) = self.member(who).filter(|member| !member.cut) else { return };
         let first = member.outbox.front().cloned();
