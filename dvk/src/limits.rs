@@ -210,3 +210,7 @@ pub const HANDSHAKES_PER_ADDRESS: usize = 16;
 
 /// Refused connections per second that are worth a warning in the log; strangers must not fill it.
 pub const REFUSALS_LOGGED: u32 = 10;
+
+/// How long the lock of a directory is waited for: a child between fork and exec may have it, of a process that was
+/// killed. An exec takes milliseconds, on a busy machine many.
+pub const LOCK_WAIT: Duration = Duration::from_secs(1);
