@@ -117,7 +117,6 @@ impl Experiment {
         for output in outputs {
             match output {
                 Output::Cast(bytes) => {
-                    // A request has a body of kind 1 behind the version and the number.
                     let own = &mut self.nodes[node];
                     let at = self.round + 1 + self.random.below(2);
                     let at = own.sending.back().map_or(at, |(last, _)| at.max(*last));
@@ -144,8 +143,8 @@ impl Experiment {
     }
 
     fn exchange(&mut self, node: usize) {
-        while let Some((_, op)) = self.nodes[node].sending.pop_front_if(|(at, _)| *at <= self.round)
-        {
+        while self.nodes[node].sending.front().is_some_and(|(at, _)| *at <= self.round) {
+            let Some((_, op)) = self.nodes[node].sending.pop_front() else { break };
             let own = &mut self.nodes[node];
             own.sequence += 1;
             let answer = self.group.apply(command(own.client, own.sequence, op)).unwrap();

@@ -198,11 +198,10 @@ impl World {
         }
         let now = self.now;
         let Some(member) = self.member(who) else { return };
-        let deadline = member.slots.deadline();
-        if deadline.is_some() && deadline != member.tick {
-            member.tick = deadline;
-            let after = deadline.unwrap().saturating_sub(now);
-            self.at(after, Event::Tick(who));
+        let Some(deadline) = member.slots.deadline() else { return };
+        if member.tick != Some(deadline) {
+            member.tick = Some(deadline);
+            self.at(deadline.saturating_sub(now), Event::Tick(who));
         }
     }
 
