@@ -430,6 +430,11 @@ impl World {
         let command = Command { now: 0, client: ClientId(0), sequence: 0, acked: 0, op: open };
         let Ok(Done::Opened { client }) = self.group.apply(command) else { panic!("no session") };
         let join = self.apply(client, Op::Join { group: GROUP.into() });
+        if let Err(Refusal::Limit { .. }) = join {
+            // Somebody does not read, so there is no room for the view.
+            self.report.refused += 1;
+            return self.at(NOTICED, Event::Start(node));
+        }
         let Ok(Done::Joined { view }) = join else { panic!("{join:?}") };
         self.nodes[node] = Some(Running {
             client,
@@ -465,7 +470,7 @@ impl World {
         let first = member.outbox.front().cloned();
         self.report.deaths += 1;
         if kind == 0 {
-            self.apply(who.client, Op::Leave { group: GROUP.into() }).unwrap();
+            self.apply(who.client, Op::Leave { group: GROUP.into() }).expect("it is a member");
             return self.stop(who);
         }
         // What it sent last may come yet.
