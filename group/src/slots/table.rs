@@ -18,7 +18,7 @@ pub(super) struct Table {
     owners: Vec<ClientId>,
     /// In the order in which they joined: the ring.
     members: Vec<Standing>,
-    /// Those who have asked and got nothing since, first come first.
+    /// Those who asked while they had less than the least share and have got nothing since, first come first.
     claims: Vec<Claim>,
 }
 
@@ -246,10 +246,13 @@ impl Table {
         if let Some(member) = self.standing_mut(from) {
             member.request = Some(request);
         }
-        // One that asks again keeps its place.
-        match self.claims.iter_mut().find(|claim| claim.client == from) {
-            Some(claim) => claim.request = number,
-            None => self.claims.push(Claim { client: from, request: number }),
+        if self.owned(from) >= self.least() {
+            self.claims.retain(|claim| claim.client != from);
+        } else if let Some(claim) = self.claims.iter_mut().find(|claim| claim.client == from) {
+            // One that asks again keeps its place.
+            claim.request = number;
+        } else {
+            self.claims.push(Claim { client: from, request: number });
         }
         Some(request)
     }
@@ -267,7 +270,8 @@ impl Table {
             }
         }
         if !transfers.is_empty() {
-            self.claims.retain(|claim| claim.client != to);
+            // Who has got something is served; who gives something needs nothing.
+            self.claims.retain(|claim| claim.client != to && claim.client != from);
         }
         transfers
     }

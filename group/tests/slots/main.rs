@@ -20,8 +20,8 @@ const CONTENTION: u64 = 2000;
 const REST: u64 = 8000;
 
 fn size(seed: u64) -> usize {
-    match seed % 40 {
-        39 => 32,
+    match seed % 100 {
+        99 => 32,
         other if other % 4 == 0 => 8,
         _ => 3,
     }
