@@ -1,7 +1,8 @@
 //! The command line: what there is, and who does it.
 
 use crate::{
-    container, dc, demo, init, ipcs, join, lab, mount, node, ps, run, server, state, token,
+    barrier, container, dc, demo, group, hold, init, ipcs, join, kv, lab, mount, node, ps, run,
+    server, state, token,
 };
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
@@ -50,6 +51,22 @@ pub(crate) enum Command {
     Dc {
         #[command(subcommand)]
         command: DcCommand,
+    },
+    /// Keys and values that the whole cluster agrees on
+    Kv {
+        #[command(subcommand)]
+        command: kv::KvCommand,
+    },
+    /// Run a command while no other node has the same lock
+    Lock(hold::LockOptions),
+    /// Run a command when this is the leader
+    Elect(hold::ElectOptions),
+    /// Wait until so many are there
+    Barrier(barrier::BarrierOptions),
+    /// The group of nodes that agrees on everything, and messages to groups of programs
+    Group {
+        #[command(subcommand)]
+        command: group::GroupCommand,
     },
     /// Mount the files of a distributed container on a directory of this machine
     Mount(mount::Options),
@@ -201,6 +218,11 @@ pub(crate) fn execute(command: Command) -> Result<u8> {
         Command::Join(options) => join::main(&options)?,
         Command::Dc { command: DcCommand::Ls(options) } => dc::list(options.json)?,
         Command::Mount(options) => mount::main(&options)?,
+        Command::Kv { command } => kv::main(&command)?,
+        Command::Lock(options) => return hold::lock(&options),
+        Command::Elect(options) => return hold::elect(&options),
+        Command::Barrier(options) => barrier::main(&options)?,
+        Command::Group { command } => return group::main(&command),
         internal => execute_internal(internal)?,
     }
     Ok(0)

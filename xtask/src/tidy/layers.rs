@@ -14,7 +14,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("libdvk", &["m3ipc"]),
     ("preload", &["libdvsposix", "calls", "m3ipc"]),
     ("group", &[]),
-    ("dvk", &["m3ipc"]),
+    ("dvk", &["group", "m3ipc"]),
     ("vfs-server", &["calls", "dvk", "m3ipc"]),
     ("pm-server", &["calls", "dvk", "m3ipc"]),
     ("ipc-server", &["calls", "dvk", "m3ipc"]),
