@@ -211,11 +211,8 @@ pub const HANDSHAKES_PER_ADDRESS: usize = 16;
 /// Refused connections per second that are worth a warning in the log; strangers must not fill it.
 pub const REFUSALS_LOGGED: u32 = 10;
 
-/// Bytes of a message of the system group: the longest that it makes, with its version.
-pub const GROUP_BYTES: usize = group::wire::WIRE_MAX + 1;
-
-// Whatever reads a link has room for it (`Reading` grows by a frame at a time), and it is no bulk.
-const _: () = assert!(GROUP_BYTES <= MEMBERS_BYTES);
+/// Bytes of a message of the system group: the longest that it makes (two commands of 72 KiB and what is around them).
+pub const GROUP_BYTES: usize = 210 << 10;
 
 /// Messages of the system group, and their bytes, that wait to be written to one link. More are dropped: they
 /// are sent again, and old ones are of no use.
@@ -229,8 +226,8 @@ pub const GROUP_RESTART: Duration = Duration::from_secs(2);
 /// one, without a thread.
 pub const SERVICES_MAX: usize = 1024;
 
-/// Bytes of one line of a service's connection: the longest value, each byte as `\u001f`.
-pub const SERVICE_LINE_MAX: usize = 8 * (group::limits::RANGE_BYTES_MAX + group::limits::STATE_MAX);
+/// Bytes of one line of a service's connection: a range of keys of 64 KiB and one more, each byte as `\u001f`.
+pub const SERVICE_LINE_MAX: usize = 1 << 20;
 
 /// How long a service's connection may take to read an answer: whoever does not is taken for dead.
 pub const SERVICE_WRITE_MAX: Duration = Duration::from_secs(10);

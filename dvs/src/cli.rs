@@ -108,6 +108,10 @@ pub(crate) enum LabCommand {
     Status(JsonOption),
     /// Show files, locks, semaphores, queues and processes shared by three nodes
     Demo,
+    /// Cut a node off from all others, as a broken cable would
+    Cut(lab::CutOptions),
+    /// Mend what was cut
+    Mend(lab::CutOptions),
     /// End the lab: its processes, its mounts, its directory
     Down,
 }
@@ -208,6 +212,8 @@ pub(crate) fn execute(command: Command) -> Result<u8> {
         Command::Lab { command: LabCommand::Up(options) } => lab::up(&options)?,
         Command::Lab { command: LabCommand::Status(options) } => return lab::status(options.json),
         Command::Lab { command: LabCommand::Down } => lab::down()?,
+        Command::Lab { command: LabCommand::Cut(options) } => lab::connect(&options, false)?,
+        Command::Lab { command: LabCommand::Mend(options) } => lab::connect(&options, true)?,
         Command::Ps(options) => ps::main(&options)?,
         Command::Ipcs(options) => ipcs::main(&options)?,
         Command::Node { command: NodeCommand::Ls(options) } => node::list(options.json)?,
@@ -244,10 +250,11 @@ fn execute_internal(command: Command) -> Result<()> {
     }
 }
 
-/// Daemons write what happens to their standard error; `DVS_LOG` chooses how much.
+/// Daemons write what happens to their standard error; `DVS_LOG` chooses how much. What openraft takes for an error is
+/// usually a node that is not there, of which dvkd says more.
 fn start_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("DVS_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=off"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

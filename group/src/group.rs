@@ -248,6 +248,11 @@ impl Group {
         self.0.raft.metrics().borrow().running_state.is_ok()
     }
 
+    /// Why it is not at work any more, if so.
+    pub fn failure(&self) -> Option<String> {
+        self.0.raft.metrics().borrow().running_state.as_ref().err().map(ToString::to_string)
+    }
+
     pub fn node(&self) -> u64 {
         self.0.config.node
     }

@@ -22,6 +22,9 @@ pub(super) enum Control<'a> {
     Group(&'a [u8]),
 }
 
+// The group can say all that it has to say.
+const _: () = assert!(::group::wire::WIRE_MAX < GROUP_BYTES);
+
 /// What is next on a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next<'a> {

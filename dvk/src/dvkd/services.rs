@@ -7,12 +7,16 @@
 
 use super::admin::{self, Query};
 use crate::limits::SERVICE_LINE_MAX;
+use ::group::limits::{KEY_MAX, RANGE_BYTES_MAX, VALUE_MAX};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
+
+// Whatever the group answers is a line.
+const _: () = assert!(6 * (RANGE_BYTES_MAX + KEY_MAX + VALUE_MAX) < SERVICE_LINE_MAX);
 
 /// Bytes as JSON: a string if they are UTF-8, else `{"hex": "00ff"}`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -321,26 +321,27 @@ impl Served {
                 () = session.lost() => return Ok(self.cx.lost()),
             };
             after = delivery.number();
-            if let Delivery::Item { number, item } = delivery {
-                if let state::Item::View(view) = &item
-                    && view.donor() == Some(member)
-                {
-                    // Members here have no state beyond what they have been sent: joiners begin with their view.
-                    let bytes = Vec::new();
-                    let give = Command::GiveState { group: group.clone(), view: number, bytes };
-                    self.run(give, SERVICE_PATIENCE).await?;
+            let (number, item) = match delivery {
+                // What a joiner is given is the view that it begins with.
+                Delivery::State { number, bytes } => (
+                    number,
+                    Item::View { members: serde_json::from_slice(&bytes).unwrap_or_default() },
+                ),
+                Delivery::Item { number, item: state::Item::Message { from, bytes } } => {
+                    (number, Item::Message { from: from.0, bytes: Text(bytes) })
                 }
-                let item = match item {
-                    state::Item::Message { from, bytes } => {
-                        Item::Message { from: from.0, bytes: Text(bytes) }
+                Delivery::Item { number, item: state::Item::View(view) } => {
+                    let members = view.members.iter().map(|member| member.client.0);
+                    let members: Vec<u64> = members.collect();
+                    if view.donor() == Some(member) {
+                        let bytes = serde_json::to_vec(&members).unwrap_or_default();
+                        let give = Command::GiveState { group: group.clone(), view: number, bytes };
+                        self.run(give, SERVICE_PATIENCE).await?;
                     }
-                    state::Item::View(view) => {
-                        let members = view.members.iter().map(|member| member.client.0);
-                        Item::View { members: members.collect() }
-                    }
-                };
-                self.say(&Reply::Item { number, item }).await?;
-            }
+                    (number, Item::View { members })
+                }
+            };
+            self.say(&Reply::Item { number, item }).await?;
             let acknowledged = session.acknowledge(&group, after).await;
             self.cx.explain(acknowledged)?;
         }

@@ -195,7 +195,8 @@ async fn keep(shared: &Shared, linking: &Linking, group: Group) {
     linking.system.set(Some(running));
     while !shared.is_stopping() {
         if timeout(LOOK, linking.system.stop.notified()).await.is_err() && !group.is_running() {
-            tracing::error!("the system group has ended here, as its disk has failed");
+            let why = group.failure().unwrap_or_default();
+            tracing::error!(why, "the system group has ended here; it is started again");
             break;
         }
     }
