@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow};
 use m3ipc::bell::{Bell, Ringer};
 use m3ipc::channel::{self, Poll, SharedChannel};
 use m3ipc::spin::Spin;
-use m3ipc::{IpcError, Message};
+use m3ipc::{IpcError, Message, Tag};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -20,6 +20,7 @@ pub(crate) struct Channel {
     channel: SharedChannel,
     bell: Ringer,
     spin: Spin,
+    sent: u64,
     peer: Peer,
 }
 
@@ -39,19 +40,18 @@ impl Channel {
             .context("the peer's bell")?;
         let bell = Ringer::map(bell.as_fd()).map_err(failed)?;
         let channel = SharedChannel::map(memory.as_fd()).map_err(failed)?;
-        Ok(Channel { channel, bell, spin: Spin::new(), peer })
+        Ok(Channel { channel, bell, spin: Spin::new(), sent: 0, peer })
     }
 
-    fn exchange(&self, message: &Message) -> Result<Message> {
-        self.channel.post(0, message, &[]).map_err(failed)?;
+    fn exchange(&mut self, message: &Message) -> Result<Message> {
+        self.sent += 1;
+        let tag = Tag::new(0, self.sent);
+        self.channel.post(0, &Message { tag, ..*message }, &[]).map_err(failed)?;
         let mut rung = self.bell.ring();
-        self.spin.until(|| !self.channel.is_open(0));
+        self.spin.until(|| self.channel.is_answered(0, tag));
         loop {
-            match self.channel.poll(0) {
-                Poll::Answered(answer) => {
-                    self.channel.release(0);
-                    return Ok(answer);
-                }
+            match self.channel.poll(0, tag) {
+                Poll::Answered(answer) => return Ok(answer),
                 Poll::Open if rung => self.channel.sleep(0, None).map_err(failed)?,
                 Poll::Open => rung = self.bell.ring(),
                 Poll::Closed | Poll::Vacant => return Err(anyhow!("the channel is closed")),

@@ -234,7 +234,7 @@ impl Bound {
     }
 
     pub(crate) fn check(&self, calls: u32) -> Result<(), IpcError> {
-        if self.rights().may(calls) { Ok(()) } else { Err(IpcError::Denied) }
+        if self.core.inbox.may(calls) { Ok(()) } else { Err(IpcError::Denied) }
     }
 }
 
@@ -314,6 +314,9 @@ impl Core {
     /// Does `to` wait until this endpoint receives its message? Then neither would go on. If another thread of this
     /// process is receiving, it will.
     fn is_sending_here(&self, to: Endpoint) -> bool {
+        if !self.inbox.is_called() {
+            return false;
+        }
         let mut receiving = match self.receiving.try_lock() {
             Ok(receiving) => receiving,
             Err(TryLockError::WouldBlock) => return false,

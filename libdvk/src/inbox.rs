@@ -9,7 +9,7 @@ use m3ipc::port::{Channel, Inbound, Rest};
 use m3ipc::{Endpoint, IpcError, Message, NodeId, Rights, Tag};
 use rustix::fd::AsFd;
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +27,13 @@ pub(crate) struct Inbox {
     answered: Condvar,
     next: AtomicU64,
     rights: Mutex<Rights>,
+    /// `calls` of the rights, for a look at each call.
+    calls: AtomicU32,
+    /// Is there a pending notification? Written under the lock of the events.
+    is_notified: AtomicBool,
+    /// Has anybody ever got a channel to this endpoint?
+    is_called: AtomicBool,
+    is_lost: AtomicBool,
 }
 
 /// What the receiver has not taken in yet.
@@ -90,7 +97,11 @@ impl Inbox {
             questions: Mutex::default(),
             answered: Condvar::new(),
             next: AtomicU64::new(1),
+            calls: AtomicU32::new(rights.calls),
             rights: Mutex::new(rights),
+            is_notified: AtomicBool::new(false),
+            is_called: AtomicBool::new(false),
+            is_lost: AtomicBool::new(false),
         });
         let listener = Arc::clone(&inbox);
         std::thread::Builder::new()
@@ -110,13 +121,23 @@ impl Inbox {
         *locked(&self.rights)
     }
 
+    /// May this endpoint make these calls?
+    pub(crate) fn may(&self, calls: u32) -> bool {
+        self.calls.load(Ordering::Relaxed) & calls == calls
+    }
+
+    /// Can there be anybody who sends to this endpoint?
+    pub(crate) fn is_called(&self) -> bool {
+        self.is_called.load(Ordering::Acquire)
+    }
+
     pub(crate) fn has_news(&self) -> bool {
         self.news.load(Ordering::SeqCst)
     }
 
     /// Is dvkd gone, or the endpoint unbound?
     pub(crate) fn is_lost(&self) -> bool {
-        locked(&self.questions).is_lost
+        self.is_lost.load(Ordering::Acquire)
     }
 
     /// Everything that has come since the last look, but notifications.
@@ -129,10 +150,15 @@ impl Inbox {
 
     /// The next pending notification of `from`, from another node.
     pub(crate) fn notification(&self, from: Endpoint) -> Option<(Endpoint, u64)> {
+        if !self.is_notified.load(Ordering::Acquire) {
+            return None;
+        }
         let mut events = locked(&self.events);
         let wanted = |(source, _): &(Endpoint, u64)| from == Endpoint::ANY || *source == from;
         let at = events.notifications.iter().position(wanted)?;
-        events.notifications.remove(at)
+        let taken = events.notifications.remove(at);
+        self.is_notified.store(!events.notifications.is_empty(), Ordering::Release);
+        taken
     }
 
     /// Asks and waits for the answer.
@@ -197,6 +223,7 @@ impl Inbox {
             }
         }
         locked(&self.questions).is_lost = true;
+        self.is_lost.store(true, Ordering::Release);
         self.answered.notify_all();
         self.news.store(true, Ordering::SeqCst);
         self.ring();
@@ -207,6 +234,7 @@ impl Inbox {
             tell::ACCEPT => {
                 // One that cannot be mapped: no memory. Its requester waits, as for a receiver that does not receive.
                 if let Ok(inbound) = Accepted::inbound(tell, fds) {
+                    self.is_called.store(true, Ordering::Release);
                     self.happen(Event::Accepted(Box::new(inbound)));
                 }
             }
@@ -220,6 +248,7 @@ impl Inbox {
             tell::RIGHTS => {
                 if let Some(rights) = tell.data().and_then(Rights::decode) {
                     *locked(&self.rights) = rights;
+                    self.calls.store(rights.calls, Ordering::Relaxed);
                 }
             }
             tell::CHANNEL | tell::DONE | tell::REFUSED => self.answer(tell, fds),
@@ -262,6 +291,7 @@ impl Inbox {
             return;
         }
         events.notifications.push_back((from, value));
+        self.is_notified.store(true, Ordering::Release);
         drop(events);
         self.news.store(true, Ordering::SeqCst);
         self.ring();

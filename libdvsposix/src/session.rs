@@ -1,7 +1,7 @@
 //! This process's client: one for the shim and the C API, wiped by fork, gone with exec.
 #![expect(
     unsafe_code,
-    reason = "a page that a forked child finds wiped can only be had by mapping it"
+    reason = "pages that a forked child finds wiped can only be had by mapping them"
 )]
 
 use core::cell::UnsafeCell;
@@ -11,16 +11,14 @@ use m3ipc::client::{Client, Identity};
 use m3ipc::{Endpoint, IpcError, Message, Sendrec, Wait};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
-/// Bytes mapped for the client.
-const PAGE: usize = 4096;
-
-const _: () = assert!(size_of::<Client>() <= PAGE);
+/// Bytes mapped for the client; only pages that are used take memory.
+const CLIENT_BYTES: usize = size_of::<Client>().next_multiple_of(4096);
 
 /// The session of this process.
 #[derive(Clone, Copy, Debug)]
 pub struct Session;
 
-/// The client's page. A child inherits the address and finds zeros there: a client that has not connected.
+/// The client's pages. A child inherits the address and finds zeros there: a client that has not connected.
 static CLIENT: AtomicPtr<Client> = AtomicPtr::new(ptr::null_mut());
 
 /// Is there a DVS here? Decided by the first call and inherited by children: a process that began
@@ -103,11 +101,11 @@ fn identity() -> &'static Identity {
     unsafe { &*PLACE.identity.get() }
 }
 
-/// The client in its page, which is mapped when it is first needed.
+/// The client in its pages, which are mapped when it is first needed.
 fn client() -> Result<&'static Client, IpcError> {
     let mapped = CLIENT.load(Ordering::Acquire);
     let client = if mapped.is_null() { map_client()? } else { mapped };
-    // SAFETY: the page is mapped for ever, and zeros are a fresh client (m3ipc::client).
+    // SAFETY: the pages are mapped for ever, and zeros are a fresh client (m3ipc::client).
     Ok(unsafe { &*client })
 }
 
@@ -116,14 +114,14 @@ fn map_client() -> Result<*mut Client, IpcError> {
     let page = unsafe {
         rustix::mm::mmap_anonymous(
             ptr::null_mut(),
-            PAGE,
+            CLIENT_BYTES,
             ProtFlags::READ | ProtFlags::WRITE,
             MapFlags::PRIVATE,
         )
     };
     let page = page.map_err(|_| IpcError::Exhausted)?;
     // SAFETY: the page is this function's, and nothing is in it.
-    let wiped = unsafe { rustix::mm::madvise(page, PAGE, Advice::LinuxWipeOnFork) };
+    let wiped = unsafe { rustix::mm::madvise(page, CLIENT_BYTES, Advice::LinuxWipeOnFork) };
     let fresh = page.cast::<Client>();
     let place =
         || CLIENT.compare_exchange(ptr::null_mut(), fresh, Ordering::AcqRel, Ordering::Acquire);
@@ -133,7 +131,7 @@ fn map_client() -> Result<*mut Client, IpcError> {
     };
     if placed != Ok(fresh) {
         // SAFETY: another thread was faster, or the page is of no use: nobody has seen it.
-        unsafe { rustix::mm::munmap(page, PAGE) }.ok();
+        unsafe { rustix::mm::munmap(page, CLIENT_BYTES) }.ok();
     }
     placed
 }

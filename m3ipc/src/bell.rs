@@ -81,6 +81,8 @@ impl Bell {
 
     /// Rings one's own bell, from another thread, whether somebody watches or not.
     pub fn ring(&self) -> bool {
+        // What the owner is told of may be under a lock, or in any kind of word.
+        fence(Ordering::SeqCst);
         self.page.ring(LOOKS_MAX, false)
     }
 
@@ -115,8 +117,9 @@ impl Ringer {
         Page::map(fd, ProtFlags::READ).map(|page| Ringer { page })
     }
 
-    /// Wakes the owner if it sleeps. Call it after the news is written. `false`: the owner announced
-    /// sleep but does not get on with it (stopped, or out of CPU): ring again in a while.
+    /// Wakes the owner if it sleeps. Call it after the news is written, with `SeqCst`, as a channel's is: then either
+    /// the owner sees the news, or this sees that it sleeps. `false`: the owner announced sleep but does not get on
+    /// with it (stopped, or out of CPU): ring again in a while.
     #[must_use]
     pub fn ring(&self) -> bool {
         self.page.ring(LOOKS_MAX, true)
@@ -186,7 +189,6 @@ impl Page {
 
     /// `for_watcher`: a thread that watches will find the news.
     fn ring(&self, looks: u32, for_watcher: bool) -> bool {
-        fence(Ordering::SeqCst);
         for look in 0..looks {
             if for_watcher && self.watchers().load(Ordering::SeqCst) != 0 {
                 return true;

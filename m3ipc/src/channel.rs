@@ -5,8 +5,9 @@
 //! page 1…  64 lanes of 192 bytes: state | request | answer
 //! then     per lane: request payload area, answer payload area
 //! ```
-//! A lane's state goes IDLE → REQUEST → ANSWER → IDLE. The requester owns it in IDLE and ANSWER, the
-//! receiver in REQUEST. A receiver of the rendezvous kind (`door::flag::RENDEZVOUS`) claims a request before it
+//! A lane's state goes IDLE → REQUEST → ANSWER → REQUEST. The requester owns it in IDLE and ANSWER, the
+//! receiver in REQUEST. The receiver first makes it ANSWER, then writes the answer, its tag last: that is what a
+//! requester looks for, in the cache line that it needs anyway. A receiver of the rendezvous kind (`door::flag::RENDEZVOUS`) claims a request before it
 //! reads it: REQUEST → TAKEN → ANSWER. Until then the requester can take it back (REQUEST → IDLE), afterwards it can
 //! abandon it (TAKEN → ABANDONED): then the answer, when it comes, only makes the lane IDLE. Bit n of `pending`, `cancelled`, `answered` says "look at lane n".
 //! Nothing here is trusted: words are copied once, then checked. Each side keeps what it must rely on
@@ -24,6 +25,9 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 use rustix::thread::futex;
+
+/// How long a requester sleeps that finds its answer half written.
+const ANSWER_NAP: Duration = Duration::from_micros(100);
 
 const MAGIC: u32 = 0x4456_5343;
 const PAGE: usize = 4096;
@@ -88,6 +92,9 @@ struct SharedMessage {
     words: [AtomicU64; 8],
 }
 
+/// Where in a message the tag is.
+const TAG_WORD: usize = core::mem::offset_of!(Message, tag) / size_of::<u64>();
+
 const _: () = assert!(
     size_of::<Header>() <= PAGE
         && size_of::<Lane>() == LANE_SIZE
@@ -99,7 +106,7 @@ const _: () = assert!(
 pub enum Poll {
     /// Not answered yet.
     Open,
-    /// Answered. Read the payload, then [`SharedChannel::release`].
+    /// Answered, and the lane is free for the next request. It overwrites the answer's payload.
     Answered(Message),
     /// The receiver is gone; no answer will come over this channel.
     Closed,
@@ -251,8 +258,22 @@ impl SharedChannel {
         self.header().requester.cancelled.fetch_or(1 << lane, Ordering::SeqCst);
     }
 
-    /// Looks at a lane on which a request was posted.
-    pub fn poll(&self, lane: usize) -> Poll {
+    /// Looks at `lane`, on which the call `tag` was posted.
+    pub fn poll(&self, lane: usize, tag: Tag) -> Poll {
+        let slot = self.lane(lane);
+        if let Some(answer) = slot.answer_to(tag) {
+            return Poll::Answered(answer);
+        }
+        let word = slot.state.load(Ordering::Acquire);
+        if word & state::DEAD != 0 || self.closed().is_some() {
+            // The last thing that it did may have been to answer.
+            return slot.answer_to(tag).map_or(Poll::Closed, Poll::Answered);
+        }
+        if word & state::PHASE == state::IDLE { Poll::Vacant } else { Poll::Open }
+    }
+
+    /// Looks at a lane of which the bell said that it is answered ([`SharedChannel::take_answered`]).
+    pub fn poll_answered(&self, lane: usize) -> Poll {
         let slot = self.lane(lane);
         let word = slot.state.load(Ordering::Acquire);
         match word & state::PHASE {
@@ -263,10 +284,9 @@ impl SharedChannel {
         }
     }
 
-    /// Is there something new on the lane? One load; [`SharedChannel::poll`] says what.
-    pub fn is_open(&self, lane: usize) -> bool {
-        let word = self.lane(lane).state.load(Ordering::Relaxed) & !state::SLEEPING;
-        matches!(word, state::REQUEST | state::TAKEN)
+    /// Is the call `tag` on `lane` answered? One load, for looking again and again; [`SharedChannel::poll`] says more.
+    pub fn is_answered(&self, lane: usize, tag: Tag) -> bool {
+        self.lane(lane).answer.tag() == tag
     }
 
     /// Is the lane free (after it was abandoned)?
@@ -303,6 +323,12 @@ impl SharedChannel {
         let word = &self.lane(lane).state;
         let now = word.load(Ordering::Acquire);
         let asleep = now | state::SLEEPING;
+        if now == state::ANSWER {
+            // It is being written, by somebody who may wait for a CPU, or who never ends.
+            let nap = timespec(timeout.map_or(ANSWER_NAP, |timeout| timeout.min(ANSWER_NAP)));
+            futex::wait(word, futex::Flags::empty(), now, Some(&nap)).ok();
+            return Ok(());
+        }
         if !matches!(now & !state::SLEEPING, state::REQUEST | state::TAKEN)
             || word.compare_exchange(now, asleep, Ordering::AcqRel, Ordering::Acquire).is_err()
         {
@@ -322,11 +348,6 @@ impl SharedChannel {
         let copied = len.min(out.len());
         self.copy_out(answer_area(lane), &mut out[..copied]);
         len
-    }
-
-    /// Makes the lane free for the next request.
-    pub fn release(&self, lane: usize) {
-        self.lane(lane).state.store(state::IDLE, Ordering::Release);
     }
 
     /// Has anything been answered since the last look (requesters that are woken by a bell)?
@@ -415,7 +436,8 @@ impl SharedChannel {
     /// Moves a lane from one phase to another and leaves its flags.
     fn change(&self, lane: usize, from: u32, to: u32) -> bool {
         let word = &self.lane(lane).state;
-        let mut now = word.load(Ordering::Acquire);
+        // It is mostly without flags, and a look before would fetch the word twice.
+        let mut now = from;
         while now & state::PHASE == from {
             let next = now & !state::PHASE | to;
             match word.compare_exchange(now, next, Ordering::AcqRel, Ordering::Acquire) {
@@ -455,6 +477,9 @@ impl SharedChannel {
     /// woken by its bell ([`crate::door::flag::REQUESTER_BELL`]); ring it afterwards.
     pub fn answer(&self, lane: usize, message: &Message, payload: &[u8], by_bell: bool) {
         let slot = self.lane(lane);
+        // First, so that a requester who sees its tag has the lane for itself. One access, without a look before: this
+        // word may be on its way to the requester. DEAD may get lost, as an answer comes.
+        let before = slot.state.swap(state::ANSWER, Ordering::AcqRel);
         let mut message = *message;
         if payload.len() > PAYLOAD_MAX {
             message = Message {
@@ -466,15 +491,10 @@ impl SharedChannel {
             self.copy_in(answer_area(lane), payload);
         }
         slot.answer.store(&message);
-        let mut before = slot.state.load(Ordering::Acquire);
-        loop {
-            let is_abandoned = before & state::PHASE == state::ABANDONED;
-            let next = if is_abandoned { state::IDLE } else { state::ANSWER };
-            match slot.state.compare_exchange(before, next, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) if is_abandoned && by_bell => break,
-                Ok(_) if is_abandoned => return,
-                Ok(_) => break,
-                Err(changed) => before = changed,
+        if before & state::PHASE == state::ABANDONED {
+            slot.state.store(state::IDLE, Ordering::Release);
+            if !by_bell {
+                return;
             }
         }
         if by_bell {
@@ -544,6 +564,12 @@ impl Drop for SharedChannel {
     }
 }
 
+impl Lane {
+    fn answer_to(&self, tag: Tag) -> Option<Message> {
+        (self.answer.tag() == tag).then(|| Message { tag, ..self.answer.load() })
+    }
+}
+
 impl SharedMessage {
     fn load(&self) -> Message {
         let mut words = [0u64; 8];
@@ -553,11 +579,19 @@ impl SharedMessage {
         zerocopy::transmute!(words)
     }
 
+    /// The tag is written last: who finds it there finds the rest.
     fn store(&self, message: &Message) {
         let words: [u64; 8] = zerocopy::transmute!(*message);
-        for (copy, word) in words.into_iter().zip(&self.words) {
-            word.store(copy, Ordering::Relaxed);
+        for (index, (copy, word)) in words.into_iter().zip(&self.words).enumerate() {
+            if index != TAG_WORD {
+                word.store(copy, Ordering::Relaxed);
+            }
         }
+        self.words[TAG_WORD].store(message.tag.0, Ordering::Release);
+    }
+
+    fn tag(&self) -> Tag {
+        Tag(self.words[TAG_WORD].load(Ordering::Acquire))
     }
 }
 
@@ -576,4 +610,61 @@ fn take(bits: &AtomicU64) -> u64 {
 fn wake(word: &AtomicU32) {
     // Waking nobody is fine: the requester looks at the word before it sleeps.
     futex::wake(word, futex::Flags::empty(), 1).ok();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn channel() -> SharedChannel {
+        let fd = create().expect("memfd");
+        SharedChannel::map(fd.as_fd()).expect("a channel")
+    }
+
+    fn request(tag: Tag) -> Message {
+        Message { tag, ..Message::request(7) }
+    }
+
+    /// A receiver that is killed, or waits for a CPU, between saying that it answers and the answer's last word.
+    #[test]
+    fn an_answer_counts_when_its_last_word_is_there_and_not_before() {
+        let channel = channel();
+        let tag = Tag::new(3, 1);
+        channel.post(3, &request(tag), &[b"ask"]).expect("posted");
+        let lane = channel.lane(3);
+        assert_eq!(lane.state.swap(state::ANSWER, Ordering::AcqRel), state::REQUEST);
+        assert_eq!((channel.poll(3, tag), channel.is_answered(3, tag)), (Poll::Open, false));
+        // It does not look all the time, nor sleep for ever.
+        assert_eq!(channel.sleep(3, None), Ok(()));
+        lane.answer.store(&request(tag));
+        assert_eq!(channel.poll(3, tag), Poll::Answered(request(tag)));
+        assert_eq!(channel.poll(3, Tag::new(3, 2)), Poll::Open, "the answer to another call");
+    }
+
+    #[test]
+    fn a_receiver_that_ends_in_the_middle_of_an_answer_has_not_answered() {
+        let channel = channel();
+        let tag = Tag::new(0, 9);
+        channel.post(0, &request(tag), &[]).expect("posted");
+        channel.lane(0).state.swap(state::ANSWER, Ordering::AcqRel);
+        channel.close(IpcError::DestinationDied);
+        assert_eq!(channel.poll(0, tag), Poll::Closed);
+        // One that ends behind it has.
+        channel.lane(0).answer.store(&request(tag));
+        assert_eq!(channel.poll(0, tag), Poll::Answered(request(tag)));
+    }
+
+    #[test]
+    fn an_answer_to_an_abandoned_request_frees_its_lane_and_wakes_nobody() {
+        let channel = channel();
+        let tag = Tag::new(1, 1);
+        channel.post(1, &request(tag), &[]).expect("posted");
+        assert!(channel.claim(1));
+        assert!(!channel.claim(1), "once");
+        assert_eq!((channel.withdraw(1), channel.is_idle(1)), (Withdrawn::Abandoned, false));
+        channel.answer(1, &request(tag), &[], false);
+        assert!(channel.is_idle(1));
+        channel.post(1, &request(Tag::new(1, 2)), &[]).expect("posted");
+        assert_eq!(channel.poll(1, Tag::new(1, 2)), Poll::Open);
+    }
 }

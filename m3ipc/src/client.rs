@@ -1,7 +1,10 @@
 //! `Client`: the requester of one process. It opens channels when they are first needed and makes calls.
 //!
-//! All-zero memory is a fresh client: the shim keeps its client in a page that a forked child finds
+//! All-zero memory is a fresh client: the shim keeps its client in pages that a forked child finds
 //! wiped, so the child connects anew. It allocates nothing, keeps no descriptor and takes no lock over a wait.
+//!
+//! A call is made on a lane of a slot. One word per lane, its *turn*, says who has it, numbers its calls, and keeps
+//! the slot's channel in place while something is written there, all with one locked instruction per call.
 #![expect(
     unsafe_code,
     reason = "a channel's mapping is replaced in place when its receiver has been restarted"
@@ -17,7 +20,7 @@ use crate::limits::{HAND_OVER, HAND_OVER_REMOTE, LANES};
 use crate::message::{Message, Tag};
 use crate::port::{Sendrec, Signals, Wait};
 use crate::spin::Spin;
-use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use core::time::Duration;
 use rustix::fd::AsFd;
 use rustix::thread::futex;
@@ -51,7 +54,6 @@ pub struct Client {
     endpoint: AtomicU64,
     node: AtomicU32,
     nonce: AtomicU64,
-    sequence: AtomicU64,
     slots: [Slot; SLOTS],
 }
 
@@ -154,7 +156,6 @@ impl Client {
             endpoint: AtomicU64::new(0),
             node: AtomicU32::new(0),
             nonce: AtomicU64::new(0),
-            sequence: AtomicU64::new(0),
             slots: [const { Slot::new() }; SLOTS],
         }
     }
@@ -165,7 +166,7 @@ impl Client {
     /// [`IpcError::NotBound`] if there is no DVS here, or as dvkd refuses it.
     pub fn whoami(&self, identity: &Identity) -> Result<(Endpoint, NodeId), IpcError> {
         if self.endpoint.load(Ordering::Acquire) == 0 {
-            let _turn = self.connecting.enter();
+            let _passage = self.connecting.enter();
             self.connect(identity)?;
         }
         let node =
@@ -204,16 +205,13 @@ impl Client {
         receive: &mut [u8],
         wait: Wait,
     ) -> Result<usize, IpcError> {
-        let (slot, lane) = self.lane(opener, to)?;
+        let (slot, lane, sequence) = self.lane(opener, to)?;
         let place = &self.slots[slot];
         let number = u16::try_from(slot * LANES + lane).map_err(|_| IpcError::Exhausted)?;
-        message.tag = Tag::new(number, self.sequence.fetch_add(1, Ordering::Relaxed) + 1);
+        message.tag = Tag::new(number, sequence);
         message.source = Endpoint::from_bits(self.endpoint.load(Ordering::Relaxed));
         let outcome = self.exchange(opener, place, lane, message, send, receive, wait);
-        // A lane that its receiver still has stays taken.
-        if place.abandoned.load(Ordering::Relaxed) & 1 << lane == 0 {
-            place.lanes.fetch_and(!(1 << lane), Ordering::Release);
-        }
+        place.turns[lane].end();
         outcome
     }
 
@@ -223,12 +221,12 @@ impl Client {
     /// # Errors
     /// [`IpcError::Overrun`]: the one before has not been received, or is not yet under way. As dvkd refuses a channel.
     pub fn notify(&self, opener: &impl Opener, to: Endpoint, value: u64) -> Result<(), IpcError> {
-        let (slot, lane) = self.lane(opener, to)?;
+        let (slot, lane, _) = self.lane(opener, to)?;
         let place = &self.slots[slot];
-        let left = match place.using(|channel| channel.notify(value)) {
+        let left = match place.write(lane, |channel| channel.notify(value)) {
             Err(IpcError::DestinationDied | IpcError::Denied) => self
                 .reopen(opener, place)
-                .and_then(|()| place.using(|channel| channel.notify(value))),
+                .and_then(|()| place.write(lane, |channel| channel.notify(value))),
             left => left,
         };
         if left.is_ok() {
@@ -238,7 +236,7 @@ impl Client {
                 }
             }
         }
-        place.lanes.fetch_and(!(1 << lane), Ordering::Release);
+        place.turns[lane].end();
         left
     }
 
@@ -281,8 +279,8 @@ impl Client {
         }
     }
 
-    /// Finds a free lane to `to`, opening a channel if there is none.
-    fn lane(&self, opener: &impl Opener, to: Endpoint) -> Result<(usize, usize), IpcError> {
+    /// Finds a free lane to `to`, opening a channel if there is none. Returns slot, lane, and the call's number on it.
+    fn lane(&self, opener: &impl Opener, to: Endpoint) -> Result<(usize, usize, u64), IpcError> {
         loop {
             let mut vacant = None;
             let mut idle = None;
@@ -293,26 +291,26 @@ impl Client {
                         break;
                     }
                     peer if peer == to.to_bits() => {
-                        if let Some(lane) = slot.take_lane() {
+                        if let Some((lane, sequence)) = slot.take_lane() {
                             // It may have become somebody else's between the two looks.
                             if slot.peer.load(Ordering::Acquire) == to.to_bits() {
-                                return Ok((index, lane));
+                                return Ok((index, lane, sequence));
                             }
-                            slot.lanes.fetch_and(!(1 << lane), Ordering::Release);
+                            slot.turns[lane].end();
                         }
                     }
-                    _ if slot.lanes.load(Ordering::Relaxed) == 0 => idle = Some(index),
+                    _ if slot.is_idle() => idle = Some(index),
                     _ => {}
                 }
             }
             let index = vacant.or(idle).ok_or(IpcError::Exhausted)?;
-            let _turn = self.connecting.enter();
+            let _passage = self.connecting.enter();
             let slot = &self.slots[index];
             if slot.peer.load(Ordering::Acquire) == 0 {
                 slot.fill(to, &opener.open(self, to)?)?;
             } else if vacant.is_none() && slot.take_all() {
                 let replaced = opener.open(self, to).and_then(|opened| slot.hand_over(to, &opened));
-                slot.lanes.store(0, Ordering::Release);
+                slot.turns.iter().for_each(Turn::end);
                 replaced?;
             }
         }
@@ -320,7 +318,7 @@ impl Client {
 
     /// Gets a new channel for a slot whose receiver is gone. dvkd answers when it is back, or refuses.
     fn reopen(&self, opener: &impl Opener, slot: &Slot) -> Result<(), IpcError> {
-        let _turn = self.connecting.enter();
+        let _passage = self.connecting.enter();
         if !slot.is_closed() {
             return Ok(());
         }
@@ -347,19 +345,70 @@ struct Slot {
     /// Address of the mapping of the channel, and of the peer's bell.
     channel: AtomicUsize,
     bell: AtomicUsize,
-    /// Lanes in use.
-    lanes: AtomicU64,
-    /// Those of them that a peer still has though nobody waits for its answer.
-    abandoned: AtomicU64,
     /// `door::flag`s of the channel.
     flags: AtomicU32,
-    /// Threads that are between looking at a lane and acting on it, or [`REPLACING`].
-    users: AtomicU32,
+    /// Odd while the mapping is being replaced.
+    version: AtomicU32,
     spin: Spin,
+    turns: [Turn; LANES],
 }
 
-/// In `Slot::users`: the mapping is being replaced.
-const REPLACING: u32 = 1 << 31;
+/// Who has a lane: [`turn`] in the lowest bits, the number of its last call above.
+#[derive(Debug)]
+struct Turn(AtomicU64);
+
+/// States of a [`Turn`].
+mod turn {
+    pub(super) const FREE: u64 = 0;
+    /// Its thread writes to the channel, which must stay where it is.
+    pub(super) const WRITING: u64 = 1;
+    /// Its thread waits.
+    pub(super) const TAKEN: u64 = 2;
+    /// Its thread is about to leave it to a peer that has its request.
+    pub(super) const LEAVING: u64 = 3;
+    /// A peer still has it, though nobody waits for its answer.
+    pub(super) const ABANDONED: u64 = 4;
+    pub(super) const BITS: u32 = 3;
+    pub(super) const MASK: u64 = (1 << BITS) - 1;
+}
+
+impl Turn {
+    const fn new() -> Turn {
+        Turn(AtomicU64::new(turn::FREE))
+    }
+
+    /// Takes a lane that was seen as `before`, to write; returns the number of its call.
+    fn take(&self, before: u64) -> Option<u64> {
+        let sequence = (before >> turn::BITS) + 1;
+        let after = sequence << turn::BITS | turn::WRITING;
+        // SeqCst: whoever replaces the mapping either sees this, or is seen afterwards.
+        let taken = self.0.compare_exchange(before, after, Ordering::SeqCst, Ordering::Relaxed);
+        taken.is_ok().then_some(sequence)
+    }
+
+    fn load(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    fn state(&self) -> u64 {
+        self.load() & turn::MASK
+    }
+
+    /// Sets the state of a lane that this thread has.
+    fn set(&self, state: u64, order: Ordering) {
+        self.0.store(self.0.load(Ordering::Relaxed) & !turn::MASK | state, order);
+    }
+
+    /// Frees the lane that this thread has, unless its receiver still has it.
+    fn end(&self) {
+        let is_left = self.0.load(Ordering::Relaxed) & turn::MASK == turn::LEAVING;
+        self.set(if is_left { turn::ABANDONED } else { turn::FREE }, Ordering::Release);
+    }
+}
+
+/// How long a mapping waits to be replaced for threads that write there. One that does not come to an end was
+/// interrupted by a signal, in whose handler this may be.
+const WRITERS_PATIENCE: Duration = Duration::from_millis(20);
 
 impl Slot {
     const fn new() -> Slot {
@@ -367,11 +416,10 @@ impl Slot {
             peer: AtomicU64::new(0),
             channel: AtomicUsize::new(0),
             bell: AtomicUsize::new(0),
-            lanes: AtomicU64::new(0),
-            abandoned: AtomicU64::new(0),
             flags: AtomicU32::new(0),
-            users: AtomicU32::new(0),
+            version: AtomicU32::new(0),
             spin: Spin::new(),
+            turns: [const { Turn::new() }; LANES],
         }
     }
 
@@ -390,87 +438,93 @@ impl Slot {
 
     /// Puts a new channel where the old one is. Threads that wait there were woken when it was closed,
     /// find their lane vacant, and post again.
-    /// The caller has a [`Turn`], so no handler of this thread runs while others are kept out.
+    /// The caller has a [`Passage`], so no handler of this thread runs while others are kept out.
     fn refill(&self, opened: &Opened) -> Result<(), IpcError> {
         // SAFETY: the address is this slot's bell.
         unsafe { Ringer::replace(self.bell.load(Ordering::Relaxed), opened.bell.as_fd()) }?;
-        while self
-            .users
-            .compare_exchange(0, REPLACING, Ordering::Acquire, Ordering::Relaxed)
-            .is_err()
-        {
-            rustix::thread::sched_yield();
-        }
-        // SAFETY: the address is this slot's mapping, and REPLACING keeps everybody out.
-        let replaced = unsafe {
-            SharedChannel::replace(self.channel.load(Ordering::Relaxed), opened.channel.as_fd())
+        self.version.fetch_add(1, Ordering::SeqCst);
+        let replaced = if self.await_writers() {
+            // SAFETY: the address is this slot's mapping, and the odd version keeps everybody out.
+            unsafe {
+                SharedChannel::replace(self.channel.load(Ordering::Relaxed), opened.channel.as_fd())
+            }
+        } else {
+            // Who writes goes on in the old one, which therefore stays mapped, and then finds the new one.
+            SharedChannel::map(opened.channel.as_fd()).map(|channel| {
+                self.channel.store(channel.into_address(), Ordering::Release);
+            })
         };
         self.flags.store(opened.flags, Ordering::Relaxed);
-        self.users.store(0, Ordering::Release);
+        self.version.fetch_add(1, Ordering::SeqCst);
         replaced
+    }
+
+    /// Waits until nobody writes to the mapping; false: somebody does not end.
+    fn await_writers(&self) -> bool {
+        let mut limit = None;
+        while self.turns.iter().any(|lane| lane.state() == turn::WRITING) {
+            if now() > *limit.get_or_insert_with(|| now() + WRITERS_PATIENCE) {
+                return false;
+            }
+            rustix::thread::sched_yield();
+        }
+        true
     }
 
     /// Gives the slot, all of whose lanes the caller has taken, to another peer. The old one drops its channel.
     fn hand_over(&self, peer: Endpoint, opened: &Opened) -> Result<(), IpcError> {
-        self.using(|channel| channel.close(LET_GO));
+        if let Some(channel) = self.channel() {
+            channel.close(LET_GO);
+        }
         self.refill(opened)?;
         self.peer.store(peer.to_bits(), Ordering::Release);
         Ok(())
     }
 
-    /// Takes all lanes at once, if none is in use.
-    fn take_all(&self) -> bool {
-        self.lanes.compare_exchange(0, u64::MAX, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    /// Has nobody a lane?
+    fn is_idle(&self) -> bool {
+        self.turns.iter().all(|lane| lane.state() == turn::FREE)
     }
 
-    /// Frees the abandoned lanes that have been answered.
-    fn reclaim(&self) {
-        let abandoned = self.abandoned.load(Ordering::Relaxed);
-        if abandoned == 0 {
-            return;
-        }
-        let idle = |lane: &usize| {
-            self.using(|channel| channel.is_idle(*lane) || channel.closed().is_some())
-        };
-        for lane in crate::port::bits(abandoned).filter(idle) {
-            // Only one thread may free it.
-            if self.abandoned.fetch_and(!(1 << lane), Ordering::AcqRel) & 1 << lane != 0 {
-                self.lanes.fetch_and(!(1 << lane), Ordering::Release);
+    /// Takes all lanes at once, if none is in use.
+    fn take_all(&self) -> bool {
+        for (count, lane) in self.turns.iter().enumerate() {
+            let before = lane.load();
+            if before & turn::MASK != turn::FREE || lane.take(before).is_none() {
+                self.turns[..count].iter().for_each(Turn::end);
+                return false;
             }
+            lane.set(turn::TAKEN, Ordering::Release);
         }
+        true
+    }
+
+    /// Takes a free lane, to write; an abandoned one is free when it has been answered. Returns the call's number on it.
+    fn take_lane(&self) -> Option<(usize, u64)> {
+        self.turns.iter().enumerate().find_map(|(index, lane)| {
+            let before = lane.0.load(Ordering::Relaxed);
+            let is_free = match before & turn::MASK {
+                turn::FREE => true,
+                turn::ABANDONED => self
+                    .channel()
+                    .is_some_and(|channel| channel.is_idle(index) || channel.closed().is_some()),
+                _ => false,
+            };
+            is_free.then(|| lane.take(before)).flatten().map(|sequence| (index, sequence))
+        })
     }
 
     fn is_rendezvous(&self) -> bool {
         self.flags.load(Ordering::Relaxed) & flag::RENDEZVOUS != 0
     }
 
-    fn take_lane(&self) -> Option<usize> {
-        self.reclaim();
-        let mut busy = self.lanes.load(Ordering::Relaxed);
-        loop {
-            let lane = (!busy).trailing_zeros();
-            if lane as usize >= LANES {
-                return None;
-            }
-            match self.lanes.compare_exchange_weak(
-                busy,
-                busy | 1 << lane,
-                Ordering::Acquire,
-                Ordering::Relaxed,
-            ) {
-                Ok(_) => return Some(lane as usize),
-                Err(now) => busy = now,
-            }
-        }
-    }
-
     fn is_closed(&self) -> bool {
-        self.using(|channel| channel.closed().is_some())
+        self.channel().is_some_and(|channel| channel.closed().is_some())
     }
 
     /// Posts a request; says whether the receiver's bell was heard.
     fn post(&self, lane: usize, message: &Message, send: &[&[u8]]) -> Result<bool, IpcError> {
-        self.using(|channel| channel.post(lane, message, send))?;
+        self.write(lane, |channel| channel.post(lane, message, send))?;
         Ok(self.ring(false))
     }
 
@@ -483,8 +537,8 @@ impl Slot {
         receive: &mut [u8],
         wait: Wait,
     ) -> Option<Result<(Message, usize), IpcError>> {
-        if let Some(channel) = self.unguarded() {
-            self.spin.until(|| !channel.is_open(lane));
+        if let Some(channel) = self.channel() {
+            self.spin.until(|| channel.is_answered(lane, tag));
         }
         let mut rung = rung;
         let mut unheard = 0;
@@ -503,7 +557,7 @@ impl Slot {
                 }
                 // A server comes back, a peer does not.
                 Look::Gone if self.is_rendezvous() => {
-                    let reason = self.using(SharedChannel::closed);
+                    let reason = self.channel().and_then(|channel| channel.closed());
                     let died = reason.unwrap_or(IpcError::DestinationDied);
                     return Some(Err(given_up.unwrap_or(died)));
                 }
@@ -526,7 +580,7 @@ impl Slot {
                         }
                         continue;
                     }
-                    self.using(|channel| channel.cancel(lane, tag));
+                    self.write(lane, |channel| channel.cancel(lane, tag));
                     rung = self.ring(false);
                 }
                 _ if !rung => {
@@ -549,10 +603,11 @@ impl Slot {
 
     /// Gets out of the call on `lane`. False: look again, it has just ended.
     fn withdraw(&self, lane: usize) -> bool {
-        match self.using(|channel| channel.withdraw(lane)) {
+        // One word: whichever channel it is in says what is so.
+        match self.channel().map_or(Withdrawn::TooLate, |channel| channel.withdraw(lane)) {
             Withdrawn::Unseen => true,
             Withdrawn::Abandoned => {
-                self.abandoned.fetch_or(1 << lane, Ordering::AcqRel);
+                self.turns[lane].set(turn::LEAVING, Ordering::Relaxed);
                 true
             }
             Withdrawn::TooLate => false,
@@ -568,7 +623,7 @@ impl Slot {
         signals: Signals,
         given_up: bool,
     ) -> Result<(), IpcError> {
-        let Some(channel) = self.unguarded() else { return Ok(()) };
+        let Some(channel) = self.channel() else { return Ok(()) };
         if !given_up && left == Some(Duration::ZERO) {
             return Err(IpcError::TimedOut);
         }
@@ -590,46 +645,49 @@ impl Slot {
 
     /// Looks at the lane and takes the answer if it is there.
     fn look(&self, lane: usize, tag: Tag, receive: &mut [u8]) -> Look {
-        self.using(|channel| match channel.poll(lane) {
-            Poll::Open => Look::Open,
-            Poll::Closed | Poll::Vacant => Look::Gone,
-            Poll::Answered(message) if message.tag != tag => {
-                // The receiver broke the protocol; its answer cannot be told from another call's.
-                channel.release(lane);
-                Look::Answered(
-                    Message { tag, ..Message::undelivered(message.call, IpcError::Protocol) },
-                    IpcLen(0),
-                )
+        loop {
+            let version = self.version.load(Ordering::Acquire);
+            let found =
+                self.channel().map_or(Look::Gone, |channel| match channel.poll(lane, tag) {
+                    Poll::Open => Look::Open,
+                    Poll::Closed | Poll::Vacant => Look::Gone,
+                    Poll::Answered(message) => {
+                        let len = channel.read_answer(lane, &message, receive);
+                        Look::Answered(message, IpcLen(len))
+                    }
+                });
+            fence(Ordering::Acquire);
+            // What was read while the mapping was replaced may be half of each.
+            if version.is_multiple_of(2) && self.version.load(Ordering::Relaxed) == version {
+                return found;
             }
-            Poll::Answered(message) => {
-                let len = channel.read_answer(lane, &message, receive);
-                channel.release(lane);
-                Look::Answered(message, IpcLen(len))
-            }
-        })
+            rustix::thread::sched_yield();
+        }
     }
 
     fn ring(&self, again: bool) -> bool {
         Ringer::ring_at(self.bell.load(Ordering::Acquire), again)
     }
 
-    /// Runs `act` on the channel while it cannot be replaced.
-    fn using<T>(&self, act: impl FnOnce(&SharedChannel) -> T) -> T {
-        loop {
-            let users = self.users.fetch_add(1, Ordering::Acquire);
-            if users & REPLACING == 0 {
-                break;
-            }
-            self.users.fetch_sub(1, Ordering::Release);
-            rustix::thread::sched_yield();
+    /// Runs `act` on the channel while it cannot be replaced, for a thread that has `lane`.
+    fn write<T>(&self, lane: usize, act: impl FnOnce(&SharedChannel) -> T) -> T {
+        let turn = &self.turns[lane];
+        // A lane that has just been taken is in this state already.
+        if turn.state() != turn::WRITING {
+            turn.set(turn::WRITING, Ordering::SeqCst);
         }
-        let outcome = self.unguarded().map(|channel| act(&channel));
-        self.users.fetch_sub(1, Ordering::Release);
+        while !self.version.load(Ordering::SeqCst).is_multiple_of(2) {
+            turn.set(turn::TAKEN, Ordering::Release);
+            rustix::thread::sched_yield();
+            turn.set(turn::WRITING, Ordering::SeqCst);
+        }
+        let outcome = self.channel().map(|channel| act(&channel));
+        turn.set(turn::TAKEN, Ordering::Release);
         outcome.expect("a slot is filled before it has lanes")
     }
 
-    /// The channel, for looking and sleeping only: it may be replaced by another at any time.
-    fn unguarded(&self) -> Option<core::mem::ManuallyDrop<SharedChannel>> {
+    /// The channel. It may be replaced by another at any time, between any two words, but it stays mapped.
+    fn channel(&self) -> Option<core::mem::ManuallyDrop<SharedChannel>> {
         SharedChannel::at(self.channel.load(Ordering::Acquire)).map(core::mem::ManuallyDrop::new)
     }
 }
@@ -651,7 +709,7 @@ struct Gate {
     taken: AtomicU32,
 }
 
-struct Turn<'a> {
+struct Passage<'a> {
     gate: &'a Gate,
     _signals: SignalsBlocked,
 }
@@ -664,17 +722,17 @@ impl Gate {
         Gate { taken: AtomicU32::new(0) }
     }
 
-    fn enter(&self) -> Turn<'_> {
+    fn enter(&self) -> Passage<'_> {
         let signals = SignalsBlocked::new();
         let patience = crate::bell::timespec(TURN_PATIENCE);
         while self.taken.swap(1, Ordering::Acquire) != 0 {
             futex::wait(&self.taken, futex::Flags::empty(), 1, Some(&patience)).ok();
         }
-        Turn { gate: self, _signals: signals }
+        Passage { gate: self, _signals: signals }
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for Passage<'_> {
     fn drop(&mut self) {
         self.gate.taken.store(0, Ordering::Release);
         futex::wake(&self.gate.taken, futex::Flags::empty(), 1).ok();
@@ -719,4 +777,58 @@ fn change_mask(how: usize, mask: u64) -> Option<u64> {
 pub(crate) fn now() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bell::Bell;
+
+    fn opened() -> Opened {
+        let (_, bell) = Bell::create().expect("memfd");
+        let channel = crate::channel::create().expect("memfd");
+        Opened { channel, bell, flags: flag::RENDEZVOUS }
+    }
+
+    fn slot() -> Slot {
+        let slot = Slot::new();
+        slot.fill(Endpoint::new(NodeId(1), 5, 1), &opened()).expect("filled");
+        slot
+    }
+
+    #[test]
+    fn a_channel_is_replaced_where_it_is_and_beside_itself_while_a_writer_does_not_end() {
+        let slot = slot();
+        let before = slot.channel.load(Ordering::Relaxed);
+        slot.channel().expect("filled").close(IpcError::DestinationDied);
+        slot.refill(&opened()).expect("replaced");
+        assert_eq!((slot.channel.load(Ordering::Relaxed), slot.is_closed()), (before, false));
+        // A signal's handler makes a call while the thread under it writes.
+        let (lane, _) = slot.take_lane().expect("all are free");
+        let written = slot.channel().expect("filled");
+        written.close(IpcError::DestinationDied);
+        slot.refill(&opened()).expect("replaced");
+        assert_ne!(slot.channel.load(Ordering::Relaxed), before);
+        assert!(written.closed().is_some() && !slot.is_closed(), "both are mapped");
+        slot.turns[lane].end();
+        let free = slot.take_lane();
+        assert_eq!(free, Some((lane, 2)), "a lane counts its calls");
+    }
+
+    #[test]
+    fn a_lane_left_to_its_receiver_is_taken_again_only_when_that_has_answered() {
+        let slot = slot();
+        let (lane, sequence) = slot.take_lane().expect("all are free");
+        let message = Message { tag: Tag::new(0, sequence), ..Message::request(7) };
+        assert!(slot.post(lane, &message, &[]).is_ok());
+        let channel = slot.channel().expect("filled");
+        assert!(channel.claim(lane));
+        assert!(slot.withdraw(lane));
+        assert_ne!(slot.take_lane().map(|(lane, _)| lane), Some(lane), "it is being left");
+        slot.turns[lane].end();
+        assert!(!slot.is_idle());
+        assert_ne!(slot.take_lane().map(|(lane, _)| lane), Some(lane), "it is left");
+        channel.answer(lane, &message, &[], false);
+        assert_eq!(slot.take_lane(), Some((lane, 2)));
+    }
 }

@@ -466,10 +466,7 @@ impl<C: Channel> Inbound<C> {
             return Some(self.received(message, kind, index, lane));
         }
         for lane in bits(self.waiting) {
-            if !self.take(lane, from, want) {
-                continue;
-            }
-            let Some(mut message) = self.channel.request(lane) else { continue };
+            let Some(mut message) = self.take(lane, from, want) else { continue };
             let one_way = message.status == ONE_WAY;
             match self.read(lane, &mut message, payload) {
                 Err(error) => {
@@ -498,26 +495,31 @@ impl<C: Channel> Inbound<C> {
         Received { message, payload_len, kind, channel, number: self.number, lane }
     }
 
-    /// Claims the request on `lane` if it is wanted.
-    fn take(&mut self, lane: usize, from: Endpoint, want: Want) -> bool {
-        let Some(seen) = self.channel.request(lane) else {
-            self.waiting &= !(1 << lane);
-            return false;
-        };
-        if !self.is_wanted(&seen, from, want) {
-            return false;
+    /// Claims the request on `lane` if it is wanted, and copies it.
+    fn take(&mut self, lane: usize, from: Endpoint, want: Want) -> Option<Message> {
+        // Whoever takes anything need not look before.
+        let is_choosy = want != Want::Anything || (self.is_trusted && from != Endpoint::ANY);
+        if is_choosy {
+            let Some(seen) = self.channel.request(lane) else {
+                self.waiting &= !(1 << lane);
+                return None;
+            };
+            if !self.is_wanted(&seen, from, want) {
+                return None;
+            }
         }
         self.waiting &= !(1 << lane);
         if !self.channel.claim(lane) {
-            return false;
+            return None;
         }
+        let taken = self.channel.request(lane)?;
         // What was looked at may have been taken back and replaced before the claim.
-        if self.channel.request(lane).is_some_and(|taken| self.is_wanted(&taken, from, want)) {
-            return true;
+        if !is_choosy || self.is_wanted(&taken, from, want) {
+            return Some(taken);
         }
         self.channel.unclaim(lane);
         self.waiting |= 1 << lane;
-        false
+        None
     }
 
     fn is_wanted(&self, message: &Message, from: Endpoint, want: Want) -> bool {
@@ -749,10 +751,12 @@ mod tests {
             world.port.rcvrqst(&mut world.list, &mut payload, zero).err(),
             Some(IpcError::WouldBlock)
         );
-        assert_eq!(world.ends[0].poll(0), Poll::Open);
+        assert_eq!(world.ends[0].poll_answered(0), Poll::Open);
         let got = world.port.receive(&mut world.list, ALICE, &mut payload, zero).expect("there");
         assert_eq!((got.kind, &payload[..got.payload_len]), (Kind::OneWay, &b"hi"[..]));
-        assert!(matches!(world.ends[0].poll(0), Poll::Answered(message) if message.status == 0));
+        assert!(
+            matches!(world.ends[0].poll_answered(0), Poll::Answered(message) if message.status == 0)
+        );
         assert_eq!(
             world.port.reply(&mut world.list, &got, &request(7, 0), &[]),
             Err(IpcError::Protocol)
@@ -771,7 +775,7 @@ mod tests {
             world.port.reply(&mut world.list, &got, &answer, b"no"),
             Err(IpcError::Protocol)
         );
-        let Poll::Answered(message) = world.ends[0].poll(3) else { panic!("answered") };
+        let Poll::Answered(message) = world.ends[0].poll_answered(3) else { panic!("answered") };
         assert_eq!((message.tag, message.payload_len), (Tag::new(3, 1), 3));
     }
 
@@ -784,7 +788,7 @@ mod tests {
         assert_eq!(world.receive(ALICE), Err(IpcError::WouldBlock));
         world.ends[1].post(1, &request(7, 1), &[&[0; 17]]).expect("posted");
         assert_eq!(world.receive(BOB), Err(IpcError::WouldBlock));
-        assert!(matches!(world.ends[1].poll(1), Poll::Answered(message)
+        assert!(matches!(world.ends[1].poll_answered(1), Poll::Answered(message)
             if message.outcome() == Err(IpcError::TooLarge)));
     }
 
@@ -826,7 +830,10 @@ mod tests {
         assert_eq!((end(&world), world.ends[0].is_idle(0)), (Withdrawn::Abandoned, false));
         let reply = world.port.reply(&mut world.list, &got, &request(8, 0), b"late");
         assert_eq!(reply, Err(IpcError::NotWaiting));
-        assert_eq!((world.ends[0].poll(0), world.ends[0].is_idle(0)), (Poll::Vacant, true));
+        assert_eq!(
+            (world.ends[0].poll_answered(0), world.ends[0].is_idle(0)),
+            (Poll::Vacant, true)
+        );
         world.ends[0].post(0, &request(9, 0), &[]).expect("the lane is free");
         let got = world.port.rcvrqst(&mut world.list, &mut payload, None).expect("there");
         assert_eq!(world.port.reply(&mut world.list, &got, &request(9, 0), b"in time"), Ok(()));
@@ -852,7 +859,7 @@ mod tests {
         assert_eq!((got.message.source, &payload[..got.payload_len]), (far, &b"payload"[..]));
         world.ends[0].post(1, &message, &[&cred[..len - 1]]).expect("posted");
         assert_eq!(world.receive(Endpoint::ANY), Err(IpcError::WouldBlock));
-        assert!(matches!(world.ends[0].poll(1), Poll::Answered(message)
+        assert!(matches!(world.ends[0].poll_answered(1), Poll::Answered(message)
             if message.outcome() == Err(IpcError::Protocol)));
     }
 
@@ -865,7 +872,7 @@ mod tests {
         world.ends[0].post(0, &one_way, &[]).expect("posted");
         world.ends[0].notify(5).expect("left");
         assert_eq!(world.receive(ALICE), Err(IpcError::WouldBlock));
-        assert!(matches!(world.ends[0].poll(0), Poll::Answered(message)
+        assert!(matches!(world.ends[0].poll_answered(0), Poll::Answered(message)
             if message.outcome() == Err(IpcError::Denied)));
         world.ends[0].post(1, &request(8, 1), &[]).expect("posted");
         assert_eq!(world.receive(ALICE), Ok((ALICE, Kind::Request, 8)));

@@ -77,6 +77,12 @@ impl Spin {
             self.skips.store(skips - 1, Ordering::Relaxed);
             return false;
         }
+        // Too short to take a CPU from anybody.
+        let is_beside = self.beside.load(Ordering::Relaxed) > 0;
+        if !is_beside && (0..LOOKS).any(|_| looked(&mut found)) {
+            self.learn(Look::Found(Duration::ZERO));
+            return true;
+        }
         // The one who is waited for needs a CPU as well.
         if self.lookers.fetch_add(1, Ordering::Relaxed) >= lookers_max() {
             self.lookers.fetch_sub(1, Ordering::Relaxed);
@@ -89,14 +95,6 @@ impl Spin {
     }
 
     fn look(&self, found: &mut impl FnMut() -> bool) -> Look {
-        let mut look = || {
-            core::hint::spin_loop();
-            found()
-        };
-        let is_beside = self.beside.load(Ordering::Relaxed) > 0;
-        if !is_beside && (0..LOOKS).any(|_| look()) {
-            return Look::Found(Duration::ZERO);
-        }
         let grant = match self.grant.load(Ordering::Relaxed) {
             0 => SPIN_PROBE,
             nanos => Duration::from_nanos(nanos.into()),
@@ -105,7 +103,7 @@ impl Spin {
         let mut time = Duration::ZERO;
         while time < grant {
             rustix::thread::sched_yield();
-            let has_found = (0..LOOKS_BETWEEN).any(|_| look());
+            let has_found = (0..LOOKS_BETWEEN).any(|_| looked(found));
             let before = time;
             time = now().saturating_sub(start);
             if time - before > BUSY {
@@ -143,6 +141,12 @@ impl Spin {
             }
         }
     }
+}
+
+/// One look.
+fn looked(found: &mut impl FnMut() -> bool) -> bool {
+    core::hint::spin_loop();
+    found()
 }
 
 /// One less than the CPUs that this process may use (when it first asked), and one at least: alone on its CPU it

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What the tests run, and the Debian package it comes in. Everything else they need is in the
@@ -26,6 +26,7 @@ pub(crate) fn run(filter: &[&str]) -> Result<()> {
     if !missing.is_empty() {
         install(&missing)?;
     }
+    cargo(["test", "--release", "--workspace", "--locked", "--no-run"], &[])?;
     cargo(["test", "--release", "--workspace", "--locked"], filter)?;
     if crate::root().join("preload/Cargo.toml").is_file() {
         cargo(["test", "--release", "--locked", "--manifest-path=preload/Cargo.toml"], filter)?;
@@ -64,11 +65,22 @@ fn install(packages: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// The `dvs` that `cargo test --workspace` makes, beside this program in the target folder.
+fn built_program() -> Option<PathBuf> {
+    let own = std::env::current_exe().ok()?;
+    let program = own.parent()?.parent()?.join("release/dvs");
+    program.is_file().then_some(program)
+}
+
 fn cargo<const N: usize>(arguments: [&str; N], filter: &[&str]) -> Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     eprintln!("+ cargo {} {}", arguments.join(" "), filter.join(" "));
-    let status =
-        Command::new(cargo).args(arguments).args(filter).current_dir(crate::root()).status()?;
+    let mut command = Command::new(cargo);
+    if let Some(program) = built_program().filter(|_| !arguments.contains(&"--no-run")) {
+        // Else legacy-tests would build it once more, with the features that it alone needs.
+        command.env("DVS_PROGRAM", program);
+    }
+    let status = command.args(arguments).args(filter).current_dir(crate::root()).status()?;
     ensure!(status.success(), "cargo {} failed", arguments.join(" "));
     Ok(())
 }

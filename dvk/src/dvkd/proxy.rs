@@ -389,7 +389,7 @@ impl Node {
         let mut buffer = Vec::new();
         let mut count = 0;
         for lane in bits(courier.channel.take_answered()) {
-            let mut message = match courier.channel.poll(lane) {
+            let mut message = match courier.channel.poll_answered(lane) {
                 Poll::Answered(message) => message,
                 Poll::Vacant => {
                     self.couriers.free(courier, lane);
@@ -408,7 +408,6 @@ impl Node {
                 };
                 buffer.clear();
             }
-            courier.channel.release(lane);
             let (dc, from) = courier.place;
             self.step(Input::LocalAnswer { dc, from, id, message: &message, payload: &buffer });
             count += 1;
