@@ -55,7 +55,6 @@ pub(crate) struct SendOptions {
     /// The group
     name: String,
     /// The messages [default: the lines of standard input]
-    #[arg(allow_hyphen_values = true)]
     messages: Vec<OsString>,
     #[command(flatten)]
     options: Options,

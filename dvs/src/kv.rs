@@ -43,8 +43,7 @@ pub(crate) struct GetOptions {
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct PutOptions {
     key: OsString,
-    /// The value, 32 KiB at most; "-" reads it from standard input
-    #[arg(allow_hyphen_values = true)]
+    /// The value, 32 KiB at most; "-" reads it from standard input; one that begins with "-" stands behind "--"
     value: OsString,
     /// The key is deleted after: a number with ms, s, m, h or d
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
@@ -64,7 +63,6 @@ pub(crate) struct DelOptions {
 pub(crate) struct CasOptions {
     key: OsString,
     /// The new value; without one the key is deleted. "-" reads it from standard input
-    #[arg(allow_hyphen_values = true)]
     value: Option<OsString>,
     /// The revision that the key must have ("dvs kv get --rev"), 0: it must not be there
     #[arg(long, value_name = "REVISION")]

@@ -201,14 +201,14 @@ async fn keep(shared: &Shared, linking: &Linking, group: Group) {
         }
     }
     linking.system.set(None);
-    timeout(STOP, group.stop()).await.ok();
-    // Those who use it end their sessions before the runtime ends.
+    // Those who use it end their sessions first.
     let done = async {
         while linking.system.connections.load(Ordering::SeqCst) > 0 {
             sleep(Duration::from_millis(1)).await;
         }
     };
     timeout(STOP, done).await.ok();
+    timeout(STOP, group.stop()).await.ok();
 }
 
 /// What this node knows of the group.
@@ -226,7 +226,9 @@ pub(super) fn status(shared: &Shared) -> Option<GroupStatus> {
         Fence::Fenced => Standing::Fenced,
     };
     let number = |node: u64| u16::try_from(node).ok();
-    status.leader = group.leader().and_then(number);
+    // One that is cut off does not know.
+    let is_fenced = status.standing == Standing::Fenced;
+    status.leader = group.leader().and_then(number).filter(|_| !is_fenced);
     status.term = group.term();
     status.applied = group.applied();
     let voters: BTreeSet<u16> = group.voters().into_iter().flatten().filter_map(number).collect();
