@@ -5,17 +5,17 @@ use crate::peer::Peer;
 use crate::rounds::Subject;
 use crate::worker::{FILES_MAX, PIN};
 use anyhow::{Context, Result};
-use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// A worker: a folder, and the process that works in it.
 #[derive(Debug)]
 pub(crate) struct Place {
     name: String,
-    worker: RefCell<(Option<ChildStdin>, Lines<BufReader<ChildStdout>>)>,
+    worker: Mutex<(Option<ChildStdin>, Lines<BufReader<ChildStdout>>)>,
     process: Peer,
 }
 
@@ -32,7 +32,7 @@ impl Place {
         let mut process = Peer(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?);
         let input = process.0.stdin.take();
         let output = BufReader::new(process.0.stdout.take().expect("it is piped")).lines();
-        Ok(Place { name: name.to_owned(), worker: RefCell::new((input, output)), process })
+        Ok(Place { name: name.to_owned(), worker: Mutex::new((input, output)), process })
     }
 
     /// One of its operations; `name` is what the rows call it.
@@ -49,7 +49,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         // At the end of its input it removes its folder and ends.
-        self.worker.get_mut().0 = None;
+        self.worker.get_mut().unwrap_or_else(PoisonError::into_inner).0 = None;
         drop(self.process.0.wait());
     }
 }
@@ -86,7 +86,7 @@ impl Place {
 
     /// Has the worker do something `count` times; returns how long that took.
     pub(crate) fn perform(&self, count: u32, operation: &str) -> Result<Duration> {
-        let mut worker = self.worker.borrow_mut();
+        let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
         let input = worker.0.as_mut().expect("it is open until the place is dropped");
         writeln!(input, "{count} {operation}")?;
         let line =

@@ -8,23 +8,69 @@ use serde_json::json;
 use std::cell::RefCell;
 use std::path::Path;
 
+/// Rows that are measured together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Group {
+    /// One message there and one back, beside what Linux has
+    Messages,
+    /// Copies out of another program's memory
+    Copies,
+    /// Many pairs, and many threads, at once
+    Crowds,
+    /// Small files through the mount
+    Files,
+    /// What nodes and endpoints cost while nothing happens
+    Idle,
+}
+
 /// Where rows go.
 #[derive(Debug)]
 pub(crate) struct Report {
     json: bool,
     filter: String,
+    only: Vec<Group>,
     /// The rows so far that have a baseline.
     bars: RefCell<Vec<Bar>>,
 }
 
 impl Report {
-    pub(crate) fn new(json: bool, filter: &str) -> Report {
-        Report { json, filter: filter.to_owned(), bars: RefCell::default() }
+    pub(crate) fn new(json: bool, filter: &str, only: &[Group]) -> Report {
+        let (filter, only) = (filter.to_owned(), only.to_vec());
+        Report { json, filter, only, bars: RefCell::default() }
     }
 
     /// Draws what has been reported.
     pub(crate) fn draw(&self, path: &Path) -> Result<()> {
         plot::draw(path, &self.bars.borrow())
+    }
+
+    /// Are the rows of this group wanted?
+    pub(crate) fn wants(&self, group: Group) -> bool {
+        self.only.is_empty() || self.only.contains(&group)
+    }
+
+    /// A row for each baseline, then for each of ours a row beside each baseline.
+    pub(crate) fn beside(&self, ours: &[Time], baselines: &[Time]) {
+        for baseline in baselines {
+            self.row(&baseline.name, baseline.nanos, None);
+        }
+        for time in ours {
+            for baseline in baselines {
+                self.row(&time.name, time.nanos, Some(baseline));
+            }
+        }
+    }
+
+    /// Something that is no time of an operation.
+    pub(crate) fn figure(&self, name: &str, value: f64, unit: &str) {
+        if !name.contains(&self.filter) {
+            return;
+        }
+        if self.json {
+            println!("{}", json!({"name": name, "value": value, "unit": unit}));
+        } else {
+            println!("{name:<56} {value:>9.2} {unit}");
+        }
     }
 
     /// One time, in nanoseconds, beside that of `baseline` if there is one.

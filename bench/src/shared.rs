@@ -83,6 +83,17 @@ fn map(memory: &OwnedFd) -> Result<&'static Page> {
     Ok(unsafe { &*page.cast::<Page>() })
 }
 
+/// Memory that two processes can share, with something in it; never unmapped.
+pub(crate) fn bytes(len: usize) -> Result<&'static [u8]> {
+    let memory = memfd_create("bench", MemfdFlags::CLOEXEC)?;
+    rustix::io::write(&memory, &vec![7; len])?;
+    let flags = MapFlags::SHARED | MapFlags::POPULATE;
+    // SAFETY: a new mapping at an address of the kernel's choice takes no memory from anyone.
+    let start = unsafe { mmap(std::ptr::null_mut(), len, ProtFlags::READ, flags, &memory, 0)? };
+    // SAFETY: the mapping has `len` bytes that nobody writes to any more, and is never unmapped.
+    Ok(unsafe { std::slice::from_raw_parts(start.cast::<u8>(), len) })
+}
+
 /// A peer at the other end of a shared page.
 #[derive(Debug)]
 pub(crate) struct Shared {

@@ -43,10 +43,7 @@ impl System {
 
     /// Puts everything of `node` on one CPU, as if it were a machine with no more.
     pub(crate) fn pin(&self, node: &str, cpu: usize) -> Result<()> {
-        let rows = self.lab.rows(&["lab", "status"])?;
-        let row = rows.iter().find(|row| row["node"] == node && row["address"].is_string());
-        let pid = row.and_then(|row| row["pid"].as_u64()).context("the node has no daemon")?;
-        cpus::pin_tree(u32::try_from(pid)?, cpu)
+        cpus::pin_tree(self.daemon(node)?, cpu)
     }
 
     /// A worker on `node`, in the shared tree.
@@ -56,6 +53,18 @@ impl System {
 
     /// An echo on the first node, and the address where the other nodes reach it.
     pub(crate) fn echo(&self) -> Result<(Peer, String)> {
+        self.listener(&[])
+    }
+
+    /// The same over TLS; the address is followed by the file with its certificate.
+    pub(crate) fn tls_echo(&self) -> Result<(Peer, String)> {
+        let certificate = self.program.with_file_name("certificate");
+        let path = certificate.to_str().context("the temporary folder has a strange name")?;
+        let (peer, address) = self.listener(&["--tls", path])?;
+        Ok((peer, format!("{address} {path}")))
+    }
+
+    fn listener(&self, arguments: &[&str]) -> Result<(Peer, String)> {
         let rows = self.lab.rows(&["lab", "status"])?;
         let address = rows
             .iter()
@@ -63,11 +72,19 @@ impl System {
             .and_then(|row| row["address"].as_str());
         let (host, _) =
             address.and_then(|address| address.rsplit_once(':')).context("n1 has no address")?;
-        let mut command = self.command(lab::NODES[0], &["echo", host]);
+        let mut command = self.command(lab::NODES[0], &[&["echo", host], arguments].concat());
         let mut peer = Peer(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?);
         let mut line = String::new();
         BufReader::new(peer.0.stdout.take().expect("it is piped")).read_line(&mut line)?;
         ensure!(!line.trim().is_empty(), "the echo on n1 does not start");
         Ok((peer, line.trim().to_owned()))
+    }
+
+    /// The daemon of a node.
+    pub(crate) fn daemon(&self, node: &str) -> Result<u32> {
+        let rows = self.lab.rows(&["lab", "status"])?;
+        let row = rows.iter().find(|row| row["node"] == node && row["address"].is_string());
+        let pid = row.and_then(|row| row["pid"].as_u64()).context("the node has no daemon")?;
+        Ok(u32::try_from(pid)?)
     }
 }

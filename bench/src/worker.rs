@@ -1,9 +1,9 @@
 //! A process that does things many times and says how long they took: on this machine, or in a container.
 
-use crate::bound::{self, Caller};
-use crate::cpus;
+use crate::bound::{self, Endpoints};
 use crate::stream::MESSAGE;
-use anyhow::{Context, Result, bail};
+use crate::{cpus, shared, tls};
+use anyhow::{Context, Result, bail, ensure};
 use calls::call;
 use calls::ipc::SemGetvalue;
 use m3ipc::client::{Identity, Process};
@@ -21,6 +21,10 @@ pub(crate) const FILES: [&str; 5] = ["write 4 KiB", "read 4 KiB", "create", "sta
 pub(crate) const SENDREC: &str = "sendrec";
 /// Ping-pong with an `echo` at the address that follows.
 pub(crate) const TCP: &str = "tcp ";
+/// Bytes from the same over TLS: its address, the file with its certificate, how many.
+pub(crate) const TLS: &str = "tls ";
+/// A copy of so many bytes out of memory that two processes share.
+pub(crate) const MEMCPY: &str = "memcpy ";
 
 /// The count is the CPU to run on.
 pub(crate) const PIN: &str = "pin";
@@ -35,7 +39,8 @@ struct Worker {
     data: File,
     port: Process,
     connection: Option<TcpStream>,
-    caller: Option<Caller>,
+    secure: Option<tls::Connection>,
+    endpoints: Endpoints,
 }
 
 /// Reads lines `count operation`, does that, prints the nanoseconds.
@@ -52,8 +57,9 @@ fn serve(folder: &Path) -> Result<()> {
     let data = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
     data.write_all_at(&[7; 4096], 0)?;
     let port = Process::new(Identity::PROCESS);
+    let (connection, secure, endpoints) = (None, None, Endpoints::default());
     let mut worker =
-        Worker { folder: folder.to_path_buf(), data, port, connection: None, caller: None };
+        Worker { folder: folder.to_path_buf(), data, port, connection, secure, endpoints };
     for line in std::io::stdin().lock().lines() {
         let line = line?;
         let (count, operation) = line.split_once(' ').context("a line is `count operation`")?;
@@ -75,19 +81,20 @@ impl Worker {
                 cpus::pin_self(count as usize)?;
                 Ok(Duration::ZERO)
             }
-            bound::SERVE => bound::serve(),
-            _ if operation.starts_with(bound::SENDREC) || operation.starts_with(bound::SEND) => {
-                let caller = match self.caller.take() {
-                    Some(caller) => caller,
-                    None => Caller::bind()?,
-                };
-                self.caller.insert(caller).call(operation, count)
-            }
             SENDREC => timed(count, || self.sendrec()),
-            _ => match operation.strip_prefix(TCP) {
-                Some(address) => self.tcp(address, count),
-                None => bail!("no operation {operation}"),
-            },
+            _ => {
+                if let Some(operation) = operation.strip_prefix(bound::PREFIX) {
+                    self.endpoints.perform(operation, count)
+                } else if let Some(address) = operation.strip_prefix(TCP) {
+                    self.tcp(address, count)
+                } else if let Some(arguments) = operation.strip_prefix(TLS) {
+                    self.tls(arguments, count)
+                } else if let Some(size) = operation.strip_prefix(MEMCPY) {
+                    copy(size.parse()?, count)
+                } else {
+                    bail!("no operation {operation}")
+                }
+            }
         }
     }
 
@@ -122,6 +129,29 @@ impl Worker {
             connection.read_exact(&mut message)
         })
     }
+
+    fn tls(&mut self, arguments: &str, count: u32) -> Result<Duration> {
+        let words: Vec<_> = arguments.split_whitespace().collect();
+        let [address, certificate, size] = words[..] else { bail!("TLS to whom?") };
+        let connection = match &mut self.secure {
+            Some(connection) => connection,
+            None => self.secure.insert(tls::connect(address, Path::new(certificate))?),
+        };
+        let mut bytes = vec![0; size.parse()?];
+        ensure!(!bytes.is_empty(), "no bytes, no round trip");
+        timed(count, || tls::fetch(connection, &mut bytes))
+    }
+}
+
+/// Copies out of a shared page or more into memory of this process.
+fn copy(size: usize, count: u32) -> Result<Duration> {
+    let shared = shared::bytes(size)?;
+    let mut own = vec![0u8; size];
+    timed(count, || {
+        own.copy_from_slice(std::hint::black_box(shared));
+        std::hint::black_box(&mut own);
+        Ok(())
+    })
 }
 
 /// Creates and removes `count` files; the time is that of `operation`.

@@ -5,6 +5,7 @@ mod authority;
 mod certificate;
 mod children;
 mod config;
+mod confine;
 mod control;
 mod credentials;
 mod door;

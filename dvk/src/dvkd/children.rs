@@ -4,10 +4,11 @@
 
 use super::admin::ChildStatus;
 use super::config::{Config, Dc};
+use super::confine::Confined;
 use super::node::Shared;
 use crate::limits::{CHILD_STOP_TIMEOUT, RESTART_MAX, RESTART_MIN};
 use anyhow::{Context, Result};
-use m3ipc::{Endpoint, NodeId};
+use m3ipc::{DcId, Endpoint, NodeId};
 use rustix::fd::OwnedFd;
 use rustix::process::{
     Pid, PidfdFlags, Resource, Rlimit, Signal, pidfd_open, pidfd_send_signal, setrlimit,
@@ -109,10 +110,15 @@ impl Keeper {
     ) -> Result<Keeper> {
         let state = Arc::new(State::default());
         let (command, kept, name) = (shared.config.command.clone(), state.clone(), dc.name.clone());
+        let confined = (role == CONTAINER).then(|| (Arc::clone(&shared.confined), DcId(dc.id)));
         // One thread per child: the child dies with the thread that started it (PR_SET_PDEATHSIG), and so with the daemon.
         let thread = Builder::new()
             .name(role.into())
-            .spawn(move || keep(&command, &arguments, &name, role, &kept))
+            .spawn(move || {
+                keep(&name, role, &kept, || {
+                    run_once(&command, &arguments, &kept, confined.as_ref())
+                });
+            })
             .context("cannot start a thread")?;
         Ok(Keeper { dc: dc.name.clone(), role, state, thread: Some(thread) })
     }
@@ -195,11 +201,11 @@ pub(super) fn stop(shared: &Shared, keepers: &mut [Keeper]) {
 }
 
 /// The body of a keeper's thread.
-fn keep(command: &[String], arguments: &[PathBuf], dc: &str, role: &str, state: &State) {
+fn keep(dc: &str, role: &str, state: &State, run_once: impl Fn() -> Result<ExitStatus>) {
     let mut pause = RESTART_MIN;
     loop {
         let started = Instant::now();
-        let ended = run_once(command, arguments, state);
+        let ended = run_once();
         let text = match &ended {
             Ok(status) => status.to_string(),
             Err(error) => format!("{error:#}"),
@@ -234,7 +240,12 @@ fn keep(command: &[String], arguments: &[PathBuf], dc: &str, role: &str, state: 
     }
 }
 
-fn run_once(command: &[String], arguments: &[PathBuf], state: &State) -> Result<ExitStatus> {
+fn run_once(
+    command: &[String],
+    arguments: &[PathBuf],
+    state: &State,
+    confined: Option<&(Arc<Confined>, DcId)>,
+) -> Result<ExitStatus> {
     let mut child = {
         let mut now = state.lock();
         if now.stopping {
@@ -245,9 +256,17 @@ fn run_once(command: &[String], arguments: &[PathBuf], state: &State) -> Result<
             i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("a strange pid")?;
         // It is our child and has not been waited for, so its pid is its own.
         now.child = Some((child.id(), pidfd_open(pid, PidfdFlags::empty()).context("pidfd_open")?));
+        if let Some((confined, dc)) = confined {
+            confined.started(child.id(), *dc);
+        }
         child
     };
-    child.wait().context("cannot wait for it")
+    let pid = child.id();
+    let status = child.wait().context("cannot wait for it");
+    if let Some((confined, _)) = confined {
+        confined.ended(pid);
+    }
+    status
 }
 
 fn spawn(command: &[String], arguments: &[PathBuf]) -> Result<Child> {

@@ -455,6 +455,12 @@ impl Node {
             return Err(IpcError::Protocol);
         }
         let dc = connection.dc;
+        let home = self.confined.home_of(pid);
+        if !home.may_enter(dc) {
+            tracing::warn!(pid, uid, dc = dc.0, ?home, "a process of another container is refused");
+            self.door.answer(asker, &Tell::refused(IpcError::Denied), &[]);
+            return Ok(());
+        }
         connection.role = Some(role);
         connection.bell = bell;
         if !self.has_room_for(dc, uid) {

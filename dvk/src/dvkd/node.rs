@@ -6,6 +6,7 @@
 
 use super::admin::Counters;
 use super::config::Config;
+use super::confine::Confined;
 use super::door::Door;
 use super::identity::Identity;
 use super::link::Link;
@@ -34,6 +35,7 @@ pub(super) struct Shared {
     pub(super) config: Config,
     /// Rung by local processes that have a request for another node, or an answer for it.
     pub(super) bell: Bell,
+    pub(super) confined: Arc<Confined>,
     /// Links to other nodes; `None`: this node is alone.
     pub(super) linking: Option<Linking>,
     node: Mutex<Node>,
@@ -52,6 +54,7 @@ pub(super) struct Shared {
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) kernel: Kernel,
+    pub(super) confined: Arc<Confined>,
     out: Vec<Output>,
     pub(super) door: Door,
     /// Processes that are bound on this node.
@@ -116,8 +119,10 @@ impl Shared {
         let (bell, descriptor) =
             Bell::create().map_err(|error| anyhow::anyhow!("cannot make a bell: {error:?}"))?;
         let watched = Version::default();
+        let confined = Arc::<Confined>::default();
         let node = Node {
             kernel,
+            confined: Arc::clone(&confined),
             out: Vec::new(),
             door,
             processes: BTreeMap::new(),
@@ -136,6 +141,7 @@ impl Shared {
         Ok(Shared {
             config,
             linking,
+            confined,
             bell,
             node: Mutex::new(node),
             sleeps_until: AtomicU64::new(0),

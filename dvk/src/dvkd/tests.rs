@@ -15,7 +15,7 @@ use m3ipc::connection::Connection;
 use m3ipc::door::{Ask, kind};
 use m3ipc::limits::{LANES, PAYLOAD_MAX};
 use m3ipc::port::Signals;
-use m3ipc::{CallId, Cred, Endpoint, IpcError, Message, NodeId, Sendrec, Wait};
+use m3ipc::{CallId, Cred, DcId, Endpoint, IpcError, Message, NodeId, Sendrec, Wait};
 use rustix::fd::AsFd;
 use std::net::TcpStream;
 use std::os::unix::ffi::OsStrExt;
@@ -480,6 +480,27 @@ fn garbage_at_the_door_closes_its_connection_and_disturbs_nobody() {
     }
     assert_eq!(client.call(ECHO, b"after").unwrap(), b"after");
     assert!(cluster.daemon(1).status().counters.protocol_errors >= 8);
+}
+
+#[test]
+fn a_process_that_lives_in_another_container_is_not_let_in() {
+    let cluster = Cluster::start(1);
+    let _server = cluster.server();
+    let before = cluster.client(1);
+    before.call(ECHO, b"before").unwrap();
+    let enter = |kind| {
+        let connection = Connection::connect(cluster.socket(1).as_os_str().as_bytes()).unwrap();
+        connection.hello(Ask::hello(kind, 0, 77), None).err()
+    };
+    let confined = &cluster.daemon(1).shared.confined;
+    confined.started(std::process::id(), DcId(2));
+    for kind in [kind::PROCESS, kind::CONTAINER] {
+        assert_eq!(enter(kind), Some(IpcError::Denied));
+    }
+    confined.ended(std::process::id());
+    confined.started(std::process::id(), DcId(1));
+    assert_eq!(enter(kind::PROCESS), None);
+    assert_eq!(before.call(ECHO, b"after").unwrap(), b"after");
 }
 
 #[test]

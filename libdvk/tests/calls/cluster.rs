@@ -69,6 +69,12 @@ impl Cluster {
         Bound::bind(Some(&self.socket(node)), number).unwrap()
     }
 
+    /// Times that the daemon of a node has met something that breaks a protocol.
+    pub(crate) fn protocol_errors(&self, node: usize) -> u64 {
+        let daemon = self.daemons[node - 1].as_ref().unwrap();
+        daemon.status().counters.protocol_errors
+    }
+
     /// The daemon of a node ends, and everything bound there.
     pub(crate) fn stop(&mut self, node: usize) {
         self.daemons[node - 1].take().unwrap().stop();

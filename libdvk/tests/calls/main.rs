@@ -6,3 +6,4 @@ mod cluster;
 mod copy;
 mod message;
 mod rights;
+mod scribble;
