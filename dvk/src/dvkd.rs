@@ -34,8 +34,9 @@ pub use token::{Token, create as create_token};
 use crate::host::solo::monotonic;
 use crate::kernel::{Kernel, NodeState};
 use crate::limits::DESCRIPTORS_MAX;
+use crate::lock_file;
 use admin::{DcStatus, NodeStatus, Query, Status};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use certificate::{Clock, system_clock};
 use children::Keeper;
 use door::Door;
@@ -46,7 +47,7 @@ use nix::sys::signal::{SigSet, Signal};
 use node::Shared;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::collections::BTreeSet;
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
@@ -336,16 +337,7 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
 /// Makes the run directory and makes sure that no other dvkd uses it.
 fn lock(run: &Path) -> Result<File> {
     std::fs::create_dir_all(run).with_context(|| format!("cannot create {}", run.display()))?;
-    let path = run.join("lock");
-    let file = File::options().create(true).truncate(false).write(true).open(&path);
-    let file = file.with_context(|| format!("cannot open {}", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => bail!("another dvkd runs in {}", run.display()),
-        Err(TryLockError::Error(error)) => {
-            Err(error).with_context(|| format!("cannot lock {}", path.display()))
-        }
-    }
+    lock_file::lock(run, &format!("another dvkd runs in {}", run.display()))
 }
 
 fn admin_listener(path: &Path) -> Result<UnixListener> {

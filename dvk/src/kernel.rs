@@ -185,6 +185,8 @@ pub enum Input<'a> {
     NodeJoined { node: NodeId },
     /// A node is no member any more: it is given up at once. The daemon makes no link with it from now on.
     NodeRevoked { node: NodeId },
+    /// A connection to the address where the node listens was refused by its machine.
+    NodeRefused { node: NodeId },
 
     /// A container is there, on this node and the others it names.
     DcStart { dc: &'a Dc },
@@ -256,6 +258,8 @@ pub enum LinkError {
     Forged(Endpoint),
     #[error("the node is no member any more")]
     Revoked,
+    #[error("no daemon listens there any more")]
+    Refused,
     #[error("a second Hello on one link")]
     SecondHello,
     #[error("a limit of what is kept for the node is reached")]
@@ -398,6 +402,7 @@ impl Kernel {
             Input::Packet { node, link, packet } => self.packet(now, node, link, packet, out),
             Input::NodeJoined { node } => self.node_joined(now, node),
             Input::NodeRevoked { node } => self.node_revoked(now, node, out),
+            Input::NodeRefused { node } => self.node_refused(now, node, out),
             Input::DcStart { dc } => self.dc_start(dc),
             Input::DcStop { dc } => self.dc_stop(now, dc, out),
         }

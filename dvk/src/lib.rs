@@ -9,6 +9,7 @@ pub mod host;
 pub mod kernel;
 pub mod lanes;
 pub mod limits;
+mod lock_file;
 pub mod server;
 pub mod sim;
 pub mod store;

@@ -241,3 +241,7 @@ pub const SERVICE_SILENCE: Duration = Duration::from_secs(2);
 /// Time to live of a service's session, in milliseconds: longer than a change of the leader takes, with two
 /// signs of life to spare. So long a lock of a node that died stays taken.
 pub const SERVICE_TTL: u64 = 3000;
+
+/// How long the lock of a directory is waited for: a child between fork and exec may have it, of a process that was
+/// killed. An exec takes milliseconds, on a busy machine many.
+pub const LOCK_WAIT: Duration = Duration::from_secs(1);

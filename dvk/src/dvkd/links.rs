@@ -175,7 +175,11 @@ pub(super) fn accept(shared: &Arc<Shared>, listener: &TcpListener) {
         let thread = Builder::new().name("link".into()).spawn(move || {
             let Some(linking) = &shared.linking else { return };
             match welcome(&shared, stream, handshake) {
-                Ok(Some(met)) => met.run(&shared),
+                Ok(Some(met)) => {
+                    let node = met.received.node;
+                    met.run(&shared);
+                    ask_for(&shared, linking, node);
+                }
                 Ok(None) => {}
                 Err(error) => linking.log_refusal(address, &error),
             }
@@ -244,7 +248,36 @@ fn connect(shared: &Shared, node: u16) {
                 met.run(shared);
                 pause = RECONNECT_MIN;
             }
-            Err(error) => tracing::debug!(node, error = format!("{error:#}"), "no link"),
+            Err(error) => {
+                if is_refusal(&error) {
+                    shared.with(|state| state.step(Input::NodeRefused { node: NodeId(node) }));
+                }
+                tracing::debug!(node, error = format!("{error:#}"), "no link");
+            }
+        }
+        shared.nap(pause);
+        pause = (pause * 2).min(RECONNECT_MAX);
+    }
+}
+
+/// Did the other machine say that nobody listens there?
+fn is_refusal(error: &anyhow::Error) -> bool {
+    let cause = error.downcast_ref::<std::io::Error>();
+    cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::ConnectionRefused)
+}
+
+/// The link that `node` had made to this one is over, and `node` makes the next one. Whether its daemon has ended is
+/// to be known before it is given up for its silence: its machine is asked, until there is a link again, or it is down.
+fn ask_for(shared: &Shared, linking: &Linking, node: NodeId) {
+    let mut pause = RECONNECT_MIN;
+    while !shared.is_stopping() && shared.with(|state| state.kernel.is_lost(node)) {
+        let members = linking.membership.members();
+        let Some(member) = members.find(node.0).filter(|member| !member.revoked) else { return };
+        match TcpStream::connect_timeout(&member.address, CONNECT_TIMEOUT).map(drop) {
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+                shared.with(|state| state.step(Input::NodeRefused { node }));
+            }
+            _ => {}
         }
         shared.nap(pause);
         pause = (pause * 2).min(RECONNECT_MAX);

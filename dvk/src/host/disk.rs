@@ -12,11 +12,12 @@
 use super::blobs::{Blobs, fsync_directory};
 use super::journal;
 use crate::limits::{MAP_CACHE, MAP_JOURNALS, MAP_MEMTABLE, REMOVED_BLOBS_MAX};
+use crate::lock_file;
 use crate::store::{MemoryStore, Store, StoreError};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::ops::{Bound, ControlFlow};
 use std::path::Path;
 
@@ -394,18 +395,8 @@ fn or_unwind<T>(result: Result<T>) -> T {
 }
 
 fn lock(directory: &Path) -> Result<File> {
-    let path = directory.join("lock");
-    let file = File::options().create(true).truncate(false).write(true).open(&path);
-    let file = file.with_context(|| format!("cannot open {}", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            bail!("the store {} is in use by another server", directory.display())
-        }
-        Err(TryLockError::Error(error)) => {
-            Err(error).with_context(|| format!("cannot lock {}", path.display()))
-        }
-    }
+    let in_use = format!("the store {} is in use by another server", directory.display());
+    lock_file::lock(directory, &in_use)
 }
 
 /// Makes sure that fjall can open the database, or creates one.

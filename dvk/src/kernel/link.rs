@@ -421,10 +421,25 @@ impl Kernel {
         self.give_up(now, node, LinkError::Revoked, out);
     }
 
+    /// The node's machine says that no daemon listens there: the one that had a session with this node has ended, and
+    /// everything bound there with it. One that has not been met yet may be about to start.
+    pub(super) fn node_refused(&mut self, now: Nanos, node: NodeId, out: &mut Vec<Output>) {
+        let was_met =
+            |peer: &Peer| matches!(peer.link, Link::Lost { .. }) && peer.session.is_some();
+        if self.peers.get(&node).is_some_and(was_met) {
+            self.give_up(now, node, LinkError::Refused, out);
+        }
+    }
+
     pub(super) fn give_up_overfull(&mut self, now: Nanos, out: &mut Vec<Output>) {
         while let Some(peer) = self.peers.values().find(|peer| peer.is_overfull) {
             self.give_up(now, peer.node, LinkError::Exhausted, out);
         }
+    }
+
+    /// Is there no link to the node, which has not been given up?
+    pub fn is_lost(&self, node: NodeId) -> bool {
+        self.peers.get(&node).is_some_and(|peer| matches!(peer.link, Link::Lost { .. }))
     }
 
     /// From now on this node treats the other's endpoints as gone, and makes it do the same when it is

@@ -580,6 +580,26 @@ fn a_revoked_node_is_given_up_at_once_and_servers_hear_of_its_end() {
 }
 
 #[test]
+fn a_node_whose_machine_says_that_nobody_listens_is_given_up_at_once_if_it_was_there() {
+    let (mut pair, client, _) = pair();
+    pair.call(N1, Endpoint::IPC, &message(client, 0, 1));
+    let refused = Input::NodeRefused { node: N2 };
+    assert_eq!(pair.at(N1).step(refused), [], "there is a link: who was asked?");
+    pair.disconnect();
+    let out = pair.at(N1).step(refused);
+    assert_eq!(ended(&out), [(1, Err(IpcError::NodeDown))]);
+    assert_eq!(pair.at(N1).step(refused), [], "it is down already");
+    // One that has not been met yet is about to start.
+    pair.at(N1).step(Input::NodeJoined { node: NodeId(9) });
+    pair.at(N1).step(Input::NodeRefused { node: NodeId(9) });
+    let state = pair.at(N1).kernel.nodes().find(|info| info.node == NodeId(9)).unwrap().state;
+    assert!(matches!(state, NodeState::Lost { .. }), "{state:?}");
+    // If it was there all the same, both agree that all that was is over.
+    let (_, two) = pair.connect();
+    assert_eq!(gone(&two).len(), 1, "{two:?}");
+}
+
+#[test]
 fn a_node_that_joins_is_waited_for_and_joins_once() {
     let (mut pair, _, _) = pair();
     let nine = NodeId(9);
