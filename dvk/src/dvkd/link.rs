@@ -458,7 +458,10 @@ mod tests {
         while !link.queue().frames.is_empty() {
             std::thread::yield_now();
         }
-        assert_eq!((link.queue().lossy, link.queue().lossy_bytes), (0, 0));
+        {
+            let queue = link.queue();
+            assert_eq!((queue.lossy, queue.lossy_bytes), (0, 0));
+        }
         assert!(link.offer(Bytes::from_static(b"x")), "there is room again");
         link.close();
         thread.join().unwrap();
