@@ -84,3 +84,7 @@ pub const VOTERS_MAX: usize = 5;
 
 /// Requests to other nodes that have no answer yet. Each ends after its time.
 pub const ASKING_MAX: usize = 4096;
+
+/// Requests of one other node that are being dealt with, and their bytes. Others get no answer.
+pub const SERVING_MAX: usize = 1024;
+pub const SERVING_BYTES: usize = 8 << 20;
