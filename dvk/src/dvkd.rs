@@ -19,6 +19,9 @@ mod node;
 pub mod outside;
 mod proxy;
 mod questions;
+pub mod services;
+mod serving;
+mod system;
 mod tls;
 mod token;
 
@@ -174,6 +177,8 @@ impl Daemon {
             threads.push(spawn("members", move || links::hear_members(&hearing))?);
             let renewing = shared();
             threads.push(spawn("renewal", move || links::renew(&renewing))?);
+            let grouping = shared();
+            threads.push(spawn("group", move || system::run(&grouping))?);
             let peers = self.shared.linking.as_ref().map(|linking| linking.membership.peers());
             let peers: Vec<u16> = peers.iter().flatten().map(|peer| peer.node).collect();
             links::connect_to(&self.shared, &peers);
@@ -191,6 +196,8 @@ impl Daemon {
                 }
                 Query::Revoke { node } => admin::answer(&stream, &revoke(&answering, node)),
                 Query::Renew => admin::answer(&stream, &renew(&answering)),
+                Query::Group => admin::answer(&stream, &system::status(&answering)),
+                Query::Services => serve(&answering, stream),
             };
             admin::serve(&listener, uid, &(Arc::new(answer) as admin::Answer));
         })?);
@@ -246,6 +253,21 @@ fn renew(shared: &Shared) -> admin::Outcome {
         Ok(format!("The certificate of node {} counts until {until}.", shared.config.node))
     };
     renewed().map_err(|error| format!("{error:#}"))
+}
+
+/// Hands a connection over to the system group.
+fn serve(shared: &Arc<Shared>, stream: UnixStream) -> Result<()> {
+    let refused = match &shared.linking {
+        Some(linking) => {
+            let kept = stream.try_clone()?;
+            linking.system.serve(shared, kept).err()
+        }
+        None => Some("this node is alone: it has no system group".into()),
+    };
+    refused.map_or(Ok(()), |why| {
+        let failure = services::Failure::Unavailable;
+        admin::answer(&stream, &services::Reply::Failed { failure, why })
+    })
 }
 
 fn status(shared: &Shared, keepers: &Mutex<Vec<Keeper>>) -> Status {

@@ -211,6 +211,37 @@ pub const HANDSHAKES_PER_ADDRESS: usize = 16;
 /// Refused connections per second that are worth a warning in the log; strangers must not fill it.
 pub const REFUSALS_LOGGED: u32 = 10;
 
+/// Bytes of a message of the system group: the longest that it makes (two commands of 72 KiB and what is around them).
+pub const GROUP_BYTES: usize = 210 << 10;
+
+/// Messages of the system group, and their bytes, that wait to be written to one link. More are dropped: they
+/// are sent again, and old ones are of no use.
+pub const GROUP_QUEUED: usize = 256;
+pub const GROUP_QUEUED_BYTES: usize = 2 << 20;
+
+/// Pause before the system group is started again after its disk has failed.
+pub const GROUP_RESTART: Duration = Duration::from_secs(2);
+
+/// Connections that use the services of the system group at once: a program that holds a lock or waits for one has
+/// one, without a thread.
+pub const SERVICES_MAX: usize = 1024;
+
+/// Bytes of one line of a service's connection: a range of keys of 64 KiB and one more, each byte as `\u001f`.
+pub const SERVICE_LINE_MAX: usize = 1 << 20;
+
+/// How long a service's connection may take to read an answer: whoever does not is taken for dead.
+pub const SERVICE_WRITE_MAX: Duration = Duration::from_secs(10);
+
+/// How long an operation of a service may take if the asker does not say.
+pub const SERVICE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A service that makes somebody wait says for what, after this long and whenever that changes.
+pub const SERVICE_SILENCE: Duration = Duration::from_secs(2);
+
+/// Time to live of a service's session, in milliseconds: longer than a change of the leader takes, with two
+/// signs of life to spare. So long a lock of a node that died stays taken.
+pub const SERVICE_TTL: u64 = 3000;
+
 /// How long the lock of a directory is waited for: a child between fork and exec may have it, of a process that was
 /// killed. An exec takes milliseconds, on a busy machine many.
 pub const LOCK_WAIT: Duration = Duration::from_secs(1);

@@ -1,7 +1,8 @@
 //! The command line: what there is, and who does it.
 
 use crate::{
-    container, dc, demo, init, ipcs, join, lab, mount, node, ps, run, server, state, token,
+    barrier, container, dc, demo, group, hold, init, ipcs, join, kv, lab, mount, node, ps, run,
+    server, state, token,
 };
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
@@ -51,6 +52,22 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: DcCommand,
     },
+    /// Keys and values that the whole cluster agrees on
+    Kv {
+        #[command(subcommand)]
+        command: kv::KvCommand,
+    },
+    /// Run a command while no other node has the same lock
+    Lock(hold::LockOptions),
+    /// Run a command when this is the leader
+    Elect(hold::ElectOptions),
+    /// Wait until so many are there
+    Barrier(barrier::BarrierOptions),
+    /// The group of nodes that agrees on everything, and messages to groups of programs
+    Group {
+        #[command(subcommand)]
+        command: group::GroupCommand,
+    },
     /// Mount the files of a distributed container on a directory of this machine
     Mount(mount::Options),
 
@@ -91,6 +108,10 @@ pub(crate) enum LabCommand {
     Status(JsonOption),
     /// Show files, locks, semaphores, queues and processes shared by three nodes
     Demo,
+    /// Cut a node off from all others, as a broken cable would
+    Cut(lab::CutOptions),
+    /// Mend what was cut
+    Mend(lab::CutOptions),
     /// End the lab: its processes, its mounts, its directory
     Down,
 }
@@ -191,6 +212,8 @@ pub(crate) fn execute(command: Command) -> Result<u8> {
         Command::Lab { command: LabCommand::Up(options) } => lab::up(&options)?,
         Command::Lab { command: LabCommand::Status(options) } => return lab::status(options.json),
         Command::Lab { command: LabCommand::Down } => lab::down()?,
+        Command::Lab { command: LabCommand::Cut(options) } => lab::connect(&options, false)?,
+        Command::Lab { command: LabCommand::Mend(options) } => lab::connect(&options, true)?,
         Command::Ps(options) => ps::main(&options)?,
         Command::Ipcs(options) => ipcs::main(&options)?,
         Command::Node { command: NodeCommand::Ls(options) } => node::list(options.json)?,
@@ -201,6 +224,11 @@ pub(crate) fn execute(command: Command) -> Result<u8> {
         Command::Join(options) => join::main(&options)?,
         Command::Dc { command: DcCommand::Ls(options) } => dc::list(options.json)?,
         Command::Mount(options) => mount::main(&options)?,
+        Command::Kv { command } => kv::main(&command)?,
+        Command::Lock(options) => return hold::lock(&options),
+        Command::Elect(options) => return hold::elect(&options),
+        Command::Barrier(options) => barrier::main(&options)?,
+        Command::Group { command } => return group::main(&command),
         internal => execute_internal(internal)?,
     }
     Ok(0)
@@ -222,10 +250,11 @@ fn execute_internal(command: Command) -> Result<()> {
     }
 }
 
-/// Daemons write what happens to their standard error; `DVS_LOG` chooses how much.
+/// Daemons write what happens to their standard error; `DVS_LOG` chooses how much. What openraft takes for an error is
+/// usually a node that is not there, of which dvkd says more.
 fn start_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("DVS_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=off"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

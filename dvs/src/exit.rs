@@ -4,11 +4,13 @@
 pub(crate) const FAILED: u8 = 1;
 /// dvs-run: there is no such node.
 pub(crate) const NO_NODE: u8 = 121;
+/// dvs lock: it was not one's turn.
+pub(crate) const NOT_TAKEN: u8 = 121;
 /// dvs-run: there is no such distributed container.
 pub(crate) const NO_DC: u8 = 122;
 /// dvs-run: no DVS is running here.
 pub(crate) const NO_DVS: u8 = 123;
-/// dvs-run: the node, or the program's connection to it, is down.
+/// dvs-run: the node, or the program's connection to it, is down. The system group cannot be asked.
 pub(crate) const NODE_DOWN: u8 = 124;
 /// dvs-run itself failed.
 pub(crate) const RUN_FAILED: u8 = 125;

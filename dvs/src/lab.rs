@@ -46,6 +46,13 @@ impl Default for UpOptions {
     }
 }
 
+/// Options of `lab cut` and `lab mend`.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct CutOptions {
+    /// The node, by name or number
+    node: String,
+}
+
 /// Options of the node daemon.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct DvkdOptions {
@@ -409,6 +416,30 @@ pub(crate) fn down_quietly() -> Result<()> {
     let directory = directory();
     let _lock = state::lock(&directory)?;
     Lab::read(&directory)?.map_or(Ok(()), |lab| take_down(&lab))
+}
+
+/// `dvs lab cut` and `dvs lab mend`: takes a node's cable out of the lab's bridge, or puts it in again.
+///
+/// # Errors
+/// One sentence: no lab, no such node, or the nodes have no network of their own.
+pub(crate) fn connect(options: &CutOptions, is_connected: bool) -> Result<()> {
+    let lab = Lab::read(&directory())?;
+    let lab = lab.ok_or_else(|| {
+        exit::Failure::error(exit::NO_DVS, "no lab is up; \"dvs lab up\" starts one")
+    })?;
+    let wanted =
+        |node: &&LabNode| node.name == options.node || node.node.to_string() == options.node;
+    let node = lab.nodes.iter().find(wanted);
+    let node = node.with_context(|| format!("there is no node {:?} in the lab", options.node))?;
+    ensure!(
+        lab.namespaces,
+        "only a lab of root has a network that can be cut: in this one nodes are addresses of one machine"
+    );
+    let switch = ProcessId::read(&lab.switch_file()).filter(ProcessId::is_alive);
+    let switch = switch.context("the lab's network is gone; \"dvs lab down\" clears it away")?;
+    let path = format!("/proc/{}/ns/net", switch.pid);
+    let namespace = File::open(&path).with_context(|| format!("cannot open {path}"))?;
+    network::connect(&namespace, node.node, is_connected)
 }
 
 /// Ends everything that belongs to `lab`, whatever state it is in.

@@ -41,6 +41,13 @@ pub(crate) const AGENT_STOP_PATIENCE: Duration = Duration::from_millis(500);
 /// Pause after a call to pm-server that failed: it is being started again.
 pub(crate) const PM_RETRY_PAUSE: Duration = Duration::from_millis(200);
 
+// ---- commands that hold something of the system group ----
+
+/// How long a command has between SIGTERM and SIGKILL when what it ran under is lost.
+pub(crate) const HELD_STOP_PATIENCE: Duration = Duration::from_secs(2);
+/// How long `dvs lock` waits to hear that it is released: the end of its connection releases it as well.
+pub(crate) const HELD_RELEASE_PATIENCE: Duration = Duration::from_secs(2);
+
 // ---- labs ----
 
 /// Most nodes of a lab: the addresses of one /24 network.

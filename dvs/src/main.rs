@@ -1,14 +1,18 @@
 //! `dvs`: the command line of DVS, and by sub-command or by name each of its processes.
 
+mod barrier;
 mod cli;
 mod container;
 mod dc;
 mod demo;
 mod embedded;
 mod exit;
+mod group;
+mod hold;
 mod init;
 mod ipcs;
 mod join;
+mod kv;
 mod lab;
 mod limits;
 mod mount;
@@ -18,6 +22,7 @@ mod procfs;
 mod ps;
 mod run;
 mod server;
+mod services;
 mod session;
 mod shim;
 mod state;

@@ -36,16 +36,37 @@ impl StateOption {
     /// # Errors
     /// One sentence: there is none.
     pub(crate) fn config(&self) -> Result<Config> {
+        self.config_of(None)
+    }
+
+    /// The configuration of a node of the lab, by name or number, or of the usual one.
+    ///
+    /// # Errors
+    /// One sentence: there is none.
+    pub(crate) fn config_of(&self, node: Option<&str>) -> Result<Config> {
         let is_named = self.state.is_some() || std::env::var_os(VARIABLE).is_some();
         let lab = if is_named { None } else { Lab::read(&lab::directory())? };
-        let first = lab.as_ref().and_then(|lab| Some(lab.run(lab.nodes.first()?)));
-        let path = first.unwrap_or_else(|| self.directory()).join("dvkd.toml");
+        let is_it = |number: u16, name: &str| {
+            node.is_none_or(|wanted| name == wanted || number.to_string() == wanted)
+        };
+        let found = lab.as_ref().map(|lab| {
+            let found = lab.nodes.iter().find(|node| is_it(node.node, &node.name));
+            let found = found.with_context(|| format!("there is no node {node:?} in the lab"));
+            found.map(|node| lab.run(node))
+        });
+        let path = found.transpose()?.unwrap_or_else(|| self.directory()).join("dvkd.toml");
         ensure!(
             path.exists(),
             "{} is not there: this machine is no node yet (\"dvs init\", \"dvs join\")",
             path.display()
         );
-        Config::read(&path)
+        let config = Config::read(&path)?;
+        ensure!(
+            is_it(config.node, &config.name),
+            "this machine is node {}; ask another on its own machine",
+            config.name
+        );
+        Ok(config)
     }
 }
 

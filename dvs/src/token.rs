@@ -30,7 +30,10 @@ pub(crate) fn create(options: &Options) -> Result<()> {
 }
 
 /// A time like `90s`, `10m`, `2h` or `1d`.
-fn parse_time(text: &str) -> Result<Duration> {
+///
+/// # Errors
+/// It is none.
+pub(crate) fn parse_time(text: &str) -> Result<Duration> {
     let parse = || {
         let (number, seconds) = match text.char_indices().next_back()? {
             (at, 's') => (&text[..at], 1),

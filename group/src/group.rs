@@ -3,7 +3,7 @@
 use crate::command::{Answer, ClientId, Command, Millis, Op};
 use crate::contact::Contact;
 use crate::disk::Disk;
-use crate::limits::SNAPSHOT_MAX;
+use crate::limits::{SERVING_BYTES, SERVING_MAX, SNAPSHOT_MAX};
 use crate::network::{Network, Peers, Transport};
 use crate::signal::Signal;
 use crate::state::State;
@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
@@ -28,7 +29,10 @@ pub struct Config {
     pub address: String,
     /// The voters that the group begins with: the same on all nodes. A node that joins later gives none.
     pub first_voters: BTreeSet<u64>,
-    /// Nodes to ask while it is not known who leads.
+    /// A first voter that has never been in the group makes it. One that has been, and has lost its disk,
+    /// must not: there is a group already.
+    pub founds: bool,
+    /// Nodes to ask while it is not known who leads. See [`Group::set_peers`].
     pub peers: Vec<u64>,
     /// A node that the group has not heard of for so long is down. See [`crate::fence`].
     pub lease: Millis,
@@ -47,6 +51,7 @@ impl Config {
             address: String::new(),
             peers: first_voters.iter().copied().collect(),
             first_voters,
+            founds: true,
             // A new leader is there after 0.5 s, at most 0.9: that must not fence anybody.
             lease: 2000,
             gone: Duration::from_secs(60),
@@ -91,6 +96,11 @@ pub(crate) struct Inner {
     contact: Mutex<Contact>,
     clock: Mutex<Option<Clock>>,
     receiving: Mutex<Option<Receiving>>,
+    /// Where requests of others are dealt with, and how many and how long those of each are.
+    runtime: Handle,
+    serving: Mutex<BTreeMap<u64, (usize, usize)>>,
+    peers: Mutex<Vec<u64>>,
+    expelled: Mutex<BTreeSet<u64>>,
     /// Who leads; 0 is nobody.
     pub(crate) leader: Signal,
     pub(crate) fence: watch::Sender<crate::fence::Fence>,
@@ -117,8 +127,41 @@ fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-pub(crate) fn millis(duration: Duration) -> Millis {
+/// A duration as the group counts it.
+pub fn millis(duration: Duration) -> Millis {
     u64::try_from(duration.as_millis()).unwrap_or(Millis::MAX)
+}
+
+/// A request of another node that is being dealt with.
+struct Served {
+    group: Group,
+    from: u64,
+    bytes: usize,
+}
+
+impl Served {
+    fn admit(group: &Group, from: u64, bytes: usize) -> Option<Served> {
+        let mut serving = locked(&group.0.serving);
+        let (count, total) = serving.entry(from).or_default();
+        if *count >= SERVING_MAX || *total + bytes > SERVING_BYTES {
+            return None;
+        }
+        (*count, *total) = (*count + 1, *total + bytes);
+        drop(serving);
+        Some(Served { group: group.clone(), from, bytes })
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let mut serving = locked(&self.group.0.serving);
+        if let Some((count, total)) = serving.get_mut(&self.from) {
+            (*count, *total) = (count.saturating_sub(1), total.saturating_sub(self.bytes));
+            if *count == 0 {
+                serving.remove(&self.from);
+            }
+        }
+    }
 }
 
 impl Group {
@@ -147,10 +190,11 @@ impl Group {
             ..openraft::Config::default()
         };
         let settings = settings.validate().map_err(io::Error::other)?;
-        let peers = Peers(network.clone());
-        let raft = Raft::new(config.node, Arc::new(settings), peers, log, state.clone()).await;
+        let links = Peers(network.clone());
+        let raft = Raft::new(config.node, Arc::new(settings), links, log, state.clone()).await;
         let raft = raft.map_err(io::Error::other)?;
         let contact = Mutex::new(Contact::new(config.node, CONTACT));
+        let peers = config.peers.clone();
         let group = Group(Arc::new(Inner {
             config,
             raft,
@@ -160,6 +204,10 @@ impl Group {
             contact,
             clock: Mutex::default(),
             receiving: Mutex::default(),
+            runtime: Handle::current(),
+            serving: Mutex::default(),
+            peers: Mutex::new(peers),
+            expelled: Mutex::default(),
             leader: Signal::default(),
             fence: watch::Sender::default(),
             incarnation: Jitter.next_u64(),
@@ -176,7 +224,8 @@ impl Group {
     /// Makes the group, if there is none yet and this node is of the first.
     async fn begin(&self) -> io::Result<()> {
         let inner = &*self.0;
-        if !inner.config.first_voters.contains(&inner.config.node) {
+        let config = &inner.config;
+        if !config.founds || !config.first_voters.contains(&config.node) {
             return Ok(());
         }
         match inner.raft.initialize(inner.config.first_voters.clone()).await {
@@ -199,11 +248,36 @@ impl Group {
         self.0.raft.metrics().borrow().running_state.is_ok()
     }
 
+    /// Why it is not at work any more, if so.
+    pub fn failure(&self) -> Option<String> {
+        self.0.raft.metrics().borrow().running_state.as_ref().err().map(ToString::to_string)
+    }
+
     pub fn node(&self) -> u64 {
         self.0.config.node
     }
 
-    /// Bytes from another node have come.
+    /// Nodes to ask while it is not known who leads: all that may be in the group.
+    pub fn set_peers(&self, peers: Vec<u64>) {
+        *locked(&self.0.peers) = peers;
+    }
+
+    /// Nodes that may not be in the group any more. They leave its tables and its voters.
+    pub fn set_expelled(&self, nodes: BTreeSet<u64>) {
+        *locked(&self.0.expelled) = nodes;
+    }
+
+    pub(crate) fn expelled(&self) -> BTreeSet<u64> {
+        locked(&self.0.expelled).clone()
+    }
+
+    /// How long ago there was two-way contact with a node; only voters have that with each other.
+    pub fn last_contact(&self, node: u64) -> Option<Duration> {
+        let last = self.with_contact(|contact| contact.last(node))?;
+        Some(Duration::from_millis(self.local_time().saturating_sub(last)))
+    }
+
+    /// Bytes from another node have come. May be called by any thread.
     pub fn deliver(&self, from: u64, bytes: &[u8]) {
         match Wire::decode(bytes) {
             Ok(Wire::Ping { hears }) => {
@@ -211,10 +285,11 @@ impl Group {
             }
             Ok(Wire::Tell { id, tell }) => self.0.network.told(id, tell),
             Ok(Wire::Ask { id, ask }) => {
-                let group = self.clone();
-                tokio::spawn(async move {
-                    let tell = group.serve(ask).await;
-                    group.0.network.send(from, &Wire::Tell { id, tell });
+                // Who asks more than can be dealt with gets no answer, and asks again.
+                let Some(served) = Served::admit(self, from, bytes.len()) else { return };
+                self.0.runtime.spawn(async move {
+                    let tell = served.group.serve(ask).await;
+                    served.group.0.network.send(from, &Wire::Tell { id, tell });
                 });
             }
             Err(error) => tracing::warn!(from, %error, "dropped bytes of the group"),
@@ -361,10 +436,10 @@ impl Group {
         let mut next_peer = 0;
         let asking = async {
             loop {
-                let peers = &self.0.config.peers;
                 let known = hint.take().or_else(|| self.leader());
                 let to = known.unwrap_or_else(|| {
                     next_peer += 1;
+                    let peers = locked(&self.0.peers);
                     peers.get(next_peer % peers.len().max(1)).copied().unwrap_or(self.node())
                 });
                 let tell = if to == self.node() {

@@ -1,12 +1,13 @@
 //! What a node does all the time: signs of life, the group's clock, and who are its members.
 
-use crate::command::{ClientId, Op};
-use crate::group::{Group, HEARTBEAT};
+use crate::command::{ClientId, NodeId, Op, TableOp};
+use crate::group::{Group, HEARTBEAT, millis};
+use crate::session::Session;
 use crate::state::State;
 use crate::types::RaftId;
 use crate::voters::{Liveness, Standing, wanted};
 use crate::wire::Wire;
-use openraft::EmptyNode;
+use openraft::{ChangeMembers, EmptyNode};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
@@ -80,8 +81,24 @@ pub(crate) async fn members(group: Group) {
         for (node, _) in table.iter().filter(|(_, up)| !**up) {
             down_since.entry(*node).or_insert(now);
         }
-        change(&group, &table, &down_since).await;
+        let expelled = group.expelled();
+        change(&group, &table, &down_since, &expelled).await;
+        if let Some(node) = table.keys().find(|node| expelled.contains(node)) {
+            remove(&group, *node).await;
+        }
     }
+}
+
+/// Takes an expelled node off the table.
+async fn remove(group: &Group, node: RaftId) {
+    let Ok(number) = NodeId::try_from(node) else { return };
+    let Ok(session) = Session::open(group, millis(CHANGE)).await else { return };
+    let removed = session.run(Op::Table(TableOp::RemoveNode { node: number }));
+    // If it fails, another leads and does it.
+    if let Ok(Ok(_)) = timeout(CHANGE, removed).await {
+        tracing::info!(node, "a node has left the system group");
+    }
+    session.close().await;
 }
 
 /// Does the one change of the members that is most wanted, if any.
@@ -89,6 +106,7 @@ async fn change(
     group: &Group,
     table: &BTreeMap<RaftId, bool>,
     down_since: &BTreeMap<RaftId, Instant>,
+    expelled: &BTreeSet<RaftId>,
 ) {
     let members = group.members();
     if group.voters().len() > 1 {
@@ -98,7 +116,8 @@ async fn change(
         return;
     }
     // A node that follows: it has signed on, so it is in the table and up.
-    for node in table.iter().filter(|(node, up)| **up && !members.contains_key(node)) {
+    let follows = |node: &RaftId| !members.contains_key(node) && !expelled.contains(node);
+    for node in table.iter().filter(|(node, up)| **up && follows(node)) {
         let added = group.0.raft.add_learner(*node.0, EmptyNode {}, false);
         if timeout(CHANGE, added).await.is_err() {
             return;
@@ -108,6 +127,7 @@ async fn change(
         down_since.get(node).is_some_and(|since| since.elapsed() >= group.0.config.gone)
     };
     let standing = |node: &RaftId| match table.get(node) {
+        _ if expelled.contains(node) => Standing::Expelled,
         Some(true) => Standing::Alive,
         Some(false) if gone(node) => Standing::Gone,
         Some(false) => Standing::Silent,
@@ -125,5 +145,15 @@ async fn change(
     if goal != voters {
         tracing::info!(?voters, ?goal, "changing the voters of the system group");
         timeout(CHANGE, group.0.raft.change_membership(goal, true)).await.ok();
+        return;
+    }
+    let out: BTreeSet<RaftId> = members
+        .iter()
+        .filter(|(node, voter)| !**voter && expelled.contains(node))
+        .map(|(node, _)| *node)
+        .collect();
+    if !out.is_empty() {
+        let change = ChangeMembers::RemoveNodes(out);
+        timeout(CHANGE, group.0.raft.change_membership(change, true)).await.ok();
     }
 }

@@ -22,7 +22,7 @@ mod types;
 pub mod voters;
 pub mod wire;
 
-pub use group::{Config, Group, Unavailable};
+pub use group::{Config, Group, Unavailable, millis};
 pub use network::Transport;
 pub use session::{Failure, Session};
 pub use slots_session::{NoSlot, SlotMember};

@@ -85,6 +85,10 @@ pub const VOTERS_MAX: usize = 5;
 /// Requests to other nodes that have no answer yet. Each ends after its time.
 pub const ASKING_MAX: usize = 4096;
 
+/// Requests of one other node that are being dealt with, and their bytes. Others get no answer.
+pub const SERVING_MAX: usize = 1024;
+pub const SERVING_BYTES: usize = 8 << 20;
+
 /// Slots that the nodes of a container share. The prototype has 221; with this many the table, 10 bytes a slot,
 /// still fits a joiner's state.
 pub const SLOTS_MAX: u16 = 4096;

@@ -2,12 +2,14 @@
 
 use crate::command::{ClientId, Done, Millis, Op, Refusal};
 use crate::group::{Group, Unavailable};
+use crate::signal::Signal;
 use crate::state::{Delivery, Holder, Passage, State};
 use crate::types::Jitter;
 use rand_core::RngCore;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// Why a service was not rendered.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -34,6 +36,16 @@ struct Inner {
     group: Group,
     client: ClientId,
     numbers: Mutex<Numbers>,
+    life: Life,
+}
+
+/// How long it is known to live. As a node's fence: a sign of life sent at `s` and answered means that the group does
+/// not end the session before `s + ttl`, and an eighth is for clocks of different rates.
+#[derive(Debug)]
+struct Life {
+    until: Mutex<Instant>,
+    /// 1: the group has said that it has ended. 2: it was closed here.
+    ended: Signal,
 }
 
 /// Numbers of commands.
@@ -65,6 +77,12 @@ impl Inner {
     }
 }
 
+impl Life {
+    fn until(&self) -> MutexGuard<'_, Instant> {
+        self.until.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Drop for Number<'_> {
     fn drop(&mut self) {
         self.of.numbers().open.remove(&self.number);
@@ -78,24 +96,43 @@ impl Session {
     /// The group cannot be reached, or refuses the time.
     pub async fn open(group: &Group, ttl: Millis) -> Result<Session, Failure> {
         let open = Op::Open { nonce: Jitter.next_u64(), ttl };
+        let trust = Duration::from_millis(ttl - ttl / 8);
+        let until = Instant::now() + trust;
         let (index, answer) = group.submit(ClientId::default(), 0, 0, open, PATIENCE).await?;
         let Done::Opened { client } = answer? else { return Err(Refusal::NoSession.into()) };
         group.reach(index).await;
-        let inner = Inner { group: group.clone(), client, numbers: Mutex::default() };
+        let life = Life { until: Mutex::new(until), ended: Signal::new(0) };
+        let inner = Inner { group: group.clone(), client, numbers: Mutex::default(), life };
         let session = Session(Arc::new(inner));
         let (weak, group) = (Arc::downgrade(&session.0), group.clone());
         tokio::spawn(async move {
             let pause = Duration::from_millis(ttl / 4);
             while weak.strong_count() > 0 && group.is_running() {
                 tokio::time::sleep(pause).await;
+                let until = Instant::now() + trust;
                 let sign = group.submit(client, 0, 0, Op::KeepAlive, pause).await;
-                if matches!(sign, Ok((_, Err(Refusal::NoSession)))) {
-                    return;
+                let Some(inner) = weak.upgrade() else { break };
+                match sign {
+                    _ if inner.life.ended.get() != 0 => return,
+                    Ok((_, Ok(_))) => *inner.life.until() = until,
+                    Ok((_, Err(Refusal::NoSession))) => return inner.life.ended.set(1),
+                    Ok((_, Err(_))) | Err(Unavailable) => {}
                 }
             }
             group.submit(client, 0, 0, Op::Close, pause).await.ok();
         });
         Ok(session)
+    }
+
+    /// Opens a session that gives no signs of life: it ends after `ttl` milliseconds. A lease for keys.
+    ///
+    /// # Errors
+    /// As [`Session::open`].
+    pub async fn grant(group: &Group, ttl: Millis) -> Result<ClientId, Failure> {
+        let open = Op::Open { nonce: Jitter.next_u64(), ttl };
+        let (_, answer) = group.submit(ClientId::default(), 0, 0, open, PATIENCE).await?;
+        let Done::Opened { client } = answer? else { return Err(Refusal::NoSession.into()) };
+        Ok(client)
     }
 
     pub fn client(&self) -> ClientId {
@@ -104,6 +141,28 @@ impl Session {
 
     pub fn group(&self) -> &Group {
         &self.0.group
+    }
+
+    /// Ends the session and what it holds, now. If the group cannot be reached, it ends by itself.
+    pub async fn close(self) {
+        self.0.life.ended.set(2);
+        let patience = PATIENCE / 4;
+        self.0.group.submit(self.0.client, 0, 0, Op::Close, patience).await.ok();
+    }
+
+    /// Waits until the session may have ended: what it holds may be somebody else's.
+    pub async fn lost(&self) {
+        let life = &self.0.life;
+        loop {
+            let until = *life.until();
+            if until <= Instant::now() {
+                return;
+            }
+            let ended = life.ended.find(|ended| (ended != 0).then_some(()));
+            if tokio::time::timeout_at(until, ended).await.is_ok() {
+                return;
+            }
+        }
     }
 
     /// Has an operation carried out once, and waits until this node's state shows it.

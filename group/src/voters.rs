@@ -18,8 +18,10 @@ pub enum Standing {
     Alive,
     /// Silent, but not for so long that it counts as gone.
     Silent,
-    /// Silent for so long that it is replaced, or removed from the cluster.
+    /// Silent for so long that it is replaced.
     Gone,
+    /// Removed from the cluster: it is no voter any more, even if nobody takes its place.
+    Expelled,
 }
 
 /// The voters there should be.
@@ -33,7 +35,9 @@ pub fn wanted(nodes: &[Liveness]) -> BTreeSet<RaftId> {
         nodes.iter().filter(|node| wanted(node)).map(|node| node.node).collect()
     };
     let voters = of(&|node| node.voter);
-    let gone = of(&|node| node.voter && node.standing == Standing::Gone);
+    let expelled = of(&|node| node.voter && node.standing == Standing::Expelled);
+    let gone =
+        of(&|node| node.voter && matches!(node.standing, Standing::Gone | Standing::Expelled));
     let mut fresh: Vec<RaftId> =
         of(&|node| !node.voter && node.standing == Standing::Alive).into_iter().rev().collect();
     let mut wanted = voters.clone();
@@ -41,6 +45,9 @@ pub fn wanted(nodes: &[Liveness]) -> BTreeSet<RaftId> {
         let Some(node) = fresh.pop() else { break };
         wanted.remove(&lost);
         wanted.insert(node);
+    }
+    if wanted.iter().any(|node| !expelled.contains(node)) {
+        wanted.retain(|node| !expelled.contains(node));
     }
     // All there are of the rest, two at a time.
     while wanted.len() < VOTERS_MAX {
@@ -55,7 +62,7 @@ pub fn wanted(nodes: &[Liveness]) -> BTreeSet<RaftId> {
 
 #[cfg(test)]
 mod tests {
-    use super::Standing::{Alive, Gone, Silent};
+    use super::Standing::{Alive, Expelled, Gone, Silent};
     use super::*;
     use proptest::prelude::*;
 
@@ -89,6 +96,14 @@ mod tests {
     }
 
     #[test]
+    fn one_that_is_expelled_is_no_voter_any_more_unless_nobody_else_is() {
+        check(&[(1, Alive), (2, Alive), (3, Expelled)], &[], &[1, 2]);
+        check(&[(1, Alive), (2, Alive), (3, Expelled)], &[(4, Alive)], &[1, 2, 4]);
+        check(&[(1, Alive), (2, Expelled), (3, Expelled)], &[(4, Alive)], &[1, 4]);
+        check(&[(1, Expelled)], &[(2, Silent)], &[1]);
+    }
+
+    #[test]
     fn there_are_one_three_or_five() {
         check(&[(1, Alive)], &[(2, Alive)], &[1]);
         check(&[(1, Alive)], &[(2, Alive), (3, Alive)], &[1, 2, 3]);
@@ -102,9 +117,9 @@ mod tests {
     proptest! {
         #[test]
         fn a_majority_that_lives_stays_one_and_nobody_dead_is_added(
-            nodes in proptest::collection::btree_map(1..12u64, (any::<bool>(), 0..3u8), 1..10)
+            nodes in proptest::collection::btree_map(1..12u64, (any::<bool>(), 0..4u8), 1..10)
         ) {
-            let standing = |number| match number { 0 => Alive, 1 => Silent, _ => Gone };
+            let standing = |number| match number { 0 => Alive, 1 => Silent, 2 => Gone, _ => Expelled };
             let nodes: Vec<Liveness> = nodes
                 .into_iter()
                 .map(|(node, (voter, number))| Liveness { node, voter, standing: standing(number) })
@@ -114,7 +129,9 @@ mod tests {
             let voters: BTreeSet<RaftId> =
                 nodes.iter().filter(|node| node.voter).map(|node| node.node).collect();
             let wanted = wanted(&nodes);
-            prop_assert!(wanted.len() >= voters.len());
+            let expelled = nodes.iter().filter(|node| node.standing == Expelled).count();
+            prop_assert!(wanted.len() + expelled >= voters.len());
+            prop_assert!(voters.is_empty() || !wanted.is_empty());
             prop_assert!(wanted.difference(&voters).all(|node| alive.contains(node)));
             prop_assert!(wanted.len() <= VOTERS_MAX.max(voters.len()));
             if 2 * voters.intersection(&alive).count() > voters.len() {

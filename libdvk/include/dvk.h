@@ -134,8 +134,9 @@ int dvk_relay(dvk_ep_t caller, dvk_ep_t ep, const dvk_message *message, long tim
 #define DVK_READ 1
 #define DVK_WRITE 2
 
-/* Lends bytes at start to ep (DVK_ANY: to all) until dvk_revoke; access: DVK_READ, DVK_WRITE or both. Returns the
- * grant's number. -EDVSINVAL, -EDVSNOSPC. */
+/* Lends bytes at start to ep (DVK_ANY: to all) until dvk_revoke; access: DVK_READ, DVK_WRITE or both. They must stay
+ * mapped until then: only the ends of a range are looked at before it is copied. Returns the grant's number.
+ * -EDVSINVAL, -EDVSNOSPC. */
 long dvk_grant(dvk_ep_t ep, const void *start, long bytes, int access);
 /* Ends a grant. -EDVSENDPOINT: there is none. */
 int dvk_revoke(long grant);

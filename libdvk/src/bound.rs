@@ -2,7 +2,7 @@
 
 use crate::inbox::{Accepted, Event, Inbox, Sleeper, locked};
 use crate::memory::Memory;
-use m3ipc::client::{Client, Opener};
+use m3ipc::client::{Begun, Client, Opener};
 use m3ipc::connection::Opened;
 use m3ipc::door::{Ask, SOCKET_ENV, SOCKET_PATH, ask, event, kind, tell};
 use m3ipc::port::{Inbound, Incoming, Kind, ONE_WAY, Port, Received, Signals};
@@ -289,6 +289,26 @@ impl Core {
         let timeout_ms = timeout.map(milliseconds);
         let wait = Wait { timeout_ms, signals: Signals::Ignore };
         self.client.sendrec(&*self.inbox, to, message, send, answer, wait)
+    }
+
+    /// Half of a call to a memory side, which calls nobody; the other is [`Core::finish`].
+    pub(crate) fn begin(
+        &self,
+        to: Endpoint,
+        message: &mut Message,
+        send: &[&[u8]],
+    ) -> Result<Begun, IpcError> {
+        self.client.begin(&*self.inbox, to, message, send)
+    }
+
+    pub(crate) fn finish(
+        &self,
+        begun: Begun,
+        message: &mut Message,
+        send: &[&[u8]],
+        answer: &mut [u8],
+    ) -> Result<usize, IpcError> {
+        self.client.finish(&*self.inbox, begun, message, send, answer, Wait::FOREVER)
     }
 
     pub(crate) fn rcvrqst(

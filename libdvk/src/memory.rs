@@ -10,16 +10,14 @@
 use crate::bound::{Bound, Core, nonce};
 use crate::inbox::{Inbox, locked};
 use m3ipc::door::{Ask, kind};
-use m3ipc::limits::{GRANTS_MAX, PAYLOAD_MAX};
+use m3ipc::limits::{COPY_MAX, GRANTS_MAX, PAYLOAD_MAX};
 use m3ipc::message::kernel::{COPY_IN, COPY_OUT};
 use m3ipc::rights::call;
 use m3ipc::{Endpoint, IpcError, Message};
-use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
-use nix::unistd::Pid;
+use rustix::mm::{Advice, madvise};
 use std::collections::BTreeMap;
-use std::io::{IoSlice, IoSliceMut};
 use std::os::unix::ffi::OsStrExt;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// What may be done with granted memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,9 +45,38 @@ impl Grant {
 /// A copy that ended early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CopyFailed {
-    /// Bytes that are at the destination, from the beginning on.
+    /// Bytes that are at the destination, from the beginning on. Some of those behind them may be there, too.
     pub copied: usize,
     pub error: IpcError,
+}
+
+/// Bytes whose pieces are under way at once: while one is copied here, its owner copies the next.
+const BATCH: usize = COPY_MAX;
+
+/// How far a copy has come, piece by piece.
+struct Moved {
+    result: Result<(), CopyFailed>,
+    copied: usize,
+}
+
+impl Moved {
+    /// The next piece has been answered, wholly or not. The first error counts.
+    fn piece(&mut self, len: usize, is_whole: Result<bool, IpcError>) {
+        let error = match is_whole {
+            Ok(true) => {
+                self.copied += len;
+                return;
+            }
+            Ok(false) => IpcError::Protocol,
+            Err(error) => error,
+        };
+        self.result = self.result.and(Err(CopyFailed { copied: self.copied, error }));
+    }
+}
+
+/// Where pieces start.
+fn starts() -> impl Iterator<Item = u64> {
+    (0..).step_by(PAYLOAD_MAX)
 }
 
 /// The memory side of an endpoint.
@@ -93,14 +120,14 @@ impl Grants {
 
 impl Bound {
     /// Lends `len` bytes at `start` of this process's memory to `to` (`Endpoint::ANY`: to all of the DC), until
-    /// [`Bound::revoke`]. A range that is not mapped is found out when it is used ([`IpcError::Fault`]).
+    /// [`Bound::revoke`]. A range whose ends are not mapped is found out when it is used ([`IpcError::Fault`]).
     ///
     /// # Errors
     /// [`IpcError::Exhausted`]: too many grants, no memory or thread for the memory side; or as [`Bound::bind`].
     ///
     /// # Safety
-    /// Until it is revoked, the bytes may be read at any time, and with `Write` or `Both` written: no reference to
-    /// them may be relied on meanwhile.
+    /// Until it is revoked, the bytes are mapped, and may be read at any time, with `Write` or `Both` written: no
+    /// reference to them may be relied on meanwhile. What is written to them during a copy arrives or not.
     pub unsafe fn grant(
         &self,
         to: Endpoint,
@@ -138,7 +165,7 @@ impl Bound {
     /// `DestinationDied`. [`CopyFailed::copied`] bytes have arrived all the same.
     ///
     /// # Safety
-    /// For a side that is this endpoint, the range is its to read, or to write, while this runs.
+    /// For a side that is this endpoint, the range is mapped, and its to read, or to write, while this runs.
     pub unsafe fn vcopy(
         &self,
         source: Endpoint,
@@ -147,36 +174,71 @@ impl Bound {
         to: u64,
         len: usize,
     ) -> Result<(), CopyFailed> {
-        let mut piece = vec![0; len.min(PAYLOAD_MAX)];
+        let is_through_here = !self.is_own(source) && !self.is_own(destination);
+        let mut buffer = vec![0; if is_through_here { len.min(BATCH) } else { 0 }];
         let mut copied = 0;
         while copied < len {
-            let bytes = &mut piece[..(len - copied).min(PAYLOAD_MAX)];
-            let moved = self
-                .check(call::VCOPY)
-                .and_then(|()| self.fetch(source, from.wrapping_add(copied as u64), bytes))
-                .and_then(|()| self.store(destination, to.wrapping_add(copied as u64), bytes));
-            moved.map_err(|error| CopyFailed { copied, error })?;
-            copied += bytes.len();
+            let size = (len - copied).min(BATCH);
+            let (from, to) = (from.wrapping_add(copied as u64), to.wrapping_add(copied as u64));
+            let own = |error| CopyFailed { copied: 0, error };
+            let moved = match (self.is_own(source), self.is_own(destination)) {
+                _ if self.check(call::VCOPY).is_err() => Err(own(IpcError::Denied)),
+                // SAFETY: the caller's contract.
+                (true, true) => unsafe { copy_own(from, to, size) }.map_err(own),
+                (true, false) => {
+                    // SAFETY: the caller's contract.
+                    let bytes = unsafe { own_bytes(from, size) };
+                    bytes.map_err(own).and_then(|bytes| self.store(destination, to, bytes))
+                }
+                (false, true) => {
+                    // SAFETY: the caller's contract.
+                    let bytes = unsafe { own_bytes_mut(to, size) };
+                    bytes.map_err(own).and_then(|bytes| self.fetch(source, from, bytes))
+                }
+                (false, false) => {
+                    let bytes = &mut buffer[..size];
+                    let fetched = self.fetch(source, from, bytes);
+                    let there = fetched.map_or_else(|failed| failed.copied, |()| size);
+                    self.store(destination, to, &bytes[..there]).and(fetched)
+                }
+            };
+            moved.map_err(|failed| CopyFailed { copied: copied + failed.copied, ..failed })?;
+            copied += size;
         }
         Ok(())
     }
 
-    fn fetch(&self, source: Endpoint, from: u64, bytes: &mut [u8]) -> Result<(), IpcError> {
-        if self.is_own(source) {
-            return read_own(from, bytes);
+    /// Reads what `source` lends at `from`. Its pieces are asked for all at once.
+    fn fetch(&self, source: Endpoint, from: u64, bytes: &mut [u8]) -> Result<(), CopyFailed> {
+        let begin = |(at, piece): (u64, &mut [u8])| {
+            let mut message = request(COPY_OUT, from.wrapping_add(at), piece.len());
+            (self.core.begin(source.memory(), &mut message, &[]), message)
+        };
+        let begun: Vec<_> = starts().zip(bytes.chunks_mut(PAYLOAD_MAX)).map(begin).collect();
+        let mut moved = Moved { result: Ok(()), copied: 0 };
+        for ((begun, mut message), piece) in begun.into_iter().zip(bytes.chunks_mut(PAYLOAD_MAX)) {
+            let answered =
+                begun.and_then(|begun| self.core.finish(begun, &mut message, &[], piece));
+            let is_whole = |len| message.status == 0 && len == piece.len();
+            moved.piece(piece.len(), answered.map(is_whole));
         }
-        let mut message = request(COPY_OUT, from, bytes.len());
-        let len = self.core.exchange(source.memory(), &mut message, &[], bytes, None)?;
-        if message.status == 0 && len == bytes.len() { Ok(()) } else { Err(IpcError::Protocol) }
+        moved.result
     }
 
-    fn store(&self, destination: Endpoint, to: u64, bytes: &[u8]) -> Result<(), IpcError> {
-        if self.is_own(destination) {
-            return write_own(to, bytes);
+    /// Writes to what `destination` lends at `to`.
+    fn store(&self, destination: Endpoint, to: u64, bytes: &[u8]) -> Result<(), CopyFailed> {
+        let begin = |(at, piece): (u64, &[u8])| {
+            let mut message = request(COPY_IN, to.wrapping_add(at), piece.len());
+            (self.core.begin(destination.memory(), &mut message, &[piece]), message)
+        };
+        let begun: Vec<_> = starts().zip(bytes.chunks(PAYLOAD_MAX)).map(begin).collect();
+        let mut moved = Moved { result: Ok(()), copied: 0 };
+        for ((begun, mut message), piece) in begun.into_iter().zip(bytes.chunks(PAYLOAD_MAX)) {
+            let answered =
+                begun.and_then(|begun| self.core.finish(begun, &mut message, &[piece], &mut []));
+            moved.piece(piece.len(), answered.map(|_| message.status == 0));
         }
-        let mut message = request(COPY_IN, to, bytes.len());
-        self.core.exchange(destination.memory(), &mut message, &[bytes], &mut [], None)?;
-        if message.status == 0 { Ok(()) } else { Err(IpcError::Protocol) }
+        moved.result
     }
 
     fn is_own(&self, endpoint: Endpoint) -> bool {
@@ -220,40 +282,44 @@ fn serve(core: &Core, grants: &Mutex<Grants>) {
             Err(_) => continue,
         };
         let source = got.message.source;
-        let done = answer(&got.message, got.payload_len, &mut buffer, grants);
-        let (reply, len) = match done {
-            Ok(len) => (Message::request(got.message.call), len),
-            Err(error) => (Message::undelivered(got.message.call, error), 0),
+        // Held while the bytes are moved: a revoked grant is not in use.
+        let grants = locked(grants);
+        let done = answer(&got.message, &buffer[..got.payload_len], &grants);
+        let (reply, bytes) = match done {
+            Ok(bytes) => (Message::request(got.message.call), bytes),
+            Err(error) => (Message::undelivered(got.message.call, error), &[][..]),
         };
         let reply = Message { tag: got.message.tag, ..reply };
         // A requester that has given up, or died, needs none.
-        core.reply(source, &reply, &buffer[..len]).ok();
+        core.reply(source, &reply, bytes).ok();
     }
 }
 
-/// Does what a request asks; returns how much of `buffer` is the answer.
-fn answer(
+/// Does what a request asks; returns the bytes of the answer.
+fn answer<'a>(
     message: &Message,
-    payload_len: usize,
-    buffer: &mut [u8],
-    grants: &Mutex<Grants>,
-) -> Result<usize, IpcError> {
+    payload: &[u8],
+    grants: &'a MutexGuard<'_, Grants>,
+) -> Result<&'a [u8], IpcError> {
     let word = |at: usize| {
         let bytes = message.args[at..at + 8].first_chunk().expect("eight bytes");
         u64::from_le_bytes(*bytes)
     };
     let (start, len) = (word(0), word(8));
-    let size = usize::try_from(len).ok().filter(|size| *size <= buffer.len());
+    let size = usize::try_from(len).ok().filter(|size| *size <= PAYLOAD_MAX);
     let size = size.ok_or(IpcError::TooLarge)?;
-    // Held while the bytes are moved: a revoked grant is not in use.
-    let grants = locked(grants);
     match message.call {
         COPY_OUT if grants.allow(message.source, start, len, Access::Read) => {
-            read_own(start, &mut buffer[..size]).map(|()| size)
+            // SAFETY: whoever granted them says that they are mapped until they are revoked, which `grants` keeps off.
+            unsafe { own_bytes(start, size) }
         }
-        COPY_IN if size != payload_len => Err(IpcError::Protocol),
+        COPY_IN if size != payload.len() => Err(IpcError::Protocol),
         COPY_IN if grants.allow(message.source, start, len, Access::Write) => {
-            write_own(start, &buffer[..size]).map(|()| 0)
+            // SAFETY: as above, and that nobody relies on what is in them.
+            unsafe { own_bytes_mut(start, size) }.map(|bytes| {
+                bytes.copy_from_slice(payload);
+                &[][..]
+            })
         }
         COPY_OUT | COPY_IN => Err(IpcError::Denied),
         _ => Err(IpcError::Protocol),
@@ -267,30 +333,49 @@ fn request(number: u16, start: u64, len: usize) -> Message {
     message
 }
 
-/// Reads this process's memory by way of the kernel, which says EFAULT where a load would end the process.
-fn read_own(start: u64, bytes: &mut [u8]) -> Result<(), IpcError> {
-    let (base, len) = (address(start)?, bytes.len());
-    let read =
-        process_vm_readv(Pid::this(), &mut [IoSliceMut::new(bytes)], &[RemoteIoVec { base, len }]);
-    whole(read, len)
+/// Copies from this process to itself.
+///
+/// # Safety
+/// As for [`Bound::vcopy`].
+unsafe fn copy_own(from: u64, to: u64, len: usize) -> Result<(), IpcError> {
+    let from = mapped(from, len, Advice::LinuxPopulateRead)?;
+    let to = mapped(to, len, Advice::LinuxPopulateWrite)?;
+    // SAFETY: the caller's contract; they may overlap.
+    unsafe { std::ptr::copy(from, to, len) };
+    Ok(())
 }
 
-/// Writes this process's memory, likewise.
-fn write_own(start: u64, bytes: &[u8]) -> Result<(), IpcError> {
-    let (base, len) = (address(start)?, bytes.len());
-    let written =
-        process_vm_writev(Pid::this(), &[IoSlice::new(bytes)], &[RemoteIoVec { base, len }]);
-    whole(written, len)
+/// Bytes of this process.
+///
+/// # Safety
+/// They are mapped, and nobody takes them away while the slice lives. It is only copied from, once: if somebody writes
+/// to them meanwhile, the copy is arbitrary.
+unsafe fn own_bytes<'a>(start: u64, len: usize) -> Result<&'a [u8], IpcError> {
+    let start = mapped(start, len, Advice::LinuxPopulateRead)?;
+    // SAFETY: the caller's contract.
+    Ok(unsafe { std::slice::from_raw_parts(start, len) })
 }
 
-fn address(start: u64) -> Result<usize, IpcError> {
-    usize::try_from(start).map_err(|_| IpcError::Fault)
+/// The same, to be written.
+///
+/// # Safety
+/// They are mapped writable, and nobody uses them otherwise, or takes them away, while the slice lives.
+unsafe fn own_bytes_mut<'a>(start: u64, len: usize) -> Result<&'a mut [u8], IpcError> {
+    let start = mapped(start, len, Advice::LinuxPopulateWrite)?;
+    // SAFETY: the caller's contract.
+    Ok(unsafe { std::slice::from_raw_parts_mut(start, len) })
 }
 
-fn whole(moved: nix::Result<usize>, len: usize) -> Result<(), IpcError> {
-    match moved {
-        Ok(moved) if moved == len => Ok(()),
-        Ok(_) | Err(nix::Error::EFAULT) => Err(IpcError::Fault),
-        Err(_) => Err(IpcError::Denied),
+/// Looks whether both ends of a range are mapped so (madvise(2), Linux 5.14): an address that is wrong is found out
+/// before it ends the process. Looking at every page would take twice as long as the copy.
+fn mapped(start: u64, len: usize, advice: Advice) -> Result<*mut u8, IpcError> {
+    let start = usize::try_from(start).map_err(|_| IpcError::Fault)?;
+    let last = start.checked_add(len.saturating_sub(1)).ok_or(IpcError::Fault)?;
+    let size = rustix::param::page_size();
+    let (first, last) = (start - start % size, last - last % size);
+    for page in [Some(first), (last != first).then_some(last)].into_iter().flatten() {
+        // SAFETY: one page is made present, nothing else changes; one that is not mapped is an error.
+        unsafe { madvise(page as *mut _, size, advice) }.map_err(|_| IpcError::Fault)?;
     }
+    Ok(start as *mut u8)
 }

@@ -88,6 +88,16 @@ impl Identity {
     }
 }
 
+/// A call that is under way ([`Client::begin`]). Dropped without [`Client::finish`], its lane stays taken.
+#[derive(Debug)]
+#[must_use = "its lane is taken until it is finished"]
+pub struct Begun {
+    slot: usize,
+    lane: usize,
+    /// Whether the receiver's bell was heard.
+    posted: Result<bool, IpcError>,
+}
+
 /// How a client gets its channels.
 pub trait Opener {
     /// Asks dvkd for a channel to `to`. The client is locked against other threads meanwhile.
@@ -205,13 +215,46 @@ impl Client {
         receive: &mut [u8],
         wait: Wait,
     ) -> Result<usize, IpcError> {
+        let begun = self.begin(opener, to, message, send)?;
+        self.finish(opener, begun, message, send, receive, wait)
+    }
+
+    /// The first half of [`Client::sendrec`]: the request is under way. Several may be, each on a lane of its own, which
+    /// is taken until [`Client::finish`].
+    ///
+    /// # Errors
+    /// There is no lane or no channel.
+    pub fn begin(
+        &self,
+        opener: &impl Opener,
+        to: Endpoint,
+        message: &mut Message,
+        send: &[&[u8]],
+    ) -> Result<Begun, IpcError> {
         let (slot, lane, sequence) = self.lane(opener, to)?;
-        let place = &self.slots[slot];
         let number = u16::try_from(slot * LANES + lane).map_err(|_| IpcError::Exhausted)?;
         message.tag = Tag::new(number, sequence);
         message.source = Endpoint::from_bits(self.endpoint.load(Ordering::Relaxed));
-        let outcome = self.exchange(opener, place, lane, message, send, receive, wait);
-        place.turns[lane].end();
+        Ok(Begun { slot, lane, posted: self.slots[slot].post(lane, message, send) })
+    }
+
+    /// The second half: waits for the answer. `message` and `send` as they were in [`Client::begin`]: if the receiver has
+    /// been restarted they are sent again.
+    ///
+    /// # Errors
+    /// As [`Client::sendrec`].
+    pub fn finish(
+        &self,
+        opener: &impl Opener,
+        begun: Begun,
+        message: &mut Message,
+        send: &[&[u8]],
+        receive: &mut [u8],
+        wait: Wait,
+    ) -> Result<usize, IpcError> {
+        let place = &self.slots[begun.slot];
+        let outcome = self.exchange(opener, &begun, message, send, receive, wait);
+        place.turns[begun.lane].end();
         outcome
     }
 
@@ -246,20 +289,20 @@ impl Client {
         self.endpoint.store(endpoint.to_bits(), Ordering::Release);
     }
 
-    /// Posts the request, again after every restart of the receiver, until it is answered.
-    #[expect(clippy::too_many_arguments, reason = "the call's own arguments and where it goes")]
+    /// Waits until the request is answered; posts it again after every restart of the receiver.
     fn exchange(
         &self,
         opener: &impl Opener,
-        slot: &Slot,
-        lane: usize,
+        begun: &Begun,
         message: &mut Message,
         send: &[&[u8]],
         receive: &mut [u8],
         wait: Wait,
     ) -> Result<usize, IpcError> {
+        let (slot, lane) = (&self.slots[begun.slot], begun.lane);
+        let mut posted = begun.posted;
         loop {
-            match slot.post(lane, message, send) {
+            match posted {
                 Ok(rung) => match slot.await_answer(lane, message.tag, rung, receive, wait) {
                     Some(Ok((answer, len))) => {
                         *message = answer;
@@ -276,6 +319,7 @@ impl Client {
                 Err(error) => return Err(error),
             }
             self.reopen(opener, slot)?;
+            posted = slot.post(lane, message, send);
         }
     }
 

@@ -2,6 +2,7 @@
 
 use crate::limits::ADMINS_MAX;
 use anyhow::{Context, Result, bail};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
@@ -33,6 +34,17 @@ pub enum Query {
     },
     /// Get a new certificate for this node. The answer is an [`Outcome`].
     Renew,
+    /// The system group as this node knows it. The answer is a [`super::services::GroupStatus`], or null.
+    Group,
+    /// Use the services of the system group on this connection: [`super::services`].
+    Services,
+}
+
+impl Query {
+    /// Everybody may look; only root and dvkd's own user may change something.
+    fn is_harmless(self) -> bool {
+        matches!(self, Query::Status | Query::Group)
+    }
 }
 
 /// What has become of a wish: what was done, or why not, in one sentence.
@@ -118,8 +130,13 @@ pub struct Counters {
 /// # Errors
 /// One sentence: no dvkd there, or it does not answer.
 pub fn status(run: &Path) -> Result<Status> {
+    question(run, Query::Status)
+}
+
+/// Asks something whose answer is one line.
+pub(super) fn question<T: DeserializeOwned>(run: &Path, query: Query) -> Result<T> {
     let mut line = String::new();
-    ask(run, Query::Status)?.read_line(&mut line).context("dvkd does not answer")?;
+    ask(run, query)?.read_line(&mut line).context("dvkd does not answer")?;
     if line.is_empty() {
         bail!("dvkd closed the connection without an answer");
     }
@@ -185,8 +202,7 @@ fn serve_one(stream: UnixStream, uid: u32, answer: &Answer) -> Result<()> {
     let mut line = String::new();
     BufReader::new((&stream).take(LINE_MAX)).read_line(&mut line)?;
     let query: Query = serde_json::from_str(&line)?;
-    // Everybody may look; only root and dvkd's own user may change something.
-    if query != Query::Status && ![0, uid].contains(&peer.uid.as_raw()) {
+    if !query.is_harmless() && ![0, uid].contains(&peer.uid.as_raw()) {
         bail!("user {} may not command dvkd", peer.uid.as_raw());
     }
     answer(query, stream)
@@ -201,6 +217,11 @@ pub(super) fn answer(mut stream: &UnixStream, answer: &impl Serialize) -> Result
 }
 
 fn ask(run: &Path, query: Query) -> Result<BufReader<std::io::Take<UnixStream>>> {
+    Ok(BufReader::new(open(run, query)?.take(LINE_MAX)))
+}
+
+/// A connection on which a query has been sent.
+pub(super) fn open(run: &Path, query: Query) -> Result<UnixStream> {
     let path = run.join("admin.sock");
     let mut stream = UnixStream::connect(&path)
         .with_context(|| format!("no dvkd answers at {}", path.display()))?;
@@ -209,5 +230,5 @@ fn ask(run: &Path, query: Query) -> Result<BufReader<std::io::Take<UnixStream>>>
     let mut line = serde_json::to_string(&query)?;
     line.push('\n');
     stream.write_all(line.as_bytes()).context("dvkd does not read")?;
-    Ok(BufReader::new(stream.take(LINE_MAX)))
+    Ok(stream)
 }

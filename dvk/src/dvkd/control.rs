@@ -4,7 +4,7 @@
 //! its last two fields; the body is bytes. What may be lost is said again on the next link.
 
 use crate::frame::{FrameError, HEADER};
-use crate::limits::{JOIN_BYTES, MEMBERS_BYTES};
+use crate::limits::{GROUP_BYTES, JOIN_BYTES, MEMBERS_BYTES};
 use bytes::Bytes;
 
 /// One such message.
@@ -18,7 +18,12 @@ pub(super) enum Control<'a> {
     Renewed(&'a [u8]),
     /// Its answer: why not, a sentence in UTF-8.
     NotRenewed(&'a [u8]),
+    /// A message of the system group (`::group::wire`). It may get lost, and overtake others.
+    Group(&'a [u8]),
 }
+
+// The group can say all that it has to say.
+const _: () = assert!(::group::wire::WIRE_MAX < GROUP_BYTES);
 
 /// What is next on a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +41,7 @@ mod kind {
     pub(super) const RENEW: u16 = FIRST + 1;
     pub(super) const RENEWED: u16 = FIRST + 2;
     pub(super) const NOT_RENEWED: u16 = FIRST + 3;
+    pub(super) const GROUP: u16 = FIRST + 4;
 }
 
 impl Control<'_> {
@@ -45,6 +51,7 @@ impl Control<'_> {
             Control::Renew(body) => (kind::RENEW, body),
             Control::Renewed(body) => (kind::RENEWED, body),
             Control::NotRenewed(body) => (kind::NOT_RENEWED, body),
+            Control::Group(body) => (kind::GROUP, body),
         }
     }
 
@@ -66,6 +73,7 @@ fn body_max(kind: u16) -> Option<usize> {
     match kind {
         kind::MEMBERS => Some(MEMBERS_BYTES),
         kind::RENEW | kind::RENEWED | kind::NOT_RENEWED => Some(JOIN_BYTES),
+        kind::GROUP => Some(GROUP_BYTES),
         _ => None,
     }
 }
@@ -99,7 +107,8 @@ pub(super) fn next(bytes: &[u8]) -> Result<Next<'_>, FrameError> {
         kind::MEMBERS => Control::Members(body),
         kind::RENEW => Control::Renew(body),
         kind::RENEWED => Control::Renewed(body),
-        _ => Control::NotRenewed(body),
+        kind::NOT_RENEWED => Control::NotRenewed(body),
+        _ => Control::Group(body),
     };
     Ok(Next::Control(control, length))
 }
@@ -110,12 +119,13 @@ mod tests {
     use crate::frame::{Frame, Packet};
     use proptest::prelude::*;
 
-    fn all() -> [Control<'static>; 4] {
+    fn all() -> [Control<'static>; 5] {
         [
             Control::Members(b"list"),
             Control::Renew(b"request"),
             Control::Renewed(b""),
             Control::NotRenewed(b"no"),
+            Control::Group(b"append"),
         ]
     }
 
@@ -131,6 +141,17 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn the_longest_message_of_the_group_fits_and_one_byte_more_is_refused() {
+        let body = vec![7; GROUP_BYTES];
+        let bytes = Control::Group(&body).encode();
+        assert_eq!(next(&bytes), Ok(Next::Control(Control::Group(&body), bytes.len())));
+        let length = HEADER + GROUP_BYTES + 1;
+        let mut longer = [&bytes[..], &[7]].concat();
+        longer[..4].copy_from_slice(&u32::try_from(length).unwrap().to_le_bytes());
+        assert_eq!(next(&longer), Err(FrameError::Length { length }));
     }
 
     #[test]

@@ -6,8 +6,10 @@ use super::authority::Authority;
 use super::certificate::{NodeKey, Subject, dvs_of, fingerprint, system_clock};
 use super::config::{Peer, check_name, check_node};
 use super::members::{Member, Members};
+use ::group::limits::VOTERS_MAX;
 use anyhow::{Context, Result, bail, ensure};
 use rustls::pki_types::CertificateDer;
+use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -22,6 +24,9 @@ const NODE: &str = "node.pem";
 /// The signed list of members.
 const MEMBERS: &str = "members";
 
+/// The first voters of the system group, and the word behind them once it has begun here.
+const FOUNDERS: &str = "founders";
+const BEGUN: &str = "begun";
 const CERTIFICATE_TAG: &str = "CERTIFICATE";
 
 /// What a node needs to have links.
@@ -70,7 +75,9 @@ pub fn found(nodes: &[(Peer, PathBuf)]) -> Result<()> {
     members.nodes.sort_by_key(|member| member.node);
     let document = members.sign(&authority)?;
     Members::decode(&document, &authority.certificate)?;
+    let founders = Founders { voters: first_voters(nodes), begun: false };
     for (directory, key, certificate) in keys {
+        write_founders(directory, &founders)?;
         write(directory, &authority.certificate, &key, &certificate, &document)?;
     }
     replace(&home.join(AUTHORITY_KEY), authority.key_pem().as_bytes())
@@ -122,6 +129,66 @@ pub(super) fn make_directory(directory: &Path) -> Result<()> {
         "{name} has credentials of a node already; remove it only if that node is to be no more"
     );
     Ok(())
+}
+
+/// The first voters of the system group: those of the nodes with which the DVS begins that have the smallest numbers,
+/// an odd number of them.
+fn first_voters(nodes: &[(Peer, PathBuf)]) -> BTreeSet<u16> {
+    let all: BTreeSet<u16> = nodes.iter().map(|(node, _)| node.node).collect();
+    let count = all.len().min(VOTERS_MAX);
+    let odd = count - (count + 1) % 2;
+    all.into_iter().take(odd).collect()
+}
+
+/// What a node knows of the beginning of the system group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Founders {
+    /// The same on all nodes that are among them.
+    pub(super) voters: BTreeSet<u16>,
+    /// This node has been in the group: it must not make it again.
+    pub(super) begun: bool,
+}
+
+/// Reads who makes the system group. A DVS in which it is not written (it was begun by an earlier version) leaves it to
+/// the node with the authority, as does one that this node has joined.
+///
+/// # Errors
+/// One sentence with the file's name.
+pub(super) fn founders(directory: &Path, authority: u16) -> Result<Founders> {
+    let path = directory.join(FOUNDERS);
+    let text = match std::fs::read_to_string(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => authority.to_string(),
+        other => other.with_context(|| format!("cannot read {}", path.display()))?,
+    };
+    parse_founders(&text).with_context(|| format!("{} is not understood", path.display()))
+}
+
+fn parse_founders(text: &str) -> Result<Founders> {
+    let words: Vec<&str> = text.split_ascii_whitespace().collect();
+    let (numbers, begun) = match words.split_last() {
+        Some((&BEGUN, numbers)) => (numbers, true),
+        _ => (&words[..], false),
+    };
+    let voters = numbers.iter().map(|word| {
+        let node = word.parse().context("it is a list of nodes")?;
+        check_node(node)?;
+        Ok(node)
+    });
+    let voters = voters.collect::<Result<BTreeSet<u16>>>()?;
+    ensure!(!voters.is_empty(), "it lists no node");
+    Ok(Founders { voters, begun })
+}
+
+/// Writes who makes the system group.
+///
+/// # Errors
+/// One sentence with the file's name.
+pub(super) fn write_founders(directory: &Path, founders: &Founders) -> Result<()> {
+    let mut words: Vec<String> = founders.voters.iter().map(u16::to_string).collect();
+    if founders.begun {
+        words.push(BEGUN.into());
+    }
+    replace(&directory.join(FOUNDERS), (words.join(" ") + "\n").as_bytes())
 }
 
 impl Credentials {

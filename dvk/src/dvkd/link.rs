@@ -3,7 +3,7 @@
 //! [`Stream`] is what it needs of a transport: TLS (`super::tls`).
 
 use crate::host::solo::monotonic;
-use crate::limits::LINK_STALL;
+use crate::limits::{GROUP_QUEUED, GROUP_QUEUED_BYTES, LINK_STALL};
 use crate::server::Nanos;
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -57,8 +57,13 @@ pub(super) struct Reading {
 
 #[derive(Debug, Default)]
 struct Queue {
-    frames: VecDeque<Bytes>,
+    frames: VecDeque<Frame>,
     bytes: usize,
+    /// Those that may get lost, and their bytes.
+    lossy: usize,
+    lossy_bytes: usize,
+    /// How many of the first are being written.
+    in_flight: usize,
     /// How much of the first frame has been written.
     written: usize,
     /// Somebody writes.
@@ -66,6 +71,13 @@ struct Queue {
     /// All frames are written, but the stream has not passed all of them on.
     unflushed: bool,
     closed: bool,
+}
+
+/// Something that is to be written.
+#[derive(Debug)]
+struct Frame {
+    bytes: Bytes,
+    is_lossy: bool,
 }
 
 /// Frames that go out with one write at most.
@@ -98,12 +110,29 @@ impl Link {
             return;
         }
         queue.bytes += frame.len();
-        queue.frames.push_back(frame);
+        queue.frames.push_back(Frame { bytes: frame, is_lossy: false });
         if queue.bytes > self.queue_max {
             tracing::warn!("a node reads too slowly; its link is dropped");
             drop(queue);
             self.close();
         }
+    }
+
+    /// Queues something that may get lost and overtakes what is not being written yet; [`Link::flush`] follows. If
+    /// too many such wait, it is dropped, and this is false.
+    pub(super) fn offer(&self, bytes: Bytes) -> bool {
+        let mut queue = self.queue();
+        let total = queue.lossy_bytes + bytes.len();
+        if queue.closed || queue.lossy >= GROUP_QUEUED || total > GROUP_QUEUED_BYTES {
+            return false;
+        }
+        // The first may have been written in part.
+        let begun = if queue.writing { queue.in_flight } else { usize::from(queue.written > 0) };
+        let behind = queue.frames.iter().skip(begun).take_while(|frame| frame.is_lossy).count();
+        queue.bytes += bytes.len();
+        (queue.lossy, queue.lossy_bytes) = (queue.lossy + 1, total);
+        queue.frames.insert(begun + behind, Frame { bytes, is_lossy: true });
+        true
     }
 
     /// Writes what can be written without waiting. The rest is the flush thread's.
@@ -127,14 +156,17 @@ impl Link {
             return Ok(());
         }
         let result = loop {
-            let batch: Vec<Bytes> = queue.frames.iter().take(BATCH).cloned().collect();
+            let batch: Vec<Bytes> =
+                queue.frames.iter().take(BATCH).map(|frame| frame.bytes.clone()).collect();
             let written = queue.written;
+            queue.in_flight = batch.len();
             drop(queue);
             let result = match batch[..] {
                 [] => self.stream.flush().map(|()| 0),
                 _ => write_batch(&*self.stream, &batch, written),
             };
             queue = self.queue();
+            queue.in_flight = 0;
             queue.unflushed = result.is_err();
             match result {
                 Ok(_) if batch.is_empty() && queue.frames.is_empty() => break Ok(()),
@@ -151,7 +183,7 @@ impl Link {
         let mut queue = self.queue();
         queue.closed = true;
         queue.frames.clear();
-        queue.bytes = 0;
+        (queue.bytes, queue.lossy, queue.lossy_bytes) = (0, 0, 0);
         queue.written = 0;
         queue.unflushed = false;
         self.stream.close();
@@ -273,13 +305,17 @@ fn write_batch(stream: &dyn Stream, batch: &[Bytes], written: usize) -> Result<u
 impl Queue {
     fn advance(&mut self, mut count: usize) {
         while let Some(first) = self.frames.front() {
-            let left = first.len() - self.written;
+            let left = first.bytes.len() - self.written;
             if count < left {
                 self.written += count;
                 return;
             }
             count -= left;
-            self.bytes -= first.len();
+            self.bytes -= first.bytes.len();
+            if first.is_lossy {
+                self.lossy -= 1;
+                self.lossy_bytes -= first.bytes.len();
+            }
             self.written = 0;
             self.frames.pop_front();
         }
@@ -396,6 +432,40 @@ mod tests {
             link.close();
             flusher.join().unwrap();
         });
+    }
+
+    #[test]
+    fn what_may_get_lost_is_bounded_and_overtakes_what_is_not_begun() {
+        let (link, mut theirs) = pair();
+        let bulk = Bytes::from(vec![1; 1 << 20]);
+        while link.queue().frames.len() < 3 {
+            link.send(bulk.clone());
+            link.flush();
+        }
+        let waiting = link.queue().frames.len();
+        let taken = (0..2 * GROUP_QUEUED).filter(|_| link.offer(Bytes::from_static(b"x"))).count();
+        assert_eq!(taken, GROUP_QUEUED);
+        assert!(!link.offer(bulk.clone()), "neither count nor bytes allow more");
+        {
+            let queue = link.queue();
+            assert!(!queue.closed && queue.frames.len() == waiting + taken);
+            let first = usize::from(queue.written > 0);
+            assert!(queue.frames.range(first..first + taken).all(|frame| frame.is_lossy));
+        }
+        let flusher = link.clone();
+        let thread = std::thread::spawn(move || flusher.flush_queued());
+        let reader = std::thread::spawn(move || theirs.read_to_end(&mut Vec::new()));
+        while !link.queue().frames.is_empty() {
+            std::thread::yield_now();
+        }
+        {
+            let queue = link.queue();
+            assert_eq!((queue.lossy, queue.lossy_bytes), (0, 0));
+        }
+        assert!(link.offer(Bytes::from_static(b"x")), "there is room again");
+        link.close();
+        thread.join().unwrap();
+        reader.join().unwrap().unwrap();
     }
 
     #[test]

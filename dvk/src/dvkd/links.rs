@@ -10,6 +10,7 @@ use super::link::{Link, Reading};
 use super::membership::{Change, Membership, Renewal};
 use super::node::Shared;
 use super::proxy::Watcher;
+use super::system::System;
 use super::tls::{self, Accepted, Tls};
 use crate::frame::{self, Frame, FrameError, Hello, Packet};
 use crate::host::solo::monotonic;
@@ -45,6 +46,7 @@ pub(super) struct Linking {
     handshakes: Mutex<BTreeMap<IpAddr, usize>>,
     /// Nodes that are joining.
     joining: AtomicUsize,
+    pub(super) system: System,
     /// A second on the monotonic clock, and the refusals logged in it.
     refusals: Mutex<(Nanos, u32)>,
 }
@@ -92,6 +94,7 @@ impl Linking {
             inbox: Mutex::new(inbox),
             handshakes: Mutex::default(),
             joining: AtomicUsize::new(0),
+            system: System::default(),
             refusals: Mutex::default(),
         }
     }
@@ -129,6 +132,7 @@ impl Linking {
     pub(super) fn stop(&self) {
         // If there is no room, the thread has something to do and looks afterwards.
         self.heard.try_send(Heard::Stop).ok();
+        self.system.stop();
         for (_, thread) in std::mem::take(&mut *locked(&self.connectors)) {
             if thread.join().is_err() {
                 tracing::error!("a thread of dvkd has panicked");
@@ -401,18 +405,31 @@ pub(super) fn apply(shared: &Arc<Shared>, linking: &Linking, change: &Change) {
         link.send(announcement.clone());
         link.flush();
     }
+    linking.system.members_changed(linking);
     connect_to(shared, &change.joined);
 }
 
 /// Sends something to a node; false if there is no link to it.
 fn tell(shared: &Shared, node: u16, message: &Bytes) -> bool {
-    let link = shared.with(|state| {
-        state.pumps.values().find(|pump| pump.node.0 == node).map(|pump| pump.link.clone())
-    });
-    let Some(link) = link else { return false };
+    let Some(link) = link_to(shared, node) else { return false };
     link.send(message.clone());
     link.flush();
     true
+}
+
+fn link_to(shared: &Shared, node: u16) -> Option<Arc<Link>> {
+    shared.with(|state| {
+        state.pumps.values().find(|pump| pump.node.0 == node).map(|pump| pump.link.clone())
+    })
+}
+
+/// Sends something to a node that may get lost: if there is no link, or too much of it waits.
+pub(super) fn offer(shared: &Shared, node: u16, message: Bytes) {
+    if let Some(link) = link_to(shared, node)
+        && link.offer(message)
+    {
+        link.flush();
+    }
 }
 
 /// A connection on which both have said who they are.
@@ -712,6 +729,10 @@ fn pass_on(shared: &Shared, node: NodeId, message: Control<'_>) -> Result<(), St
     let Some(linking) = &shared.linking else { return Ok(()) };
     let from = node.0;
     let heard = match message {
+        Control::Group(bytes) => {
+            linking.system.deliver(from, bytes);
+            return Ok(());
+        }
         Control::Members(document) => Heard::Members { from, document: document.to_vec() },
         Control::Renew(request) => Heard::Renew { from, request: request.to_vec() },
         Control::Renewed(certificate) => Heard::Renewed { from, certificate: certificate.to_vec() },

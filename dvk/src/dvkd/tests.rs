@@ -1,5 +1,7 @@
 //! Daemons, links, a server process and clients together, on the loopback interface.
 
+mod system;
+
 use super::*;
 use crate::dvkd::certificate::{Clock, seconds};
 use crate::frame::{Frame, Hello, Packet};

@@ -48,6 +48,18 @@ impl Network {
     }
 }
 
+/// Takes the cable of a node out of the bridge in the namespace `switch`, or puts it in again.
+///
+/// # Errors
+/// What the kernel refused.
+pub(crate) fn connect(switch: &File, node: u16, is_connected: bool) -> Result<()> {
+    inside(switch, async move |links| {
+        let name = format!("n{node}");
+        if is_connected { links.up(&name).await } else { links.down(&name).await }
+    })
+    .with_context(|| format!("cannot change the network of node {node}"))
+}
+
 /// A new network namespace without anything in it.
 fn new_namespace() -> Result<File> {
     let made = std::thread::spawn(|| -> Result<File> {
@@ -129,6 +141,10 @@ impl Links {
 
     async fn up(&self, name: &str) -> Result<()> {
         self.set(name, LinkMessageBuilder::up).await
+    }
+
+    async fn down(&self, name: &str) -> Result<()> {
+        self.set(name, LinkMessageBuilder::down).await
     }
 
     async fn set(

@@ -5,6 +5,7 @@ mod dvk;
 mod embedded;
 mod faults;
 mod files;
+mod group;
 mod labs;
 mod locks;
 mod messages;
@@ -45,6 +46,7 @@ const MODULES: &[&[Test]] = &[
     commands::TESTS,
     dvk::TESTS,
     faults::TESTS,
+    group::TESTS,
     embedded::TESTS,
     labs::TESTS,
 ];

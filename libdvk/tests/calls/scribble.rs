@@ -42,7 +42,8 @@ fn child_that_scribbles() {
     assert_eq!(ask(&bound, well_known(2, FAR), 1), 2);
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     let mut places = Vec::new();
-    for line in maps.lines().filter(|line| line.contains("/memfd:dvs-") && line.contains(" rw-s ")) {
+    for line in maps.lines().filter(|line| line.contains("/memfd:dvs-") && line.contains(" rw-s "))
+    {
         let (start, end) = line.split_whitespace().next().unwrap().split_once('-').unwrap();
         let [start, end] = [start, end].map(|number| usize::from_str_radix(number, 16).unwrap());
         // Of a channel the lanes and the first payloads; of a bell all.

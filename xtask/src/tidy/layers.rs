@@ -14,7 +14,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("libdvk", &["m3ipc"]),
     ("preload", &["libdvsposix", "calls", "m3ipc"]),
     ("group", &[]),
-    ("dvk", &["m3ipc"]),
+    ("dvk", &["group", "m3ipc"]),
     ("vfs-server", &["calls", "dvk", "m3ipc"]),
     ("pm-server", &["calls", "dvk", "m3ipc"]),
     ("ipc-server", &["calls", "dvk", "m3ipc"]),
@@ -58,6 +58,9 @@ const LAYERS: &[(&str, &[&str])] = &[
 const CALL_NAMES: &[&str] =
     &["calls::", "VfsCall", "PmCall", "IpcCall", "libdvsposix", "vfs_server", "ipc_server"];
 
+/// What only the daemon in `dvk` knows: the kernel and the hosts do without the system group and its runtime.
+const DAEMON_NAMES: &[&str] = &["group::", "tokio::"];
+
 pub(crate) fn check(files: &[File]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for file in files {
@@ -65,7 +68,12 @@ pub(crate) fn check(files: &[File]) -> Vec<Finding> {
             findings.extend(manifest(folder, file));
         }
         if file.path.starts_with("dvk/src/") {
-            findings.extend(kernel_names_no_call(file));
+            let message = "dvk cannot name a call, or whoever knows calls";
+            findings.extend(names_none_of(file, CALL_NAMES, message));
+            if !file.path.starts_with("dvk/src/dvkd") {
+                let message = "of dvk only dvkd may know the system group";
+                findings.extend(names_none_of(file, DAEMON_NAMES, message));
+            }
         }
     }
     findings
@@ -115,11 +123,11 @@ fn imports(manifest: &toml::Table) -> BTreeSet<String> {
     names
 }
 
-fn kernel_names_no_call(file: &File) -> Vec<Finding> {
+fn names_none_of(file: &File, names: &[&str], why: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (line, code) in code_of(&file.text) {
-        for name in CALL_NAMES.iter().filter(|name| names_crate_item(code, name)) {
-            let message = format!("dvk cannot name a call, or whoever knows calls: {name}");
+        for name in names.iter().filter(|name| names_crate_item(code, name)) {
+            let message = format!("{why}: {name}");
             findings.push(Finding { rule: "layers", path: file.path.clone(), line, message });
         }
     }
@@ -128,8 +136,14 @@ fn kernel_names_no_call(file: &File) -> Vec<Finding> {
 
 /// Does `name` stand in `code`, not as a module of dvk's own (`super::calls::…`)?
 fn names_crate_item(code: &str, name: &str) -> bool {
-    let inside = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
-    code.match_indices(name).any(|(at, _)| !code[..at].ends_with(inside))
+    let word = |c: char| c.is_alphanumeric() || c == '_';
+    let inside = |c: char| word(c) || c == ':';
+    let is_root = |before: &str| {
+        // `::name` is the crate, `module::name` is not.
+        let rooted = before.strip_suffix("::").filter(|rest| !rest.ends_with(word));
+        !rooted.unwrap_or(before).ends_with(inside)
+    };
+    code.match_indices(name).any(|(at, _)| is_root(&code[..at]))
 }
 
 #[cfg(test)]
@@ -187,6 +201,14 @@ mod tests {
         violations("dvk/src/host.rs", "//! h\n/// See calls::Retry.\nfn f() {} // VfsCall", 0);
         violations("dvk/src/kernel.rs", "//! k\nuse super::calls::Open;", 0);
         violations("vfs-server/src/lib.rs", "//! v\nuse calls::Retry;", 0);
+    }
+
+    #[test]
+    fn of_the_kernels_crate_only_the_daemon_may_know_the_group() {
+        violations("dvk/src/kernel.rs", "//! k\nuse group::Group;\nfn f() { tokio::spawn(g) }", 2);
+        violations("dvk/src/kernel.rs", "//! k\nuse ::group::Group;", 1);
+        violations("dvk/src/dvkd/system.rs", "//! s\nuse ::group::Group;\nuse tokio::time;", 0);
+        violations("dvk/src/kernel/calls.rs", "//! c\nuse super::group::Line;", 0);
     }
 
     #[test]

@@ -1,0 +1,295 @@
+//! The system group inside the daemon: its thread, its messages over the links, and who begins it.
+//!
+//! The group's work is done by one thread with a runtime of its own. Messages come in on the threads that read links
+//! and go out on the group's; both are bounded, and what is too much gets lost, which the group expects.
+
+use super::control::Control;
+use super::credentials::{Founders, founders, write_founders};
+use super::links::{self, Linking};
+use super::node::Shared;
+use super::services::{GroupStatus, MemberStatus, Standing};
+use super::serving::{self, Context as Serving};
+use crate::kernel::NodeState;
+use crate::limits::{GROUP_BYTES, GROUP_RESTART, SERVICES_MAX};
+use ::group::disk::FjallDisk;
+use ::group::fence::Fence;
+use ::group::{Config, Group, Transport};
+use anyhow::{Context, Result};
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::Duration;
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::{Notify, watch};
+use tokio::time::{sleep, timeout};
+
+/// Where the group's log is, in the directory of stores. No container can have this name.
+const DIRECTORY: &str = "system.group";
+
+/// How often it is looked whether the group is still at work.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How long an end may take that nobody waits for.
+const STOP: Duration = Duration::from_secs(2);
+
+/// The system group of a daemon.
+#[derive(Debug, Default)]
+pub(super) struct System {
+    running: Mutex<Option<Running>>,
+    runtime: OnceLock<Handle>,
+    stop: Notify,
+    /// Connections that use the services.
+    pub(super) connections: Arc<AtomicUsize>,
+}
+
+/// The group while it is at work; those who use it look whether `_alive` is still there.
+#[derive(Debug)]
+struct Running {
+    group: Group,
+    alive: watch::Receiver<()>,
+    _alive: watch::Sender<()>,
+}
+
+impl System {
+    /// The group, if it is at work.
+    pub(super) fn group(&self) -> Option<Group> {
+        self.with(|running| running.group.clone())
+    }
+
+    fn with<T>(&self, look: impl FnOnce(&Running) -> T) -> Option<T> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(look)
+    }
+
+    fn set(&self, running: Option<Running>) {
+        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = running;
+    }
+
+    /// A message of `from`, whose link has brought it.
+    pub(super) fn deliver(&self, from: u16, bytes: &[u8]) {
+        if let Some(group) = self.group() {
+            group.deliver(from.into(), bytes);
+        }
+    }
+
+    /// Makes the thread end.
+    pub(super) fn stop(&self) {
+        self.stop.notify_one();
+    }
+
+    /// Tells the group of another list of members.
+    pub(super) fn members_changed(&self, linking: &Linking) {
+        if let Some(group) = self.group() {
+            tell_members(&group, linking);
+        }
+    }
+
+    /// Serves a connection of the command line until it ends.
+    ///
+    /// # Errors
+    /// The group is not at work, or there are too many.
+    pub(super) fn serve(&self, shared: &Arc<Shared>, stream: UnixStream) -> Result<(), String> {
+        let found = self.with(|running| (running.group.clone(), running.alive.clone()));
+        let (Some((group, alive)), Some(runtime)) = (found, self.runtime.get()) else {
+            return Err("the system group is being started on this node; try again".into());
+        };
+        if self.connections.fetch_add(1, Ordering::SeqCst) >= SERVICES_MAX {
+            self.connections.fetch_sub(1, Ordering::SeqCst);
+            return Err(format!(
+                "{SERVICES_MAX} programs use the system group on this node already"
+            ));
+        }
+        let serving = Serving { group, shared: Arc::downgrade(shared) };
+        let count = self.connections.clone();
+        runtime.spawn(async move {
+            serving::serve(stream, serving, alive).await;
+            count.fetch_sub(1, Ordering::SeqCst);
+        });
+        Ok(())
+    }
+}
+
+/// Sends the group's messages over whatever link there is.
+struct Links(Weak<Shared>);
+
+impl Transport for Links {
+    fn send(&self, to: u64, bytes: Vec<u8>) {
+        let (Some(shared), Ok(to)) = (self.0.upgrade(), u16::try_from(to)) else { return };
+        if bytes.len() > GROUP_BYTES {
+            tracing::error!(length = bytes.len(), "a message of the system group is too long");
+            return;
+        }
+        links::offer(&shared, to, Control::Group(&bytes).encode());
+    }
+}
+
+/// The body of the group's thread.
+pub(super) fn run(shared: &Arc<Shared>) {
+    let Some(linking) = &shared.linking else { return };
+    ::group::seed(super::random());
+    let runtime = match Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return tracing::error!(%error, "the system group cannot be started"),
+    };
+    if linking.system.runtime.set(runtime.handle().clone()).is_err() {
+        return;
+    }
+    runtime.block_on(async {
+        while !shared.is_stopping() {
+            match start(shared, linking).await {
+                Ok(group) => keep(shared, linking, group).await,
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    tracing::error!(error, "the system group cannot be started");
+                }
+            }
+            if !shared.is_stopping() {
+                timeout(GROUP_RESTART, linking.system.stop.notified()).await.ok();
+            }
+        }
+    });
+}
+
+async fn start(shared: &Arc<Shared>, linking: &Linking) -> Result<Group> {
+    let own = &shared.config;
+    let credentials = own.credentials.as_ref().context("this node is alone")?;
+    let founders = founders(credentials, linking.membership.members().authority)?;
+    let voters = founders.voters.iter().map(|node| u64::from(*node)).collect();
+    let config = Config {
+        name: own.name.clone(),
+        address: own.listen.to_string(),
+        founds: !founders.begun,
+        ..Config::new(own.node.into(), voters)
+    };
+    let directory = shared.config.store.join(DIRECTORY);
+    let shown = directory.display();
+    let disk = std::fs::create_dir_all(&directory).and_then(|()| FjallDisk::open(&directory));
+    let disk = disk.with_context(|| format!("cannot open {shown}"))?;
+    let links = Links(Arc::downgrade(shared));
+    let group = Group::start(config, Arc::new(disk), Arc::new(links)).await;
+    let group = group.with_context(|| format!("cannot use {shown}"))?;
+    tell_members(&group, linking);
+    if !founders.begun
+        && let Err(error) = write_founders(credentials, &Founders { begun: true, ..founders })
+    {
+        tracing::error!(
+            error = format!("{error:#}"),
+            "should this disk get lost, another group is made"
+        );
+    }
+    Ok(group)
+}
+
+fn tell_members(group: &Group, linking: &Linking) {
+    let peers = linking.membership.peers();
+    group.set_peers(peers.iter().map(|peer| peer.node.into()).collect());
+    let members = linking.membership.members();
+    let revoked = members.nodes.iter().filter(|one| one.revoked).map(|one| one.node.into());
+    group.set_expelled(revoked.collect());
+}
+
+/// Lets the group work until the daemon stops, or it has ended by itself: its disk has failed.
+async fn keep(shared: &Shared, linking: &Linking, group: Group) {
+    let (sender, alive) = watch::channel(());
+    let running = Running { group: group.clone(), alive, _alive: sender };
+    linking.system.set(Some(running));
+    while !shared.is_stopping() {
+        if timeout(LOOK, linking.system.stop.notified()).await.is_err() && !group.is_running() {
+            let why = group.failure().unwrap_or_default();
+            tracing::error!(why, "the system group has ended here; it is started again");
+            break;
+        }
+    }
+    linking.system.set(None);
+    // Those who use it end their sessions first.
+    let done = async {
+        while linking.system.connections.load(Ordering::SeqCst) > 0 {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(STOP, done).await.ok();
+    timeout(STOP, group.stop()).await.ok();
+}
+
+/// What this node knows of the group.
+pub(super) fn status(shared: &Shared) -> Option<GroupStatus> {
+    let linking = shared.linking.as_ref()?;
+    let names = names(shared, linking);
+    let links = linked(shared);
+    let own = shared.config.node;
+    let mut status =
+        GroupStatus { node: own, name: shared.config.name.clone(), ..GroupStatus::default() };
+    let Some(group) = linking.system.group() else { return Some(status) };
+    status.standing = match *group.fence().borrow() {
+        Fence::Joining => Standing::Joining,
+        Fence::Up { .. } => Standing::Up,
+        Fence::Fenced => Standing::Fenced,
+    };
+    let number = |node: u64| u16::try_from(node).ok();
+    // One that is cut off does not know.
+    let is_fenced = status.standing == Standing::Fenced;
+    status.leader = group.leader().and_then(number).filter(|_| !is_fenced);
+    status.term = group.term();
+    status.applied = group.applied();
+    let voters: BTreeSet<u16> = group.voters().into_iter().flatten().filter_map(number).collect();
+    let up: BTreeMap<u16, bool> = group.look(|state| {
+        status.sessions = state.session_count();
+        status.revision = state.revision();
+        state.nodes().map(|(node, entry)| (node, entry.up.is_some())).collect()
+    });
+    let all: BTreeSet<u16> = names.keys().chain(&voters).chain(up.keys()).copied().collect();
+    let members = all.into_iter().map(|node| MemberStatus {
+        node,
+        name: names.get(&node).cloned().unwrap_or_else(|| format!("node{node}")),
+        is_voter: voters.contains(&node),
+        is_up: up.get(&node).copied().unwrap_or(false),
+        is_linked: node == own || links.contains(&node),
+        contact_ms: group.last_contact(node.into()).map(::group::millis),
+    });
+    status.members = members.collect();
+    status.trouble = trouble(&status);
+    Some(status)
+}
+
+/// Why nothing can be decided here, if so, with the nodes that are missing.
+fn trouble(status: &GroupStatus) -> Option<String> {
+    let voters: Vec<&MemberStatus> = status.members.iter().filter(|one| one.is_voter).collect();
+    let missing: Vec<&str> =
+        voters.iter().filter(|one| !one.is_linked).map(|one| one.name.as_str()).collect();
+    let is_fenced = status.standing == Standing::Fenced;
+    let names = missing.join(", ");
+    if voters.is_empty() {
+        return Some("this node has not been taken into the system group yet".into());
+    }
+    if 2 * (voters.len() - missing.len()) <= voters.len() {
+        let fenced = if is_fenced { ", this node has fenced itself" } else { "" };
+        let all = voters.len();
+        return Some(format!(
+            "no majority of the system group's voters can be reached{fenced}: {names} missing, of {all}; \
+             start them, or mend the network"
+        ));
+    }
+    let missing = if names.is_empty() { names } else { format!(" ({names} missing)") };
+    match (status.leader, is_fenced) {
+        (_, true) => Some(format!(
+            "this node has fenced itself: the system group has not answered it in time{missing}"
+        )),
+        (None, _) => Some(format!("the system group is choosing a leader{missing}")),
+        _ => None,
+    }
+}
+
+/// The names of all nodes that are members.
+fn names(shared: &Shared, linking: &Linking) -> BTreeMap<u16, String> {
+    let own = (shared.config.node, shared.config.name.clone());
+    let peers = linking.membership.peers().into_iter().map(|peer| (peer.node, peer.name));
+    peers.chain([own]).collect()
+}
+
+/// The nodes to which there is a link.
+fn linked(shared: &Shared) -> BTreeSet<u16> {
+    shared.with(|node| {
+        let up = node.kernel.nodes().filter(|info| matches!(info.state, NodeState::Up { .. }));
+        up.map(|info| info.node.0).collect()
+    })
+}

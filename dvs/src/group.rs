@@ -1,0 +1,196 @@
+//! `dvs group`: how the system group is, and messages to all in one order.
+
+use crate::cli::JsonOption;
+use crate::exit::{self, Failure as Exit};
+use crate::services::{self, Options, Services, text, unexpected};
+use crate::table::{Cell, Table, say};
+use anyhow::{Context, Result};
+use dvk::dvkd::services::{GroupStatus, Item, Op, Reply, Standing, Text, group_status};
+use std::ffi::OsString;
+use std::io::BufRead;
+
+/// `dvs group …`.
+#[derive(Clone, Debug, clap::Subcommand)]
+#[command(after_help = services::HELP)]
+pub(crate) enum GroupCommand {
+    /// Who leads, who votes, who is up, as a node sees it
+    Status(StatusOptions),
+    /// Join a group and print its messages and views: every member sees the same in the same order
+    Listen(ListenOptions),
+    /// Send messages to all members of a group
+    Send(SendOptions),
+}
+
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Exit status: 0 it can decide; 1 it cannot, or this node is cut off.")]
+pub(crate) struct StatusOptions {
+    #[command(flatten)]
+    json: JsonOption,
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+#[command(
+    after_help = "One line per item: its number, view or message, and the members' or the sender's number, the \
+    message. Other lines are for people, on standard error."
+)]
+pub(crate) struct ListenOptions {
+    /// The group: any name, for the whole cluster
+    name: String,
+    /// End after so many messages
+    #[arg(long)]
+    count: Option<usize>,
+    #[command(flatten)]
+    json: JsonOption,
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+#[command(
+    after_help = "The sender is a member while it sends: others see it come and go. Prints each message's number."
+)]
+pub(crate) struct SendOptions {
+    /// The group
+    name: String,
+    /// The messages [default: the lines of standard input]
+    messages: Vec<OsString>,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// `dvs group`; returns the exit code.
+///
+/// # Errors
+/// One sentence with its exit code.
+pub(crate) fn main(command: &GroupCommand) -> Result<u8> {
+    match command {
+        GroupCommand::Status(options) => status(options),
+        GroupCommand::Listen(options) => listen(options).map(|()| 0),
+        GroupCommand::Send(options) => send(options).map(|()| 0),
+    }
+}
+
+fn status(options: &StatusOptions) -> Result<u8> {
+    let config = options.options.state.config_of(options.options.node.as_deref())?;
+    let status = group_status(&config.run)
+        .map_err(|error| Exit::error(exit::NODE_DOWN, format!("{error:#}")))?;
+    let status = status.context("this node is alone: it has no system group")?;
+    if options.json.json {
+        say(&(serde_json::to_string(&status)? + "\n"))?;
+    } else {
+        say(&shown(&status))?;
+    }
+    let is_fine = status.trouble.is_none() && status.standing == Standing::Up;
+    Ok(if is_fine { 0 } else { exit::FAILED })
+}
+
+fn shown(status: &GroupStatus) -> String {
+    let name = |node: u16| {
+        let member = status.members.iter().find(|member| member.node == node);
+        member.map_or_else(|| node.to_string(), |member| member.name.clone())
+    };
+    let standing = match status.standing {
+        Standing::Stopped => "not at work here",
+        Standing::Joining => "joining",
+        Standing::Up => "up",
+        Standing::Fenced => "fenced: cut off from the majority",
+    };
+    let leader = status.leader.map_or_else(|| "nobody".into(), name);
+    let mut table = Table::new(&["NODE", "NUMBER", "ROLE", "STATE", "LINK", "CONTACT"]);
+    for member in &status.members {
+        let is_leader = status.leader == Some(member.node);
+        let role = match (is_leader, member.is_voter) {
+            (true, _) => "leader",
+            (false, true) => "voter",
+            (false, false) => "follower",
+        };
+        let is_own = member.node == status.node;
+        let contact = member.contact_ms.map(|time| format!("{time} ms"));
+        table.row(vec![
+            Cell::text(&member.name),
+            Cell::number(member.node),
+            Cell::text(role),
+            Cell::text(if member.is_up { "up" } else { "down" }),
+            Cell::text(match (is_own, member.is_linked) {
+                (true, _) => "-",
+                (false, true) => "up",
+                (false, false) => "down",
+            }),
+            Cell::text(contact.unwrap_or_else(|| "-".into())),
+        ]);
+    }
+    let trouble = status.trouble.iter().map(|why| format!("{why}\n"));
+    format!(
+        "{} is {standing}. Leader: {leader}, term {}; command {}, revision {}, {} sessions.\n{}\n{}",
+        status.name,
+        status.term,
+        status.applied,
+        status.revision,
+        status.sessions,
+        trouble.collect::<String>(),
+        table.text(),
+    )
+}
+
+fn listen(options: &ListenOptions) -> Result<()> {
+    let mut services = options.options.connect()?;
+    let mut left = options.count.unwrap_or(usize::MAX);
+    let mut reply = services.ask(Op::Listen { group: options.name.clone() })?;
+    loop {
+        match reply {
+            Reply::Joined { member, .. } => eprintln!("dvs: this is member {member}"),
+            Reply::Item { number, item } => {
+                left -= usize::from(matches!(item, Item::Message { .. }));
+                say_item(number, item, options.json.json)?;
+            }
+            other => return unexpected(&other),
+        }
+        if left == 0 {
+            return Ok(());
+        }
+        reply = services.next()?;
+    }
+}
+
+fn say_item(number: u64, item: Item, json: bool) -> Result<()> {
+    if json {
+        let object = match item {
+            Item::Message { from, bytes } => {
+                serde_json::json!({ "number": number, "from": from, "message": bytes })
+            }
+            Item::View { members } => serde_json::json!({ "number": number, "members": members }),
+        };
+        return say(&format!("{object}\n"));
+    }
+    match item {
+        Item::Message { from, bytes } => {
+            say(&format!("{number}\tmessage\t{from}\t{}\n", String::from_utf8_lossy(&bytes.0)))
+        }
+        Item::View { members } => {
+            let members: Vec<String> = members.iter().map(u64::to_string).collect();
+            say(&format!("{number}\tview\t{}\n", members.join(" ")))
+        }
+    }
+}
+
+fn send(options: &SendOptions) -> Result<()> {
+    let mut services = options.options.connect()?;
+    for message in &options.messages {
+        send_one(&mut services, &options.name, text(message))?;
+    }
+    if options.messages.is_empty() {
+        for line in std::io::stdin().lock().split(b'\n') {
+            send_one(&mut services, &options.name, Text(line?))?;
+        }
+    }
+    Ok(())
+}
+
+fn send_one(services: &mut Services, group: &str, bytes: Text) -> Result<()> {
+    match services.ask(Op::Cast { group: group.to_owned(), bytes })? {
+        Reply::Sent { number } => say(&format!("{number}\n")),
+        other => unexpected(&other),
+    }
+}
