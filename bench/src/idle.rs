@@ -12,9 +12,13 @@ use std::time::{Duration, Instant};
 /// How long nothing is done. The measurement is of CPU time that the kernel counts in nanoseconds.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// Endpoints of the last row, and how many one process of them has: each has a thread and descriptors.
+/// Endpoints of the last rows, if the daemon may have so many descriptors; how many one process of them has, as each
+/// has a thread; and descriptors of the daemon for each: connection, process (twice), bell.
 const ENDPOINTS: u32 = 10_000;
 const PER_PROCESS: u32 = 500;
+const DESCRIPTORS: u32 = 4;
+/// What it has open itself: sockets, links, stores.
+const OWN_DESCRIPTORS: u32 = 500;
 
 /// CPU and memory of a node's daemon: alone, and with endpoints bound there.
 pub(crate) fn rows(system: &System, report: &Report) -> Result<()> {
@@ -26,17 +30,28 @@ pub(crate) fn rows(system: &System, report: &Report) -> Result<()> {
     let alone = Cost::of(daemon)?;
     report.figure("idle node, CPU per second", alone.cpu, "us");
     report.figure("idle node, memory of its daemon", alone.kib, "KiB");
-    let number = ENDPOINTS / PER_PROCESS;
+    let number = ENDPOINTS.min(descriptors(daemon)? / DESCRIPTORS) / PER_PROCESS;
+    let endpoints = number * PER_PROCESS;
     let places: Vec<Place> =
         (0..number).map(|_| system.worker("idle", home)).collect::<Result<_>>()?;
     for place in &places {
         place.perform(PER_PROCESS, &format!("{PREFIX}bind"))?;
     }
     let bound = Cost::of(daemon)?;
-    report.figure("idle node, 10 000 endpoints, CPU per second", bound.cpu, "us");
-    let each = (bound.kib - alone.kib) / f64::from(ENDPOINTS);
-    report.figure("idle node, 10 000 endpoints, daemon's memory for one", each, "KiB");
+    report.figure(&format!("idle node, {endpoints} endpoints, CPU per second"), bound.cpu, "us");
+    let each = (bound.kib - alone.kib) / f64::from(endpoints);
+    let name = format!("idle node, {endpoints} endpoints, daemon's memory for one");
+    report.figure(&name, each, "KiB");
     Ok(())
+}
+
+/// Descriptors that a process may still open (a few for itself aside).
+fn descriptors(process: u32) -> Result<u32> {
+    let limits = fs::read_to_string(format!("/proc/{process}/limits"))?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+    let most: u32 =
+        line.and_then(|line| line.split_whitespace().next()).context("no limit")?.parse()?;
+    Ok(most.saturating_sub(OWN_DESCRIPTORS))
 }
 
 /// What a daemon takes.
