@@ -1,7 +1,8 @@
 //! The system group: tables and services of the cluster that a majority of its voters agrees on.
 //!
 //! [`state`] is the replicated value, pure; [`group`] a node that replicates it (with openraft, over any
-//! [`Transport`] and [`disk::Disk`]); [`session`] the services as a program uses them.
+//! [`Transport`] and [`disk::Disk`]); [`session`] the services as a program uses them; [`slots`] how nodes share
+//! process slots, [`SlotMember`] a node's part in it.
 
 pub mod command;
 pub mod contact;
@@ -13,6 +14,8 @@ pub mod limits;
 mod network;
 pub mod session;
 mod signal;
+pub mod slots;
+mod slots_session;
 pub mod state;
 mod store;
 mod types;
@@ -22,4 +25,5 @@ pub mod wire;
 pub use group::{Config, Group, Unavailable, millis};
 pub use network::Transport;
 pub use session::{Failure, Session};
+pub use slots_session::{NoSlot, SlotMember};
 pub use types::seed;

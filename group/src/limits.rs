@@ -88,3 +88,28 @@ pub const ASKING_MAX: usize = 4096;
 /// Requests of one other node that are being dealt with, and their bytes. Others get no answer.
 pub const SERVING_MAX: usize = 1024;
 pub const SERVING_BYTES: usize = 8 << 20;
+
+/// Slots that the nodes of a container share. The prototype has 221; with this many the table, 10 bytes a slot,
+/// still fits a joiner's state.
+pub const SLOTS_MAX: u16 = 4096;
+
+const _: () = assert!(SLOTS_MAX as usize * 10 + MEMBERS_MAX * 72 < STATE_MAX);
+
+/// Slots in one message: the prototype's, whose messages have 36 bytes. More would only make the donations of one
+/// answer more uneven when their donor dies between two of its messages.
+pub const SLOTS_PER_MESSAGE: usize = 4;
+
+/// Slots in one answer. Bounds what a request makes each donor send at once (16 messages) where a whole
+/// container is free.
+pub const SLOTS_PER_ANSWER: usize = 16 * SLOTS_PER_MESSAGE;
+
+/// Time that a member asks for no slots after a request that brought none: the prototype's. Without it each
+/// fork of a full container would be two messages to everybody.
+pub const SLOTS_PAUSE: Millis = 1000;
+
+/// How often a caller that waits for a slot has it asked for: the prototype's. Behind that it is told that there
+/// is none, after 5 s.
+pub const SLOTS_RETRIES: u64 = 5;
+
+/// Callers of one member that wait for a slot. More are told at once that there is none.
+pub const SLOT_CALLERS_MAX: usize = 1024;

@@ -6,6 +6,7 @@ mod linear;
 mod network;
 mod random;
 mod services;
+mod slots;
 mod times;
 mod world;
 

@@ -75,6 +75,8 @@ fn is_pure(path: &str) -> bool {
         "dvk/src/server.rs",
         "dvk/src/store.rs",
         "group/src/command.rs",
+        "group/src/slots.rs",
+        "group/src/slots/",
         "group/src/state.rs",
         "group/src/state/",
         "vfs-server/src/",
