@@ -23,7 +23,7 @@
 //! has more than the least gives it the next slot that it frees, before its own callers. As there are at least
 //! `least × members` slots, somebody has.
 //!
-//! | 16 slots a node, 100 000 rounds of forks and exits (`tests/slots`) | 3 nodes | 8 nodes | 32 nodes | prototype, 8 nodes |
+//! | 16 slots a node, 100 000 rounds of forks and exits (32 nodes: 25 000) (`tests/slots`) | 3 nodes | 8 nodes | 32 nodes | prototype, 8 nodes |
 //! |---|---|---|---|---|
 //! | slots in use | 88 % | 87 % | 89 % | 75–80 % |
 //! | forks that succeed : fail, of 30 | 26 : 4 | 27 : 3 | 26 : 4 | 21–25 : 5–7 |
