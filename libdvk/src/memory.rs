@@ -90,6 +90,8 @@ pub(crate) struct Memory {
 struct Grants {
     list: BTreeMap<Grant, Lent>,
     count: u64,
+    /// The endpoint is not bound any more: nothing is answered, so that who asks hears that it died.
+    is_closed: bool,
 }
 
 /// A range of memory, and who may use it how.
@@ -135,6 +137,7 @@ impl Bound {
         len: usize,
         access: Access,
     ) -> Result<Grant, IpcError> {
+        self.core.inbox.pass()?;
         let memory = self.memory()?;
         let mut grants = locked(&memory.grants);
         if grants.list.len() >= GRANTS_MAX {
@@ -152,7 +155,8 @@ impl Bound {
     /// # Errors
     /// [`IpcError::Stale`]: there is no such grant (any more).
     pub fn revoke(&self, grant: Grant) -> Result<(), IpcError> {
-        let memory = self.memory.get().ok_or(IpcError::Stale)?;
+        let memory = locked(&self.memory).as_ref().map(|(_, memory)| Arc::clone(memory));
+        let memory = memory.ok_or(IpcError::Stale)?;
         locked(&memory.grants).list.remove(&grant).map(|_| ()).ok_or(IpcError::Stale)
     }
 
@@ -246,28 +250,38 @@ impl Bound {
         endpoint == own || endpoint.generation == 0 && endpoint.slot == own.slot
     }
 
-    /// The memory side, made when it is first needed.
-    fn memory(&self) -> Result<&Memory, IpcError> {
-        if let Some(memory) = self.memory.get() {
-            return Ok(memory);
+    /// The memory side, made when it is first needed. Grants end when the endpoint goes to another process.
+    fn memory(&self) -> Result<Arc<Memory>, IpcError> {
+        let own = self.endpoint();
+        let mut kept = locked(&self.memory);
+        match &*kept {
+            Some((of, memory)) if *of == own && !memory.inbox.is_lost() => {
+                return Ok(Arc::clone(memory));
+            }
+            _ => {}
         }
-        let hello = Ask { to: self.endpoint(), ..Ask::hello(kind::MEMORY, 0, nonce()) };
-        let (inbox, welcome) = Inbox::open(self.socket().as_os_str().as_bytes(), hello, "dvk-mem")?;
+        let hello = Ask { to: own, ..Ask::hello(kind::MEMORY, 0, nonce()) };
+        let (inbox, _) = Inbox::open(self.socket().as_os_str().as_bytes(), hello, "dvk-mem")?;
         let grants = Arc::<Mutex<Grants>>::default();
-        let core = Core::new(Arc::clone(&inbox), welcome.endpoint, self.node());
+        let core = Core::new(Arc::clone(&inbox));
         let lent = Arc::clone(&grants);
         std::thread::Builder::new()
             .name("dvk-copy".into())
             .spawn(move || serve(&core, &lent))
             .map_err(|_| IpcError::Exhausted)?;
-        Ok(self.memory.get_or_init(|| Memory { inbox, grants }))
+        let memory = Arc::new(Memory { inbox, grants });
+        *kept = Some((own, Arc::clone(&memory)));
+        Ok(memory)
     }
 }
 
 impl Memory {
     /// Nothing is lent any more.
     pub(crate) fn close(&self) {
-        locked(&self.grants).list.clear();
+        let mut grants = locked(&self.grants);
+        grants.list.clear();
+        grants.is_closed = true;
+        drop(grants);
         self.inbox.close();
     }
 }
@@ -284,6 +298,9 @@ fn serve(core: &Core, grants: &Mutex<Grants>) {
         let source = got.message.source;
         // Held while the bytes are moved: a revoked grant is not in use.
         let grants = locked(grants);
+        if grants.is_closed {
+            return;
+        }
         let done = answer(&got.message, &buffer[..got.payload_len], &grants);
         let (reply, bytes) = match done {
             Ok(bytes) => (Message::request(got.message.call), bytes),
