@@ -51,9 +51,11 @@ impl Lab {
         command
     }
 
+    /// A program on a node. SIGHUP has its usual effect, also when the tests run under nohup(1).
     fn command(&self, node: &str, program: &[&str]) -> Command {
-        let mut command = self.dvs(&["run", "--node", node, "--"]);
-        command.args(program);
+        let mut command = Command::new("env");
+        command.args(["--default-signal=HUP", DVS, "run", "--node", node, "--"]).args(program);
+        command.env("DVS_LAB_DIR", self.path()).stdin(Stdio::null());
         command
     }
 
