@@ -415,6 +415,7 @@ static void woken(int result) {
     IS(result, -EDVSWOKENUP);
 }
 
+/* The client takes nothing from the server, and waits until it has ended. */
 static void wakeup_server(void) {
     dvk_ep_t client = meet_client();
     dvk_message message = request(0);
@@ -423,17 +424,17 @@ static void wakeup_server(void) {
     woken(dvk_receive(DVK_ANY, &message));
     woken(dvk_receive(client, &message));
     woken(dvk_rcvrqst(&message));
+    message = request(0);
     woken(dvk_send(client, &message));
     woken(dvk_sendrec(client, &message));
     woken(dvk_wait4unbind(client));
     is_over = 1;
     IS(pthread_join(thread, NULL), 0);
-    meet_client();
 }
 
 static void wakeup_client(void) {
     meet();
-    meet();
+    IS(dvk_wait4unbind(server), 0);
 }
 
 /* ---- test_bkupbind, test_migrate ---- */
