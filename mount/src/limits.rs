@@ -1,6 +1,7 @@
 //! Every bound of the file agent, with its reason.
 
 use m3ipc::limits::{CHANNELS_PER_PEER, LANES, PAYLOAD_MAX};
+use std::time::Duration;
 
 /// Most data of one FUSE read or write: what rides along with one message.
 pub const IO_SIZE_MAX: u32 = 128 * 1024;
@@ -21,7 +22,11 @@ pub const READDIR_SIZE: u32 = 8 * 1024;
 pub const STATUS_SIZE: usize = 4096;
 
 /// Looks at `/proc/<pid>/syscall` until the thread that waits for our answer is seen asleep.
+/// First that often, one right after the other, then with pauses, as long as a thread may wait for a CPU on a machine
+/// that is still of use.
 pub const SYSCALL_LOOKS: u32 = 64;
+pub const SYSCALL_PAUSE: Duration = Duration::from_micros(100);
+pub const SYSCALL_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Seconds that programs with files open are given to close them after SIGTERM.
 pub const STOP_GRACE_SECONDS: u64 = 5;

@@ -6,7 +6,8 @@
 //! so exclusion still holds, but flock() then also excludes fcntl() and can get EDEADLK.
 
 use crate::agent::LockKind;
-use crate::limits::SYSCALL_LOOKS;
+use crate::limits::{SYSCALL_LOOKS, SYSCALL_PATIENCE, SYSCALL_PAUSE};
+use std::time::Instant;
 
 /// End of a lock to the end of the file (OFFSET_MAX).
 const TO_THE_END: u64 = i64::MAX as u64;
@@ -31,16 +32,24 @@ pub(crate) fn of_request(pid: u32, start: u64, end: u64) -> LockKind {
 /// The system call that thread `pid` is waiting in.
 fn current_call(pid: u32) -> Option<i64> {
     let path = format!("/proc/{pid}/syscall");
-    for _ in 0..SYSCALL_LOOKS {
+    let mut looks = 0;
+    let start = Instant::now();
+    loop {
         let text = std::fs::read_to_string(&path).ok()?;
-        // It has handed us the request but does not sleep yet.
-        if text.starts_with("running") {
-            std::thread::yield_now();
-            continue;
+        if !text.starts_with("running") {
+            return call_number(&text);
         }
-        return call_number(&text);
+        // It has handed us the request but does not sleep yet. On a busy machine it may wait long for a CPU to do so;
+        // to guess would let a flock() be a record lock, which does not exclude it.
+        looks += 1;
+        if looks < SYSCALL_LOOKS {
+            std::thread::yield_now();
+        } else if start.elapsed() < SYSCALL_PATIENCE {
+            std::thread::sleep(SYSCALL_PAUSE);
+        } else {
+            return None;
+        }
     }
-    None
 }
 
 /// The first word of a syscall file: a number, -1 if the thread is in none.
