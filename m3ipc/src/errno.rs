@@ -46,11 +46,6 @@ pub enum IpcError {
     Fault = 4111,
     /// Somebody else is bound there.
     InUse = 4112,
-    /// The endpoint is somewhere else, or on its way: the caller is a backup, or has been made one; or it is moving
-    /// already. As the reason of a closed channel: open another one, and go on there.
-    Moved = 4113,
-    /// Somebody ended the wait (`wakeup`).
-    WokenUp = 4114,
 }
 
 impl IpcError {
@@ -78,8 +73,6 @@ impl IpcError {
             4110 => IpcError::NotWaiting,
             4111 => IpcError::Fault,
             4112 => IpcError::InUse,
-            4113 => IpcError::Moved,
-            4114 => IpcError::WokenUp,
             _ => IpcError::Protocol,
         }
     }
@@ -93,7 +86,7 @@ impl From<IpcError> for Errno {
                 numbers::EHOSTDOWN
             }
             IpcError::TimedOut => numbers::ETIMEDOUT,
-            IpcError::Interrupted | IpcError::WokenUp => numbers::EINTR,
+            IpcError::Interrupted => numbers::EINTR,
             IpcError::Stale => numbers::ESTALE,
             IpcError::NotBound => numbers::ENOSYS,
             IpcError::Denied => numbers::EACCES,
@@ -105,7 +98,6 @@ impl From<IpcError> for Errno {
             IpcError::NotWaiting => numbers::ESRCH,
             IpcError::Fault => numbers::EFAULT,
             IpcError::InUse => numbers::EADDRINUSE,
-            IpcError::Moved => numbers::EBUSY,
         })
     }
 }

@@ -106,9 +106,7 @@ impl Daemon {
                     self.served.fetch_add(1, Ordering::SeqCst);
                     match message.call {
                         KEEP => kept.push((Arc::clone(channel), lane, message)),
-                        _ => {
-                            channel.answer(lane, &message, &payload, false);
-                        }
+                        _ => channel.answer(lane, &message, &payload, false),
                     }
                     if message.call == FREE {
                         for (on, lane, message) in kept.drain(..) {

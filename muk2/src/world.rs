@@ -252,8 +252,7 @@ impl<S: Server> Served<S> {
             match received.kind {
                 Kind::Request => self.request(shared, desk, id, received),
                 Kind::Cancelled => self.step(shared, desk, |hosted, cx| hosted.cancel(id, cx)),
-                // Servers do not move.
-                Kind::Notification(_) | Kind::OneWay | Kind::Again => {}
+                Kind::Notification(_) | Kind::OneWay => {}
             }
         }
         if self.hosted.deadline().is_some_and(|deadline| deadline <= shared.time.now()) {

@@ -5,6 +5,5 @@ mod bind;
 mod cluster;
 mod copy;
 mod message;
-mod migrate;
 mod rights;
 mod scribble;
