@@ -10,9 +10,10 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 /// Ancestors that are looked at, and how often it is begun anew when one of them has ended meanwhile. Who has more,
-/// or whose ancestors end that fast, is not let in.
-const ANCESTORS_MAX: usize = 4096;
-const TRIES: usize = 16;
+/// or whose ancestors end that fast, is not let in: each is a file to read (some microseconds) while the node waits,
+/// and nobody is to make it wait long by a deep tree of processes.
+const ANCESTORS_MAX: usize = 256;
+const TRIES: usize = 4;
 
 /// The processes that are containers here.
 #[derive(Debug, Default)]
