@@ -141,7 +141,12 @@ fn keep_bound(
         return Err(BAD_DC);
     }
     let endpoint = bound.endpoint();
-    keep(Arc::new(bound)).map_err(code)?;
+    let bound = Arc::new(bound);
+    keep(Arc::clone(&bound)).map_err(|error| {
+        // It is gone when this returns: a backup that nobody has must not be promoted.
+        bound.unbind_other(Endpoint::NONE).ok();
+        code(error)
+    })?;
     Ok(endpoint)
 }
 

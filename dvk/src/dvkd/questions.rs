@@ -107,7 +107,12 @@ impl Node {
         };
         match allowed {
             // A server or a container is not an endpoint that comes and goes: its process is to be stopped.
-            Ok(info) if !matches!(info.role, Role::Peer(_) | Role::Memory(_) | Role::Process) => {
+            Ok(info)
+                if !matches!(
+                    info.role,
+                    Role::Peer(_) | Role::Memory(_) | Role::Process | Role::Backup(..)
+                ) =>
+            {
                 self.door.answer(asker, &Tell::refused(IpcError::Denied), &[]);
             }
             Ok(info) => {
