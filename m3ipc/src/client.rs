@@ -642,6 +642,10 @@ impl Slot {
         self.flags.load(Ordering::Relaxed) & flag::RENDEZVOUS != 0
     }
 
+    fn is_of_replicas(&self) -> bool {
+        Endpoint::from_bits(self.peer.load(Ordering::Relaxed)).is_replicated()
+    }
+
     fn is_closed(&self) -> bool {
         self.channel().is_some_and(|channel| channel.closed().is_some())
     }
@@ -703,6 +707,10 @@ impl Slot {
                                 rustix::thread::sched_yield();
                             }
                         },
+                        // Another replica can have what this one has not received.
+                        (None, _) if self.is_of_replicas() && leave() == Withdrawn::Unseen => {
+                            return None;
+                        }
                         (None, died) => return Some(Err(died)),
                     }
                     continue;

@@ -8,7 +8,9 @@ use crate::limits::{CALLS_BYTES, CALLS_PER_NODE, PEERS_PER_ENDPOINT, SERVER_WAIT
 use crate::server::{Gone, Nanos};
 use bytes::Bytes;
 use m3ipc::limits::PAYLOAD_MAX;
+use m3ipc::message::RELAYED;
 use m3ipc::port::RECEIVED;
+use m3ipc::rights::call::RELAY;
 use m3ipc::{CallId, Cred, DcId, Endpoint, IpcError, Message, NodeId, Tag};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
@@ -466,6 +468,17 @@ impl Peer {
         Some(call)
     }
 
+    /// The container has nothing to do with the node any more.
+    pub(super) fn end_outgoing_of(&mut self, dc: DcId, out: &mut Vec<Output>) {
+        let of = |key: &&(DcId, Lane)| key.0 == dc;
+        let keys: Vec<(DcId, Lane)> = self.outgoing.keys().filter(of).copied().collect();
+        for key in keys {
+            if let Some(call) = self.remove_outgoing(&key) {
+                end_outgoing(dc, key.1.source, &call, IpcError::NodeDown, out);
+            }
+        }
+    }
+
     /// The node is gone: none of the calls it has will be answered.
     pub(super) fn end_all_outgoing(&mut self, out: &mut Vec<Output>) {
         self.bytes_out = 0;
@@ -724,7 +737,12 @@ impl Kernel {
             return;
         }
         let (node, call) = (call.node, call.message.call);
+        let may_relay = container.slots.get(from).is_none_or(|bound| bound.rights.may(RELAY));
         self.drop_incoming(dc, lane);
+        if message.status == RELAYED && !may_relay {
+            let message = Message::undelivered(call, IpcError::Protocol);
+            return self.send_answer(now, node, dc, from, id, message, &[], out);
+        }
         if payload.len() > PAYLOAD_MAX || payload.len() != message.payload_len as usize {
             let message = Message::undelivered(call, IpcError::TooLarge);
             return self.send_answer(now, node, dc, from, id, message, &[], out);
@@ -832,6 +850,19 @@ impl Kernel {
             let message = Message::undelivered(call.message.call, error);
             self.send_answer(now, call.node, dc, call.to, call.id(), message, &[], out);
         }
+    }
+
+    /// The container has nothing to do with the node any more: its calls end.
+    pub(super) fn end_incoming_from(
+        &mut self,
+        now: Nanos,
+        dc: DcId,
+        node: NodeId,
+        out: &mut Vec<Output>,
+    ) {
+        let incoming = self.containers.get(&dc).map(|container| &container.incoming);
+        let lanes = incoming.map(|incoming| incoming.lanes_from(node)).unwrap_or_default();
+        self.end_incoming_by(now, dc, &lanes, IpcError::NodeDown, out);
     }
 
     /// The node is gone: nobody waits for the answers to its calls.

@@ -248,7 +248,7 @@ impl Kernel {
     fn wake(&self, dc: DcId, to: Endpoint, out: &mut Vec<Output>) -> Result<Endpoint, IpcError> {
         let container = self.containers.get(&dc).ok_or(IpcError::NotBound)?;
         let binding = container.resolve(to)?;
-        if !matches!(binding.role, Role::Peer(_)) {
+        if !matches!(binding.role, Role::Peer(_) | Role::Replica(_)) {
             return Err(IpcError::Denied);
         }
         out.push(Output::Wake { dc, endpoint: binding.endpoint });
@@ -545,7 +545,7 @@ impl Kernel {
     }
 
     /// The nodes of the container that are to be told, but this one and `but`.
-    fn others(&self, dc: DcId, but: NodeId) -> BTreeSet<NodeId> {
+    pub(super) fn others(&self, dc: DcId, but: NodeId) -> BTreeSet<NodeId> {
         let nodes = self.containers.get(&dc).map(|container| container.dc.nodes.clone());
         let is_there = |node: &NodeId| {
             *node != but
@@ -1138,7 +1138,19 @@ impl Kernel {
     pub(super) fn directory_without(&mut self, now: Nanos, node: NodeId, out: &mut Vec<Output>) {
         let dcs: Vec<DcId> = self.containers.keys().copied().collect();
         for dc in dcs {
-            let Some(container) = self.containers.get_mut(&dc) else { continue };
+            self.directory_of_without(now, dc, node, out);
+        }
+    }
+
+    /// The same for one container.
+    pub(super) fn directory_of_without(
+        &mut self,
+        now: Nanos,
+        dc: DcId,
+        node: NodeId,
+        out: &mut Vec<Output>,
+    ) {
+        if let Some(container) = self.containers.get_mut(&dc) {
             container.directory.standing_by.retain(|(_, of, _)| *of != node);
             let lost: Vec<Endpoint> = container
                 .directory
@@ -1158,6 +1170,7 @@ impl Kernel {
             }
             self.judge_claims(now, dc, out);
             self.claim(now, dc, node, out);
+            self.replicas_without(now, dc, node, out);
         }
     }
 

@@ -6,9 +6,11 @@ use std::sync::{Mutex, PoisonError};
 
 /// Environment variable with the one seed to run instead of all.
 pub const SEED: &str = "SEED";
+/// Environment variable with how many seeds to run instead of each test's own number.
+const SEEDS: &str = "SEEDS";
 
 /// Runs `run` for the seeds in `known` (each once showed a fault that is now mended) and for 0..`count`; with the
-/// environment's `SEED` only for that one. `run` is told whether to print what happens.
+/// environment's `SEED` only for that one, with its `SEEDS` for so many. `run` is told whether to print what happens.
 ///
 /// # Panics
 /// If a run fails or panics, with the lowest seed that does.
@@ -20,6 +22,7 @@ pub fn check_seeds(
     if let Some(seed) = replayed() {
         return report(seed, attempt(seed, true, &run));
     }
+    let count = number(SEEDS).unwrap_or(count);
     let total = known.len() as u64 + count;
     let next = AtomicU64::new(0);
     let failed: Mutex<Option<(u64, String)>> = Mutex::new(None);
@@ -51,8 +54,12 @@ pub fn check_seeds(
 }
 
 fn replayed() -> Option<u64> {
-    let seed = std::env::var(SEED).ok()?;
-    Some(seed.parse().unwrap_or_else(|_| panic!("{SEED}={seed} is not a number")))
+    number(SEED)
+}
+
+fn number(variable: &str) -> Option<u64> {
+    let value = std::env::var(variable).ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{variable}={value} is not a number")))
 }
 
 fn attempt(
