@@ -585,7 +585,8 @@ impl Kernel {
             | Frame::Received => return Ok(Ok(())),
         };
         // Not, or not any more.
-        let Some(container) = self.containers.get(&dc) else {
+        let own = self.containers.get(&dc);
+        let Some(container) = own.filter(|own| own.dc.nodes.contains(&self.node)) else {
             return Ok(Err((dc, speaker, Forgery::Elsewhere)));
         };
         let moved = container.directory.place(speaker.slot);

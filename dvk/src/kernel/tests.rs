@@ -1655,7 +1655,9 @@ fn nobody_is_believed_to_be_an_endpoint_that_is_not_known_to_be_there() {
     let out = forged(&mut pair, 1, Frame::Request(request));
     assert!(delivered(&out).is_empty() && dropped(&out).is_empty(), "refused: {out:?}");
     let notify = Frame::Notify { dc: BLUE, from: claimed, to: Endpoint::IPC, value: 1 };
-    assert_eq!(forged(&mut pair, 2, notify), []);
+    let forgery = super::Forgery::NotThere;
+    let said = Output::Forged { node: N1, dc: BLUE, endpoint: claimed, forgery };
+    assert_eq!(forged(&mut pair, 2, notify), [said]);
     // Not even if it says so: its home, which is here, knows better.
     let bound = pair.at(N2).bind(BLUE, Role::Peer(70), 50);
     let entry = Frame::Entry { dc: BLUE, endpoint: claimed, node: N1, epoch: 7, is_over: false };

@@ -236,7 +236,7 @@ fn a_frame_for_another_container_or_endpoint_is_refused_and_said_but_no_flood_fi
     // In a container of both, for an endpoint of another node: the link is over as well.
     let forged = Packet {
         sequence: FLOOD + 1,
-        ..Packet::alone(request(1, Endpoint::new(NodeId(1), 77, 1)))
+        ..Packet::alone(request(1, Endpoint::new(NodeId(1), 2000, 1)))
     };
     small.write_all_by(&forged.encode(), soon()).unwrap();
     time_until_dropped(&small);
