@@ -154,10 +154,12 @@ mod tests {
         for is_writable in [false, true] {
             let (own, fd) = Lent::create(5000, is_writable).expect("memfd");
             let theirs = Lent::map(fd.as_fd(), 5000, false).expect("to read");
-            // SAFETY: inside the mapping, which nobody else writes to.
-            unsafe { own.bytes().add(4999).write(7) };
-            // SAFETY: inside the mapping, which nobody writes to now.
-            assert_eq!(unsafe { theirs.bytes().add(4999).read() }, 7);
+            // SAFETY: inside the mapping.
+            let last = [&own, &theirs].map(|lent| unsafe { lent.bytes().add(4999) });
+            // SAFETY: mapped writable, and nobody else writes to it.
+            unsafe { last[0].write(7) };
+            // SAFETY: mapped, and nobody writes to it now.
+            assert_eq!(unsafe { last[1].read() }, 7);
             assert!(theirs.is_lent());
             own.end();
             assert!(!theirs.is_lent());

@@ -55,7 +55,7 @@ pub const RIGHTS_LIST: usize = 12;
 pub const GROUPS_MAX: usize = 64;
 
 /// Longest spin before sleeping, when both sides are awake and answer at once: about three wake-ups.
-pub const SPIN_MAX: Duration = Duration::from_micros(50);
+pub const SPIN_MAX: Duration = Duration::from_micros(20);
 
 /// Longest spin of an occasional try, to find the other side awake the next time: waking it on a CPU that has halted
 /// takes 30 to 50 µs in a virtual machine.

@@ -979,7 +979,7 @@ mod tests {
     /// that it sleeps: one of them sees the other.
     #[test]
     fn no_request_on_the_first_lane_is_missed_between_deciding_and_sleeping() {
-        const ROUNDS: u64 = 20_000;
+        const ROUNDS: u64 = 200_000;
         let (bell, bell_fd) = Bell::create().expect("memfd");
         let ringer = crate::bell::Ringer::map(bell_fd.as_fd()).expect("a bell");
         let fd = channel::create().expect("memfd");
@@ -993,8 +993,16 @@ mod tests {
                     let message = Message { tag, ..Message::request(7) };
                     end.post_first(&message, &[]).expect("posted");
                     while !ringer.ring() {}
+                    let mut looks = 0u32;
                     while !end.is_answered(0, tag) {
-                        std::thread::yield_now();
+                        looks += 1;
+                        if looks > 10_000 {
+                            std::thread::yield_now();
+                        }
+                    }
+                    // Until about when the receiver goes to sleep, a little sooner or later each time.
+                    for step in 0..sequence % 512 {
+                        std::hint::black_box(step);
                     }
                 }
             });

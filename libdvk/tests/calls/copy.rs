@@ -1,7 +1,7 @@
 //! vcopy between any two of requester, source and destination, on one node and on two.
 #![expect(unsafe_code, reason = "memory is granted, and copied, by address")]
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, wait_until};
 use dvk_client::{Access, Bound, Endpoint, IpcError, Shared};
 use m3ipc::limits::LENT_MAX;
 
@@ -168,8 +168,12 @@ fn lent_memory_is_written_if_it_may_be_and_ends_with_its_owner() {
     assert!(back == own);
     let at = lent.address();
     owner.unbind().unwrap();
-    let gone = copy(&friend, (name, at), (friend.endpoint(), back_at), 10).unwrap_err();
+    // The mapping is used until dvkd has closed the channel to its owner.
+    let read = || copy(&friend, (name, at), (friend.endpoint(), back_at), 10);
+    wait_until("its owner is gone", || read().is_err());
+    let gone = read().unwrap_err();
     assert!(matches!(gone.1, IpcError::Stale | IpcError::DestinationDied), "{gone:?}");
+    assert_eq!(friend.mapped_count(), 0);
     let other = cluster.bind(1);
     let many: Vec<_> = (0..LENT_MAX).map(|_| other.lend(Endpoint::ANY, 1, Access::Read)).collect();
     assert!(many.iter().all(Result::is_ok));
