@@ -59,10 +59,11 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Minutes of history that are told at most: so many are kept.
 const HISTORY_MINUTES: u16 = 10;
+const MINUTE: Nanos = 60_000_000_000;
 
 /// Runs the node daemon until SIGTERM, SIGINT or an admin's `Stop`.
 ///
@@ -209,9 +210,8 @@ impl Daemon {
                 Query::Services => serve(&answering, stream),
                 Query::Loads => admin::answer(&stream, &sensing::figures(&answering, None)),
                 Query::History { node, minutes } => {
-                    let span = Duration::from_secs(60 * u64::from(minutes.min(HISTORY_MINUTES)));
-                    let of = Some((node, span.as_nanos() as Nanos));
-                    admin::answer(&stream, &sensing::figures(&answering, of))
+                    let span = MINUTE * Nanos::from(minutes.min(HISTORY_MINUTES));
+                    admin::answer(&stream, &sensing::figures(&answering, Some((node, span))))
                 }
             };
             admin::serve(&listener, uid, &(Arc::new(answer) as admin::Answer));

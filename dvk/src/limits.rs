@@ -223,7 +223,7 @@ pub const HANDSHAKES_PER_ADDRESS: usize = 16;
 pub const REFUSALS_LOGGED: u32 = 10;
 
 /// How often a node looks how busy it is: as often as people look.
-pub const LOAD_EVERY: Duration = Duration::from_secs(1);
+pub const LOAD_EVERY: Nanos = SECOND;
 
 /// Looks of its own that a node keeps: ten minutes. DCs of a report; a look with this many makes 6 KB.
 pub const LOAD_HISTORY: usize = 600;

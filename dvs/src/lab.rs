@@ -21,6 +21,7 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use process::ProcessId;
+use rustix::io::FdFlags;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::ffi::OsStrExt;
@@ -198,6 +199,10 @@ pub(crate) fn muk2(options: &DvkdOptions) -> Result<()> {
 fn start(lab: &Lab) -> Result<Vec<Child>> {
     let network = lab.namespaces.then(|| Network::create(lab.count())).transpose()?;
     if let Some(network) = &network {
+        // It keeps the nodes' namespaces, too: a machine is still there when its dvkd has died, and says that nobody listens.
+        let kept =
+            network.nodes.iter().map(File::try_clone).collect::<std::io::Result<Vec<_>>>()?;
+        kept.iter().try_for_each(|node| rustix::io::fcntl_setfd(node, FdFlags::empty()))?;
         let switch = spawn_in(&network.switch, &mut own_command("dvs-switch", "switch", lab)?)?;
         ProcessId::of(i32::try_from(switch.id())?)
             .ok_or_else(|| anyhow!("the lab's network cannot be kept"))?

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 const HELP: &str = "\
 BUSY is processor time in percent of one processor; AGE how old the figures are, in seconds: a node that is cut off \
 or dead tells nothing new. CALLS and bytes are per second, between nodes: calls on one node pass no daemon and are not \
-counted. Of a DC, BUSY and MEMORY are those of the processes that are bound in it. VFS, PM and IPC are calls of other \
+counted. Of a DC, BUSY and MEMORY are those of the processes that are bound in it, and bytes are what requests carry. VFS, PM and IPC are calls of other \
 nodes to its servers.";
 
 /// Whom to ask.
@@ -119,12 +119,37 @@ fn ask(run: &Path, ask: impl FnOnce(&Path) -> Result<Figures>) -> Result<Figures
 /// Of the nodes, and of the DCs on each.
 fn tables(figures: &Figures) -> [Table; 2] {
     let mut nodes = Table::new(&[
-        "NODE", "AGE", "BUSY", "CPUS", "LOAD1", "LOAD15", "MEM-USED", "MEM-TOTAL", "ENDPOINTS", "LINKS", "CALLS-OUT",
-        "CALLS-IN", "BYTES-OUT", "BYTES-IN", "RTT-US",
+        "NODE",
+        "AGE",
+        "BUSY",
+        "CPUS",
+        "LOAD1",
+        "LOAD15",
+        "MEM-USED",
+        "MEM-TOTAL",
+        "ENDPOINTS",
+        "LINKS",
+        "CALLS-OUT",
+        "CALLS-IN",
+        "BYTES-OUT",
+        "BYTES-IN",
+        "RTT-US",
     ]);
     let mut dcs = Table::new(&[
-        "DC", "NODE", "AGE", "BUSY", "MEMORY", "PROCESSES", "ENDPOINTS", "CALLS-OUT", "CALLS-IN", "BYTES-OUT",
-        "BYTES-IN", "VFS", "PM", "IPC",
+        "DC",
+        "NODE",
+        "AGE",
+        "BUSY",
+        "MEMORY",
+        "PROCESSES",
+        "ENDPOINTS",
+        "CALLS-OUT",
+        "CALLS-IN",
+        "BYTES-OUT",
+        "BYTES-IN",
+        "VFS",
+        "PM",
+        "IPC",
     ]);
     for report in &figures.reports {
         nodes.row(node_row(figures, report));
@@ -192,9 +217,8 @@ fn hundredths(number: u32) -> String {
 pub(crate) fn history(options: &HistoryOptions) -> Result<()> {
     let run = options.asked.run()?;
     let names = ask(&run, figures::loads)?.names;
-    let is_it = |(number, name): &(&u16, &String)| {
-        **name == options.of || number.to_string() == options.of
-    };
+    let is_it =
+        |(number, name): &(&u16, &String)| **name == options.of || number.to_string() == options.of;
     let node = names.iter().find(is_it).map(|(number, _)| *number);
     let node = node.with_context(|| format!("there is no node {:?}", options.of))?;
     let figures = ask(&run, |run| figures::history(run, node, options.minutes))?;
@@ -214,7 +238,8 @@ mod tests {
 
     #[test]
     fn a_row_shows_names_and_whole_figures() {
-        let node = NodeLoad { node: 2, busy: 1234, load1: 205, age_ms: 1999, ..NodeLoad::default() };
+        let node =
+            NodeLoad { node: 2, busy: 1234, load1: 205, age_ms: 1999, ..NodeLoad::default() };
         let part = DcLoad { dc: 7, node: 2, served: [5, 6, 7, 8], ..DcLoad::default() };
         let figures = Figures {
             names: BTreeMap::from([(2, "n2".to_owned())]),

@@ -100,6 +100,12 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            for node in 0..3 {
+                let log = fs::read_to_string(self.run(node).join("dvkd.log")).unwrap_or_default();
+                eprintln!("--- {}\n{log}", NODES[node]);
+            }
+        }
         self.command(&["lab", "down"]).output().unwrap();
     }
 }
@@ -203,8 +209,8 @@ fn put(lab: &Lab, node: usize, prefix: &str, gauge: &Gauge, stop: &AtomicBool) -
                 gauge.note();
                 acknowledged.push(key);
             }
-            // It may have happened.
-            Reply::Failed { failure: Failure::Unavailable, .. } => {}
+            // How long that lasts is what is measured. The first may have happened.
+            Reply::Failed { failure: Failure::Unavailable | Failure::Fenced, .. } => {}
             other => panic!("put on {}: {other:?}", NODES[node]),
         }
         std::thread::sleep(PACE);
@@ -231,7 +237,7 @@ fn keys(lab: &Lab, node: usize, prefix: &str) -> BTreeSet<String> {
     }
 }
 
-/// Answers until nobody has asked for a while and it is told to stop.
+/// Answers until it is told to stop, when nobody asks any more.
 fn answer(server: &Bound, stop: &AtomicBool) {
     let mut payload = [0; 64];
     while !stop.load(Ordering::SeqCst) {
@@ -313,7 +319,9 @@ struct Load<'a> {
     puts: [Gauge; 2],
     calls: [Gauge; 2],
     appends: Vec<(usize, Gauge)>,
+    /// For the clients; their servers go on until they have ended.
     stop: AtomicBool,
+    over: AtomicBool,
 }
 
 impl Load<'_> {
@@ -331,6 +339,7 @@ impl Load<'_> {
             calls: gauges("call to the other"),
             appends,
             stop: AtomicBool::new(false),
+            over: AtomicBool::new(false),
         }
     }
 
@@ -361,15 +370,17 @@ impl Load<'_> {
         let losers = [lab.bind(a), lab.bind(b)];
         std::thread::scope(|scope| {
             for server in &servers {
-                scope.spawn(move || answer(server, stop));
+                scope.spawn(move || answer(server, &self.over));
             }
             let putting = self.pair.iter().zip(&self.puts).map(|(node, gauge)| {
                 scope.spawn(move || put(lab, *node, self.prefix, gauge, stop))
             });
             let putting: Vec<_> = putting.collect();
-            for ((caller, server), gauge) in callers.iter().zip([at_b, at_a]).zip(&self.calls) {
-                scope.spawn(move || call_on(caller, server, gauge, stop));
-            }
+            let pairs = callers.iter().zip([at_b, at_a]).zip(&self.calls);
+            let calling = pairs.map(|((caller, server), gauge)| {
+                scope.spawn(move || call_on(caller, server, gauge, stop))
+            });
+            let calling: Vec<_> = calling.collect();
             let appending = self.appends.iter().map(|(node, gauge)| {
                 scope.spawn(move || follow(lab.append(*node, &self.file(*node)), gauge))
             });
@@ -390,6 +401,8 @@ impl Load<'_> {
             self.served();
             self.print_and_check();
             stop.store(true, Ordering::SeqCst);
+            calling.into_iter().for_each(|one| one.join().unwrap());
+            self.over.store(true, Ordering::SeqCst);
             for (node, _) in &self.appends {
                 let end = format!("/dvs/{}.end", self.file(*node));
                 lab.succeeds(&["run", "--node", NODES[*node], "--", "touch", &end]);

@@ -138,7 +138,8 @@ impl Report {
     /// What node `from` says, of itself and of nobody else.
     pub(super) fn decode(bytes: &[u8], from: NodeId) -> Option<Report> {
         let (first, rest) = bytes.split_at_checked(size_of::<NodeLoad>())?;
-        let node: NodeLoad = decode(first).filter(|node: &NodeLoad| node.node == u32::from(from.0))?;
+        let node: NodeLoad =
+            decode(first).filter(|node: &NodeLoad| node.node == u32::from(from.0))?;
         let records = rest.chunks_exact(size_of::<DcLoad>());
         if !records.remainder().is_empty() || records.len() > LOAD_DCS {
             return None;

@@ -20,6 +20,7 @@ use m3ipc::info::VERSION;
 use m3ipc::load::NodeLoad;
 use m3ipc::{DcId, Endpoint, NodeId};
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 /// What a DC's processes have exchanged with other nodes, since this dvkd started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,7 +44,8 @@ impl Traffic {
     pub(super) fn note_in(&mut self, to: Endpoint, bytes: usize) {
         self.calls_in += 1;
         self.bytes_in += bytes as u64;
-        let server = SERVERS.iter().position(|(_, number)| Endpoint::server(*number) == to);
+        let server =
+            SERVERS.iter().position(|(_, number)| Endpoint::server(*number).slot == to.slot);
         self.served[server.unwrap_or(SERVERS.len())] += 1;
     }
 }
@@ -86,7 +88,7 @@ pub(super) fn run(shared: &Shared) {
     before.counted = shared.with(|node| node.count_load());
     let mut looks = 0_usize;
     loop {
-        shared.nap(LOAD_EVERY);
+        shared.nap(Duration::from_nanos(LOAD_EVERY));
         if shared.is_stopping() {
             return;
         }
@@ -159,7 +161,7 @@ fn look(shared: &Shared, before: &mut Before) -> (Report, Vec<NodeId>) {
 /// Looks at the processes of a DC, if it is time: the more there are, the less often.
 fn look_at_processes(now: Nanos, pids: &BTreeSet<u32>, last: &mut Processes) {
     let looks = pids.len().div_ceil(LOAD_PROCESSES).max(1) as u64;
-    let every = (LOAD_EVERY.as_nanos() as u64).saturating_mul(looks);
+    let every = LOAD_EVERY.saturating_mul(looks);
     // A look comes when it comes; half a period is early enough.
     if last.time != 0 && now.saturating_sub(last.time) + every / (2 * looks) < every {
         return;
@@ -258,4 +260,21 @@ pub(super) fn figures(shared: &Shared, of: Option<(u16, Nanos)>) -> Figures {
 
 fn latest(loads: &Loads, now: Nanos, own: NodeId, nodes: impl Iterator<Item = u16>) -> Vec<Report> {
     nodes.filter_map(|node| loads.at(now, own, NodeId(node), 0)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_are_counted_by_the_server_that_they_are_for_whatever_its_generation() {
+        let mut traffic = Traffic::default();
+        for (_, number) in SERVERS {
+            traffic.note_in(Endpoint { generation: 7, ..Endpoint::server(number) }, 3);
+        }
+        traffic.note_in(Endpoint::well_known(NodeId(1), 100), 5);
+        traffic.note_in(Endpoint::well_known(NodeId(2), 1), 5);
+        assert_eq!(traffic.served, [1, 1, 1, 2]);
+        assert_eq!((traffic.calls_in, traffic.bytes_in, traffic.calls_out), (5, 19, 0));
+    }
 }

@@ -1,7 +1,8 @@
 //! The lab's network as root: a namespace per node, and a bridge that has a namespace of its own.
 //!
 //! Nothing is made in the namespace of the caller, and no packet passes it. A namespace lives as
-//! long as a descriptor or a process in it, so the network needs no tidying: it ends with the lab.
+//! long as a descriptor or a process in it (the lab's switch has them all), so the network needs no tidying: it ends with
+//! the lab.
 
 use anyhow::{Context, Result, anyhow};
 use nix::net::if_::if_nametoindex;
