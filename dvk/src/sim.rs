@@ -21,7 +21,7 @@ mod tests;
 pub use disk::CrashStore;
 pub use process::{Ended, Program, Step};
 pub use random::Random;
-pub use seeds::{SEED, check_seeds};
+pub use seeds::{SEED, SEEDS, check_seeds};
 
 use crate::kernel::{Asker, Dc, Kernel, LinkId, NodeState};
 use crate::lanes::LANE_PREFIX;

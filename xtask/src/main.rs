@@ -1,5 +1,7 @@
-//! The project's own chores: `cargo xtask tidy` keeps the house rules, `cargo xtask test` runs all tests.
+//! The project's own chores: house rules, all tests, long simulations, fuzzing.
 
+mod fuzz;
+mod simulate;
 mod test;
 mod tidy;
 
@@ -10,7 +12,12 @@ const USAGE: &str = "\
 usage: cargo xtask <command>
 
   tidy   check the house rules: imports between crates, licences, file heads, purity, …
-  test   install the Debian packages that the tests need, if missing, and run all tests";
+  test [FILTER]
+         install the Debian packages that the tests need, if missing, and run all tests
+  simulate [SEEDS]
+         every simulation with that many seeds (10000)
+  fuzz [SECONDS [TARGET]]
+         every fuzz target for that long (600 s); needs a nightly toolchain and cargo-fuzz";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -27,8 +34,18 @@ fn command(arguments: &[&str]) -> Result<()> {
     match arguments {
         ["tidy"] => tidy::run(),
         ["test", filter @ ..] => test::run(filter),
+        ["simulate"] => simulate::run("10000"),
+        ["simulate", seeds] => simulate::run(seeds),
+        ["fuzz"] => fuzz::run("600", ""),
+        ["fuzz", seconds] => fuzz::run(seconds, ""),
+        ["fuzz", seconds, target] => fuzz::run(seconds, target),
         _ => bail!("{USAGE}"),
     }
+}
+
+/// The cargo that runs this program.
+fn cargo() -> std::ffi::OsString {
+    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
 }
 
 /// The folder of the whole project.

@@ -1,7 +1,6 @@
 //! All tests with one command: the Debian packages that the programs of legacy-tests come in, then cargo test.
 
 use anyhow::{Context, Result, ensure};
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -73,9 +72,8 @@ fn built_program() -> Option<PathBuf> {
 }
 
 fn cargo<const N: usize>(arguments: [&str; N], filter: &[&str]) -> Result<()> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     eprintln!("+ cargo {} {}", arguments.join(" "), filter.join(" "));
-    let mut command = Command::new(cargo);
+    let mut command = Command::new(crate::cargo());
     if let Some(program) = built_program().filter(|_| !arguments.contains(&"--no-run")) {
         // Else legacy-tests would build it once more, with the features that it alone needs.
         command.env("DVS_PROGRAM", program);

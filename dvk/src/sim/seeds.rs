@@ -7,8 +7,11 @@ use std::sync::{Mutex, PoisonError};
 /// Environment variable with the one seed to run instead of all.
 pub const SEED: &str = "SEED";
 
-/// Runs `run` for the seeds in `known` (each once showed a fault that is now mended) and for 0..`count`; with the
-/// environment's `SEED` only for that one. `run` is told whether to print what happens.
+/// Environment variable with how many seeds to run instead of a test's own number.
+pub const SEEDS: &str = "SEEDS";
+
+/// Runs `run` for the seeds in `known` (each once showed a fault that is now mended) and for 0..`count`, or as many as
+/// the environment's `SEEDS` says; with its `SEED` only for that one. `run` is told whether to print what happens.
 ///
 /// # Panics
 /// If a run fails or panics, with the lowest seed that does.
@@ -17,10 +20,10 @@ pub fn check_seeds(
     count: u64,
     run: impl Fn(u64, bool) -> Result<(), String> + Sync,
 ) {
-    if let Some(seed) = replayed() {
+    if let Some(seed) = number(SEED) {
         return report(seed, attempt(seed, true, &run));
     }
-    let total = known.len() as u64 + count;
+    let total = known.len() as u64 + number(SEEDS).unwrap_or(count);
     let next = AtomicU64::new(0);
     let failed: Mutex<Option<(u64, String)>> = Mutex::new(None);
     let work = || {
@@ -50,9 +53,9 @@ pub fn check_seeds(
     }
 }
 
-fn replayed() -> Option<u64> {
-    let seed = std::env::var(SEED).ok()?;
-    Some(seed.parse().unwrap_or_else(|_| panic!("{SEED}={seed} is not a number")))
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
 }
 
 fn attempt(

@@ -5,6 +5,8 @@ mod clients;
 mod linear;
 mod network;
 mod random;
+#[path = "../seeds/mod.rs"]
+mod seeds;
 mod services;
 mod slots;
 mod times;
@@ -13,7 +15,6 @@ mod world;
 use clients::{History, Machine, SharedOrder};
 use linear::is_linearizable;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 use world::World;
@@ -150,42 +151,18 @@ async fn agree(world: &Arc<World>) -> Result<(), String> {
 
 #[test]
 fn histories_are_linearizable_and_orders_are_one_whatever_happens() {
-    let seeds = match (number("SEED"), number("SEEDS")) {
-        (Some(seed), _) => seed..seed + 1,
-        (None, count) => 0..count.unwrap_or(SEEDS),
-    };
-    let next = AtomicU64::new(seeds.start);
-    let totals = std::sync::Mutex::new((0, Report::default()));
-    std::thread::scope(|scope| {
-        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= seeds.end {
-                        break;
-                    }
-                    let report = run(seed)
-                        .unwrap_or_else(|violation| panic!("replay with SEED={seed}: {violation}"));
-                    let (runs, total) = &mut *totals.lock().unwrap();
-                    *runs += 1;
-                    total.operations += report.operations;
-                    total.unanswered += report.unanswered;
-                    total.delivered += report.delivered;
-                    total.crashes += report.crashes;
-                    total.sent += report.sent;
-                    total.trace ^= report.trace;
-                }
-            });
-        }
+    let mut total = Report::default();
+    let runs = seeds::each(SEEDS, run, |report| {
+        total.operations += report.operations;
+        total.unanswered += report.unanswered;
+        total.delivered += report.delivered;
+        total.crashes += report.crashes;
+        total.sent += report.sent;
+        total.trace ^= report.trace;
     });
-    let (runs, total) = totals.into_inner().unwrap();
     println!("{runs} seeds: {total:?}");
     let tested = total.operations > 0 && (total.delivered > 0 || runs == 1);
     assert!(tested, "nothing was tested: {total:?}");
-}
-
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
 }
 
 #[test]

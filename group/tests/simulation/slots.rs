@@ -1,7 +1,7 @@
 //! SLOTS over whole clusters: members on nodes that crash and are cut off; no slot is taken twice.
 
 use crate::world::World;
-use crate::{TROUBLE, heal, trouble};
+use crate::{TROUBLE, heal, seeds, trouble};
 use group::slots::Shares;
 use group::{Group, SlotMember};
 use std::collections::BTreeMap;
@@ -132,16 +132,14 @@ async fn live(seed: u64) -> (u64, u64) {
 
 #[test]
 fn no_slot_is_taken_twice_on_nodes_that_crash_and_are_cut_off() {
-    let seeds = match crate::number("SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..SEEDS,
-    };
     let mut total = (0, 0);
-    for seed in seeds {
+    let on_its_own_clock = |seed| {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-        let (granted, refused) = runtime.unwrap().block_on(live(seed));
+        Ok(runtime.map_err(|error| error.to_string())?.block_on(live(seed)))
+    };
+    seeds::each(SEEDS, on_its_own_clock, |(granted, refused)| {
         total = (total.0 + granted, total.1 + refused);
-    }
+    });
     println!("{} slots were granted, {} wanted in vain", total.0, total.1);
 }

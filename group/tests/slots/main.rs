@@ -4,10 +4,10 @@
 mod experiment;
 #[path = "../simulation/random.rs"]
 mod random;
+#[path = "../seeds/mod.rs"]
+mod seeds;
 mod world;
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 use world::{Load, Report, World};
 
 /// Seeds of an ordinary run of the tests.
@@ -58,41 +58,18 @@ fn run(seed: u64) -> Result<Report, String> {
 
 #[test]
 fn slots_are_safe_and_nobody_starves_whatever_happens() {
-    let seeds = match (number("SEED"), number("SEEDS")) {
-        (Some(seed), _) => seed..seed + 1,
-        (None, count) => 0..count.unwrap_or(SEEDS),
-    };
-    let next = AtomicU64::new(seeds.start);
-    let total = Mutex::new(Report::default());
-    std::thread::scope(|scope| {
-        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= seeds.end {
-                        break;
-                    }
-                    let report = run(seed)
-                        .unwrap_or_else(|violation| panic!("replay with SEED={seed}: {violation}"));
-                    let mut total = total.lock().unwrap();
-                    total.granted += report.granted;
-                    total.failed += report.failed;
-                    total.casts += report.casts;
-                    total.deaths += report.deaths;
-                    total.refused += report.refused;
-                    total.longest_wait = total.longest_wait.max(report.longest_wait);
-                    total.longest_rounds = total.longest_rounds.max(report.longest_rounds);
-                }
-            });
-        }
+    let mut total = Report::default();
+    let runs = seeds::each(SEEDS, run, |report| {
+        total.granted += report.granted;
+        total.failed += report.failed;
+        total.casts += report.casts;
+        total.deaths += report.deaths;
+        total.refused += report.refused;
+        total.longest_wait = total.longest_wait.max(report.longest_wait);
+        total.longest_rounds = total.longest_rounds.max(report.longest_rounds);
     });
-    let total = total.into_inner().unwrap();
-    println!("{} seeds: {total:?}", seeds.end - seeds.start);
+    println!("{runs} seeds: {total:?}");
     assert!(total.granted > 0 && total.casts > 0 && total.deaths > 0, "nothing was tested");
-}
-
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
 }
 
 #[test]
