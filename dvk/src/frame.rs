@@ -16,11 +16,11 @@ use crate::limits::FRAME_MAX;
 use crate::server::Nanos;
 use m3ipc::cred::CRED_SIZE_MAX;
 use m3ipc::limits::PAYLOAD_MAX;
-use m3ipc::{CallId, Cred, DcId, Endpoint, Message, NodeId};
+use m3ipc::{CallId, Cred, DcId, Endpoint, Message, NodeId, Rights};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Version of this protocol. Both nodes must have the same.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Bytes of the header.
 pub const HEADER: usize = 24;
@@ -86,6 +86,61 @@ pub enum Frame<'a> {
         to: Endpoint,
         number: u64,
         outcome: Result<Endpoint, u16>,
+    },
+    /// `from`, an administrator, orders something about `to`, which is at the receiving node. Answered by `Awaited`.
+    Order {
+        dc: DcId,
+        from: Endpoint,
+        to: Endpoint,
+        /// The sender's name for the question.
+        number: u64,
+        order: Order,
+    },
+    /// The directory: since `epoch`, `endpoint` is at `node`. Answered by `Noted` when the receiver goes by it.
+    Entry {
+        dc: DcId,
+        endpoint: Endpoint,
+        node: NodeId,
+        epoch: u64,
+        /// Nobody is that endpoint any more; its slot is its home's again.
+        is_over: bool,
+    },
+    /// The sender goes by the entry of this epoch.
+    Noted {
+        dc: DcId,
+        endpoint: Endpoint,
+        epoch: u64,
+    },
+    /// `endpoint`, now at the sending node, is to be taken on by `backup` of the receiving one (`Endpoint::NONE`: by any
+    /// of its backups). Answered by `Adopted`; it acts as `endpoint` from when the sender's entry comes.
+    Adopt {
+        dc: DcId,
+        endpoint: Endpoint,
+        backup: Endpoint,
+        epoch: u64,
+        rights: Rights,
+    },
+    /// 0: it is taken on; else the status of an error.
+    Adopted {
+        dc: DcId,
+        endpoint: Endpoint,
+        epoch: u64,
+        status: u16,
+    },
+    /// The call is not here: the entry that came before says where it belongs. It is made there again, by the same tag.
+    Moved {
+        dc: DcId,
+        to: Endpoint,
+        id: CallId,
+        /// It has been received, and waits for its answer.
+        is_received: bool,
+    },
+    /// `backup` of the sending node stands by for `to`, and may take over when that dies; or does not any more.
+    StandBy {
+        dc: DcId,
+        to: Endpoint,
+        backup: Endpoint,
+        is_over: bool,
     },
     /// The link is alive. `sent` is the sender's clock.
     Ping {
@@ -185,6 +240,41 @@ impl Wish {
     }
 }
 
+/// What an administrator orders about an endpoint, where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// It is going to move: it stops, and messages to it wait.
+    Start,
+    /// It goes on where it is.
+    Rollback,
+    /// `backup` of `node` becomes it; `Endpoint::NONE`: any backup that it has there.
+    Commit { node: NodeId, backup: Endpoint },
+    /// Its blocked calls end.
+    Wake,
+}
+
+impl Order {
+    fn code(self) -> (u16, NodeId, Endpoint) {
+        match self {
+            Order::Start => (1, NodeId(0), Endpoint::NONE),
+            Order::Rollback => (2, NodeId(0), Endpoint::NONE),
+            Order::Commit { node, backup } => (3, node, backup),
+            Order::Wake => (4, NodeId(0), Endpoint::NONE),
+        }
+    }
+
+    fn from_code(code: u16, node: NodeId, backup: Endpoint) -> Option<Order> {
+        let order = match code {
+            1 => Order::Start,
+            2 => Order::Rollback,
+            3 if (1..=NODE_MAX).contains(&node.0) => Order::Commit { node, backup },
+            4 => Order::Wake,
+            _ => return None,
+        };
+        (order.code() == (code, node, backup)).then_some(order)
+    }
+}
+
 /// Why bytes are not a frame. After any but `Incomplete` the stream cannot be read further.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
@@ -217,6 +307,13 @@ mod kind {
     pub(super) const RECEIVED: u16 = 9;
     pub(super) const AWAIT: u16 = 10;
     pub(super) const AWAITED: u16 = 11;
+    pub(super) const ORDER: u16 = 12;
+    pub(super) const ENTRY: u16 = 13;
+    pub(super) const NOTED: u16 = 14;
+    pub(super) const ADOPT: u16 = 15;
+    pub(super) const ADOPTED: u16 = 16;
+    pub(super) const MOVED: u16 = 17;
+    pub(super) const STAND_BY: u16 = 18;
 }
 
 impl Frame<'_> {
@@ -229,7 +326,14 @@ impl Frame<'_> {
             | Frame::Gone { .. }
             | Frame::Notify { .. }
             | Frame::Await { .. }
-            | Frame::Awaited { .. } => true,
+            | Frame::Awaited { .. }
+            | Frame::Order { .. }
+            | Frame::Entry { .. }
+            | Frame::Noted { .. }
+            | Frame::Adopt { .. }
+            | Frame::Adopted { .. }
+            | Frame::Moved { .. }
+            | Frame::StandBy { .. } => true,
             Frame::Hello(_) | Frame::Ping { .. } | Frame::Pong { .. } | Frame::Received => false,
         }
     }
@@ -252,6 +356,13 @@ impl Frame<'_> {
             Frame::Received => kind::RECEIVED,
             Frame::Await { .. } => kind::AWAIT,
             Frame::Awaited { .. } => kind::AWAITED,
+            Frame::Order { .. } => kind::ORDER,
+            Frame::Entry { .. } => kind::ENTRY,
+            Frame::Noted { .. } => kind::NOTED,
+            Frame::Adopt { .. } => kind::ADOPT,
+            Frame::Adopted { .. } => kind::ADOPTED,
+            Frame::Moved { .. } => kind::MOVED,
+            Frame::StandBy { .. } => kind::STAND_BY,
         }
     }
 
@@ -388,6 +499,62 @@ impl Put<'_> {
             }
             Frame::Ping { sent } | Frame::Pong { sent } => self.u64(*sent),
             Frame::Received => {}
+            _ => self.directory(frame),
+        }
+    }
+
+    /// Frames about where endpoints are.
+    fn directory(&mut self, frame: &Frame<'_>) {
+        match frame {
+            Frame::Order { dc, from, to, number, order } => {
+                self.u32(dc.0);
+                self.endpoint(*from);
+                self.endpoint(*to);
+                self.u64(*number);
+                let (code, node, backup) = order.code();
+                self.u16(code);
+                self.u16(node.0);
+                self.endpoint(backup);
+            }
+            Frame::Entry { dc, endpoint, node, epoch, is_over } => {
+                self.u32(dc.0);
+                self.endpoint(*endpoint);
+                self.u16(node.0);
+                self.u64(*epoch);
+                self.u16(u16::from(*is_over));
+            }
+            Frame::Noted { dc, endpoint, epoch } => {
+                self.u32(dc.0);
+                self.endpoint(*endpoint);
+                self.u64(*epoch);
+            }
+            Frame::Adopt { dc, endpoint, backup, epoch, rights } => {
+                self.u32(dc.0);
+                self.endpoint(*endpoint);
+                self.endpoint(*backup);
+                self.u64(*epoch);
+                self.0.extend_from_slice(rights.as_bytes());
+            }
+            Frame::Adopted { dc, endpoint, epoch, status } => {
+                self.u32(dc.0);
+                self.endpoint(*endpoint);
+                self.u64(*epoch);
+                self.u16(*status);
+            }
+            Frame::Moved { dc, to, id, is_received } => {
+                self.u32(dc.0);
+                self.endpoint(*to);
+                self.endpoint(id.source);
+                self.u64(id.tag.0);
+                self.u16(u16::from(*is_received));
+            }
+            Frame::StandBy { dc, to, backup, is_over } => {
+                self.u32(dc.0);
+                self.endpoint(*to);
+                self.endpoint(*backup);
+                self.u16(u16::from(*is_over));
+            }
+            _ => {}
         }
     }
 
@@ -498,8 +665,87 @@ impl<'a> Get<'a> {
                 number: self.u64("number")?,
                 outcome: self.outcome()?,
             },
+            kind => return self.directory(kind),
+        })
+    }
+
+    /// Frames about where endpoints are.
+    fn directory(&mut self, kind: u16) -> Result<Frame<'a>, FrameError> {
+        Ok(match kind {
+            kind::ORDER => Frame::Order {
+                dc: self.dc()?,
+                from: self.endpoint()?,
+                to: self.endpoint()?,
+                number: self.u64("number")?,
+                order: self.order()?,
+            },
+            kind::ENTRY => Frame::Entry {
+                dc: self.dc()?,
+                endpoint: self.mobile()?,
+                node: self.node()?,
+                epoch: self.u64("epoch")?,
+                is_over: self.flag()?,
+            },
+            kind::NOTED => {
+                Frame::Noted { dc: self.dc()?, endpoint: self.mobile()?, epoch: self.u64("epoch")? }
+            }
+            kind::ADOPT => Frame::Adopt {
+                dc: self.dc()?,
+                endpoint: self.mobile()?,
+                backup: Endpoint::from_bits(self.u64("endpoint")?),
+                epoch: self.u64("epoch")?,
+                rights: self.rights()?,
+            },
+            kind::ADOPTED => Frame::Adopted {
+                dc: self.dc()?,
+                endpoint: self.mobile()?,
+                epoch: self.u64("epoch")?,
+                status: self.status()?,
+            },
+            kind::MOVED => Frame::Moved {
+                dc: self.dc()?,
+                to: self.endpoint()?,
+                id: self.call_id()?,
+                is_received: self.flag()?,
+            },
+            kind::STAND_BY => Frame::StandBy {
+                dc: self.dc()?,
+                to: self.endpoint()?,
+                backup: self.endpoint()?,
+                is_over: self.flag()?,
+            },
             kind => return Err(FrameError::Kind { kind }),
         })
+    }
+
+    /// An endpoint that can have an entry in the directory: of a number and a generation.
+    fn mobile(&mut self) -> Result<Endpoint, FrameError> {
+        let endpoint = self.endpoint()?;
+        check(endpoint.is_well_known() && endpoint.generation != 0, "endpoint")?;
+        Ok(endpoint)
+    }
+
+    fn flag(&mut self) -> Result<bool, FrameError> {
+        let flag = self.u16("flag")?;
+        check(flag <= 1, "flag")?;
+        Ok(flag == 1)
+    }
+
+    fn order(&mut self) -> Result<Order, FrameError> {
+        let (code, node) = (self.u16("order")?, NodeId(self.u16("order")?));
+        let backup = Endpoint::from_bits(self.u64("order")?);
+        Order::from_code(code, node, backup).ok_or(FrameError::Malformed { what: "order" })
+    }
+
+    fn rights(&mut self) -> Result<Rights, FrameError> {
+        let bytes = self.array::<{ size_of::<Rights>() }>("rights")?;
+        Rights::decode(&bytes).ok_or(FrameError::Malformed { what: "rights" })
+    }
+
+    fn status(&mut self) -> Result<u16, FrameError> {
+        let status = self.u16("status")?;
+        check(status == 0 || status >= 4096, "status")?;
+        Ok(status)
     }
 
     /// Magic and version come first in every version, so that versions can tell each other apart.
@@ -614,6 +860,8 @@ mod tests {
         let message =
             Message { source: from, tag: id.tag, payload_len: 3, ..Message::request(0x101) };
         let cred = Cred::new(1, 2, 3).with_groups([4, 5]);
+        let (node, mobile) = (NodeId(2), Endpoint::new(NodeId(1), 70, 3));
+        let rights = Rights::of_level(m3ipc::rights::level::SERVER);
         [
             Frame::Hello(hello()),
             Frame::Request(Request { dc, to, cred, message, payload: b"abc" }),
@@ -632,6 +880,20 @@ mod tests {
             Frame::Await { dc, from, to, number: 7, wish: Wish::Bound { now: true } },
             Frame::Awaited { dc, from: to, to: from, number: 7, outcome: Ok(to) },
             Frame::Awaited { dc, from: to, to: from, number: 7, outcome: Err(4098) },
+            Frame::Order { dc, from, to: mobile, number: 7, order: Order::Start },
+            Frame::Order {
+                dc,
+                from,
+                to: mobile,
+                number: 7,
+                order: Order::Commit { node, backup: from },
+            },
+            Frame::Entry { dc, endpoint: mobile, node, epoch: 8, is_over: true },
+            Frame::Noted { dc, endpoint: mobile, epoch: 8 },
+            Frame::Adopt { dc, endpoint: mobile, backup: from, epoch: 8, rights },
+            Frame::Adopted { dc, endpoint: mobile, epoch: 8, status: 4098 },
+            Frame::Moved { dc, to: mobile, id, is_received: true },
+            Frame::StandBy { dc, to: mobile, backup: from, is_over: false },
         ]
         .into_iter()
         .map(|frame| check_round_trip(9, 8, frame))
@@ -750,7 +1012,7 @@ mod tests {
         /// Bytes changed in a good frame: an error, or a frame that is written as those same bytes.
         #[test]
         fn changed_bytes_are_refused_or_mean_what_they_say(
-            which in 0usize..12, changes in proptest::collection::vec((any::<u16>(), any::<u8>()), 1..4),
+            which in 0usize..20, changes in proptest::collection::vec((any::<u16>(), any::<u8>()), 1..4),
         ) {
             let mut bytes = samples().swap_remove(which);
             for (at, value) in changes {

@@ -11,9 +11,11 @@
 mod awaits;
 mod calls;
 mod container;
+mod directory;
 mod link;
 mod slots;
 
+pub use crate::frame::Order;
 use crate::frame::{Hello, Packet};
 use crate::server::{Gone, Nanos};
 use awaits::Awaits;
@@ -66,6 +68,9 @@ pub enum Role {
     Peer(u32),
     /// The memory side of that peer of the same process.
     Memory(Endpoint),
+    /// Stands by for an endpoint with a number, on any node, to become it; by itself when that dies, or its node does,
+    /// if so asked. Privileged.
+    Backup(Endpoint, bool),
 }
 
 impl Role {
@@ -78,13 +83,14 @@ impl Role {
             kind::AGENT => Role::Agent,
             kind::PEER => Role::Peer(number),
             kind::MEMORY => Role::Memory(of),
+            kind::BACKUP => Role::Backup(of, number != 0),
             _ => return None,
         })
     }
 
     /// May others open channels to it?
     pub fn receives(self) -> bool {
-        self != Role::Process
+        !matches!(self, Role::Process | Role::Backup(..))
     }
 
     /// Is it only for the daemon's own user?
@@ -94,6 +100,7 @@ impl Role {
             Role::Server(_)
                 | Role::Container
                 | Role::Agent
+                | Role::Backup(..)
                 | Role::Peer(1..=m3ipc::limits::SYSTEM_MAX)
         )
     }
@@ -101,20 +108,20 @@ impl Role {
     /// Is its life that of a connection? Then a process may be several (a thread each, or muk2's servers). The
     /// others are their process's one endpoint.
     pub fn is_bound_to_connection(self) -> bool {
-        matches!(self, Role::Server(_) | Role::Peer(_) | Role::Memory(_))
+        matches!(self, Role::Server(_) | Role::Peer(_) | Role::Memory(_) | Role::Backup(..))
     }
 
     /// Does it claim what it receives (`m3ipc::door::flag::RENDEZVOUS`)?
     pub fn is_rendezvous(self) -> bool {
-        matches!(self, Role::Peer(_) | Role::Memory(_))
+        matches!(self, Role::Peer(_) | Role::Memory(_) | Role::Backup(..))
     }
 
     /// What it may do when it is bound.
     fn first_rights(self, privileged: bool) -> Rights {
         Rights::of_level(match self {
             Role::Server(_) | Role::Container | Role::Agent => level::SYSTEM,
-            Role::Peer(_) | Role::Memory(_) if privileged => level::SERVER,
-            Role::Process | Role::Peer(_) | Role::Memory(_) => level::USER,
+            Role::Peer(_) | Role::Memory(_) | Role::Backup(..) if privileged => level::SERVER,
+            Role::Process | Role::Peer(_) | Role::Memory(_) | Role::Backup(..) => level::USER,
         })
     }
 }
@@ -158,6 +165,16 @@ pub enum Input<'a> {
     Reserve { asker: Asker, dc: DcId, number: u32, pid: u32, privileged: bool },
     /// The endpoint `to`, bound on this node, has these rights from now on. Ends in `Done` or `Refused`, at once.
     SetRights { asker: Asker, dc: DcId, to: Endpoint, rights: &'a Rights, privileged: bool },
+    /// An administrator orders something about the endpoint `to`, on whatever node. Ends in `Done` or `Refused`.
+    Order { asker: Asker, dc: DcId, from: Endpoint, to: Endpoint, order: Order, privileged: bool },
+    /// An administrator of `dc` steers the link to one of its nodes. Ends in `Done` or `Refused`, at once.
+    Steer { asker: Asker, dc: DcId, node: NodeId, steer: Steer, privileged: bool },
+    /// After `Freeze`: the process has stopped. After `TakeOver`: it is known what the dead had received.
+    Frozen { dc: DcId, endpoint: Endpoint },
+    /// After `Freeze` or `TakeOver`: that call, which was delivered to `to`, has not been received.
+    Unreceived { dc: DcId, to: Endpoint, id: CallId },
+    /// After `Freeze`: that notification has not been received.
+    Pending { dc: DcId, to: Endpoint, from: Endpoint, value: u64 },
     /// A process of this node has died, or a receiver has closed its connection. What it had
     /// answered before has been read from its channels already.
     Died { dc: DcId, endpoint: Endpoint },
@@ -194,6 +211,16 @@ pub enum Input<'a> {
     DcStop { dc: DcId },
 }
 
+/// What an administrator does to the link with another node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Steer {
+    /// There is no link until `Connect`. As one that is lost, it costs nothing if it is back before the node is given up.
+    Disconnect,
+    /// Given up at once, and no link until `Connect`.
+    Down,
+    Connect,
+}
+
 /// Something the daemon shall do. In this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(clippy::large_enum_variant, reason = "the large one, Deliver, is the common one")]
@@ -205,11 +232,30 @@ pub enum Output {
     /// AWAIT, and what the administrator asks: yes.
     Done { asker: Asker, endpoint: Endpoint },
     /// OPEN: make a channel between the two and hand it to both. With `via` the receiver is on that other
-    /// node, and the daemon itself is the channel's receiver.
+    /// node (or on this one and moving), and the daemon itself is the channel's receiver.
     /// `receiver` is the bound endpoint, or with `via` the one asked for.
     Channel { asker: Asker, dc: DcId, requester: Endpoint, receiver: Endpoint, via: Option<NodeId> },
     /// The rights of `endpoint` have changed: close its channels, with `IpcError::Denied`; who may opens a new one.
     Reopen { dc: DcId, endpoint: Endpoint },
+    /// The process at `endpoint` is to make no call until `Thaw`, `Demote` or its death. Close its channels with `Moved`: who
+    /// has a call there makes it again, over a channel whose receiver is the daemon. Then say which of the calls that
+    /// were delivered have not been received, and which notifications, and `Frozen` when the process has stopped.
+    Freeze { dc: DcId, endpoint: Endpoint },
+    /// It goes on.
+    Thaw { dc: DcId, endpoint: Endpoint },
+    /// The process at `endpoint` is dead and another will be it: as `Freeze`, but the calls that it had received end with
+    /// `DestinationDied`.
+    TakeOver { dc: DcId, endpoint: Endpoint },
+    /// The process that is the endpoint `backup` is `endpoint` from now on. `inherits`: it answers what was received
+    /// before.
+    Promote { dc: DcId, backup: Endpoint, endpoint: Endpoint, inherits: bool },
+    /// The process that was `endpoint` is `backup` from now on. Its calls end with `Moved`.
+    Demote { dc: DcId, endpoint: Endpoint, backup: Endpoint },
+    /// `to` is on this node: channels of its processes with it over the daemon are closed with `Moved` when no call is
+    /// open there.
+    Retire { dc: DcId, to: Endpoint },
+    /// The blocked calls of the process end with `WokenUp`.
+    Wake { dc: DcId, endpoint: Endpoint },
     /// A receiver of this node is gone: end every open lane of every channel with it by `error`. Its
     /// requesters open a new channel and send their calls again. Calls that came by
     /// `Deliver` are delivered again when it is back: the daemon forgets them.
@@ -258,6 +304,8 @@ pub enum LinkError {
     Forged(Endpoint),
     #[error("the node is no member any more")]
     Revoked,
+    #[error("the administrator has cut it")]
+    Cut,
     #[error("no daemon listens there any more")]
     Refused,
     #[error("a second Hello on one link")]
@@ -279,6 +327,8 @@ pub struct NodeInfo {
     pub calls_out: usize,
     /// Calls of that node that are open here.
     pub calls_in: usize,
+    /// The administrator wants no link with it.
+    pub is_cut: bool,
 }
 
 /// How another node is.
@@ -323,6 +373,10 @@ pub struct Kernel {
     containers: BTreeMap<DcId, Container>,
     peers: BTreeMap<NodeId, Peer>,
     awaits: Awaits,
+    /// Calls between processes of this node that are open here all the same, as their receiver is moving or has moved,
+    /// and bytes of their payload.
+    own_calls: usize,
+    own_bytes: usize,
 }
 
 impl Kernel {
@@ -334,6 +388,8 @@ impl Kernel {
             first_generation: config.first_generation,
             containers: BTreeMap::new(),
             awaits: Awaits::default(),
+            own_calls: 0,
+            own_bytes: 0,
             peers: config
                 .peers
                 .iter()
@@ -372,7 +428,7 @@ impl Kernel {
                 }
             }
             Input::Reserve { asker, dc, number, pid, privileged } => {
-                match self.reserve(dc, number, pid, privileged) {
+                match self.reserve(now, dc, number, pid, privileged, out) {
                     Ok(endpoint) => {
                         out.push(Output::Done { asker, endpoint });
                         self.tell_awaits(now, dc, endpoint.slot, out);
@@ -384,6 +440,25 @@ impl Kernel {
                 match self.set_rights(dc, to, rights, privileged, out) {
                     Ok(endpoint) => out.push(Output::Done { asker, endpoint }),
                     Err(error) => out.push(Output::Refused { asker, error }),
+                }
+            }
+            Input::Order { asker, dc, from, to, order, privileged } => {
+                let asked = self.ask_order(now, asker, dc, from, to, order, privileged, out);
+                if let Err(error) = asked {
+                    out.push(Output::Refused { asker, error });
+                }
+            }
+            Input::Steer { asker, dc, node, steer, privileged } => {
+                match self.steer(now, dc, node, steer, privileged, out) {
+                    Ok(()) => out.push(Output::Done { asker, endpoint: Endpoint::NONE }),
+                    Err(error) => out.push(Output::Refused { asker, error }),
+                }
+            }
+            Input::Frozen { dc, endpoint } => self.frozen(now, dc, endpoint, out),
+            Input::Unreceived { dc, to, id } => self.unreceived(dc, to, id),
+            Input::Pending { dc, to, from, value } => {
+                if let Some(container) = self.containers.get_mut(&dc) {
+                    container.directory.keep_notification(to.slot, from, value);
                 }
             }
             Input::Died { dc, endpoint } => self.died(now, dc, endpoint, out),
@@ -416,10 +491,13 @@ impl Kernel {
         containers.chain(peers).chain(self.awaits.deadline()).min()
     }
 
-    /// The Hello for a new connection to `node`; `None` if it is not of this cluster. It is for one
-    /// connection: make it when it is sent.
+    /// The Hello for a new connection to `node`; `None` if it is not of this cluster, or the administrator wants no
+    /// link. It is for one connection: make it when it is sent.
     pub fn hello(&self, node: NodeId) -> Option<Hello> {
-        self.peers.get(&node).map(|peer| peer.hello(self.node, self.incarnation))
+        self.peers
+            .get(&node)
+            .filter(|peer| !peer.is_cut)
+            .map(|peer| peer.hello(self.node, self.incarnation))
     }
 
     pub fn nodes(&self) -> impl Iterator<Item = NodeInfo> {
@@ -447,6 +525,17 @@ impl Kernel {
         container.resolve(to).map(|binding| container.info(binding))
     }
 
+    /// The node where `endpoint` of `dc` is.
+    pub fn place_of(&self, dc: DcId, endpoint: Endpoint) -> NodeId {
+        let container = self.containers.get(&dc);
+        container.and_then(|container| container.home(endpoint)).unwrap_or(endpoint.node())
+    }
+
+    /// Calls between processes of this node that pass through the kernel.
+    pub fn own_call_count(&self) -> usize {
+        self.own_calls
+    }
+
     /// Questions that wait for an endpoint to be bound or unbound, of this node and of others here.
     pub fn await_count(&self) -> usize {
         self.awaits.count()
@@ -466,6 +555,7 @@ impl Kernel {
         self.refuse_overdue(now, out);
         self.refuse_overdue_awaits(now, out);
         self.end_overdue(now, out);
+        self.end_overdue_moves(now, out);
         self.watch_links(now, out);
     }
 }

@@ -40,6 +40,17 @@ pub const PEERS_PER_ENDPOINT: usize = 4096;
 /// that node has open.
 pub const AWAITS_PER_NODE: usize = 65_536;
 
+/// How long a process that is to move may take to stop. It only has to be scheduled; one that is stopped by a signal
+/// does not move.
+pub const FREEZE_WAIT: Nanos = SECOND;
+
+/// How long an endpoint may be on the move: then it goes on where it was, as whoever moves it seems to be gone. State
+/// of many gigabytes is copied in this time.
+pub const MIGRATION_MAX: Nanos = 300 * SECOND;
+
+/// Backups that take over by themselves, of all endpoints of a DC that are on one node.
+pub const BACKUPS_MAX: usize = 4096;
+
 /// Calls to one other node that are open at once, and calls of it that are open here. Each may be a
 /// process of a node that waits, or one of the lanes of an agent.
 pub const CALLS_PER_NODE: usize = 65_536;

@@ -9,8 +9,11 @@
 //! [`Faults::until`] everything heals, and every program must come to its end.
 
 mod disk;
+#[cfg(test)]
+mod moves;
 mod network;
 mod node;
+mod peer;
 mod process;
 mod random;
 mod seeds;
@@ -28,9 +31,10 @@ use crate::lanes::LANE_PREFIX;
 use crate::server::{Nanos, Server};
 use crate::store::Store;
 use bytes::Bytes;
-use m3ipc::{Cred, Endpoint, Message, NodeId, Tag};
+use m3ipc::{CallId, Cred, Endpoint, Message, NodeId, Tag};
 use network::{Side, Wire};
 use node::{Ask, Node};
+use peer::Peer;
 use process::{Process, Told};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -55,6 +59,7 @@ pub struct Faults {
     pub silence_max: Nanos,
     pub server_kills: u64,
     pub process_kills: u64,
+    pub peer_kills: u64,
     /// Nodes that stop with everything on them, and start again.
     pub node_crashes: u64,
     /// Does what is not synced get lost when a node crashes?
@@ -74,6 +79,7 @@ impl Faults {
         silence_max: 0,
         server_kills: 0,
         process_kills: 0,
+        peer_kills: 0,
         node_crashes: 0,
         power_fails: false,
         signals: 0,
@@ -81,9 +87,12 @@ impl Faults {
     };
 }
 
-/// After the last fault everything must end within this time: a node given up and found again, a server's
-/// wait, a slow start, and the programs' own work.
-const PATIENCE: Nanos = 120 * SECOND;
+/// After the last fault everything must end within this time: a migration that nobody goes on with, a node given up
+/// and found again, a server's wait, a slow start, and the programs' own work.
+const PATIENCE: Nanos = crate::limits::MIGRATION_MAX + 120 * SECOND;
+
+/// Bytes of a message's arguments.
+const ARGS: usize = m3ipc::message::ARGS_SIZE;
 
 /// Events of one run at most: what comes here spins.
 const EVENTS_MAX: u64 = 3_000_000;
@@ -102,6 +111,9 @@ pub struct Sim {
     nodes: BTreeMap<NodeId, Node>,
     disks: BTreeMap<u32, CrashStore>,
     processes: BTreeMap<u32, Process>,
+    peers: BTreeMap<u32, Peer>,
+    /// How often each request, told apart by its arguments, has been received by a peer.
+    received: BTreeMap<[u8; ARGS], u32>,
     wires: BTreeMap<LinkId, Wire>,
     /// Directions in which nothing arrives before that time.
     silent: BTreeMap<(NodeId, NodeId), Nanos>,
@@ -175,6 +187,30 @@ enum Event {
         number: u32,
     },
 
+    SpawnPeer {
+        pid: u32,
+    },
+    PeerLook {
+        pid: u32,
+    },
+    PeerAnswer {
+        pid: u32,
+        call: CallId,
+    },
+    PeerRead {
+        pid: u32,
+    },
+    PeerStopped {
+        node: NodeId,
+        incarnation: u64,
+        pid: u32,
+    },
+    NoticePeerDeath {
+        node: NodeId,
+        incarnation: u64,
+        pid: u32,
+    },
+
     Spawn {
         pid: u32,
     },
@@ -226,6 +262,7 @@ enum Event {
     Silence,
     KillServer,
     KillProcess,
+    KillPeer,
     CrashNode,
 }
 
@@ -244,6 +281,8 @@ impl Sim {
             dc,
             factory,
             processes: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            received: BTreeMap::new(),
             wires: BTreeMap::new(),
             silent: BTreeMap::new(),
             wrong: Vec::new(),
@@ -265,6 +304,7 @@ impl Sim {
             (faults.silences, || Event::Silence),
             (faults.server_kills, || Event::KillServer),
             (faults.process_kills, || Event::KillProcess),
+            (faults.peer_kills, || Event::KillPeer),
             (faults.node_crashes, || Event::CrashNode),
         ] {
             for _ in 0..count {
@@ -304,6 +344,9 @@ impl Sim {
         let end = self.now.max(self.faults.until) + PATIENCE;
         loop {
             while !self.is_finished() {
+                if self.processes.is_empty() && self.now >= self.faults.until {
+                    self.end_peers();
+                }
                 self.next_event(end)?;
             }
             // Deaths are told, servers look at them.
@@ -358,6 +401,7 @@ impl Sim {
             |(number, home): (&u32, &NodeId)| self.nodes[home].services.contains_key(number);
         self.now >= self.faults.until
             && self.processes.is_empty()
+            && self.peers.is_empty()
             && self.nodes.values().all(is_linked)
             && self.dc.servers.iter().all(serves)
     }
@@ -400,6 +444,16 @@ impl Sim {
             Event::NoticeServerDeath { node, incarnation, dead, number } => {
                 self.notice_server_death(node, incarnation, dead, number);
             }
+            Event::SpawnPeer { pid } => self.start_peer(pid),
+            Event::PeerLook { pid } => self.peer_looks(pid),
+            Event::PeerAnswer { pid, call } => self.peer_answers(pid, call),
+            Event::PeerRead { pid } => self.read_peer(pid),
+            Event::PeerStopped { node, incarnation, pid } => {
+                self.peer_stopped(node, incarnation, pid)
+            }
+            Event::NoticePeerDeath { node, incarnation, pid } => {
+                self.notice_peer_death(node, incarnation, pid);
+            }
             Event::Spawn { pid } => self.start_process(pid),
             Event::Think { pid, thread } => self.think(pid, thread),
             Event::Asked { node, incarnation, pid, ask } => self.asked(node, incarnation, pid, ask),
@@ -415,6 +469,7 @@ impl Sim {
             Event::Silence => self.fall_silent(),
             Event::KillServer => self.kill_some_server(),
             Event::KillProcess => self.kill_some_process(),
+            Event::KillPeer => self.kill_some_peer(),
             Event::CrashNode => self.crash_some_node(),
         }
     }
@@ -452,6 +507,9 @@ impl Sim {
                     .filter(|info| !own.contains(&info.endpoint))
                     .map(|info| format!("{info:?}")),
             );
+            if kernel.own_call_count() > 0 {
+                left.push(format!("{id:?} has {} calls of its own", kernel.own_call_count()));
+            }
             if kernel.await_count() > 0 {
                 left.push(format!("{id:?} has {} questions", kernel.await_count()));
             }

@@ -394,6 +394,382 @@ static void info_server(void) {
     IS(node.link, DVK_EP_NODE(client) == DVK_EP_NODE(self) ? DVK_LINK_SELF : DVK_LINK_UP);
 }
 
+/* ---- test_wakeup ---- */
+
+static volatile int is_over;
+
+/* Wakes the server's main thread until it has seen it. */
+static void *wake(void *unused) {
+    (void)unused;
+    IS(dvk_tbind(0, 0, NULL), 0);
+    while (!is_over) {
+        IS(dvk_wakeup(0, self), 0);
+        sched_yield();
+    }
+    IS(dvk_wakeup(99, self), -EDVSBADDCID);
+    IS(dvk_wakeup(0, DVK_EP(DVK_EP_NODE(self), 1021)), -EDVSNOTBIND);
+    return NULL;
+}
+
+static void woken(int result) {
+    IS(result, -EDVSWOKENUP);
+}
+
+/* The client takes nothing from the server, and waits until it has ended. */
+static void wakeup_server(void) {
+    dvk_ep_t client = meet_client();
+    dvk_message message = request(0);
+    pthread_t thread;
+    IS(pthread_create(&thread, NULL, wake, NULL), 0);
+    woken(dvk_receive(DVK_ANY, &message));
+    woken(dvk_receive(client, &message));
+    woken(dvk_rcvrqst(&message));
+    message = request(0);
+    woken(dvk_send(client, &message));
+    woken(dvk_sendrec(client, &message));
+    woken(dvk_wait4unbind(client));
+    is_over = 1;
+    IS(pthread_join(thread, NULL), 0);
+}
+
+static void wakeup_client(void) {
+    meet();
+    IS(dvk_wait4unbind(server), 0);
+}
+
+/* ---- test_bkupbind, test_migrate ---- */
+
+enum { STOP = 0x1002 };
+
+/* Answers what the other had received when the endpoint came here. */
+static void answer_inherited(void) {
+    dvk_message list[PEERS];
+    int count = dvk_inherited(list, PEERS);
+    for (int at = 0; at < count; at++) {
+        list[at].m.l[0]++;
+        dvk_reply(list[at].source, &list[at]);
+    }
+}
+
+/* Answers with the value and one more, whenever it is the endpoint, until it is told to stop. */
+static void serve_moving(void) {
+    dvk_message message;
+    for (;;) {
+        answer_inherited();
+        int result = dvk_rcvrqst_T(&message, 50);
+        if (result == -EDVSMIGRATE) {
+            dvk_wait4promote_T(NULL, 50);
+            if (is_over)
+                return;
+            continue;
+        }
+        if (result == -EDVSTIMEDOUT)
+            continue;
+        IS(result, 0);
+        message.m.l[0]++;
+        int is_last = message.type == STOP;
+        result = dvk_reply(message.source, &message);
+        IS(result == 0 || result == -EDVSMIGRATE, 1);
+        if (is_last)
+            return;
+    }
+}
+
+static void *stand_in(void *place) {
+    dvk_ep_t *own = place;
+    IS(dvk_tbkupbind(0, DVK_EP(1, 2000), 0, NULL), -EDVSNOTBIND);
+    IS(dvk_tbkupbind(0, server, 0, own), 0);
+    IS(dvk_tbkupbind(0, server, 0, NULL), -EDVSSLOTUSED);
+    dvk_message message = request(0);
+    IS(dvk_send(server, &message), -EDVSMIGRATE);
+    IS(dvk_receive_T(DVK_ANY, &message, 10), -EDVSMIGRATE);
+    IS(dvk_wait4promote_T(NULL, 10), -EDVSTIMEDOUT);
+    *(volatile int *)(own + 1) = 1;
+    serve_moving();
+    return NULL;
+}
+
+static int64_t calls_made;
+
+static void *call_moving(void *unused) {
+    (void)unused;
+    IS(dvk_tbind(0, 0, NULL), 0);
+    for (int64_t value = 0; !is_over; value++) {
+        dvk_message message = request(value);
+        IS(dvk_sendrec(server, &message), 0);
+        IS(message.m.l[0], value + 1);
+        __atomic_fetch_add(&calls_made, 1, __ATOMIC_SEQ_CST);
+    }
+    return NULL;
+}
+
+static void calls_go_on(void) {
+    int64_t before = __atomic_load_n(&calls_made, __ATOMIC_SEQ_CST);
+    while (__atomic_load_n(&calls_made, __ATOMIC_SEQ_CST) < before + 20)
+        sched_yield();
+}
+
+static void migrate_client(void) {
+    static struct {
+        dvk_ep_t endpoint;
+        volatile int is_ready;
+    } backup;
+    pthread_t caller, other;
+    int here = DVK_EP_NODE(self), there = DVK_EP_NODE(server);
+    IS(pthread_create(&other, NULL, stand_in, &backup), 0);
+    while (!backup.is_ready)
+        sched_yield();
+    IS(pthread_create(&caller, NULL, call_moving, NULL), 0);
+    calls_go_on();
+    IS(dvk_migr_commit(0, server, here, DVK_NONE), -EDVSPROCSTS);
+    IS(dvk_migr_rollback(0, server), -EDVSPROCSTS);
+    IS(dvk_migr_start(0, DVK_EP(there, 1021)), -EDVSNOTBIND);
+    IS(dvk_migr_start(99, server), -EDVSBADDCID);
+    for (int round = 0; round < 10; round++) {
+        IS(dvk_migr_start(0, server), 0);
+        IS(dvk_migr_start(0, server), -EDVSMIGRATE);
+        IS(dvk_migr_commit(0, server, 4000, DVK_NONE), -EDVSNOTBIND);
+        if (round % 3 == 2)
+            IS(dvk_migr_rollback(0, server), 0);
+        else
+            IS(dvk_migr_commit(0, server, round % 2 ? there : here, DVK_NONE), 0);
+        calls_go_on();
+    }
+    is_over = 1;
+    IS(pthread_join(caller, NULL), 0);
+    /* On one node both are there, and who is the endpoint changes at each commit; so the last is made for that. */
+    dvk_message message = {.type = STOP};
+    IS(dvk_sendrec(server, &message), 0);
+    IS(pthread_join(other, NULL), 0);
+}
+
+/* It may be a backup when the test ends: then nobody tells it to stop. */
+static void migrate_server(void) {
+    dvk_message message;
+    int is_last = 0;
+    while (!is_last) {
+        answer_inherited();
+        int result = dvk_rcvrqst_T(&message, 50);
+        if (result == -EDVSTIMEDOUT || result == -EDVSMIGRATE) {
+            if (result == -EDVSMIGRATE && dvk_wait4promote_T(NULL, 5000) == -EDVSTIMEDOUT)
+                return;
+            continue;
+        }
+        IS(result, 0);
+        message.m.l[0]++;
+        is_last = message.type == STOP;
+        result = dvk_reply(message.source, &message);
+        IS(result == 0 || result == -EDVSMIGRATE, 1);
+    }
+}
+
+/* The client's thread takes over when this process ends. */
+static void bkupbind_server(void) {
+    dvk_ep_t client = meet_client();
+    dvk_message message;
+    IS(dvk_rcvrqst(&message), 0);
+    IS(message.source == client, 1);
+    IS(dvk_reply(client, &message), 0);
+    meet_client();
+}
+
+static void *take_over(void *place) {
+    dvk_ep_t *own = place, endpoint;
+    dvk_message message;
+    char payload[8];
+    IS(dvk_tbkupbind(0, server, 1, own), 0);
+    *(volatile int *)(own + 1) = 1;
+    IS(dvk_wait4promote_T(&endpoint, 60000), 0);
+    IS(DVK_EP_NUMBER(endpoint), number);
+    IS(dvk_rcvrqstp_T(&message, payload, sizeof payload, 60000), 5);
+    IS(dvk_replyp(message.source, &message, payload, 5), 0);
+    return NULL;
+}
+
+static void bkupbind_client(void) {
+    static struct {
+        dvk_ep_t endpoint;
+        volatile int is_ready;
+    } backup;
+    pthread_t thread;
+    dvk_ep_t exact;
+    IS(dvk_wait4bindep_T(server, &exact, 60000), 0);
+    IS(pthread_create(&thread, NULL, take_over, &backup), 0);
+    while (!backup.is_ready)
+        sched_yield();
+    meet();
+    dvk_proc_info info;
+    IS(dvk_getprocinfo(backup.endpoint, &info), 0);
+    IS(info.state & DVK_STATE_BACKUP, DVK_STATE_BACKUP);
+    dvk_message message = request(3);
+    IS(dvk_sendrec(exact, &message), 0);
+    meet();
+    /* It goes; who calls it by the same address gets the other. */
+    char answer[8] = "";
+    message = request(4);
+    IS(dvk_sendrecp_T(exact, &message, "hello", 5, answer, sizeof answer, 60000), 5);
+    IS(memcmp(answer, "hello", 5), 0);
+    IS(pthread_join(thread, NULL), 0);
+}
+
+/* ---- client_server: messages with payload ---- */
+
+static void payload_server(void) {
+    dvk_message message;
+    for (long size = 0; size <= DVK_PAYLOAD_MAX; size = size * 4 + 1) {
+        IS(dvk_rcvrqstp_T(&message, buffer, BIG, -1), size);
+        for (long at = 0; at < size; at++)
+            buffer[at]++;
+        IS(dvk_replyp(message.source, &message, buffer, size), 0);
+    }
+    /* Refused, with the sender told; and not received. */
+    IS(dvk_receivep_T(DVK_ANY, &message, buffer, 4, -1), 3);
+    IS(memcmp(buffer, "abc", 3), 0);
+    IS(dvk_replyp(message.source, &message, NULL, 1), -EDVSFAULT);
+}
+
+static void payload_client(void) {
+    dvk_message message = request(0);
+    for (long size = 0; size <= DVK_PAYLOAD_MAX; size = size * 4 + 1) {
+        memset(buffer, 'a', size);
+        IS(dvk_sendrecp_T(server, &message, buffer, size, other, BIG, -1), size);
+        memset(buffer, 'b', size);
+        IS(memcmp(buffer, other, size), 0);
+    }
+    IS(dvk_sendp_T(server, &message, "abcde", 5, 60000), -EDVSMSGSIZE);
+    IS(dvk_sendp_T(server, &message, NULL, 5, 60000), -EDVSFAULT);
+    IS(dvk_sendp_T(server, &message, buffer, DVK_PAYLOAD_MAX + 1, 60000), -EDVSMSGSIZE);
+    IS(dvk_sendp_T(server, &message, "abc", 3, 60000), 0);
+}
+
+/* ---- test_proxy_bind, test_node_down: the link between the two nodes ---- */
+
+static void link_errors(int nodeid) {
+    IS(dvk_proxy_conn(nodeid, DVK_DISCONNECT_SPROXY), -EDVSNOTBIND);
+    IS(dvk_node_down(nodeid), -EDVSNOTBIND);
+    IS(dvk_node_up(nodeid), -EDVSNOTBIND);
+    IS(dvk_proxy_conn(nodeid, 0), -EDVSINVAL);
+}
+
+static void proxy_client(void) {
+    int node = DVK_EP_NODE(server);
+    dvk_message message = request(5);
+    link_errors(4000);
+    meet();
+    if (node == DVK_EP_NODE(self)) {
+        link_errors(node);
+    } else {
+        dvk_node_info info;
+        IS(dvk_proxy_conn(node, DVK_DISCONNECT_SPROXY), 0);
+        IS(dvk_getnodeinfo(node, &info), 0);
+        IS(info.link, DVK_LINK_CUT);
+        IS(dvk_sendrec_T(server, &message, 300), -EDVSTIMEDOUT);
+        IS(dvk_proxy_conn(node, DVK_CONNECT_SPROXY), 0);
+    }
+    message = request(6);
+    IS(dvk_sendrec(server, &message), 0);
+    IS(message.m.l[0], 6);
+}
+
+static void proxy_server_rest(void) {
+    dvk_message message;
+    /* What was given up may have come before it was. */
+    do {
+        IS(dvk_rcvrqst(&message), 0);
+        dvk_reply(message.source, &message);
+    } while (message.m.l[0] != 6);
+}
+
+static void proxy_server(void) {
+    meet_client();
+    proxy_server_rest();
+}
+
+static void node_down_client(void) {
+    int node = DVK_EP_NODE(server);
+    dvk_message message = request(5);
+    meet();
+    if (node == DVK_EP_NODE(self))
+        return;
+    IS(dvk_node_down(node), 0);
+    IS(dvk_sendrec(server, &message), -EDVSNONODE);
+    IS(dvk_wait4bindep_T(server, NULL, 1000), -EDVSNONODE);
+    IS(dvk_node_up(node), 0);
+    /* It is there again when the link is. */
+    int result;
+    while ((result = dvk_wait4bindep_T(server, NULL, 1000)) == -EDVSNONODE)
+        sched_yield();
+    IS(result, 0);
+    message = request(6);
+    IS(dvk_sendrec(server, &message), 0);
+}
+
+static void node_down_server(void) {
+    dvk_ep_t client = meet_client();
+    if (DVK_EP_NODE(client) != DVK_EP_NODE(self))
+        proxy_server_rest();
+}
+
+/* ---- latency ---- */
+
+static void latency_client(void) {
+    struct timespec start, end;
+    enum { ROUNDS = 200 };
+    clock_gettime(CLOCK_MONOTONIC, &start);
+    for (int round = 0; round < ROUNDS; round++) {
+        dvk_message message = request(round);
+        IS(dvk_sendrec(server, &message), 0);
+    }
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    double each = ((end.tv_sec - start.tv_sec) * 1e9 + (end.tv_nsec - start.tv_nsec)) / ROUNDS;
+    IS(each > 0 && each < 1e9, 1);
+}
+
+static void latency_server(void) {
+    dvk_message message;
+    for (int round = 0; round < 200; round++) {
+        IS(dvk_rcvrqst(&message), 0);
+        IS(dvk_reply(message.source, &message), 0);
+    }
+}
+
+/* ---- loop_dvk_copy1 ---- */
+
+static void copy1_client(void) {
+    dvk_message message = request(0);
+    IS(dvk_sendrec(server, &message), 0);
+    char *theirs = (char *)(uintptr_t)message.m.u[0];
+    for (int loop = 0; loop < 100; loop++) {
+        IS(dvk_vcopy(server, theirs, self, buffer, 1 << 16), 1 << 16);
+        IS(dvk_vcopy(self, buffer, server, theirs, 1 << 16), 1 << 16);
+    }
+    meet();
+}
+
+static void copy1_server(void) {
+    dvk_message message;
+    fill(buffer, 1);
+    IS(dvk_grant(DVK_ANY, buffer, BIG, DVK_READ | DVK_WRITE) > 0, 1);
+    IS(dvk_rcvrqst(&message), 0);
+    message.m.u[0] = (uint64_t)(uintptr_t)buffer;
+    IS(dvk_reply(message.source, &message), 0);
+    meet_client();
+    fill(other, 1);
+    IS(memcmp(buffer, other, BIG), 0);
+}
+
+/* ---- test_priv, test_priv_info: what an endpoint has to begin with ---- */
+
+static void priv_info_server(void) {
+    dvk_priv rights;
+    IS(dvk_getpriv(self, &rights), 0);
+    IS(rights.level, DVK_LEVEL_SERVER);
+    IS(rights.to.all && rights.from.all, 1);
+    IS(dvk_getpriv(self, NULL), -EDVSFAULT);
+    IS(dvk_getpriv(DVK_EP(DVK_EP_NODE(self), 1021), &rights), -EDVSNOTBIND);
+    meet_client();
+}
+
 /* ---- loops ---- */
 
 /* send-receive */
@@ -480,6 +856,15 @@ static const struct {
     {"test_lclvcopy3", lclvcopy3_server, lclvcopy3_client},
     {"test_set_priv", priv_server, priv_client},
     {"test_dc_info", info_server, meet},
+    {"test_wakeup", wakeup_server, wakeup_client},
+    {"test_bkupbind", bkupbind_server, bkupbind_client},
+    {"test_migrate", migrate_server, migrate_client},
+    {"test_priv_info", priv_info_server, meet},
+    {"test_proxy_bind", proxy_server, proxy_client},
+    {"test_node_down", node_down_server, node_down_client},
+    {"client_server", payload_server, payload_client},
+    {"latency", latency_server, latency_client},
+    {"loop_dvk_copy1", copy1_server, copy1_client},
     {"loop_dvk_ipc1", loop1_server, loop1_client},
     {"loop_dvk_ipc2", loop2_server, loop2_client},
     {"loop_dvk_ipc3", ntfyrcv_server, ntfyrcv_client},

@@ -40,7 +40,9 @@ extern "C" {
 #define EDVSNONODE 316    /* the node is down or went down; the call may have been executed */
 #define EDVSPROCSTS 324   /* nobody waits for this reply */
 #define EDVSOVERRUN 330   /* the notification before is still pending */
+#define EDVSMIGRATE 332   /* the caller is a backup, or its endpoint went to another process; or ep is on the move */
 #define EDVSSLOTUSED 337  /* the number, or the process or thread, is bound already */
+#define EDVSWOKENUP 348   /* dvk_wakeup ended the wait; a call may have been executed */
 
 typedef uint64_t dvk_ep_t;
 
@@ -100,6 +102,43 @@ int dvk_wait4bindep_T(dvk_ep_t ep, dvk_ep_t *owner, long timeout);
 /* Waits until nobody is. -EDVSTIMEDOUT, -EDVSAGAIN, -EDVSNONODE. */
 int dvk_wait4unbind_T(dvk_ep_t ep, long timeout);
 
+/* ---- backups and migration (for the administrator) ----
+ *
+ * An endpoint with a number can go from one process to another, on any nodes of the DC, under the same address. The other
+ * process stands by as a backup of it. Clients see a pause and no error: dvk_migr_start stops the endpoint's process (its
+ * calls wait) and holds what comes for it, dvk_migr_commit makes a backup the endpoint, dvk_migr_rollback lets it go on.
+ * What was not received goes along, notifications too; nothing is lost or delivered twice. What had been received and
+ * not answered is the new process's to answer (dvk_reply with its tag): it has the old one's state, however it got that.
+ * Who was the endpoint is a backup afterwards: its open calls end with -EDVSMIGRATE, its grants end.
+ * (The prototype wants start and commit made on each node; here one of any node will do, as the endpoint's node tells
+ * the others.) The process of the endpoint may exit between start and commit. */
+
+/* Binds this process as a backup of the endpoint of, bound or not. It makes no calls (-EDVSMIGRATE) until it is promoted:
+ * by dvk_migr_commit; with takes_over also when the endpoint's process dies, or its node goes down. Then requests that
+ * had been received have ended with an error, and others go on here. While two nodes cannot reach each other, and take
+ * each other for down, both may have the endpoint; when they meet again its home's, or the first, stays it.
+ * -EDVSCALLDENIED, -EDVSNOTBIND: of has no number, or its node is none of the DC; else as dvk_bind. */
+int dvk_bkupbind(int dcid, dvk_ep_t of, int takes_over, dvk_ep_t *ep);
+/* The same for the calling thread. */
+int dvk_tbkupbind(int dcid, dvk_ep_t of, int takes_over, dvk_ep_t *ep);
+/* Waits until this backup is promoted; ep (may be NULL) gets who it is. -EDVSTIMEDOUT, -EDVSNOTBIND. */
+int dvk_wait4promote_T(dvk_ep_t *ep, long timeout);
+/* Stops ep. It goes on by itself after five minutes. -EDVSMIGRATE: on the move already. -EDVSTIMEDOUT: its process has
+ * not stopped within a second (it is stopped by a signal), and goes on. -EDVSDSTDIED: it died. -EDVSCALLDENIED: not
+ * the administrator, or ep has no number. -EDVSNOTBIND, -EDVSENDPOINT, -EDVSNONODE. */
+int dvk_migr_start(int dcid, dvk_ep_t ep);
+/* backup on nodeid, or any that ep has there (DVK_NONE), is ep. -EDVSPROCSTS: not started. -EDVSNOTBIND: no such backup.
+ * -EDVSMIGRATE: just being committed. -EDVSNONODE. After an error it can be committed again, or rolled back. */
+int dvk_migr_commit(int dcid, dvk_ep_t ep, int nodeid, dvk_ep_t backup);
+/* ep goes on where it was, as if nothing had happened. Errors as dvk_migr_commit. */
+int dvk_migr_rollback(int dcid, dvk_ep_t ep);
+/* The open requests that ep had received before it came to the caller: up to room of them. Returns how many there are. A
+ * caller of this node may take a moment to be among them. -EDVSMIGRATE, -EDVSNOTBIND, -EDVSINVAL. */
+int dvk_inherited(dvk_message *list, int room);
+/* Ends the calls of ep, on any node, that are blocked: with -EDVSWOKENUP. -EDVSCALLDENIED, -EDVSNOTBIND, -EDVSENDPOINT,
+ * -EDVSNONODE. */
+int dvk_wakeup(int dcid, dvk_ep_t ep);
+
 /* ---- messages ---- */
 
 /* Sends, and waits until it is received. -EDVSDSTDIED, -EDVSENDPOINT, -EDVSNOTBIND, -EDVSNONODE, -EDVSLOCKED,
@@ -120,6 +159,15 @@ int dvk_ntfy_value(dvk_ep_t ep, uint64_t value);
 /* Passes the open request of caller on to ep, and ep's reply back to it. Errors as dvk_sendrec_T and dvk_reply; the
  * caller's call ends with the same. */
 int dvk_relay(dvk_ep_t caller, dvk_ep_t ep, const dvk_message *message, long timeout);
+
+/* With a payload of up to DVK_PAYLOAD_MAX bytes. Those that receive return how long it is, and -EDVSMSGSIZE to its sender
+ * if that is more than the room. A NULL pointer with 0 bytes is no payload. The buffers must not overlap. */
+#define DVK_PAYLOAD_MAX 131072
+int dvk_sendp_T(dvk_ep_t ep, const dvk_message *message, const void *payload, long bytes, long timeout);
+long dvk_sendrecp_T(dvk_ep_t ep, dvk_message *message, const void *payload, long bytes, void *answer, long room, long timeout);
+long dvk_receivep_T(dvk_ep_t ep, dvk_message *message, void *payload, long room, long timeout);
+long dvk_rcvrqstp_T(dvk_message *message, void *payload, long room, long timeout);
+int dvk_replyp(dvk_ep_t ep, const dvk_message *message, const void *payload, long bytes);
 
 #define dvk_wait4bindep(ep) dvk_wait4bindep_T(ep, 0, DVK_FOREVER)
 #define dvk_wait4unbind(ep) dvk_wait4unbind_T(ep, DVK_FOREVER)
@@ -160,6 +208,7 @@ typedef struct dvk_dc_info {
 #define DVK_STATE_RECEIVES 1
 #define DVK_STATE_RESERVED 2 /* bound by dvk_lclbind; the process has not called dvk_bind */
 #define DVK_STATE_SERVER 4
+#define DVK_STATE_BACKUP 8
 
 typedef struct dvk_proc_info {
     uint32_t version, state;
@@ -171,6 +220,7 @@ typedef struct dvk_proc_info {
 #define DVK_LINK_UP 2
 #define DVK_LINK_LOST 3
 #define DVK_LINK_DOWN 4
+#define DVK_LINK_CUT 5 /* by dvk_proxy_conn or dvk_node_down */
 
 typedef struct dvk_node_info {
     uint32_t version, node, link, reserved;
@@ -209,6 +259,22 @@ int dvk_getdcinfo(int dcid, dvk_dc_info *info);
 int dvk_getprocinfo(dvk_ep_t ep, dvk_proc_info *info);
 /* About a node of the DC and the link to it (the prototype's pair of proxies). -EDVSNOTBIND. */
 int dvk_getnodeinfo(int nodeid, dvk_node_info *info);
+/* A pair of proxies of the prototype is the link of a dvkd to a node here, made and found again by the dvkds themselves: so
+ * there is no dvk_proxies_bind or _unbind, and dvk_getnodeinfo tells what dvk_getproxyinfo did. The same goes for nodes and
+ * DCs: which there are, and which nodes a DC spans, is dvkd's configuration and membership (`dvs init`, `dvs join`), the
+ * same on every node; dvk_dvs_init, dvk_dvs_end, dvk_dc_init, dvk_dc_end, dvk_add_node and dvk_del_node would change it
+ * on one node only and are not offered. dvk_get2rmt and dvk_put2lcl are inside dvkd. */
+#define DVK_CONNECT_SPROXY 1
+#define DVK_CONNECT_RPROXY 2
+#define DVK_DISCONNECT_SPROXY 3
+#define DVK_DISCONNECT_RPROXY 4
+/* Makes the link of this node to nodeid stop, in both directions, or go on. What is under way waits; it goes on without
+ * loss if that is within three seconds, else the nodes give each other up. For the administrator; until dvkd ends.
+ * -EDVSCALLDENIED, -EDVSNOTBIND: no other node of the DC, -EDVSINVAL. */
+int dvk_proxy_conn(int nodeid, int status);
+/* Gives nodeid up at once: calls to it end with -EDVSNONODE; and has no link with it until dvk_node_up. Errors as there. */
+int dvk_node_down(int nodeid);
+int dvk_node_up(int nodeid);
 /* The privileges of an endpoint of this node; to set them is the administrator's. -EDVSCALLDENIED, -EDVSNOTBIND,
  * -EDVSENDPOINT, -EDVSBADREQUEST: no such privileges. */
 int dvk_getpriv(dvk_ep_t ep, dvk_priv *rights);

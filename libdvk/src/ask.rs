@@ -1,7 +1,7 @@
 //! What an endpoint asks about others: who is bound, pids, information, rights; and binding other processes.
 
 use crate::bound::Bound;
-use m3ipc::door::{Ask, Tell, ask, event, info};
+use m3ipc::door::{Ask, Tell, ask, event, info, node, order};
 use m3ipc::info::{DcInfo, EndpointInfo, NodeInfo, decode};
 use m3ipc::{Endpoint, IpcError, NodeId, Rights};
 use rustix::fd::AsFd;
@@ -115,6 +115,103 @@ impl Bound {
     /// [`IpcError::Denied`], [`IpcError::NotBound`], [`IpcError::Stale`].
     pub fn set_priv(&self, to: Endpoint, rights: &Rights) -> Result<(), IpcError> {
         self.question(Ask::new(ask::SET_RIGHTS, to).with_rights(rights)).map(|_| ())
+    }
+
+    /// `to`, an endpoint with a number on any node, is going to move: its process stops (its calls wait), and messages
+    /// and notifications for it are held. Ends after five minutes by itself, as by [`Bound::migrate_rollback`]. Only
+    /// for the administrator.
+    ///
+    /// # Errors
+    /// [`IpcError::Moved`]: it is on the move already. [`IpcError::TimedOut`]: its process has not stopped within a
+    /// second (a signal has stopped it); it goes on. [`IpcError::DestinationDied`]: it died. `Denied`, `NotBound`,
+    /// `Stale`, `NodeDown`.
+    pub fn migrate_start(&self, to: Endpoint) -> Result<Endpoint, IpcError> {
+        self.order(to, order::START, 0, Endpoint::NONE)
+    }
+
+    /// `to` goes on where it was: messages that were held are delivered as if nothing had happened.
+    ///
+    /// # Errors
+    /// [`IpcError::NotWaiting`]: it has not been started. [`IpcError::Moved`]: it is just being handed over. `Denied`,
+    /// `NotBound`, `Stale`, `NodeDown`.
+    pub fn migrate_rollback(&self, to: Endpoint) -> Result<Endpoint, IpcError> {
+        self.order(to, order::ROLLBACK, 0, Endpoint::NONE)
+    }
+
+    /// `backup` on `node` (`None`: any backup of `to` there) is `to` from now on, under the same address: what was held
+    /// goes there, and what had been received and not answered is its to answer ([`Bound::inherited`]). Who was `to`
+    /// becomes a backup; its own open calls end with [`IpcError::Moved`], its grants end.
+    ///
+    /// # Errors
+    /// As [`Bound::migrate_rollback`]; [`IpcError::NotBound`]: there is no such backup. After an error it is as before
+    /// the call: commit to another, or roll back.
+    pub fn migrate_commit(
+        &self,
+        to: Endpoint,
+        node: NodeId,
+        backup: Option<Endpoint>,
+    ) -> Result<Endpoint, IpcError> {
+        self.order(to, order::COMMIT, node.0, backup.unwrap_or(Endpoint::NONE))
+    }
+
+    /// Ends the calls of `to`, an endpoint of any node, that are blocked now: with [`IpcError::WokenUp`]. One that waits for
+    /// an answer may have been executed. Only for the administrator.
+    ///
+    /// # Errors
+    /// [`IpcError::Denied`], [`IpcError::NotBound`], [`IpcError::Stale`], [`IpcError::NodeDown`].
+    pub fn wakeup(&self, to: Endpoint) -> Result<Endpoint, IpcError> {
+        self.order(to, order::WAKE, 0, Endpoint::NONE)
+    }
+
+    /// Cuts the link of this node to another node of the DC: no frame goes or comes. As with a link that is lost, nothing is
+    /// lost if [`Bound::connect`] follows within three seconds; then the nodes give each other up. (The prototype
+    /// disconnects a pair of proxies.) Only for the administrator; it lasts until dvkd ends.
+    ///
+    /// # Errors
+    /// [`IpcError::Denied`]; [`IpcError::NotBound`]: the DC has no such other node.
+    pub fn disconnect(&self, node: NodeId) -> Result<(), IpcError> {
+        self.steer(node, node::DISCONNECT)
+    }
+
+    /// The link to a node may be made again, after [`Bound::disconnect`] or [`Bound::node_down`].
+    ///
+    /// # Errors
+    /// As [`Bound::disconnect`].
+    pub fn connect(&self, node: NodeId) -> Result<(), IpcError> {
+        self.steer(node, node::CONNECT)
+    }
+
+    /// Gives another node of the DC up at once (calls to it fail with [`IpcError::NodeDown`]), and has no link with it
+    /// until [`Bound::node_up`]. Only this node does. Only for the administrator; it lasts until dvkd ends.
+    ///
+    /// # Errors
+    /// As [`Bound::disconnect`].
+    pub fn node_down(&self, node: NodeId) -> Result<(), IpcError> {
+        self.steer(node, node::DOWN)
+    }
+
+    /// The same as [`Bound::connect`].
+    ///
+    /// # Errors
+    /// As [`Bound::disconnect`].
+    pub fn node_up(&self, node: NodeId) -> Result<(), IpcError> {
+        self.steer(node, node::UP)
+    }
+
+    fn steer(&self, node: NodeId, number: u32) -> Result<(), IpcError> {
+        let value = node.0.into();
+        self.question(Ask { number, value, ..Ask::new(ask::NODE, Endpoint::NONE) }).map(|_| ())
+    }
+
+    fn order(
+        &self,
+        to: Endpoint,
+        number: u32,
+        node: u16,
+        backup: Endpoint,
+    ) -> Result<Endpoint, IpcError> {
+        let asked = Ask { number, value: node.into(), ..Ask::new(ask::ORDER, to) };
+        self.question(asked.with_backup(backup)).map(|told| told.endpoint)
     }
 
     fn question(&self, asked: Ask) -> Result<Tell, IpcError> {

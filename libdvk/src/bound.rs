@@ -4,15 +4,15 @@ use crate::inbox::{Accepted, Event, Inbox, Sleeper, locked};
 use crate::memory::Memory;
 use m3ipc::client::{Begun, Client, Opener};
 use m3ipc::connection::Opened;
-use m3ipc::door::{Ask, SOCKET_ENV, SOCKET_PATH, ask, event, kind, tell};
+use m3ipc::door::{Ask, SOCKET_ENV, SOCKET_PATH, ask, event, info, kind, tell};
 use m3ipc::port::{Inbound, Incoming, Kind, ONE_WAY, Port, Received, Signals};
 use m3ipc::rights::call;
 use m3ipc::{DcId, Endpoint, IpcError, Message, NodeId, Rights, Wait};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, TryLockError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, TryLockError};
+use std::time::{Duration, Instant};
 
 /// A bound endpoint. It is unbound when this value is dropped, when its process ends or executes another program, or
 /// when the administrator unbinds it. A forked child has no part in it, and must not use it.
@@ -22,7 +22,7 @@ use std::time::Duration;
 #[derive(Debug)]
 pub struct Bound {
     pub(crate) core: Core,
-    pub(crate) memory: OnceLock<Memory>,
+    pub(crate) memory: Mutex<Option<(Endpoint, Arc<Memory>)>>,
     socket: PathBuf,
     dc: DcId,
     node: NodeId,
@@ -31,9 +31,8 @@ pub struct Bound {
 /// What the memory side of an endpoint has in common with it.
 #[derive(Debug)]
 pub(crate) struct Core {
-    pub(crate) endpoint: Endpoint,
     pub(crate) inbox: Arc<Inbox>,
-    client: Client,
+    client: Arc<Client>,
     receiving: Mutex<Receiving>,
 }
 
@@ -58,6 +57,14 @@ struct Place {
     /// Whose open requests are to be forgotten.
     forgotten: Vec<Endpoint>,
     lost_nodes: Vec<NodeId>,
+    /// All open requests are another process's to answer.
+    is_demoted: bool,
+    /// Open requests that the endpoint's last process had received are this one's to answer.
+    inherits: bool,
+    /// When the endpoint was last on the move.
+    moved: Option<Instant>,
+    /// How often its waits had been ended when this one began.
+    wakes: u64,
 }
 
 /// A received message.
@@ -73,6 +80,10 @@ pub struct Got {
 /// out again.
 const DEAD_MAX: usize = 4096;
 
+/// How long a reply to a request that was received before the endpoint moved waits for its caller to come again: a few
+/// wake-ups.
+const AGAIN_WAIT: Duration = Duration::from_secs(1);
+
 impl Bound {
     /// Binds this process (or thread) in the DC whose door is at `socket`; without one, where `DVS_SOCKET` says or
     /// where containers have it. `number`: the well-known number wanted, 1 to 1 023, up to 63 only for the
@@ -83,15 +94,64 @@ impl Bound {
     /// [`IpcError::Exhausted`].
     pub fn bind(socket: Option<&Path>, number: u32) -> Result<Bound, IpcError> {
         let socket = socket.map_or_else(default_socket, Path::to_path_buf);
-        let hello = Ask::hello(kind::PEER, number, nonce());
-        let (inbox, welcome) = Inbox::open(socket.as_os_str().as_bytes(), hello, "dvk")?;
-        let node = NodeId(u16::try_from(welcome.node).map_err(|_| IpcError::Protocol)?);
-        let core = Core::new(inbox, welcome.endpoint, node);
-        Ok(Bound { core, memory: OnceLock::new(), socket, dc: DcId(welcome.dc), node })
+        Bound::open(socket, Ask::hello(kind::PEER, number, nonce()))
     }
 
+    /// Binds this process as a backup of `of`, an endpoint with a number of any node of the DC, bound or not: it makes no
+    /// calls ([`IpcError::Moved`]) until it is promoted. That is when an administrator commits the endpoint's migration
+    /// to it; and with `takes_over` also when the endpoint's process dies, or its node goes down. Only for the administrator.
+    ///
+    /// # Errors
+    /// As [`Bound::bind`]; [`IpcError::NotBound`]: the DC has no such node, or `of` has no number.
+    pub fn bind_backup(
+        socket: Option<&Path>,
+        of: Endpoint,
+        takes_over: bool,
+    ) -> Result<Bound, IpcError> {
+        let socket = socket.map_or_else(default_socket, Path::to_path_buf);
+        let hello = Ask::hello(kind::BACKUP, takes_over.into(), nonce());
+        Bound::open(socket, Ask { to: of, ..hello })
+    }
+
+    fn open(socket: PathBuf, hello: Ask) -> Result<Bound, IpcError> {
+        let (inbox, welcome) = Inbox::open(socket.as_os_str().as_bytes(), hello, "dvk")?;
+        let node = NodeId(u16::try_from(welcome.node).map_err(|_| IpcError::Protocol)?);
+        let core = Core::new(inbox);
+        Ok(Bound { core, memory: Mutex::default(), socket, dc: DcId(welcome.dc), node })
+    }
+
+    /// Who this is. It changes when a backup is promoted, and when the endpoint goes to another process.
     pub fn endpoint(&self) -> Endpoint {
-        self.core.endpoint
+        self.core.inbox.endpoint()
+    }
+
+    /// Is it a backup, or has it become one?
+    pub fn is_backup(&self) -> bool {
+        self.core.inbox.is_backup()
+    }
+
+    /// Waits until this backup is promoted; returns who it is then.
+    ///
+    /// # Errors
+    /// [`IpcError::TimedOut`]; [`IpcError::NotBound`]: it is not bound any more.
+    pub fn wait_promoted(&self, timeout: Option<Duration>) -> Result<Endpoint, IpcError> {
+        self.core.inbox.wait_promoted(timeout)
+    }
+
+    /// The requests that the endpoint had received before it came to this process, and has not answered: their callers
+    /// wait for [`Bound::reply`]. Without payload. A caller of this node may take a moment to be among them.
+    ///
+    /// # Errors
+    /// [`IpcError::Moved`], [`IpcError::NotBound`].
+    pub fn inherited(&self) -> Result<Vec<Message>, IpcError> {
+        self.core.inbox.pass()?;
+        let mut receiving = locked(&self.core.receiving);
+        receiving.begin();
+        while let Ok(again) = receiving.port_again(Duration::ZERO) {
+            receiving.note(Ok(again))?;
+        }
+        let inherited = receiving.open.iter().filter(|open| open.kind == Kind::Again);
+        Ok(inherited.map(|open| open.message).collect())
     }
 
     pub fn dc(&self) -> DcId {
@@ -234,13 +294,14 @@ impl Bound {
     }
 
     pub(crate) fn check(&self, calls: u32) -> Result<(), IpcError> {
+        self.core.inbox.pass()?;
         if self.core.inbox.may(calls) { Ok(()) } else { Err(IpcError::Denied) }
     }
 }
 
 impl Drop for Bound {
     fn drop(&mut self) {
-        if let Some(memory) = self.memory.get() {
+        if let Some((_, memory)) = &*locked(&self.memory) {
             memory.close();
         }
         self.core.inbox.close();
@@ -258,9 +319,9 @@ impl Opener for Inbox {
 }
 
 impl Core {
-    pub(crate) fn new(inbox: Arc<Inbox>, endpoint: Endpoint, node: NodeId) -> Core {
-        let client = Client::new();
-        client.adopt(endpoint, node);
+    pub(crate) fn new(inbox: Arc<Inbox>) -> Core {
+        let client = Arc::new(Client::new());
+        inbox.adopt(&client);
         let place = Place {
             inbox: Arc::clone(&inbox),
             list: Vec::new(),
@@ -269,10 +330,14 @@ impl Core {
             dead: BTreeMap::new(),
             forgotten: Vec::new(),
             lost_nodes: Vec::new(),
+            is_demoted: false,
+            inherits: false,
+            moved: None,
+            wakes: 0,
         };
         let port = Port::new(Sleeper(Arc::clone(&inbox)));
         let receiving = Mutex::new(Receiving { port, place, open: Vec::new() });
-        Core { endpoint, inbox, client, receiving }
+        Core { inbox, client, receiving }
     }
 
     pub(crate) fn exchange(
@@ -283,7 +348,7 @@ impl Core {
         answer: &mut [u8],
         timeout: Option<Duration>,
     ) -> Result<usize, IpcError> {
-        if to == self.endpoint || self.is_sending_here(to) {
+        if to == self.inbox.endpoint() || self.is_sending_here(to) {
             return Err(IpcError::Deadlock);
         }
         let timeout_ms = timeout.map(milliseconds);
@@ -326,9 +391,10 @@ impl Core {
         payload: &[u8],
     ) -> Result<(), IpcError> {
         let mut receiving = locked(&self.receiving);
+        receiving.begin();
         receiving.place.refresh();
         receiving.forget();
-        receiving.reply(to, &Message { source: self.endpoint, ..*message }, payload)
+        receiving.reply(to, &Message { source: self.inbox.endpoint(), ..*message }, payload)
     }
 
     /// Does `to` wait until this endpoint receives its message? Then neither would go on. If another thread of this
@@ -363,8 +429,11 @@ impl Core {
             return Ok(from);
         }
         place.refresh();
-        if place.dead.contains_key(&from) {
-            return Ok(from);
+        // One whose node went down may have been taken over by a backup.
+        match place.dead.get(&from) {
+            Some(IpcError::NodeDown) => {}
+            Some(_) => return Ok(from),
+            None => {}
         }
         let now = Ask { number: event::BOUND, ..Ask::new(ask::AWAIT, from) };
         let (told, _) = self.inbox.ask(now).map_err(|error| match error {
@@ -372,6 +441,7 @@ impl Core {
             error => error,
         })?;
         let exact = told.endpoint;
+        place.dead.remove(&exact);
         if place.watched.insert(exact) {
             let gone = Ask {
                 number: event::UNBOUND,
@@ -385,12 +455,22 @@ impl Core {
 }
 
 impl Receiving {
+    /// A call begins: only what ends waits from now on ends this one.
+    fn begin(&mut self) {
+        self.place.wakes = self.place.inbox.wakes();
+    }
+
+    fn port_again(&mut self, timeout: Duration) -> Result<Received, IpcError> {
+        self.port.again_in(&mut self.place, Some(timeout))
+    }
+
     fn receive(
         &mut self,
         from: Endpoint,
         payload: &mut [u8],
         timeout: Option<Duration>,
     ) -> Result<Got, IpcError> {
+        self.begin();
         loop {
             let received = self.port.receive_in(&mut self.place, from, payload, timeout);
             if let Some(got) = self.note(received)? {
@@ -400,6 +480,7 @@ impl Receiving {
     }
 
     fn rcvrqst(&mut self, payload: &mut [u8], timeout: Option<Duration>) -> Result<Got, IpcError> {
+        self.begin();
         loop {
             let received = self.port.rcvrqst_in(&mut self.place, payload, timeout);
             if let Some(got) = self.note(received)? {
@@ -416,26 +497,83 @@ impl Receiving {
             Kind::Request => self.open.push(received),
             // Its caller waits no longer; the reply will say so.
             Kind::Cancelled => return Ok(None),
+            Kind::Again => {
+                self.take_again(received);
+                return Ok(None);
+            }
             Kind::Notification(_) | Kind::OneWay => {}
         }
         let Received { message, kind, payload_len, .. } = received;
         Ok(Some(Got { message, kind, payload_len }))
     }
 
-    fn reply(&mut self, to: Endpoint, message: &Message, payload: &[u8]) -> Result<(), IpcError> {
-        let of = |open: &Received| open.message.source == to;
-        let tagged = |open: &Received| of(open) && open.message.tag == message.tag;
-        let at = self.open.iter().position(tagged).or_else(|| self.open.iter().position(of));
-        let open = self.open.remove(at.ok_or(IpcError::NotWaiting)?);
-        match self.port.reply(&mut self.place.list, &open, message, payload) {
-            // Its channel is gone, and its caller.
-            Err(IpcError::Protocol) => Err(IpcError::NotWaiting),
-            replied => replied,
+    /// A request that had been received before: its caller waits on another channel now.
+    fn take_again(&mut self, again: Received) {
+        let is_it = |open: &Received| {
+            (open.message.source, open.message.tag) == (again.message.source, again.message.tag)
+        };
+        if let Some(at) = self.open.iter().position(is_it) {
+            self.open[at] = again;
+        } else if self.place.inherits {
+            self.open.push(again);
+        } else {
+            // Who received it is dead, or has answered when nobody heard.
+            let ended = Message::undelivered(again.message.call, IpcError::DestinationDied);
+            self.port.reply(&mut self.place.list, &again, &ended, &[]).ok();
         }
+    }
+
+    fn reply(&mut self, to: Endpoint, message: &Message, payload: &[u8]) -> Result<(), IpcError> {
+        loop {
+            let of = |open: &Received| open.message.source == to;
+            let tagged = |open: &Received| of(open) && open.message.tag == message.tag;
+            let at = self.open.iter().position(tagged).or_else(|| self.open.iter().position(of));
+            let open = match at {
+                Some(at) => self.open.remove(at),
+                None => {
+                    self.await_again()?;
+                    continue;
+                }
+            };
+            match self.port.reply(&mut self.place.list, &open, message, payload) {
+                Ok(()) => return Ok(()),
+                // Its channel is gone, and its caller; or the endpoint moved, and its caller comes again.
+                Err(IpcError::Protocol | IpcError::NotWaiting) => {
+                    self.open.push(open);
+                    // If it is because the endpoint moves, dvkd has said so before it answers this.
+                    self.place.inbox.ask(Ask { number: info::DC, ..Ask::new(ask::INFO, to) }).ok();
+                    self.place.inbox.pass()?;
+                    self.place.refresh();
+                    let came = self.await_again_of(&open);
+                    if came.is_err() {
+                        self.open.retain(|other| other != &open);
+                    }
+                    came?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Takes in a request that had been received before the endpoint moved, if it has just done so.
+    fn await_again(&mut self) -> Result<(), IpcError> {
+        let left = self.place.moved.and_then(|moved| AGAIN_WAIT.checked_sub(moved.elapsed()));
+        let again = self.port_again(left.ok_or(IpcError::NotWaiting)?);
+        self.note(Ok(again.map_err(|_| IpcError::NotWaiting)?)).map(|_| ())
+    }
+
+    fn await_again_of(&mut self, lost: &Received) -> Result<(), IpcError> {
+        while self.open.contains(lost) {
+            self.await_again()?;
+        }
+        Ok(())
     }
 
     /// Drops the open requests of those who are gone; the lanes on which dvkd had brought some are free again.
     fn forget(&mut self) {
+        if std::mem::take(&mut self.place.is_demoted) {
+            self.open.clear();
+        }
         let gone = std::mem::take(&mut self.place.forgotten);
         let nodes = std::mem::take(&mut self.place.lost_nodes);
         if gone.is_empty() && nodes.is_empty() {
@@ -478,6 +616,18 @@ impl Place {
                 }
             }
             Event::Watched(source, reason) => self.died(source, reason),
+            Event::Thawed => self.moved = Some(Instant::now()),
+            Event::Promoted { inherits } => {
+                self.moved = Some(Instant::now());
+                self.inherits = inherits;
+            }
+            Event::Demoted => {
+                self.list.clear();
+                self.watched.clear();
+                self.dead.clear();
+                self.is_demoted = true;
+                self.inherits = false;
+            }
         }
     }
 
@@ -512,6 +662,12 @@ impl Incoming for Place {
         self.inbox.notification(from)
     }
     fn check_source(&mut self, from: Endpoint) -> Result<(), IpcError> {
+        if self.inbox.is_backup() {
+            return Err(IpcError::Moved);
+        }
+        if self.inbox.wakes() != self.wakes {
+            return Err(IpcError::WokenUp);
+        }
         if let Some(reason) = self.dead.get(&from) {
             return Err(*reason);
         }

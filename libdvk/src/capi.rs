@@ -45,7 +45,9 @@ fn code(error: IpcError) -> c_int {
         IpcError::NodeDown => 316,
         IpcError::NotWaiting => 324,
         IpcError::Overrun => 330,
+        IpcError::Moved => 332,
         IpcError::InUse => 337,
+        IpcError::WokenUp => 348,
     }
 }
 
@@ -126,7 +128,15 @@ fn bind(
     keep: impl FnOnce(Arc<Bound>) -> Result<(), IpcError>,
 ) -> Result<Endpoint, c_int> {
     let number = u32::try_from(number).map_err(|_| INVALID)?;
-    let bound = Bound::bind(None, number).map_err(code)?;
+    keep_bound(Bound::bind(None, number), dcid, keep)
+}
+
+fn keep_bound(
+    bound: Result<Bound, IpcError>,
+    dcid: c_int,
+    keep: impl FnOnce(Arc<Bound>) -> Result<(), IpcError>,
+) -> Result<Endpoint, c_int> {
+    let bound = bound.map_err(code)?;
     if !is_dc(&bound, dcid) {
         return Err(BAD_DC);
     }
@@ -151,32 +161,282 @@ unsafe fn bound_as(bound: Result<Endpoint, c_int>, ep: *mut u64) -> c_int {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dvk_bind(dcid: c_int, number: c_int, ep: *mut u64) -> c_int {
-    let bound = bind(dcid, number, |bound| {
-        let mut process = PROCESS.write().unwrap_or_else(PoisonError::into_inner);
-        if process.is_some() {
+    let bound = bind(dcid, number, keep_for_process);
+    // SAFETY: dvk.h: null or an endpoint's place.
+    unsafe { bound_as(bound, ep) }
+}
+
+fn keep_for_process(bound: Arc<Bound>) -> Result<(), IpcError> {
+    let mut process = PROCESS.write().unwrap_or_else(PoisonError::into_inner);
+    if process.is_some() {
+        return Err(IpcError::InUse);
+    }
+    *process = Some(bound);
+    Ok(())
+}
+
+fn keep_for_thread(bound: Arc<Bound>) -> Result<(), IpcError> {
+    THREAD.with(|thread| {
+        let mut thread = thread.borrow_mut();
+        if thread.is_some() {
             return Err(IpcError::InUse);
         }
-        *process = Some(bound);
+        *thread = Some(bound);
         Ok(())
-    });
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_tbind(dcid: c_int, number: c_int, ep: *mut u64) -> c_int {
+    let bound = bind(dcid, number, keep_for_thread);
     // SAFETY: dvk.h: null or an endpoint's place.
     unsafe { bound_as(bound, ep) }
 }
 
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn dvk_tbind(dcid: c_int, number: c_int, ep: *mut u64) -> c_int {
-    let bound = bind(dcid, number, |bound| {
-        THREAD.with(|thread| {
-            let mut thread = thread.borrow_mut();
-            if thread.is_some() {
-                return Err(IpcError::InUse);
-            }
-            *thread = Some(bound);
-            Ok(())
-        })
-    });
+pub unsafe extern "C" fn dvk_bkupbind(
+    dcid: c_int,
+    of: u64,
+    takes_over: c_int,
+    ep: *mut u64,
+) -> c_int {
+    let backup = Bound::bind_backup(None, from_c(of), takes_over != 0);
+    let bound = keep_bound(backup, dcid, keep_for_process);
     // SAFETY: dvk.h: null or an endpoint's place.
     unsafe { bound_as(bound, ep) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_tbkupbind(
+    dcid: c_int,
+    of: u64,
+    takes_over: c_int,
+    ep: *mut u64,
+) -> c_int {
+    let backup = Bound::bind_backup(None, from_c(of), takes_over != 0);
+    let bound = keep_bound(backup, dcid, keep_for_thread);
+    // SAFETY: dvk.h: null or an endpoint's place.
+    unsafe { bound_as(bound, ep) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_wait4promote_T(ep: *mut u64, timeout: c_long) -> c_int {
+    let promoted = current().and_then(|bound| bound.wait_promoted(wait(timeout)));
+    // SAFETY: dvk.h: null or an endpoint's place.
+    unsafe { bound_as(promoted.map_err(code), ep) }
+}
+
+/// Makes a call of the caller's endpoint, if `dcid` is its DC.
+fn within(dcid: c_int, act: impl FnOnce(&Bound) -> Result<(), IpcError>) -> c_int {
+    match current() {
+        Ok(bound) if !is_dc(&bound, dcid) => BAD_DC,
+        Ok(bound) => done(act(&bound)),
+        Err(error) => code(error),
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_migr_start(dcid: c_int, ep: u64) -> c_int {
+    within(dcid, |bound| bound.migrate_start(from_c(ep)).map(|_| ()))
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_migr_commit(
+    dcid: c_int,
+    ep: u64,
+    nodeid: c_int,
+    backup: u64,
+) -> c_int {
+    let Ok(node) = u16::try_from(nodeid) else { return INVALID };
+    let backup = Some(from_c(backup)).filter(|backup| *backup != Endpoint::NONE);
+    within(dcid, |bound| bound.migrate_commit(from_c(ep), NodeId(node), backup).map(|_| ()))
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_migr_rollback(dcid: c_int, ep: u64) -> c_int {
+    within(dcid, |bound| bound.migrate_rollback(from_c(ep)).map(|_| ()))
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_inherited(list: *mut Message, room: c_int) -> c_int {
+    let found = current().and_then(|bound| bound.inherited());
+    let (Ok(room), false) = (usize::try_from(room), list.is_null() && room != 0) else {
+        return INVALID;
+    };
+    match found {
+        Ok(found) => {
+            for (at, message) in found.iter().take(room).enumerate() {
+                // SAFETY: dvk.h: room for that many messages.
+                let place = unsafe { list.add(at) };
+                // SAFETY: as above.
+                unsafe { place.write(*message) };
+            }
+            c_int::try_from(found.len()).unwrap_or(c_int::MAX)
+        }
+        Err(error) => code(error),
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_wakeup(dcid: c_int, ep: u64) -> c_int {
+    within(dcid, |bound| bound.wakeup(from_c(ep)).map(|_| ()))
+}
+
+/// Steers the link to a node.
+fn steer(nodeid: c_int, act: impl FnOnce(&Bound, NodeId) -> Result<(), IpcError>) -> c_int {
+    let Ok(node) = u16::try_from(nodeid) else { return INVALID };
+    with(|bound| act(bound, NodeId(node)))
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_node_up(nodeid: c_int) -> c_int {
+    steer(nodeid, Bound::node_up)
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_node_down(nodeid: c_int) -> c_int {
+    steer(nodeid, Bound::node_down)
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_proxy_conn(nodeid: c_int, status: c_int) -> c_int {
+    match status {
+        1 | 2 => steer(nodeid, Bound::connect),
+        3 | 4 => steer(nodeid, Bound::disconnect),
+        _ => INVALID,
+    }
+}
+
+/// The bytes that C lends for one call.
+///
+/// # Safety
+/// `start` is null or valid for reads of `bytes`, for as long as the slice is used.
+unsafe fn lent<'a>(start: *const c_void, bytes: c_long) -> Result<&'a [u8], IpcError> {
+    match usize::try_from(bytes) {
+        Ok(0) => Ok(&[]),
+        Ok(_) if start.is_null() => Err(IpcError::Fault),
+        // SAFETY: the caller's contract.
+        Ok(len) => Ok(unsafe { std::slice::from_raw_parts(start.cast(), len) }),
+        Err(_) => Err(IpcError::TooLarge),
+    }
+}
+
+/// The room that C lends for one call.
+///
+/// # Safety
+/// `start` is null or valid for reads and writes of `bytes`, for as long as the slice is used.
+unsafe fn room<'a>(start: *mut c_void, bytes: c_long) -> Result<&'a mut [u8], IpcError> {
+    match usize::try_from(bytes) {
+        Ok(0) => Ok(&mut []),
+        Ok(_) if start.is_null() => Err(IpcError::Fault),
+        // SAFETY: the caller's contract.
+        Ok(len) => Ok(unsafe { std::slice::from_raw_parts_mut(start.cast(), len) }),
+        Err(_) => Err(IpcError::TooLarge),
+    }
+}
+
+/// A length, or an error.
+fn length(outcome: Result<usize, IpcError>) -> c_long {
+    outcome
+        .map_or_else(|error| code(error).into(), |len| c_long::try_from(len).unwrap_or(c_long::MAX))
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_sendp_T(
+    ep: u64,
+    message: *const Message,
+    payload: *const c_void,
+    bytes: c_long,
+    timeout: c_long,
+) -> c_int {
+    with(|bound| {
+        // SAFETY: dvk.h: a message.
+        let message = unsafe { get(message) }?;
+        // SAFETY: dvk.h: that many bytes.
+        let payload = unsafe { lent(payload, bytes) }?;
+        bound.send(from_c(ep), &message, payload, wait(timeout))
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_sendrecp_T(
+    ep: u64,
+    message: *mut Message,
+    payload: *const c_void,
+    bytes: c_long,
+    answer: *mut c_void,
+    answer_room: c_long,
+    timeout: c_long,
+) -> c_long {
+    length(current().and_then(|bound| {
+        // SAFETY: dvk.h: a message.
+        let mut copy = unsafe { get(message) }?;
+        // SAFETY: dvk.h: that many bytes.
+        let payload = unsafe { lent(payload, bytes) }?;
+        // SAFETY: dvk.h: that many bytes, and no others of the call's.
+        let answer = unsafe { room(answer, answer_room) }?;
+        let len = bound.sendrec(from_c(ep), &mut copy, payload, answer, wait(timeout))?;
+        // SAFETY: dvk.h: a message's place.
+        unsafe { put(message, copy) }.map(|()| len)
+    }))
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_receivep_T(
+    ep: u64,
+    message: *mut Message,
+    payload: *mut c_void,
+    payload_room: c_long,
+    timeout: c_long,
+) -> c_long {
+    length(current().and_then(|bound| {
+        if message.is_null() {
+            return Err(IpcError::Fault);
+        }
+        // SAFETY: dvk.h: that many bytes.
+        let payload = unsafe { room(payload, payload_room) }?;
+        let mut got = bound.receive(from_c(ep), payload, wait(timeout))?;
+        if let Kind::Notification(value) = got.kind {
+            got.message.args[..8].copy_from_slice(&value.to_le_bytes());
+        }
+        // SAFETY: dvk.h: a message's place.
+        unsafe { put(message, got.message) }.map(|()| got.payload_len)
+    }))
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_rcvrqstp_T(
+    message: *mut Message,
+    payload: *mut c_void,
+    payload_room: c_long,
+    timeout: c_long,
+) -> c_long {
+    length(current().and_then(|bound| {
+        if message.is_null() {
+            return Err(IpcError::Fault);
+        }
+        // SAFETY: dvk.h: that many bytes.
+        let payload = unsafe { room(payload, payload_room) }?;
+        let got = bound.rcvrqst(payload, wait(timeout))?;
+        // SAFETY: dvk.h: a message's place.
+        unsafe { put(message, got.message) }.map(|()| got.payload_len)
+    }))
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_replyp(
+    ep: u64,
+    message: *const Message,
+    payload: *const c_void,
+    bytes: c_long,
+) -> c_int {
+    with(|bound| {
+        // SAFETY: dvk.h: a message.
+        let message = unsafe { get(message) }?;
+        // SAFETY: dvk.h: that many bytes.
+        let payload = unsafe { lent(payload, bytes) }?;
+        bound.reply(from_c(ep), &Message { status: 0, ..message }, payload)
+    })
 }
 
 #[unsafe(no_mangle)]

@@ -2,15 +2,16 @@
 
 use m3ipc::bell::{Bell, Ringer};
 use m3ipc::channel::{News, SharedChannel};
+use m3ipc::client::Client;
 use m3ipc::connection::{Connection, Fds};
-use m3ipc::door::{Ask, Tell, flag, tell};
+use m3ipc::door::{Ask, Tell, ask, flag, kind, tell};
 use m3ipc::limits::NOTIFIERS_MAX;
 use m3ipc::port::{Channel, Inbound, Rest};
 use m3ipc::{Endpoint, IpcError, Message, NodeId, Rights, Tag};
 use rustix::fd::AsFd;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// Times that a requester's bell is rung for one answer: a second or more. dvkd, its only owner here, is stopped then.
@@ -27,6 +28,17 @@ pub(crate) struct Inbox {
     answered: Condvar,
     next: AtomicU64,
     rights: Mutex<Rights>,
+    /// Who this is; changes when a backup is promoted, or the endpoint goes to another process.
+    endpoint: AtomicU64,
+    node: NodeId,
+    /// [`role`]; changed under `standing`.
+    role: AtomicU32,
+    standing: Mutex<()>,
+    changed: Condvar,
+    /// How often somebody has ended this endpoint's waits.
+    wakes: AtomicU64,
+    /// For this endpoint's own calls, once it makes any.
+    client: OnceLock<Arc<Client>>,
     /// `calls` of the rights, for a look at each call.
     calls: AtomicU32,
     /// Is there a pending notification? Written under the lock of the events.
@@ -34,6 +46,14 @@ pub(crate) struct Inbox {
     /// Has anybody ever got a channel to this endpoint?
     is_called: AtomicBool,
     is_lost: AtomicBool,
+}
+
+/// What the process is at the moment.
+mod role {
+    pub(super) const ACTIVE: u32 = 0;
+    /// On the move: it makes no calls until it is known where the endpoint goes.
+    pub(super) const FROZEN: u32 = 1;
+    pub(super) const BACKUP: u32 = 2;
 }
 
 /// What the receiver has not taken in yet.
@@ -52,6 +72,14 @@ pub(crate) enum Event {
     NodeGone(NodeId),
     /// The answer to a question that nobody waits for: the endpoint cannot send any more, for that reason.
     Watched(Endpoint, IpcError),
+    /// It goes on after it was to move.
+    Thawed,
+    /// It is the endpoint from now on; what that had received before is its to answer, or nobody's.
+    Promoted {
+        inherits: bool,
+    },
+    /// Another process is the endpoint from now on.
+    Demoted,
 }
 
 /// Questions by number.
@@ -89,6 +117,8 @@ impl Inbox {
         let connection = Connection::connect(path)?;
         let welcome = connection.hello(hello, Some(descriptor.as_fd()))?;
         let rights = welcome.data().and_then(Rights::decode).ok_or(IpcError::Protocol)?;
+        let node = NodeId(u16::try_from(welcome.node).map_err(|_| IpcError::Protocol)?);
+        let first = if hello.kind == kind::BACKUP { role::BACKUP } else { role::ACTIVE };
         let inbox = Arc::new(Inbox {
             connection,
             bell,
@@ -99,6 +129,13 @@ impl Inbox {
             next: AtomicU64::new(1),
             calls: AtomicU32::new(rights.calls),
             rights: Mutex::new(rights),
+            endpoint: AtomicU64::new(welcome.endpoint.to_bits()),
+            node,
+            role: AtomicU32::new(first),
+            standing: Mutex::default(),
+            changed: Condvar::new(),
+            wakes: AtomicU64::new(0),
+            client: OnceLock::new(),
             is_notified: AtomicBool::new(false),
             is_called: AtomicBool::new(false),
             is_lost: AtomicBool::new(false),
@@ -119,6 +156,107 @@ impl Inbox {
 
     pub(crate) fn rights(&self) -> Rights {
         *locked(&self.rights)
+    }
+
+    pub(crate) fn endpoint(&self) -> Endpoint {
+        Endpoint::from_bits(self.endpoint.load(Ordering::Acquire))
+    }
+
+    /// The client of this endpoint is told who it is.
+    pub(crate) fn adopt(&self, client: &Arc<Client>) {
+        client.adopt(self.endpoint(), self.node);
+        self.client.set(Arc::clone(client)).ok();
+    }
+
+    pub(crate) fn wakes(&self) -> u64 {
+        self.wakes.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn is_backup(&self) -> bool {
+        self.role.load(Ordering::Acquire) == role::BACKUP
+    }
+
+    /// May this process make calls as the endpoint? While that is on the move, it waits.
+    ///
+    /// # Errors
+    /// [`IpcError::Moved`]: another process is the endpoint.
+    pub(crate) fn pass(&self) -> Result<(), IpcError> {
+        match self.role.load(Ordering::Acquire) {
+            role::ACTIVE => Ok(()),
+            _ => self.pass_when_settled(),
+        }
+    }
+
+    fn pass_when_settled(&self) -> Result<(), IpcError> {
+        let is_frozen =
+            |(): &mut ()| self.role.load(Ordering::Acquire) == role::FROZEN && !self.is_lost();
+        drop(self.changed.wait_while(locked(&self.standing), is_frozen));
+        if self.is_backup() { Err(IpcError::Moved) } else { Ok(()) }
+    }
+
+    /// Waits until this backup has been promoted.
+    ///
+    /// # Errors
+    /// [`IpcError::TimedOut`]; [`IpcError::NotBound`]: it is not bound any more.
+    pub(crate) fn wait_promoted(&self, timeout: Option<Duration>) -> Result<Endpoint, IpcError> {
+        let is_backup = |(): &mut ()| self.is_backup() && !self.is_lost();
+        let standing = locked(&self.standing);
+        match timeout {
+            None => drop(self.changed.wait_while(standing, is_backup)),
+            Some(timeout) => {
+                drop(self.changed.wait_timeout_while(standing, timeout, is_backup));
+            }
+        }
+        if self.is_lost() {
+            Err(IpcError::NotBound)
+        } else if self.is_backup() {
+            Err(IpcError::TimedOut)
+        } else {
+            Ok(self.endpoint())
+        }
+    }
+
+    /// From now on the process is something else, perhaps as another endpoint.
+    fn settle_as(&self, role: u32, endpoint: Option<Endpoint>) {
+        let standing = locked(&self.standing);
+        if let Some(endpoint) = endpoint {
+            self.endpoint.store(endpoint.to_bits(), Ordering::Release);
+            if let Some(client) = self.client.get() {
+                client.adopt(endpoint, self.node);
+            }
+        }
+        self.role.store(role, Ordering::Release);
+        drop(standing);
+        self.changed.notify_all();
+    }
+
+    /// The endpoint is to move: what it has not received goes back.
+    fn freeze(&self) {
+        self.settle_as(role::FROZEN, None);
+        let pending = self.take_notifications();
+        for (source, value) in pending {
+            self.connection.ask(&Ask { value, ..Ask::new(ask::PENDING, source) }, None).ok();
+        }
+        // If dvkd does not hear it, the endpoint does not move.
+        self.connection.ask(&Ask::new(ask::STOPPED, self.endpoint()), None).ok();
+    }
+
+    fn take_notifications(&self) -> VecDeque<(Endpoint, u64)> {
+        let mut events = locked(&self.events);
+        self.is_notified.store(false, Ordering::Release);
+        std::mem::take(&mut events.notifications)
+    }
+
+    /// Somebody ends what this process waits for.
+    fn wake_up(&self) {
+        self.wakes.fetch_add(1, Ordering::SeqCst);
+        drop(locked(&self.questions));
+        self.answered.notify_all();
+        self.news.store(true, Ordering::SeqCst);
+        self.ring();
+        if let Some(client) = self.client.get() {
+            client.wake_all();
+        }
     }
 
     /// May this endpoint make these calls?
@@ -180,12 +318,21 @@ impl Inbox {
             locked(&self.questions).open.remove(&number);
             return Err(error);
         }
+        let (wakes, may_wake) = (self.wakes(), ask.op == ask::AWAIT);
         let is_open = |questions: &mut Questions| {
-            matches!(questions.open.get(&number), Some(Question::Asked)) && !questions.is_lost
+            matches!(questions.open.get(&number), Some(Question::Asked))
+                && !questions.is_lost
+                && !(may_wake && self.wakes() != wakes)
         };
         let questions = self.answered.wait_while(locked(&self.questions), is_open);
         let mut questions = questions.unwrap_or_else(PoisonError::into_inner);
         match questions.open.remove(&number) {
+            Some(Question::Asked) if !questions.is_lost => {
+                drop(questions);
+                self.connection
+                    .ask(&Ask { nonce: number, ..Ask::new(ask::WITHDRAW, ask.to) }, None)?;
+                Err(IpcError::WokenUp)
+            }
             Some(Question::Answered(answer)) => {
                 let (tell, fds) = *answer;
                 tell.expect(if tell.op == tell::CHANNEL { tell::CHANNEL } else { tell::DONE })
@@ -225,6 +372,8 @@ impl Inbox {
         locked(&self.questions).is_lost = true;
         self.is_lost.store(true, Ordering::Release);
         self.answered.notify_all();
+        drop(locked(&self.standing));
+        self.changed.notify_all();
         self.news.store(true, Ordering::SeqCst);
         self.ring();
     }
@@ -251,6 +400,25 @@ impl Inbox {
                     self.calls.store(rights.calls, Ordering::Relaxed);
                 }
             }
+            tell::FREEZE => self.freeze(),
+            tell::THAW => {
+                self.happen(Event::Thawed);
+                self.settle_as(role::ACTIVE, None);
+            }
+            tell::PROMOTED => {
+                if let Some(rights) = tell.data().and_then(Rights::decode) {
+                    *locked(&self.rights) = rights;
+                    self.calls.store(rights.calls, Ordering::Relaxed);
+                }
+                self.happen(Event::Promoted { inherits: tell.flags & 1 != 0 });
+                self.settle_as(role::ACTIVE, Some(tell.endpoint));
+            }
+            tell::DEMOTED => {
+                self.take_notifications();
+                self.settle_as(role::BACKUP, Some(tell.endpoint));
+                self.happen(Event::Demoted);
+            }
+            tell::WOKEN => self.wake_up(),
             tell::CHANNEL | tell::DONE | tell::REFUSED => self.answer(tell, fds),
             _ => {}
         }
@@ -352,11 +520,12 @@ impl Channel for Accepted {
     fn cancelled(&self, lane: usize) -> Tag {
         self.channel.cancelled(lane)
     }
-    fn answer(&self, lane: usize, message: &Message, payload: &[u8], _by_bell: bool) {
-        self.channel.answer(lane, message, payload, self.bell.is_some());
+    fn answer(&self, lane: usize, message: &Message, payload: &[u8], _by_bell: bool) -> bool {
+        let is_awaited = self.channel.answer(lane, message, payload, self.bell.is_some());
         if let Some(bell) = &self.bell {
             (0..RINGS_MAX).any(|_| bell.ring());
         }
+        is_awaited
     }
 }
 

@@ -137,6 +137,7 @@ impl Bound {
         len: usize,
         access: Access,
     ) -> Result<Grant, IpcError> {
+        self.core.inbox.pass()?;
         let memory = self.memory()?;
         let mut grants = locked(&memory.grants);
         if grants.list.len() >= GRANTS_MAX {
@@ -154,7 +155,8 @@ impl Bound {
     /// # Errors
     /// [`IpcError::Stale`]: there is no such grant (any more).
     pub fn revoke(&self, grant: Grant) -> Result<(), IpcError> {
-        let memory = self.memory.get().ok_or(IpcError::Stale)?;
+        let memory = locked(&self.memory).as_ref().map(|(_, memory)| Arc::clone(memory));
+        let memory = memory.ok_or(IpcError::Stale)?;
         locked(&memory.grants).list.remove(&grant).map(|_| ()).ok_or(IpcError::Stale)
     }
 
@@ -248,21 +250,28 @@ impl Bound {
         endpoint == own || endpoint.generation == 0 && endpoint.slot == own.slot
     }
 
-    /// The memory side, made when it is first needed.
-    fn memory(&self) -> Result<&Memory, IpcError> {
-        if let Some(memory) = self.memory.get() {
-            return Ok(memory);
+    /// The memory side, made when it is first needed. Grants end when the endpoint goes to another process.
+    fn memory(&self) -> Result<Arc<Memory>, IpcError> {
+        let own = self.endpoint();
+        let mut kept = locked(&self.memory);
+        match &*kept {
+            Some((of, memory)) if *of == own && !memory.inbox.is_lost() => {
+                return Ok(Arc::clone(memory));
+            }
+            _ => {}
         }
-        let hello = Ask { to: self.endpoint(), ..Ask::hello(kind::MEMORY, 0, nonce()) };
-        let (inbox, welcome) = Inbox::open(self.socket().as_os_str().as_bytes(), hello, "dvk-mem")?;
+        let hello = Ask { to: own, ..Ask::hello(kind::MEMORY, 0, nonce()) };
+        let (inbox, _) = Inbox::open(self.socket().as_os_str().as_bytes(), hello, "dvk-mem")?;
         let grants = Arc::<Mutex<Grants>>::default();
-        let core = Core::new(Arc::clone(&inbox), welcome.endpoint, self.node());
+        let core = Core::new(Arc::clone(&inbox));
         let lent = Arc::clone(&grants);
         std::thread::Builder::new()
             .name("dvk-copy".into())
             .spawn(move || serve(&core, &lent))
             .map_err(|_| IpcError::Exhausted)?;
-        Ok(self.memory.get_or_init(|| Memory { inbox, grants }))
+        let memory = Arc::new(Memory { inbox, grants });
+        *kept = Some((own, Arc::clone(&memory)));
+        Ok(memory)
     }
 }
 

@@ -312,6 +312,26 @@ impl SharedChannel {
         }
     }
 
+    /// Gets out of the call on `lane` of a closed channel, to make it elsewhere. As [`SharedChannel::withdraw`], but
+    /// the lane is not used again.
+    pub fn leave(&self, lane: usize) -> Withdrawn {
+        let word = &self.lane(lane).state;
+        let mut now = word.load(Ordering::Acquire);
+        loop {
+            let (phase, outcome) = match now & state::PHASE {
+                state::REQUEST => (state::IDLE, Withdrawn::Unseen),
+                state::TAKEN => (state::ABANDONED, Withdrawn::Abandoned),
+                state::IDLE => return Withdrawn::Unseen,
+                _ => return Withdrawn::TooLate,
+            };
+            let next = now & !state::PHASE | phase;
+            match word.compare_exchange(now, next, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return outcome,
+                Err(changed) => now = changed,
+            }
+        }
+    }
+
     /// Sleeps until the lane's state changes, a signal handler ran, or `timeout` is over.
     ///
     /// With a timeout the kernel does not restart the wait after a handler, without one it does if the
@@ -340,6 +360,14 @@ impl SharedChannel {
             Err(rustix::io::Errno::TIMEDOUT) => Err(IpcError::TimedOut),
             _ => Ok(()),
         }
+    }
+
+    /// Wakes the requester that sleeps on `lane`, though nothing has happened there.
+    pub fn wake(&self, lane: usize) {
+        let word = &self.lane(lane).state;
+        // Who is about to sleep finds the word changed.
+        word.fetch_and(!state::SLEEPING, Ordering::SeqCst);
+        wake(word);
     }
 
     /// Copies the answer's payload to `out`; returns how much the answer has, at most `out`'s length is copied.
@@ -374,7 +402,11 @@ impl SharedChannel {
         }
         words.notify_value.store(value, Ordering::Relaxed);
         words.notified.store(1, Ordering::SeqCst);
-        Ok(())
+        // Closed meanwhile, perhaps after somebody looked for what is pending: then it is taken back, if it is there.
+        match self.closed() {
+            Some(error) if words.notified.swap(0, Ordering::SeqCst) != 0 => Err(error),
+            _ => Ok(()),
+        }
     }
 
     // ---- receiver ----
@@ -407,8 +439,8 @@ impl SharedChannel {
             return None;
         }
         let value = words.notify_value.load(Ordering::Relaxed);
-        words.notified.store(0, Ordering::Release);
-        Some(value)
+        // One of several that look gets it.
+        (words.notified.swap(0, Ordering::SeqCst) != 0).then_some(value)
     }
 
     /// The request on `lane`, copied; `None` if there is none.
@@ -416,6 +448,14 @@ impl SharedChannel {
         let slot = self.lane(lane);
         let phase = slot.state.load(Ordering::Acquire) & state::PHASE;
         matches!(phase, state::REQUEST | state::TAKEN).then(|| slot.request.load())
+    }
+
+    /// Lanes with a request that its receiver has claimed and not answered (dvkd, when the receiver is dead).
+    pub fn claimed(&self) -> impl Iterator<Item = usize> {
+        let is_claimed = |lane: &usize| {
+            self.lane(*lane).state.load(Ordering::Acquire) & state::PHASE == state::TAKEN
+        };
+        (0..LANES).filter(is_claimed)
     }
 
     /// Claims the request on `lane`; the requester cannot take it back any more. False: it has.
@@ -474,8 +514,8 @@ impl SharedChannel {
     }
 
     /// Answers the request on `lane` and wakes the requester if it sleeps there. `by_bell`: the requester is
-    /// woken by its bell ([`crate::door::flag::REQUESTER_BELL`]); ring it afterwards.
-    pub fn answer(&self, lane: usize, message: &Message, payload: &[u8], by_bell: bool) {
+    /// woken by its bell ([`crate::door::flag::REQUESTER_BELL`]); ring it afterwards. False: nobody waits for it.
+    pub fn answer(&self, lane: usize, message: &Message, payload: &[u8], by_bell: bool) -> bool {
         let slot = self.lane(lane);
         // First, so that a requester who sees its tag has the lane for itself. One access, without a look before: this
         // word may be on its way to the requester. DEAD may get lost, as an answer comes.
@@ -491,10 +531,11 @@ impl SharedChannel {
             self.copy_in(answer_area(lane), payload);
         }
         slot.answer.store(&message);
-        if before & state::PHASE == state::ABANDONED {
+        let is_abandoned = before & state::PHASE == state::ABANDONED;
+        if is_abandoned {
             slot.state.store(state::IDLE, Ordering::Release);
             if !by_bell {
-                return;
+                return false;
             }
         }
         if by_bell {
@@ -503,6 +544,7 @@ impl SharedChannel {
         if before & state::SLEEPING != 0 {
             wake(&slot.state);
         }
+        !is_abandoned
     }
 
     // ---- dvkd ----

@@ -18,7 +18,7 @@ use crate::endpoint::{Endpoint, NodeId};
 use crate::errno::IpcError;
 use crate::limits::{HAND_OVER, HAND_OVER_REMOTE, LANES};
 use crate::message::{Message, Tag};
-use crate::port::{Sendrec, Signals, Wait};
+use crate::port::{RECEIVED, Sendrec, Signals, Wait};
 use crate::spin::Spin;
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use core::time::Duration;
@@ -39,6 +39,12 @@ const AGES: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// Times that a bell is rung for a notification: whoever does not hear it then finds it when it looks.
 const NOTIFY_RINGS: u32 = 50;
+
+/// Times that the threads of a process are looked after when its calls are ended, [`RERING`] apart.
+const WAKES: u32 = 1000;
+
+/// How long a requester waits for an answer that its receiver, which moves, is writing.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
 
 /// With this a requester closes a channel that it does not need any more.
 pub const LET_GO: IpcError = IpcError::NotBound;
@@ -254,6 +260,9 @@ impl Client {
     ) -> Result<usize, IpcError> {
         let place = &self.slots[begun.slot];
         let outcome = self.exchange(opener, &begun, message, send, receive, wait);
+        if place.woken.load(Ordering::Relaxed) != 0 {
+            place.woken.fetch_and(!(1 << begun.lane), Ordering::Relaxed);
+        }
         place.turns[begun.lane].end();
         outcome
     }
@@ -267,8 +276,8 @@ impl Client {
         let (slot, lane, _) = self.lane(opener, to)?;
         let place = &self.slots[slot];
         let left = match place.write(lane, |channel| channel.notify(value)) {
-            Err(IpcError::DestinationDied | IpcError::Denied) => self
-                .reopen(opener, place)
+            Err(IpcError::DestinationDied | IpcError::Denied | IpcError::Moved) => self
+                .leave_and_reopen(opener, place, lane)
                 .and_then(|()| place.write(lane, |channel| channel.notify(value))),
             left => left,
         };
@@ -281,6 +290,37 @@ impl Client {
         }
         place.turns[lane].end();
         left
+    }
+
+    /// Ends all calls that wait now with [`IpcError::WokenUp`]. Waits until their threads have seen it, a second at most.
+    pub fn wake_all(&self) {
+        let waiting = |slot: &Slot| {
+            let lanes = slot.turns.iter().enumerate();
+            let taken =
+                lanes.filter(|(_, turn)| matches!(turn.state(), turn::TAKEN | turn::WRITING));
+            taken.fold(0u64, |all, (lane, _)| all | 1 << lane)
+        };
+        for slot in &self.slots {
+            slot.woken.fetch_or(waiting(slot), Ordering::SeqCst);
+        }
+        for _ in 0..WAKES {
+            let mut is_seen = true;
+            for slot in &self.slots {
+                let unseen = slot.woken.load(Ordering::SeqCst) & waiting(slot);
+                for lane in crate::port::bits(unseen) {
+                    is_seen = false;
+                    if let Some(channel) = slot.channel() {
+                        channel.wake(lane);
+                    }
+                }
+            }
+            if is_seen {
+                return;
+            }
+            let never = AtomicU32::new(0);
+            let patience = crate::bell::timespec(RERING);
+            futex::wait(&never, futex::Flags::empty(), 0, Some(&patience)).ok();
+        }
     }
 
     /// Takes on the endpoint that a kept connection was given.
@@ -299,6 +339,11 @@ impl Client {
         receive: &mut [u8],
         wait: Wait,
     ) -> Result<usize, IpcError> {
+        let end = wait
+            .timeout_ms
+            .filter(|ms| *ms != 0)
+            .map(|ms| now() + Duration::from_millis(ms.into()));
+        let mut wait = wait;
         let (slot, lane) = (&self.slots[begun.slot], begun.lane);
         let mut posted = begun.posted;
         loop {
@@ -311,14 +356,26 @@ impl Client {
                         }
                         return if len > receive.len() { Err(IpcError::TooLarge) } else { Ok(len) };
                     }
+                    // It moves, and has received the request: its answer comes from where it is then.
+                    Some(Err(IpcError::Moved)) => message.status |= RECEIVED,
                     Some(Err(error)) => return Err(error),
                     None => {}
                 },
-                // Closed because it is gone, or because its rights or ours have changed: dvkd says which.
-                Err(IpcError::DestinationDied | IpcError::Denied | LET_GO) => {}
+                // Closed because it is gone or moves, or because its rights or ours have changed: dvkd says which.
+                Err(IpcError::DestinationDied | IpcError::Denied | IpcError::Moved | LET_GO) => {}
                 Err(error) => return Err(error),
             }
-            self.reopen(opener, slot)?;
+            self.leave_and_reopen(opener, slot, lane).map_err(|error| match error {
+                // It was there, and has the request.
+                IpcError::NotBound | IpcError::Stale if message.status & RECEIVED != 0 => {
+                    IpcError::DestinationDied
+                }
+                error => error,
+            })?;
+            if let Some(end) = end {
+                let left = end.saturating_sub(now()).as_millis().max(1);
+                wait.timeout_ms = Some(u32::try_from(left).unwrap_or(u32::MAX));
+            }
             posted = slot.post(lane, message, send);
         }
     }
@@ -360,6 +417,17 @@ impl Client {
         }
     }
 
+    /// Gets a new channel for a slot when nothing is to be learned from the closed one on `lane` any more.
+    fn leave_and_reopen(
+        &self,
+        opener: &impl Opener,
+        slot: &Slot,
+        lane: usize,
+    ) -> Result<(), IpcError> {
+        slot.left.fetch_or(1 << lane, Ordering::SeqCst);
+        self.reopen(opener, slot)
+    }
+
     /// Gets a new channel for a slot whose receiver is gone. dvkd answers when it is back, or refuses.
     fn reopen(&self, opener: &impl Opener, slot: &Slot) -> Result<(), IpcError> {
         let _passage = self.connecting.enter();
@@ -367,7 +435,13 @@ impl Client {
             return Ok(());
         }
         let peer = Endpoint::from_bits(slot.peer.load(Ordering::Acquire));
-        slot.refill(&opener.open(self, peer)?)
+        let opened = opener.open(self, peer)?;
+        if slot.channel().and_then(|channel| channel.closed()) == Some(IpcError::Moved) {
+            slot.await_leavers();
+        }
+        let refilled = slot.refill(&opened);
+        slot.left.store(0, Ordering::SeqCst);
+        refilled
     }
 
     /// Connects and says hello. The caller has entered `connecting`.
@@ -393,6 +467,10 @@ struct Slot {
     flags: AtomicU32,
     /// Odd while the mapping is being replaced.
     version: AtomicU32,
+    /// Lanes in use that need nothing of the closed channel any more.
+    left: AtomicU64,
+    /// Lanes whose calls are to end with `WokenUp`.
+    woken: AtomicU64,
     spin: Spin,
     turns: [Turn; LANES],
 }
@@ -462,6 +540,8 @@ impl Slot {
             bell: AtomicUsize::new(0),
             flags: AtomicU32::new(0),
             version: AtomicU32::new(0),
+            left: AtomicU64::new(0),
+            woken: AtomicU64::new(0),
             spin: Spin::new(),
             turns: [const { Turn::new() }; LANES],
         }
@@ -588,6 +668,7 @@ impl Slot {
         let mut unheard = 0;
         // Why the call is being given up; the answer that comes now decides.
         let mut given_up = None;
+        let mut unwritten = None;
         let limit = wait.timeout_ms.map(|ms| now() + self.patience(ms));
         loop {
             match self.look(lane, tag, receive) {
@@ -599,18 +680,48 @@ impl Slot {
                     }
                     return Some(Ok((message, len)));
                 }
-                // A server comes back, a peer does not.
+                // A server comes back, a peer does not, unless it moves.
                 Look::Gone if self.is_rendezvous() => {
                     let reason = self.channel().and_then(|channel| channel.closed());
                     let died = reason.unwrap_or(IpcError::DestinationDied);
-                    return Some(Err(given_up.unwrap_or(died)));
+                    let leave =
+                        || self.channel().map_or(Withdrawn::Unseen, |channel| channel.leave(lane));
+                    match (given_up, died) {
+                        (Some(error), _) => {
+                            leave();
+                            return Some(Err(error));
+                        }
+                        (None, IpcError::Moved) => match leave() {
+                            Withdrawn::Unseen => return None,
+                            Withdrawn::Abandoned => return Some(Err(IpcError::Moved)),
+                            // Its answer is there, or is being written; or it ended in the middle of that.
+                            Withdrawn::TooLate => {
+                                if now() > *unwritten.get_or_insert_with(|| now() + ANSWER_PATIENCE)
+                                {
+                                    return Some(Err(IpcError::Moved));
+                                }
+                                rustix::thread::sched_yield();
+                            }
+                        },
+                        (None, died) => return Some(Err(died)),
+                    }
+                    continue;
                 }
                 Look::Gone => return given_up.map(Err),
                 Look::Open => {}
             }
             let left = limit.map(|limit| limit.saturating_sub(now()));
             let again = (!rung).then(|| RERING * 2u32.pow(RERING_DOUBLINGS.min(unheard)));
-            match self.sleep(lane, again, left, wait.signals, given_up.is_some()) {
+            let bit = 1 << lane;
+            let is_woken = given_up.is_none()
+                && self.woken.load(Ordering::Relaxed) & bit != 0
+                && self.woken.fetch_and(!bit, Ordering::SeqCst) & bit != 0;
+            let slept = if is_woken {
+                Err(IpcError::WokenUp)
+            } else {
+                self.sleep(lane, again, left, wait.signals, given_up.is_some())
+            };
+            match slept {
                 Err(error) if given_up.is_none() => {
                     let error = if wait.timeout_ms == Some(0) && error == IpcError::TimedOut {
                         IpcError::WouldBlock
@@ -633,6 +744,21 @@ impl Slot {
                 }
                 _ => {}
             }
+        }
+    }
+
+    /// Waits until every thread with a call on the channel, which is closed and has woken them, has seen what became of
+    /// it: answered, received, or neither. (A thread that has begun several would wait for itself: only memory sides are
+    /// called so, and they do not move.)
+    fn await_leavers(&self) {
+        let is_waited_for = || {
+            let left = self.left.load(Ordering::SeqCst);
+            self.turns.iter().enumerate().any(|(lane, turn)| {
+                matches!(turn.state(), turn::TAKEN | turn::WRITING) && left & 1 << lane == 0
+            })
+        };
+        while is_waited_for() {
+            rustix::thread::sched_yield();
         }
     }
 

@@ -13,11 +13,14 @@
 //!   Await {id, to, what, timeout}           →
 //!                                           ←  Done {id, endpoint} | Refused {id}
 //!   Withdraw {id}                           →            the question `id` is answered now, if it has not been
-//!   Unbind | GetEp | Info | SetRights       →
+//!   Unbind | GetEp | Info | SetRights | Order →
 //!                                           ←  Done {id, endpoint, data} | Refused {id}
 //!                                           ←  Accept {peer, flags, cred} + [channel, bell of the peer?]   (receivers)
 //!                                           ←  Gone {peer} | NodeGone {node} | Stop                          (receivers)
-//!                                           ←  Notify {from, value} | Rights {rights}                        (peers)
+//!                                           ←  Notify {from, value} | Rights {rights} | Woken               (peers)
+//!                                           ←  Freeze | Thaw                                                 (peers)
+//!   Pending {source, value}… Stopped        →            after Freeze: notifications not received, and: no call is made
+//!                                           ←  Promoted {endpoint, flags, rights} | Demoted {endpoint}       (peers)
 //! ```
 //! An ordinary process (the shim) closes the socket after each exchange: dvkd watches its pidfd.
 //! A receiver (server, container, file agent, peer) keeps it: its end is the receiver's end. A question has a number
@@ -29,7 +32,7 @@ use crate::errno::IpcError;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of this protocol and of the channel's layout. Both sides must have the same.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Environment variable with the path of the DC's socket; [`SOCKET_PATH`] if it is not set.
 pub const SOCKET_ENV: &str = "DVS_SOCKET";
@@ -52,6 +55,9 @@ pub mod kind {
     pub const PEER: u32 = 5;
     /// The memory side of the peer `to` of the same process: answers `vcopy`.
     pub const MEMORY: u32 = 6;
+    /// Stands by for the endpoint `to`, to become it. `number` not 0: by itself when that dies. Only for the dvkd's own
+    /// user.
+    pub const BACKUP: u32 = 7;
 }
 
 /// Bits of `flags` in [`Tell`] records.
@@ -88,6 +94,36 @@ pub mod ask {
     pub const GET_RIGHTS: u32 = 9;
     /// Binds the process with pid `value` of this node, for when it says hello. Only for the DC's administrator.
     pub const BIND: u32 = 10;
+    /// `number` ([`super::order`]) about `to`, an endpoint of any node. Only for the DC's administrator.
+    pub const ORDER: u32 = 11;
+    /// After FREEZE: no call is under way. Has no answer.
+    pub const STOPPED: u32 = 12;
+    /// After FREEZE: the notification `value` of `to` has not been received. Has no answer.
+    pub const PENDING: u32 = 13;
+    /// `number` ([`super::node`]) about the node `value`. Only for the DC's administrator.
+    pub const NODE: u32 = 14;
+}
+
+/// What [`ask::ORDER`] orders.
+pub mod order {
+    /// The endpoint is going to move: it stops, messages wait.
+    pub const START: u32 = 1;
+    /// It goes on where it is.
+    pub const ROLLBACK: u32 = 2;
+    /// Its backup in `data` (an endpoint; `NONE`: any) on node `value` becomes it.
+    pub const COMMIT: u32 = 3;
+    /// Its blocked calls end.
+    pub const WAKE: u32 = 4;
+}
+
+/// What [`ask::NODE`] does. Together they are what the prototype does with nodes and the proxies to them.
+pub mod node {
+    /// No frame is sent or taken; the session is kept as long as the node is not given up.
+    pub const DISCONNECT: u32 = 1;
+    pub const CONNECT: u32 = 2;
+    /// Given up at once, and no link is made until it is up again.
+    pub const DOWN: u32 = 3;
+    pub const UP: u32 = 4;
 }
 
 /// What [`ask::AWAIT`] waits for.
@@ -121,6 +157,16 @@ pub mod tell {
     pub const NOTIFY: u32 = 9;
     /// The rights of this endpoint have changed.
     pub const RIGHTS: u32 = 10;
+    /// The endpoint is going to move: make no call, hand back what is pending, say STOPPED.
+    pub const FREEZE: u32 = 11;
+    /// It stays: go on.
+    pub const THAW: u32 = 12;
+    /// You are `endpoint` from now on, with the rights in the data. `flags` 1: what was received before is yours to answer.
+    pub const PROMOTED: u32 = 13;
+    /// You are a backup from now on, and this is your own endpoint.
+    pub const DEMOTED: u32 = 14;
+    /// Blocked calls end.
+    pub const WOKEN: u32 = 15;
 }
 
 /// A record from a process.
@@ -131,15 +177,15 @@ pub struct Ask {
     pub version: u32,
     /// HELLO: one of [`kind`].
     pub kind: u32,
-    /// HELLO of a server or a peer: its number. AWAIT: [`event`]. INFO: [`info`].
+    /// HELLO of a server or a peer: its number. AWAIT: [`event`]. INFO: [`info`]. ORDER: [`order`]. NODE: [`node`].
     pub number: u32,
     /// HELLO: told apart are the images that one pid runs one after the other (exec). Else the question's number.
     pub nonce: u64,
     /// OPEN: the peer wanted. Else whom the question is about.
     pub to: Endpoint,
-    /// AWAIT: milliseconds or [`event::FOREVER`]. GET_EP, BIND: a pid. INFO: a node.
+    /// AWAIT: milliseconds or [`event::FOREVER`]. GET_EP, BIND: a pid. INFO, ORDER, NODE: a node. PENDING: the value.
     pub value: u64,
-    /// SET_RIGHTS: a [`crate::Rights`].
+    /// SET_RIGHTS: a [`crate::Rights`]. ORDER: the backup.
     pub data: [u8; ASK_DATA],
 }
 
@@ -190,6 +236,18 @@ impl Ask {
         self
     }
 
+    /// With a backup, for COMMIT.
+    pub fn with_backup(mut self, backup: Endpoint) -> Ask {
+        self.data[..size_of::<Endpoint>()].copy_from_slice(backup.as_bytes());
+        self
+    }
+
+    /// The backup in the data.
+    pub fn backup(&self) -> Endpoint {
+        let bytes = self.data.first_chunk::<{ size_of::<Endpoint>() }>().copied();
+        zerocopy::transmute!(bytes.unwrap_or_default())
+    }
+
     /// The rights in the data, if they are well-formed.
     pub fn rights(&self) -> Option<crate::Rights> {
         crate::Rights::decode(self.data.get(..size_of::<crate::Rights>())?)
@@ -198,7 +256,7 @@ impl Ask {
     /// A record from a packet; `None` if it has another size, version or opcode.
     pub fn decode(packet: &[u8]) -> Option<Ask> {
         let ask = Ask::read_from_bytes(packet).ok()?;
-        (ask.version == VERSION && (ask::HELLO..=ask::BIND).contains(&ask.op)).then_some(ask)
+        (ask.version == VERSION && (ask::HELLO..=ask::NODE).contains(&ask.op)).then_some(ask)
     }
 }
 
@@ -264,7 +322,7 @@ impl Tell {
     /// A record from a packet; `None` if it has another size or opcode.
     pub fn decode(packet: &[u8]) -> Option<Tell> {
         let tell = Tell::read_from_bytes(packet).ok()?;
-        (tell::WELCOME..=tell::RIGHTS).contains(&tell.op).then_some(tell)
+        (tell::WELCOME..=tell::WOKEN).contains(&tell.op).then_some(tell)
     }
 
     /// REFUSED as an error, anything but `op` as a broken protocol.
@@ -299,7 +357,7 @@ mod tests {
         );
         assert_eq!(Tell { cred_len: u32::MAX, ..tell }.cred(), None);
         assert_eq!(Tell { cred_len: u32::MAX, ..tell }.data(), None);
-        assert_eq!(Ask::decode(Ask { op: ask::BIND + 1, ..ask }.as_bytes()), None);
+        assert_eq!(Ask::decode(Ask { op: ask::NODE + 1, ..ask }.as_bytes()), None);
         let rights = crate::Rights::of_level(crate::rights::level::USER);
         assert_eq!(
             Ask::new(ask::SET_RIGHTS, Endpoint::NONE).with_rights(&rights).rights(),

@@ -46,6 +46,11 @@ pub enum IpcError {
     Fault = 4111,
     /// Somebody else is bound there.
     InUse = 4112,
+    /// The endpoint is somewhere else, or on its way: the caller is a backup, or has been made one; or it is moving
+    /// already. As the reason of a closed channel: open another one, and go on there.
+    Moved = 4113,
+    /// Somebody ended the wait (`wakeup`).
+    WokenUp = 4114,
 }
 
 impl IpcError {
@@ -73,6 +78,8 @@ impl IpcError {
             4110 => IpcError::NotWaiting,
             4111 => IpcError::Fault,
             4112 => IpcError::InUse,
+            4113 => IpcError::Moved,
+            4114 => IpcError::WokenUp,
             _ => IpcError::Protocol,
         }
     }
@@ -86,7 +93,7 @@ impl From<IpcError> for Errno {
                 numbers::EHOSTDOWN
             }
             IpcError::TimedOut => numbers::ETIMEDOUT,
-            IpcError::Interrupted => numbers::EINTR,
+            IpcError::Interrupted | IpcError::WokenUp => numbers::EINTR,
             IpcError::Stale => numbers::ESTALE,
             IpcError::NotBound => numbers::ENOSYS,
             IpcError::Denied => numbers::EACCES,
@@ -98,6 +105,7 @@ impl From<IpcError> for Errno {
             IpcError::NotWaiting => numbers::ESRCH,
             IpcError::Fault => numbers::EFAULT,
             IpcError::InUse => numbers::EADDRINUSE,
+            IpcError::Moved => numbers::EBUSY,
         })
     }
 }

@@ -55,6 +55,8 @@ pub mod state {
     pub const RESERVED: u32 = 2;
     /// A server or the container of the DC.
     pub const SERVER: u32 = 4;
+    /// It stands by for another endpoint.
+    pub const BACKUP: u32 = 8;
 }
 
 /// Another node, and the proxy to it (the prototype's `node_usr_t`; a pair of proxies is a link here).
@@ -86,6 +88,8 @@ pub mod link {
     pub const LOST: u32 = 3;
     /// Given up; calls fail at once.
     pub const DOWN: u32 = 4;
+    /// The administrator has cut it. The node is given up soon, or has been.
+    pub const CUT: u32 = 5;
 }
 
 /// A record from bytes; `None` if they are of another size or version. Every record begins with its version.

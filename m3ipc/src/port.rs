@@ -111,8 +111,8 @@ pub trait Channel {
     }
     /// Which call is to be given up on a lane of [`News::cancelled`].
     fn cancelled(&self, lane: usize) -> Tag;
-    /// Answers the request on `lane`; `by_bell` if the requester is woken by its bell.
-    fn answer(&self, lane: usize, message: &Message, payload: &[u8], by_bell: bool);
+    /// Answers the request on `lane`; `by_bell` if the requester is woken by its bell. False: nobody waits for it.
+    fn answer(&self, lane: usize, message: &Message, payload: &[u8], by_bell: bool) -> bool;
 }
 
 /// Where a receiver sleeps until there is news on one of its channels.
@@ -173,6 +173,9 @@ pub enum Kind {
     Request,
     /// The sender of an open request has given it up; reply to it all the same, the answer then decides.
     Cancelled,
+    /// By `sendrec`, and received before, where this endpoint was then, or on a channel that is closed. It has no
+    /// payload here; its sender waits for [`Port::reply`].
+    Again,
 }
 
 /// What `receive` is to take.
@@ -180,6 +183,8 @@ pub enum Kind {
 enum Want {
     Anything,
     Requests,
+    /// Only requests that have been received before.
+    Again,
 }
 
 /// The receiving half of M3-IPC: its rules, written once for every kind of channel.
@@ -314,6 +319,18 @@ impl<R: Rest> Port<R> {
         self.wait(place, Endpoint::ANY, Want::Requests, payload, timeout)
     }
 
+    /// Takes in the next request that has been received before ([`Kind::Again`]).
+    ///
+    /// # Errors
+    /// As [`Port::receive_in`].
+    pub fn again_in(
+        &mut self,
+        place: &mut impl Incoming,
+        timeout: Option<Duration>,
+    ) -> Result<Received, IpcError> {
+        self.wait(place, Endpoint::ANY, Want::Again, &mut [], timeout)
+    }
+
     /// Receives a request made by `sendrec`, of whomever.
     ///
     /// # Errors
@@ -349,14 +366,9 @@ impl<R: Rest> Port<R> {
             return Err(IpcError::Protocol);
         }
         inbound.open &= !(1 << to.lane);
-        let is_abandoned = inbound.channel.is_abandoned(to.lane);
-        inbound.channel.answer(
-            to.lane,
-            &Message { tag: to.message.tag, ..*message },
-            payload,
-            false,
-        );
-        if is_abandoned { Err(IpcError::NotWaiting) } else { Ok(()) }
+        let message = Message { tag: to.message.tag, ..*message };
+        let is_awaited = inbound.channel.answer(to.lane, &message, payload, false);
+        if is_awaited { Ok(()) } else { Err(IpcError::NotWaiting) }
     }
 
     /// Is there a message of `from` that has not been received? Then its sender waits.
@@ -375,7 +387,10 @@ impl<R: Rest> Port<R> {
         let limit = timeout.map(|timeout| crate::client::now() + timeout);
         loop {
             place.refresh();
-            if let (Want::Anything, Some((source, value))) = (want, place.notification(from)) {
+            // Only taken if it is wanted.
+            if want == Want::Anything
+                && let Some((source, value)) = place.notification(from)
+            {
                 return Ok(notification(source, value, 0));
             }
             if let Some(received) = self.look(place.list(), from, want, payload) {
@@ -467,7 +482,13 @@ impl<C: Channel> Inbound<C> {
         }
         for lane in bits(self.waiting) {
             let Some(mut message) = self.take(lane, from, want) else { continue };
-            let one_way = message.status == ONE_WAY;
+            let one_way = message.status & ONE_WAY != 0;
+            if message.status & RECEIVED != 0 {
+                if let Some(received) = self.again(index, lane, message, one_way) {
+                    return Some(received);
+                }
+                continue;
+            }
             match self.read(lane, &mut message, payload) {
                 Err(error) => {
                     let ended = Message::undelivered(message.call, error);
@@ -490,8 +511,31 @@ impl<C: Channel> Inbound<C> {
         None
     }
 
+    /// Takes a message that has been received before: who waits for that is free, who waits for an answer has an
+    /// open request here.
+    fn again(
+        &mut self,
+        index: usize,
+        lane: usize,
+        mut message: Message,
+        one_way: bool,
+    ) -> Option<Received> {
+        if !self.is_trusted {
+            message.source = self.peer;
+        }
+        if one_way {
+            let taken = Message { tag: message.tag, ..Message::request(message.call) };
+            self.channel.answer(lane, &taken, &[], false);
+            return None;
+        }
+        self.open |= 1 << lane;
+        self.tags[lane] = message.tag;
+        Some(self.received(message, Kind::Again, index, lane))
+    }
+
     fn received(&self, message: Message, kind: Kind, channel: usize, lane: usize) -> Received {
-        let payload_len = if kind == Kind::Cancelled { 0 } else { message.payload_len as usize };
+        let has_payload = !matches!(kind, Kind::Cancelled | Kind::Again);
+        let payload_len = if has_payload { message.payload_len as usize } else { 0 };
         Received { message, payload_len, kind, channel, number: self.number, lane }
     }
 
@@ -523,14 +567,18 @@ impl<C: Channel> Inbound<C> {
     }
 
     fn is_wanted(&self, message: &Message, from: Endpoint, want: Want) -> bool {
+        // Whatever is waited for, what was received before is to be known of.
+        if message.status & RECEIVED != 0 || want == Want::Again {
+            return message.status & RECEIVED != 0;
+        }
         let source = if self.is_trusted { message.source } else { self.peer };
         (from == Endpoint::ANY || from == source)
-            && (want == Want::Anything || message.status != ONE_WAY)
+            && (want == Want::Anything || message.status & ONE_WAY == 0)
     }
 
     /// Checks a claimed request and copies its payload; sets source and length in `message`.
     fn read(&self, lane: usize, message: &mut Message, payload: &mut [u8]) -> Result<(), IpcError> {
-        let needed = if message.status == ONE_WAY { call::SEND } else { call::SENDREC };
+        let needed = if message.status & ONE_WAY != 0 { call::SEND } else { call::SENDREC };
         if self.calls & needed == 0 {
             return Err(IpcError::Denied);
         }
@@ -577,8 +625,15 @@ fn notification(source: Endpoint, value: u64, channel: usize) -> Received {
     Received { message, payload_len: 0, kind, channel, number: 0, lane: 0 }
 }
 
-/// In a request's `status`: the sender waits only until it is received.
+/// Bits of a request's `status`. The sender waits only until it is received.
 pub const ONE_WAY: u16 = 1;
+/// It has been received before: the channel over which it came was closed because its receiver is moving.
+pub const RECEIVED: u16 = 2;
+
+/// What of a request's `status` may come from its sender.
+pub const fn way(status: u16) -> u16 {
+    status & (ONE_WAY | RECEIVED)
+}
 
 /// Sends a one-way message and waits until it is received (rendezvous).
 ///
@@ -657,8 +712,8 @@ impl Channel for SharedChannel {
     fn cancelled(&self, lane: usize) -> Tag {
         SharedChannel::cancelled(self, lane)
     }
-    fn answer(&self, lane: usize, message: &Message, payload: &[u8], by_bell: bool) {
-        SharedChannel::answer(self, lane, message, payload, by_bell);
+    fn answer(&self, lane: usize, message: &Message, payload: &[u8], by_bell: bool) -> bool {
+        SharedChannel::answer(self, lane, message, payload, by_bell)
     }
 }
 

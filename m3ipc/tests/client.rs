@@ -106,7 +106,9 @@ impl Daemon {
                     self.served.fetch_add(1, Ordering::SeqCst);
                     match message.call {
                         KEEP => kept.push((Arc::clone(channel), lane, message)),
-                        _ => channel.answer(lane, &message, &payload, false),
+                        _ => {
+                            channel.answer(lane, &message, &payload, false);
+                        }
                     }
                     if message.call == FREE {
                         for (on, lane, message) in kept.drain(..) {

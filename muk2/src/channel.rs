@@ -115,7 +115,7 @@ impl Channel for ServerEnd {
         self.0.lanes.borrow()[lane].cancel
     }
 
-    fn answer(&self, lane: usize, message: &Message, payload: &[u8], _by_bell: bool) {
+    fn answer(&self, lane: usize, message: &Message, payload: &[u8], _by_bell: bool) -> bool {
         let mut lanes = self.0.lanes.borrow_mut();
         let slot = &mut lanes[lane];
         slot.request = None;
@@ -124,5 +124,6 @@ impl Channel for ServerEnd {
         slot.answer =
             Some(Message { payload_len: u32::try_from(payload.len()).unwrap_or(0), ..*message });
         self.0.answered.set(self.0.answered.get() | 1 << lane);
+        true
     }
 }

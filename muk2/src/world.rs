@@ -252,7 +252,8 @@ impl<S: Server> Served<S> {
             match received.kind {
                 Kind::Request => self.request(shared, desk, id, received),
                 Kind::Cancelled => self.step(shared, desk, |hosted, cx| hosted.cancel(id, cx)),
-                Kind::Notification(_) | Kind::OneWay => {}
+                // Servers do not move.
+                Kind::Notification(_) | Kind::OneWay | Kind::Again => {}
             }
         }
         if self.hosted.deadline().is_some_and(|deadline| deadline <= shared.time.now()) {

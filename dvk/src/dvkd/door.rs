@@ -251,6 +251,16 @@ impl Door {
         self.remove(number);
     }
 
+    /// The process behind a connection, watched by `watch`, is another endpoint from now on.
+    pub(super) fn rename(&mut self, connection: Option<u64>, watch: u64, (dc, endpoint): Place) {
+        if let Some(connection) = connection.and_then(|number| self.connection(number)) {
+            connection.endpoint = Some(endpoint);
+        }
+        if let Some(Source::Process(place, _)) = self.sources.get_mut(&watch) {
+            *place = (dc, endpoint);
+        }
+    }
+
     /// The receiver behind a connection is not bound any more.
     pub(super) fn unbind(&mut self, number: u64) {
         if let Some(connection) = self.connection(number) {
@@ -409,6 +419,15 @@ impl Node {
         self.door.next += 1;
         let connection = self.door.connection(number).ok_or(IpcError::NotBound)?;
         let id = if ask.op == ask::HELLO { 0 } else { ask.nonce };
+        if let (ask::STOPPED | ask::PENDING, Some(endpoint)) = (ask.op, connection.endpoint) {
+            let dc = connection.dc;
+            self.step(if ask.op == ask::STOPPED {
+                Input::Frozen { dc, endpoint }
+            } else {
+                Input::Pending { dc, to: endpoint, from: ask.to, value: ask.value }
+            });
+            return Ok(());
+        }
         if ask.op == ask::WITHDRAW {
             // Perhaps it has been answered meanwhile.
             if let Some(asker) = connection.asking.get(&id).copied() {

@@ -242,6 +242,19 @@ impl Node {
                 self.door.answer(asker, &Tell::done(endpoint, &[]), &[]);
             }
             Output::Reopen { dc, endpoint } => self.reopen((dc, endpoint)),
+            Output::Freeze { dc, endpoint } => self.freeze((dc, endpoint)),
+            Output::Thaw { dc, endpoint } => {
+                self.tell((dc, endpoint), &Tell::new(tell::THAW, endpoint));
+            }
+            Output::TakeOver { dc, endpoint } => self.take_over((dc, endpoint)),
+            Output::Promote { dc, backup, endpoint, inherits } => {
+                self.promote(dc, backup, endpoint, inherits);
+            }
+            Output::Demote { dc, endpoint, backup } => self.demote(dc, endpoint, backup),
+            Output::Retire { dc, to } => self.retire_proxies(dc, to),
+            Output::Wake { dc, endpoint } => {
+                self.tell((dc, endpoint), &Tell::new(tell::WOKEN, endpoint));
+            }
             Output::Channel { asker, dc, requester, receiver, via } => {
                 let opened = match via {
                     None => self.connect(asker, dc, requester, receiver),
@@ -259,7 +272,7 @@ impl Node {
                 self.deliver((dc, to), &cred, &message, &payload);
             }
             Output::DeliverCancel { dc, to, id } if self.is_rendezvous((dc, to)) => {
-                self.withdraw((dc, to), |call| *call == id);
+                self.withdraw((dc, to), |_, call| *call == id);
             }
             Output::DeliverCancel { dc, to, id } => {
                 if let Some(ringer) = self.couriers.cancel((dc, to), id) {
@@ -277,6 +290,7 @@ impl Node {
             }
             Output::AnswerLocal { dc, id, message, payload, .. } => {
                 self.proxies.answer(dc, id, &message, &payload);
+                self.close_retired();
             }
             Output::Send { link, bytes, .. } => self.send(link, bytes),
             Output::DropLink { node, link, reason } => {
@@ -433,8 +447,8 @@ impl Node {
     }
 
     /// Takes back calls of other nodes that `place` has not received, and abandons those that it has. They end.
-    fn withdraw(&mut self, place: Place, which: impl Fn(&m3ipc::CallId) -> bool) {
-        for (id, call) in self.couriers.withdraw(place, which) {
+    fn withdraw(&mut self, place: Place, which: impl Fn(NodeId, &m3ipc::CallId) -> bool) {
+        for (id, call, _) in self.couriers.withdraw(place, which) {
             let ended = m3ipc::Message::undelivered(call, IpcError::Interrupted);
             let message = m3ipc::Message { tag: id.tag, ..ended };
             let (dc, from) = place;
@@ -446,16 +460,7 @@ impl Node {
     fn reopen(&mut self, place: Place) {
         let Ok(info) = self.kernel.endpoint(place.0, place.1) else { return };
         self.close_local_channels(place, IpcError::Denied);
-        let peers =
-            self.processes.get_mut(&place).map(|process| std::mem::take(&mut process.peers));
-        for peer in peers.into_iter().flatten() {
-            let channels = self
-                .processes
-                .get_mut(&(place.0, peer))
-                .and_then(|peer| peer.channels.remove(&place.1));
-            channels.iter().flatten().for_each(|channel| close(channel, IpcError::Denied));
-        }
-        self.proxies.close(place, IpcError::Denied);
+        self.close_as_requester(place, IpcError::Denied);
         if let Some(receiver) = self.receiver(place).cloned() {
             let record = Tell::new(tell::RIGHTS, place.1).with_data(info.rights.as_bytes());
             self.door.tell(receiver.connection, &record, &[]);
@@ -484,9 +489,9 @@ impl Node {
         };
         let record = Tell { number, ..record };
         if self.is_rendezvous(to) {
-            self.withdraw(to, |call| match gone {
+            self.withdraw(to, |from, call| match gone {
                 Gone::Endpoint(endpoint) => call.source == endpoint,
-                Gone::Node(node) => call.source.node() == node,
+                Gone::Node(node) => from == node,
             });
         }
         if let Gone::Node(node) = gone {
@@ -533,7 +538,7 @@ impl Node {
         message: &m3ipc::Message,
         payload: &[u8],
     ) -> Result<(), IpcError> {
-        let node = message.source.node();
+        let node = self.kernel.place_of(to.0, message.source);
         if !self.couriers.has_room(to, node) {
             let channel = Arc::new(m3ipc::channel::create()?);
             self.couriers.add(to, node, &channel, receiver.ringer.clone())?;
@@ -543,23 +548,142 @@ impl Node {
             accept.flags = flag::TRUSTED | flag::REQUESTER_BELL | calls;
             self.door.tell(receiver.connection, &accept, &[channel, self.bell.clone()]);
         }
-        let ringer = self.couriers.post(to, cred, message, payload)?;
+        let ringer = self.couriers.post(to, node, cred, message, payload)?;
         if !self.rings.iter().any(|other| Arc::ptr_eq(other, &ringer)) {
             self.rings.push(ringer);
         }
         Ok(())
     }
 
+    /// Tells the process bound at `place` something, if it listens.
+    fn tell(&mut self, place: Place, record: &Tell) {
+        if let Some(receiver) = self.receiver(place) {
+            let connection = receiver.connection;
+            self.door.tell(connection, record, &[]);
+        }
+    }
+
+    /// The process at `place` is to stop: it keeps nothing of what it has not received.
+    fn freeze(&mut self, place: Place) {
+        self.take_back(place);
+        for (requester, channels) in self.take_channels(place) {
+            for channel in &channels {
+                self.close_moving(place, requester, channel, false);
+            }
+        }
+        self.tell(place, &Tell::new(tell::FREEZE, place.1));
+    }
+
+    /// The process at `place` is dead, and another will be it.
+    fn take_over(&mut self, place: Place) {
+        self.take_back(place);
+        for (requester, channels) in self.take_channels(place) {
+            for channel in &channels {
+                self.close_moving(place, requester, channel, true);
+            }
+        }
+        // Before another process is there.
+        self.forget(place);
+        let (dc, endpoint) = place;
+        self.step(Input::Frozen { dc, endpoint });
+    }
+
+    /// Takes back the calls of other nodes that `place` has not received.
+    fn take_back(&mut self, place: Place) {
+        let (dc, to) = place;
+        for (id, _, is_received) in self.couriers.withdraw(place, |_, _| true) {
+            if !is_received {
+                self.step(Input::Unreceived { dc, to, id });
+            }
+        }
+        self.take_last_answers(place);
+    }
+
+    /// The channels on which `place` is the receiver: they are its no longer.
+    fn take_channels(&mut self, place: Place) -> BTreeMap<Endpoint, Vec<OwnedFd>> {
+        let Some(process) = self.processes.get_mut(&place) else { return BTreeMap::new() };
+        let channels = std::mem::take(&mut process.channels);
+        for requester in channels.keys() {
+            if let Some(requester) = self.processes.get_mut(&(place.0, *requester)) {
+                requester.peers.remove(&place.1);
+            }
+        }
+        channels
+    }
+
+    /// Closes a channel whose receiver moves; a notification that it has not received goes with it.
+    fn close_moving(&mut self, place: Place, from: Endpoint, channel: &OwnedFd, is_dead: bool) {
+        let channel = match SharedChannel::map(channel.as_fd()) {
+            Ok(channel) => channel,
+            Err(error) => return tracing::error!(?error, "cannot close a channel"),
+        };
+        let claimed: Vec<usize> = if is_dead { channel.claimed().collect() } else { Vec::new() };
+        for lane in claimed {
+            let Some(request) = channel.request(lane) else { continue };
+            let ended = m3ipc::Message::undelivered(request.call, IpcError::DestinationDied);
+            let ended = m3ipc::Message { tag: request.tag, ..ended };
+            channel.answer(lane, &ended, &[], false);
+        }
+        channel.close(IpcError::Moved);
+        let (dc, to) = place;
+        let may_notify = |info: &kernel::EndpointInfo| info.rights.may(m3ipc::rights::call::NOTIFY);
+        if let Some(value) = channel.take_notification()
+            && self.kernel.endpoint(dc, from).is_ok_and(|info| may_notify(&info))
+        {
+            self.step(Input::Pending { dc, to, from, value });
+        }
+    }
+
+    /// The process that stood by as `backup` is `endpoint` from now on.
+    fn promote(&mut self, dc: DcId, backup: Endpoint, endpoint: Endpoint, inherits: bool) {
+        self.rename((dc, backup), (dc, endpoint));
+        let Ok(info) = self.kernel.endpoint(dc, endpoint) else { return };
+        let promoted = Tell::new(tell::PROMOTED, endpoint).with_data(info.rights.as_bytes());
+        self.tell((dc, endpoint), &Tell { flags: inherits.into(), ..promoted });
+    }
+
+    /// The process that was `endpoint` is a backup from now on.
+    fn demote(&mut self, dc: DcId, endpoint: Endpoint, backup: Endpoint) {
+        let place = (dc, endpoint);
+        self.forget((dc, endpoint.memory()));
+        self.close_channels(place, IpcError::Moved);
+        self.close_as_requester(place, IpcError::Moved);
+        self.rename(place, (dc, backup));
+        self.tell((dc, backup), &Tell::new(tell::DEMOTED, backup));
+    }
+
+    fn rename(&mut self, from: Place, to: Place) {
+        let Some(process) = self.processes.remove(&from) else { return };
+        let connection = process.receiver.as_ref().map(|receiver| receiver.connection);
+        self.door.rename(connection, process.watch, to);
+        self.processes.insert(to, process);
+    }
+
+    /// Closes the channels on which the process at `place` makes calls.
+    fn close_as_requester(&mut self, place: Place, error: IpcError) {
+        let peers =
+            self.processes.get_mut(&place).map(|process| std::mem::take(&mut process.peers));
+        for peer in peers.into_iter().flatten() {
+            let channels = self
+                .processes
+                .get_mut(&(place.0, peer))
+                .and_then(|peer| peer.channels.remove(&place.1));
+            channels.iter().flatten().for_each(|channel| close(channel, error));
+        }
+        self.proxies.close(place, error);
+    }
+
     /// A process is dead, or a receiver has left.
     pub(super) fn died(&mut self, place: Place) {
-        if !self.processes.contains_key(&place) {
-            return;
-        }
+        let Some(watch) = self.processes.get(&place).map(|process| process.watch) else { return };
         // What it had answered counts.
         self.take_answers_of(place);
         self.step(Input::Died { dc: place.0, endpoint: place.1 });
         self.settle();
-        self.forget(place);
+        // Another process may be that endpoint by now.
+        if self.processes.get(&place).is_some_and(|process| process.watch == watch) {
+            self.forget(place);
+        }
         if !place.1.is_memory() {
             self.died((place.0, place.1.memory()));
         }

@@ -12,11 +12,11 @@ use crate::server::Nanos;
 use m3ipc::bell::Ringer;
 use m3ipc::channel::{Poll, SharedChannel, Withdrawn};
 use m3ipc::limits::{CHANNELS_PER_PEER, LANES, PAYLOAD_AREA, PAYLOAD_MAX};
-use m3ipc::port::{ONE_WAY, bits};
+use m3ipc::port::{bits, way};
 use m3ipc::spin::Spin;
 use m3ipc::{CallId, Cred, DcId, Endpoint, IpcError, Message, NodeId};
 use rustix::fd::{AsFd, OwnedFd};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -29,6 +29,8 @@ pub(super) struct Proxies {
     /// The open call of each lane.
     lanes: BTreeMap<(u64, usize), CallId>,
     open: BTreeMap<(DcId, CallId), (Arc<Proxy>, usize)>,
+    /// Those whose receiver is on this node now: they are closed when no call is open there.
+    retiring: BTreeSet<u64>,
     next: u64,
     version: Version,
 }
@@ -149,6 +151,7 @@ impl Proxies {
         self.list = list;
         for proxy in gone {
             self.version.fetch_add(1, Ordering::SeqCst);
+            self.retiring.remove(&proxy.number);
             for lane in 0..LANES {
                 if let Some(id) = self.lanes.remove(&(proxy.number, lane)) {
                     self.open.remove(&(proxy.dc, id));
@@ -164,6 +167,31 @@ impl Proxies {
             self.lanes.remove(&(proxy.number, lane));
             proxy.channel.answer(lane, message, payload, false);
         }
+    }
+
+    /// The receiver in `slot` is on this node: its requesters shall have channels with itself.
+    fn retire(&mut self, dc: DcId, slot: u32) {
+        let of = |proxy: &&Arc<Proxy>| proxy.dc == dc && proxy.to.slot == slot;
+        self.retiring.extend(self.list.iter().filter(of).map(|proxy| proxy.number));
+    }
+
+    /// Takes out those that retire and have no call open. Whoever posts there meanwhile posts again elsewhere.
+    fn take_retired(&mut self) -> Vec<Arc<Proxy>> {
+        if self.retiring.is_empty() {
+            return Vec::new();
+        }
+        let is_idle =
+            |number: &u64| self.lanes.range((*number, 0)..=(*number, LANES)).next().is_none();
+        let idle: Vec<u64> =
+            self.retiring.iter().filter(|number| is_idle(number)).copied().collect();
+        let of = |proxy: &&Arc<Proxy>| idle.contains(&proxy.number);
+        let retired: Vec<Arc<Proxy>> = self.list.iter().filter(of).cloned().collect();
+        for proxy in &retired {
+            proxy.channel.close(IpcError::Moved);
+        }
+        self.retiring.retain(|number| !idle.contains(number));
+        self.remove_where(|proxy| idle.contains(&proxy.number));
+        retired
     }
 
     pub(super) fn count(&self, dc: DcId) -> usize {
@@ -241,12 +269,12 @@ impl Couriers {
     pub(super) fn post(
         &mut self,
         place: Place,
+        node: NodeId,
         cred: &Cred,
         message: &Message,
         payload: &[u8],
     ) -> Result<Arc<Ringer>, IpcError> {
         let couriers = self.places.get_mut(&place).ok_or(IpcError::Exhausted)?;
-        let node = message.source.node();
         let lanes =
             couriers.iter_mut().find(|lanes| lanes.has_room(node)).ok_or(IpcError::Exhausted)?;
         let lane = (!lanes.busy).trailing_zeros() as usize;
@@ -271,25 +299,29 @@ impl Couriers {
     }
 
     /// Takes back the calls at `place` that it has not received, and abandons those that it has. Returns them, with
-    /// the number of each; those that have just been answered are not among them.
+    /// the number of each and whether it has been received; those that have just been answered are not among them.
     pub(super) fn withdraw(
         &mut self,
         place: Place,
-        which: impl Fn(&CallId) -> bool,
-    ) -> Vec<(CallId, u16)> {
+        which: impl Fn(NodeId, &CallId) -> bool,
+    ) -> Vec<(CallId, u16, bool)> {
         let mut withdrawn = Vec::new();
         for lanes in self.places.get_mut(&place).into_iter().flatten() {
             for lane in 0..LANES {
-                let Some(id) = lanes.calls[lane].filter(&which) else { continue };
-                match lanes.courier.channel.withdraw(lane) {
+                let node = lanes.node;
+                let Some(id) = lanes.calls[lane].filter(|id| which(node, id)) else { continue };
+                let is_received = match lanes.courier.channel.withdraw(lane) {
                     Withdrawn::TooLate => continue,
-                    Withdrawn::Unseen => lanes.busy &= !(1 << lane),
+                    Withdrawn::Unseen => {
+                        lanes.busy &= !(1 << lane);
+                        false
+                    }
                     // The lane is free when it is answered.
-                    Withdrawn::Abandoned => {}
-                }
+                    Withdrawn::Abandoned => true,
+                };
                 lanes.calls[lane] = None;
                 self.open.remove(&(place.0, id));
-                withdrawn.push((id, lanes.numbers[lane]));
+                withdrawn.push((id, lanes.numbers[lane], is_received));
             }
         }
         self.remove_retired(place);
@@ -320,6 +352,16 @@ impl Couriers {
         Some(id)
     }
 
+    /// The lanes of a courier with an open call.
+    fn lanes_with_calls(&self, courier: &Arc<Courier>) -> u64 {
+        let couriers = self.places.get(&courier.place).into_iter().flatten();
+        let lanes = couriers.filter(|lanes| Arc::ptr_eq(&lanes.courier, courier));
+        lanes.fold(0, |all, lanes| {
+            let with_calls = lanes.calls.iter().enumerate().filter(|(_, call)| call.is_some());
+            with_calls.fold(all, |all, (lane, _)| all | 1 << lane)
+        })
+    }
+
     pub(super) fn channels_of(&self, place: Place) -> Vec<Arc<Courier>> {
         self.places.get(&place).into_iter().flatten().map(|lanes| lanes.courier.clone()).collect()
     }
@@ -344,6 +386,10 @@ impl Node {
         if let Some(value) = proxy.channel.take_notification() {
             let (dc, from, to) = (proxy.dc, proxy.requester, proxy.to);
             self.step(Input::LocalNotify { dc, from, to, value });
+        }
+        // What is still there is posted again elsewhere.
+        if proxy.channel.closed().is_some() {
+            return;
         }
         for lane in bits(news.pending) {
             self.take_request(proxy, lane, buffer);
@@ -386,9 +432,37 @@ impl Node {
 
     /// Takes the answers of a local receiver to calls of other nodes; returns how many.
     pub(super) fn take_answers(&mut self, courier: &Arc<Courier>) -> usize {
+        let lanes = courier.channel.take_answered();
+        self.take_answers_on(courier, lanes)
+    }
+
+    /// Takes what a receiver that is stopped or dead has answered, though it may not have said so.
+    pub(super) fn take_last_answers(&mut self, place: Place) {
+        for courier in self.couriers.channels_of(place) {
+            let lanes = self.couriers.lanes_with_calls(&courier);
+            self.take_answers_on(&courier, lanes);
+        }
+    }
+
+    /// Closes channels over this daemon whose receivers are on this node now and that have no call open.
+    pub(super) fn close_retired(&mut self) {
+        for proxy in self.proxies.take_retired() {
+            if let Some(value) = proxy.channel.take_notification() {
+                let (dc, from, to) = (proxy.dc, proxy.requester, proxy.to);
+                self.step(Input::LocalNotify { dc, from, to, value });
+            }
+        }
+    }
+
+    pub(super) fn retire_proxies(&mut self, dc: DcId, to: Endpoint) {
+        self.proxies.retire(dc, to.slot);
+        self.close_retired();
+    }
+
+    fn take_answers_on(&mut self, courier: &Arc<Courier>, lanes: u64) -> usize {
         let mut buffer = Vec::new();
         let mut count = 0;
-        for lane in bits(courier.channel.take_answered()) {
+        for lane in bits(lanes) {
             let mut message = match courier.channel.poll_answered(lane) {
                 Poll::Answered(message) => message,
                 Poll::Vacant => {
@@ -428,7 +502,7 @@ impl Proxy {
         check_lane(message.tag, lane)?;
         message.source = self.requester;
         // Of what a requester says there, only how it waits.
-        message.status = if message.status == ONE_WAY { ONE_WAY } else { 0 };
+        message.status = way(message.status);
         let end = message.payload_len as usize;
         let bytes = buffer.get_mut(..end).ok_or(IpcError::Protocol)?;
         self.channel.read_request(lane, bytes)?;
@@ -665,7 +739,7 @@ mod tests {
         }
         let source = Endpoint::new(two, 5, 1);
         let message = Message { source, tag: Tag::new(0, 1), ..Message::request(0x100) };
-        couriers.post(place, &Cred::ROOT, &message, &[]).unwrap();
+        couriers.post(place, two, &Cred::ROOT, &message, &[]).unwrap();
         couriers.retire(place, two);
         assert!(couriers.has_room(place, one) && !couriers.has_room(place, two));
         assert_eq!(couriers.count(place.0), 2, "the open call still needs its channel");

@@ -2,9 +2,9 @@
 
 use super::identity;
 use super::node::{Node, Place};
-use crate::kernel::{self, Asker, Event, Input, NodeState, Role};
+use crate::kernel::{self, Asker, Event, Input, NodeState, Order, Role, Steer};
 use crate::limits::ENDPOINTS_MAX;
-use m3ipc::door::{Ask, Tell, ask, event, info};
+use m3ipc::door::{Ask, Tell, ask, event, info, node, order};
 use m3ipc::info::{DcInfo, EndpointInfo, NodeInfo, link, state};
 use m3ipc::limits::{COPY_MAX, PAYLOAD_MAX, SYSTEM_MAX, WELL_KNOWN_MAX};
 use m3ipc::{Endpoint, IpcError, NodeId};
@@ -46,6 +46,33 @@ impl Node {
                 let rights = asked.rights().ok_or(IpcError::Protocol)?;
                 let privileged = self.is_administrator(asker);
                 self.step(Input::SetRights { asker, dc, to, rights: &rights, privileged });
+                return Ok(());
+            }
+            ask::ORDER => {
+                let privileged = self.is_administrator(asker);
+                let order = match asked.number {
+                    order::START => Order::Start,
+                    order::ROLLBACK => Order::Rollback,
+                    order::COMMIT => {
+                        let node = u16::try_from(asked.value).map_err(|_| IpcError::Protocol)?;
+                        Order::Commit { node: NodeId(node), backup: asked.backup() }
+                    }
+                    order::WAKE => Order::Wake,
+                    _ => return Err(IpcError::Protocol),
+                };
+                self.step(Input::Order { asker, dc, from: endpoint, to, order, privileged });
+                return Ok(());
+            }
+            ask::NODE => {
+                let privileged = self.is_administrator(asker);
+                let steer = match asked.number {
+                    node::DISCONNECT => Steer::Disconnect,
+                    node::DOWN => Steer::Down,
+                    node::CONNECT | node::UP => Steer::Connect,
+                    _ => return Err(IpcError::Protocol),
+                };
+                let node = NodeId(u16::try_from(asked.value).map_err(|_| IpcError::Protocol)?);
+                self.step(Input::Steer { asker, dc, node, steer, privileged });
                 return Ok(());
             }
             ask::UNBIND => return self.unbind(asker, from, to),
@@ -173,7 +200,8 @@ impl Node {
             version: m3ipc::info::VERSION,
             state: bit(info.role.receives(), state::RECEIVES)
                 | bit(info.is_reserved, state::RESERVED)
-                | bit(is_server, state::SERVER),
+                | bit(is_server, state::SERVER)
+                | bit(matches!(info.role, Role::Backup(..)), state::BACKUP),
             endpoint: info.endpoint,
             pid: process.map_or(0, |process| process.inner_pid),
             host_pid: info.pid,
@@ -209,6 +237,9 @@ impl Node {
             };
             if let NodeState::Up { round_trip: Some(time), .. } = info.state {
                 record.round_trip = time;
+            }
+            if info.is_cut {
+                record.link = link::CUT;
             }
             record.incarnation = info.incarnation;
             record.epoch = info.epoch;

@@ -20,13 +20,17 @@ pub enum Event {
 
 /// A question of this node.
 #[derive(Clone, Copy, Debug)]
-struct Question {
+pub(super) struct Question {
     dc: DcId,
-    from: Endpoint,
-    to: Endpoint,
+    pub(super) from: Endpoint,
+    pub(super) to: Endpoint,
     /// Where `to` is.
     home: NodeId,
-    until: Option<Nanos>,
+    pub(super) until: Option<Nanos>,
+    /// What it waits for; `None`: it is an order, and waits for its end.
+    pub(super) event: Option<Event>,
+    /// Of the endpoint's entry in the directory when it was asked.
+    epoch: u64,
 }
 
 /// The questions of this node, and those of other nodes about endpoints of this one.
@@ -64,6 +68,32 @@ impl Awaits {
         self.questions.len() + self.watched.len()
     }
 
+    /// An order to another node.
+    pub(super) fn ask(
+        &mut self,
+        asker: Asker,
+        dc: DcId,
+        from: Endpoint,
+        to: Endpoint,
+        home: NodeId,
+    ) {
+        let question = Question { dc, from, to, home, until: None, event: None, epoch: 0 };
+        self.questions.insert(asker, question);
+    }
+
+    /// Questions of this node about the endpoint in `slot`, which is here.
+    pub(super) fn watched_here(&self, dc: DcId, slot: u32) -> Vec<(Asker, Question)> {
+        let here = self.watched.keys().filter_map(|(of, at, watcher)| match watcher {
+            Watcher::Here(asker) if (*of, *at) == (dc, slot) => Some(*asker),
+            _ => None,
+        });
+        here.filter_map(|asker| Some((asker, *self.questions.get(&asker)?))).collect()
+    }
+
+    pub(super) fn forget(&mut self, asker: Asker) {
+        self.remove(asker);
+    }
+
     fn remove(&mut self, asker: Asker) -> Option<Question> {
         let question = self.questions.remove(&asker)?;
         if let Some(until) = question.until {
@@ -94,6 +124,7 @@ impl Container {
                 self.slots.by_slot(to.slot).map(|binding| binding.endpoint).ok_or(IpcError::Stale)
             }
             Found::Absent => Err(IpcError::WouldBlock),
+            Found::Moving => Ok(self.directory.moving(to.slot).unwrap_or(to)),
             Found::No(error) => Err(error),
         };
         match (event, bound) {
@@ -128,7 +159,8 @@ impl Kernel {
         let is_now = timeout == Some(0);
         let until =
             timeout.filter(|timeout| *timeout != 0).map(|timeout| now.saturating_add(timeout));
-        let question = Question { dc, from, to, home, until };
+        let epoch = container.directory.epoch(to.slot);
+        let question = Question { dc, from, to, home, until, event: Some(event), epoch };
         if home == self.node {
             match container.look_for(to, event) {
                 Some(Ok(endpoint)) => {
@@ -159,10 +191,11 @@ impl Kernel {
 
     /// Ends a question of this node that has not been answered.
     fn end_await(&mut self, now: Nanos, asker: Asker, out: &mut Vec<Output>) -> bool {
-        let Some(Question { dc, from, to, home, .. }) = self.awaits.remove(asker) else {
+        let Some(Question { dc, from, to, home, event, .. }) = self.awaits.remove(asker) else {
             return false;
         };
-        if home != self.node {
+        // An order cannot be taken back.
+        if home != self.node && event.is_some() {
             let wish = Wish::Nothing;
             self.send(now, home, &Frame::Await { dc, from, to, number: asker.0, wish }, out);
         }
@@ -209,6 +242,10 @@ impl Kernel {
         let container = self.containers.get(&dc);
         let known = match container.filter(|container| container.dc.nodes.contains(&node)) {
             None => Some(Err(IpcError::NotBound)),
+            Some(container) if container.is_elsewhere(to) => {
+                self.send_entry_of(now, node, dc, to.slot, out);
+                Some(Err(IpcError::Moved))
+            }
             Some(container) if container.home(to) != Some(self.node) => {
                 Some(Err(IpcError::NotBound))
             }
@@ -249,20 +286,73 @@ impl Kernel {
     /// Another node answers. A question that is not open any more it answers in vain.
     pub(super) fn awaited(
         &mut self,
+        now: Nanos,
         node: NodeId,
         number: u64,
         outcome: Result<Endpoint, u16>,
         out: &mut Vec<Output>,
     ) {
         let asker = Asker(number);
-        if self.awaits.questions.get(&asker).is_none_or(|question| question.home != node) {
+        let Some(question) = self.awaits.questions.get(&asker).copied() else { return };
+        if question.home != node {
             return;
         }
         self.awaits.remove(asker);
+        if let (Some(event), Err(status)) = (question.event, outcome)
+            && IpcError::from_status(status) == IpcError::Moved
+        {
+            return self.ask_again(now, asker, question, event, out);
+        }
         out.push(match outcome {
             Ok(endpoint) => Output::Done { asker, endpoint },
             Err(status) => Output::Refused { asker, error: IpcError::from_status(status) },
         });
+    }
+
+    /// The endpoint has moved: the question is asked where it is now.
+    fn ask_again(
+        &mut self,
+        now: Nanos,
+        asker: Asker,
+        question: Question,
+        event: Event,
+        out: &mut Vec<Output>,
+    ) {
+        let Question { dc, from, to, until, .. } = question;
+        let container = self.containers.get(&dc);
+        let epoch = container.map_or(0, |container| container.directory.epoch(to.slot));
+        let timeout = until.map(|until| until.saturating_sub(now).max(1));
+        // Its node does not say where: it is not known there.
+        let asked = if epoch <= question.epoch {
+            Err(IpcError::NodeDown)
+        } else {
+            self.ask_await(now, asker, dc, from, to, event, timeout, out)
+        };
+        if let Err(error) = asked {
+            out.push(Output::Refused { asker, error });
+        }
+    }
+
+    /// The endpoint in `slot` has moved: those of other nodes who wait for something of it hear that.
+    pub(super) fn refuse_watchers(
+        &mut self,
+        now: Nanos,
+        dc: DcId,
+        slot: u32,
+        error: IpcError,
+        out: &mut Vec<Output>,
+    ) {
+        let least = Watcher::Here(Asker(0));
+        let most = Watcher::There { node: NodeId(u16::MAX), number: u64::MAX };
+        let keys: Vec<_> = self
+            .awaits
+            .watched
+            .range((dc, slot, least)..=(dc, slot, most))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in keys {
+            self.end_watch(now, key, Err(error), out);
+        }
     }
 
     /// Something has been bound to `slot` of this node, or unbound: who waited for that is told.

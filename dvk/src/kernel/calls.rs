@@ -3,11 +3,12 @@
 use super::container::Found;
 use super::link::Peer;
 use super::{Kernel, NodeState, Output};
-use crate::frame::{Answer, Frame, Request};
+use crate::frame::{Answer, Frame, Packet, Request, decode};
 use crate::limits::{CALLS_BYTES, CALLS_PER_NODE, PEERS_PER_ENDPOINT, SERVER_WAIT, UNRECEIVED_MAX};
 use crate::server::{Gone, Nanos};
 use bytes::Bytes;
 use m3ipc::limits::PAYLOAD_MAX;
+use m3ipc::port::RECEIVED;
 use m3ipc::{CallId, Cred, DcId, Endpoint, IpcError, Message, NodeId, Tag};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
@@ -32,7 +33,7 @@ impl Lane {
 }
 
 /// A call of this node that another has.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct OutCall {
     to: Endpoint,
     tag: Tag,
@@ -40,6 +41,10 @@ pub(super) struct OutCall {
     cancelled: bool,
     /// The right to make it (`m3ipc::rights::call`).
     needs: u32,
+    /// Its frame, if the receiver may move meanwhile: then it is made again elsewhere.
+    kept: Bytes,
+    /// Of the receiver's entry in the directory when it was made.
+    epoch: u64,
 }
 
 /// The calls of this node that another has.
@@ -56,6 +61,8 @@ struct InCall {
     /// Kept until the end of the call: a server that is killed gets it again.
     payload: Bytes,
     cancelled: bool,
+    /// It has been received before, by who was the receiver then, and only waits for its answer.
+    is_received: bool,
     place: Place,
 }
 
@@ -66,6 +73,8 @@ enum Place {
     Delivered(Endpoint),
     /// Its server is not bound. After that time it ends.
     Waiting(Nanos),
+    /// Its receiver moves.
+    Held,
 }
 
 /// The calls of other nodes that are open in one container here, in the order they came.
@@ -120,6 +129,28 @@ impl Incoming {
         }
     }
 
+    /// The receiver in `slot` moves: until it is known what it has received, that is everything.
+    pub(super) fn hold(&mut self, slot: u32) {
+        for number in self.numbers_to(slot) {
+            let was_delivered = self
+                .calls
+                .get(&number)
+                .is_some_and(|call| matches!(call.place, Place::Delivered(_)));
+            self.set_place(number, Place::Held);
+            if let Some(call) = self.calls.get_mut(&number) {
+                call.is_received |= was_delivered;
+            }
+        }
+    }
+
+    /// A held call had not been received.
+    pub(super) fn unreceived(&mut self, to: Endpoint, id: CallId) {
+        let call = self.get_mut(Lane::new(id, to));
+        if let Some(call) = call.filter(|call| call.message.tag == id.tag) {
+            call.is_received = false;
+        }
+    }
+
     fn numbers_to(&self, slot: u32) -> Vec<u64> {
         self.calls
             .iter()
@@ -149,7 +180,9 @@ impl InCall {
 
     fn deliver(&self, dc: DcId, to: Endpoint, out: &mut Vec<Output>) {
         let payload = self.payload.clone();
-        out.push(Output::Deliver { dc, to, cred: self.cred, message: self.message, payload });
+        let received = if self.is_received { RECEIVED } else { 0 };
+        let message = Message { status: self.message.status | received, ..self.message };
+        out.push(Output::Deliver { dc, to, cred: self.cred, message, payload });
         if self.cancelled {
             out.push(Output::DeliverCancel { dc, to, id: self.id() });
         }
@@ -170,20 +203,127 @@ impl Kernel {
         out: &mut Vec<Output>,
     ) {
         let id = CallId { source: message.source, tag: message.tag };
-        let is_one_way = message.status == m3ipc::port::ONE_WAY;
+        let is_one_way = message.status & m3ipc::port::ONE_WAY != 0;
         let needs =
             if is_one_way { m3ipc::rights::call::SEND } else { m3ipc::rights::call::SENDREC };
-        let call = OutCall { to, tag: id.tag, call: message.call, cancelled: false, needs };
+        let (cancelled, kept) = (false, Bytes::new());
+        let (tag, number, epoch) = (id.tag, message.call, 0);
+        let call = OutCall { to, tag, call: number, cancelled, needs, kept, epoch };
         if payload.len() > PAYLOAD_MAX || payload.len() != message.payload_len as usize {
-            return end_outgoing(dc, id.source, call, IpcError::TooLarge, out);
+            return end_outgoing(dc, id.source, &call, IpcError::TooLarge, out);
         }
+        let request = Request { dc, to, cred: *cred, message: *message, payload };
+        self.make_call(now, &request, call, out);
+    }
+
+    /// Makes a call where its receiver is, perhaps on this node: the channel was opened when it was elsewhere, or moved.
+    fn make_call(
+        &mut self,
+        now: Nanos,
+        request: &Request<'_>,
+        call: OutCall,
+        out: &mut Vec<Output>,
+    ) {
+        let (dc, id) = (request.dc, request.id());
+        let failed = call.clone();
         match self.admit_outgoing(dc, id, call, out) {
-            Ok(Admitted::New(node)) => {
-                let request = Request { dc, to, cred: *cred, message: *message, payload };
-                self.send(now, node, &Frame::Request(request), out);
-            }
+            Ok(Admitted::New(node)) => self.send_request(now, node, request, out),
+            Ok(Admitted::Here) => self.request(now, self.node, request, out),
             Ok(Admitted::Already) => {}
-            Err(error) => end_outgoing(dc, id.source, call, error, out),
+            Err(error) => {
+                let error = why_ended(error, request.message.status);
+                end_outgoing(dc, id.source, &failed, error, out);
+            }
+        }
+    }
+
+    fn send_request(
+        &mut self,
+        now: Nanos,
+        node: NodeId,
+        request: &Request<'_>,
+        out: &mut Vec<Output>,
+    ) {
+        let bytes = self.send(now, node, &Frame::Request(*request), out);
+        let key = (request.dc, Lane::new(request.id(), request.to));
+        if request.to.is_well_known()
+            && let Some(peer) = self.peers.get_mut(&node)
+            && let Some(call) = peer.outgoing.get_mut(&key)
+        {
+            call.kept = bytes;
+            peer.bytes_out += call.kept.len();
+        }
+    }
+
+    /// The receiver of a call of this node is not where it was made: it is made again, by the same tag.
+    #[expect(clippy::too_many_arguments, reason = "the fields of Frame::Moved")]
+    pub(super) fn moved(
+        &mut self,
+        now: Nanos,
+        node: NodeId,
+        dc: DcId,
+        to: Endpoint,
+        id: CallId,
+        is_received: bool,
+        out: &mut Vec<Output>,
+    ) {
+        let container = self.containers.get(&dc);
+        let epoch = container.map_or(0, |container| container.directory.epoch(to.slot));
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        let key = (dc, Lane::new(id, to));
+        if peer.outgoing.get(&key).is_none_or(|call| call.tag != id.tag) {
+            return;
+        }
+        let Some(call) = peer.remove_outgoing(&key) else { return };
+        let kept = call.kept.clone();
+        let request = match decode(&kept) {
+            Ok((Packet { frame: Frame::Request(request), .. }, _)) if epoch > call.epoch => request,
+            // Its node does not know where it is, or its memory was meant, which does not move.
+            _ => return end_outgoing(dc, id.source, &call, IpcError::DestinationDied, out),
+        };
+        let received = if is_received { RECEIVED } else { 0 };
+        let message = Message { status: request.message.status | received, ..request.message };
+        let request = Request { message, ..request };
+        let cancelled = call.cancelled;
+        self.make_call(
+            now,
+            &request,
+            OutCall { cancelled: false, kept: Bytes::new(), ..call },
+            out,
+        );
+        if cancelled {
+            self.local_cancel(now, dc, to, id, out);
+        }
+    }
+
+    /// The process that made these calls is not that endpoint any more: they end.
+    pub(super) fn take_back_outgoing(
+        &mut self,
+        now: Nanos,
+        node: NodeId,
+        dc: DcId,
+        source: Endpoint,
+        to: Endpoint,
+        out: &mut Vec<Output>,
+    ) {
+        let (first, last) = Lane::all(source, to.slot).into_inner();
+        if node == self.node {
+            let Some(container) = self.containers.get(&dc) else { return };
+            for lane in container.incoming.lanes_of(source, to.slot) {
+                self.end_incoming_by(now, dc, &[lane], IpcError::Moved, out);
+            }
+            return;
+        }
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        let keys: Vec<_> =
+            peer.outgoing.range((dc, first)..=(dc, last)).map(|(key, _)| *key).collect();
+        for key in keys {
+            let Some(peer) = self.peers.get_mut(&node) else { return };
+            if let Some(call) = peer.remove_outgoing(&key) {
+                let id = CallId { source, tag: call.tag };
+                end_outgoing(dc, source, &call, IpcError::Moved, out);
+                self.send(now, node, &Frame::Cancel { dc, to: call.to, id }, out);
+            }
         }
     }
 
@@ -196,13 +336,26 @@ impl Kernel {
         out: &mut Vec<Output>,
     ) -> Result<Admitted, IpcError> {
         let container = self.containers.get_mut(&dc).ok_or(IpcError::NotBound)?;
-        let home =
-            container.home(call.to).filter(|home| *home != self.node).ok_or(IpcError::NotBound)?;
+        let home = container.home(call.to).ok_or(IpcError::NotBound)?;
         let binding = container.slots.get_mut(id.source).ok_or(IpcError::Stale)?;
         // The channel is older than its requester's rights may be.
         let useful = if call.to.is_memory() { m3ipc::rights::call::VCOPY } else { call.needs };
-        if !binding.rights.may(useful) || !binding.rights.to.contains(call.to) {
+        if call.needs != 0 && (!binding.rights.may(useful) || !binding.rights.to.contains(call.to))
+        {
             return Err(IpcError::Denied);
+        }
+        let reach = (home, call.to);
+        if binding.reached.len() >= PEERS_PER_ENDPOINT && !binding.reached.contains(&reach) {
+            return Err(IpcError::Exhausted);
+        }
+        if home == self.node {
+            let owner = if call.to.is_memory() { call.to.of_memory() } else { call.to };
+            // Others do not move: nobody has a channel over the daemon to one that is here.
+            if !owner.is_well_known() {
+                return Err(IpcError::NotBound);
+            }
+            binding.reached.insert(reach);
+            return Ok(Admitted::Here);
         }
         let peer = self.peers.get_mut(&home).ok_or(IpcError::NotBound)?;
         let key = (dc, Lane::new(id, call.to));
@@ -211,21 +364,22 @@ impl Kernel {
             Some(open) if open.tag > id.tag => return Err(IpcError::Stale),
             _ => {}
         }
-        let reach = (home, call.to);
         if matches!(peer.state(), NodeState::Down { .. }) {
             return Err(IpcError::NodeDown);
         }
         if peer.outgoing.len() >= CALLS_PER_NODE
+            || peer.bytes_out > CALLS_BYTES
             || peer.unreceived_bytes() > UNRECEIVED_MAX
-            || binding.reached.len() >= PEERS_PER_ENDPOINT && !binding.reached.contains(&reach)
         {
             return Err(IpcError::Exhausted);
         }
         binding.reached.insert(reach);
         // A caller that uses a lane again does not wait for the call that was open on it.
-        if let Some(old) = peer.outgoing.insert(key, call) {
-            end_outgoing(dc, id.source, old, IpcError::Interrupted, out);
+        if let Some(old) = peer.remove_outgoing(&key) {
+            end_outgoing(dc, id.source, &old, IpcError::Interrupted, out);
         }
+        let epoch = container.directory.epoch(call.to.slot);
+        peer.outgoing.insert(key, OutCall { epoch, ..call });
         Ok(Admitted::New(home))
     }
 
@@ -240,6 +394,9 @@ impl Kernel {
         let Some(node) = self.containers.get(&dc).and_then(|container| container.home(to)) else {
             return;
         };
+        if node == self.node {
+            return self.cancel(now, dc, to, id, out);
+        }
         let Some(peer) = self.peers.get_mut(&node) else { return };
         let Some(call) = peer.outgoing.get_mut(&(dc, Lane::new(id, to))) else { return };
         if call.tag == id.tag && !call.cancelled {
@@ -254,9 +411,11 @@ impl Kernel {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         let (id, dc) = (answer.id(), answer.dc);
         let key = (dc, Lane::new(id, answer.message.source));
-        let Some(call) = peer.outgoing.get(&key).filter(|call| call.tag == id.tag) else { return };
+        if peer.outgoing.get(&key).is_none_or(|call| call.tag != id.tag) {
+            return;
+        }
+        let Some(call) = peer.remove_outgoing(&key) else { return };
         let from = call.to;
-        peer.outgoing.remove(&key);
         let payload = Bytes::copy_from_slice(answer.payload);
         out.push(Output::AnswerLocal { dc, from, id, message: answer.message, payload });
     }
@@ -274,18 +433,26 @@ impl Kernel {
         let keys: Vec<_> =
             peer.outgoing.range((dc, first)..=(dc, last)).map(|(key, _)| *key).collect();
         for key in keys {
-            peer.outgoing.remove(&key);
+            peer.remove_outgoing(&key);
         }
     }
 }
 
 enum Admitted {
     New(NodeId),
+    /// Its receiver is on this node.
+    Here,
     /// It is under way.
     Already,
 }
 
-fn end_outgoing(dc: DcId, source: Endpoint, call: OutCall, error: IpcError, out: &mut Vec<Output>) {
+fn end_outgoing(
+    dc: DcId,
+    source: Endpoint,
+    call: &OutCall,
+    error: IpcError,
+    out: &mut Vec<Output>,
+) {
     let message =
         Message { source: call.to, tag: call.tag, ..Message::undelivered(call.call, error) };
     let id = CallId { source, tag: call.tag };
@@ -293,10 +460,17 @@ fn end_outgoing(dc: DcId, source: Endpoint, call: OutCall, error: IpcError, out:
 }
 
 impl Peer {
+    fn remove_outgoing(&mut self, key: &(DcId, Lane)) -> Option<OutCall> {
+        let call = self.outgoing.remove(key)?;
+        self.bytes_out -= call.kept.len();
+        Some(call)
+    }
+
     /// The node is gone: none of the calls it has will be answered.
     pub(super) fn end_all_outgoing(&mut self, out: &mut Vec<Output>) {
+        self.bytes_out = 0;
         for ((dc, lane), call) in std::mem::take(&mut self.outgoing) {
-            end_outgoing(dc, lane.source, call, IpcError::NodeDown, out);
+            end_outgoing(dc, lane.source, &call, IpcError::NodeDown, out);
         }
     }
 }
@@ -312,78 +486,196 @@ impl Kernel {
     ) {
         let (id, lane) = (request.id(), Lane::new(request.id(), request.to));
         let place = match self.admit_incoming(now, node, request, lane) {
-            Ok(Some(place)) => place,
-            Ok(None) => return,
+            Ok(Entrance::To(place)) => place,
+            Ok(Entrance::Already) => return,
+            Ok(Entrance::Elsewhere) => {
+                self.send_entry_of(now, node, request.dc, request.to.slot, out);
+                let (dc, to) = (request.dc, request.to);
+                let is_received = request.message.status & RECEIVED != 0;
+                return self.send_moved(now, node, dc, to, id, is_received, out);
+            }
             Err(error) => {
+                let error = why_ended(error, request.message.status);
                 let message = Message::undelivered(request.message.call, error);
                 return self.send_answer(now, node, request.dc, request.to, id, message, &[], out);
             }
         };
         // A caller that uses a lane again does not wait for the call that was open on it.
-        self.drop_incoming(request.dc, lane);
+        if let Some(old) = self.drop_incoming(request.dc, lane)
+            && node == self.node
+        {
+            let ended = Message::undelivered(old.message.call, IpcError::Interrupted);
+            self.send_answer(now, node, request.dc, old.to, old.id(), ended, &[], out);
+        }
+        let is_received = request.message.status & RECEIVED != 0;
+        let message = Message { status: request.message.status & !RECEIVED, ..request.message };
         let call = InCall {
             node,
             lane,
             to: request.to,
             cred: request.cred,
-            message: request.message,
+            message,
             payload: Bytes::copy_from_slice(request.payload),
             cancelled: false,
+            is_received,
             place,
         };
         if let Place::Delivered(to) = place {
             call.deliver(request.dc, to, out);
         }
-        if let (Some(container), Some(peer)) =
-            (self.containers.get_mut(&request.dc), self.peers.get_mut(&node))
-        {
-            peer.calls_in += 1;
-            peer.bytes_in += call.payload.len();
+        if let Some(container) = self.containers.get_mut(&request.dc) {
+            match self.peers.get_mut(&node) {
+                Some(peer) => {
+                    peer.calls_in += 1;
+                    peer.bytes_in += call.payload.len();
+                }
+                None => {
+                    self.own_calls += 1;
+                    self.own_bytes += call.payload.len();
+                }
+            }
             container.incoming.insert(call);
         }
     }
 
-    /// Where the call goes; `None` if it is there already.
+    /// A call in the name of an endpoint that, as far as this node knows, is not where it comes from.
+    pub(super) fn refuse_request(
+        &mut self,
+        now: Nanos,
+        node: NodeId,
+        request: &Request<'_>,
+        out: &mut Vec<Output>,
+    ) {
+        let message = Message::undelivered(request.message.call, IpcError::Stale);
+        self.send_answer(now, node, request.dc, request.to, request.id(), message, &[], out);
+    }
+
+    /// The call belongs where the receiver is now. (A caller of this node finds it by itself.)
+    #[expect(clippy::too_many_arguments, reason = "the fields of Frame::Moved")]
+    fn send_moved(
+        &mut self,
+        now: Nanos,
+        node: NodeId,
+        dc: DcId,
+        to: Endpoint,
+        id: CallId,
+        is_received: bool,
+        out: &mut Vec<Output>,
+    ) {
+        self.send(now, node, &Frame::Moved { dc, to, id, is_received }, out);
+    }
+
+    /// The receiver in `slot` has moved: the calls that wait for it here are made again where it is.
+    pub(super) fn redirect_incoming(
+        &mut self,
+        now: Nanos,
+        dc: DcId,
+        slot: u32,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(container) = self.containers.get(&dc) else { return };
+        let lanes: Vec<Lane> = container
+            .incoming
+            .numbers_to(slot)
+            .iter()
+            .filter_map(|number| container.incoming.calls.get(number))
+            .map(|call| call.lane)
+            .collect();
+        for lane in lanes {
+            let Some(call) = self.drop_incoming(dc, lane) else { continue };
+            let (id, to, is_received) = (call.id(), call.to, call.is_received);
+            if call.node != self.node {
+                self.send_moved(now, call.node, dc, to, id, is_received, out);
+                continue;
+            }
+            let received = if is_received { RECEIVED } else { 0 };
+            let message = Message { status: call.message.status | received, ..call.message };
+            let request = Request { dc, to, cred: call.cred, message, payload: &call.payload };
+            // Its rights have been checked when it was made.
+            let (tag, number, needs) = (id.tag, call.message.call, 0);
+            let (cancelled, kept, epoch) = (false, Bytes::new(), 0);
+            let again = OutCall { to, tag, call: number, cancelled, needs, kept, epoch };
+            self.make_call(now, &request, again, out);
+            if call.cancelled {
+                self.local_cancel(now, dc, to, id, out);
+            }
+        }
+    }
+
+    /// Nobody has what the receiver in `slot` had received.
+    pub(super) fn end_received(&mut self, now: Nanos, dc: DcId, slot: u32, out: &mut Vec<Output>) {
+        let Some(container) = self.containers.get(&dc) else { return };
+        let lanes: Vec<Lane> = container
+            .incoming
+            .numbers_to(slot)
+            .iter()
+            .filter_map(|number| container.incoming.calls.get(number))
+            .filter(|call| call.is_received)
+            .map(|call| call.lane)
+            .collect();
+        self.end_incoming(now, dc, &lanes, out);
+    }
+
+    /// Where the call goes.
     fn admit_incoming(
         &self,
         now: Nanos,
         node: NodeId,
         request: &Request<'_>,
         lane: Lane,
-    ) -> Result<Option<Place>, IpcError> {
+    ) -> Result<Entrance, IpcError> {
         let container = self.containers.get(&request.dc).ok_or(IpcError::NotBound)?;
         if !container.dc.nodes.contains(&node) {
             return Err(IpcError::Denied);
         }
+        if container.is_elsewhere(request.to) {
+            return Ok(Entrance::Elsewhere);
+        }
         match container.incoming.get(lane) {
-            Some(open) if open.message.tag == request.message.tag => return Ok(None),
+            Some(open) if open.message.tag == request.message.tag => return Ok(Entrance::Already),
             Some(open) if open.message.tag > request.message.tag => return Err(IpcError::Stale),
             _ => {}
         }
-        let peer = self.peers.get(&node).ok_or(IpcError::Denied)?;
-        if peer.calls_in >= CALLS_PER_NODE || peer.bytes_in > CALLS_BYTES {
+        let (calls, bytes) = match self.peers.get(&node) {
+            Some(peer) => (peer.calls_in, peer.bytes_in),
+            None if node == self.node => (self.own_calls, self.own_bytes),
+            None => return Err(IpcError::Denied),
+        };
+        if calls >= CALLS_PER_NODE || bytes > CALLS_BYTES {
             return Err(IpcError::Exhausted);
         }
         if !container.accepts(request.to, request.message.source) {
             return Err(IpcError::Denied);
         }
         match container.find(request.to) {
-            Found::Bound(to) => Ok(Some(Place::Delivered(to))),
-            Found::Absent => Ok(Some(Place::Waiting(now + SERVER_WAIT))),
+            Found::Bound(to) => Ok(Entrance::To(Place::Delivered(to))),
+            Found::Absent => Ok(Entrance::To(Place::Waiting(now + SERVER_WAIT))),
+            Found::Moving => Ok(Entrance::To(Place::Held)),
             Found::No(error) => Err(error),
         }
     }
 
     /// The caller of a call that another node has sent wants it ended. A server that is not there may have
     /// executed it before it died, so its successor decides.
-    pub(super) fn cancel(&mut self, dc: DcId, to: Endpoint, id: CallId, out: &mut Vec<Output>) {
+    pub(super) fn cancel(
+        &mut self,
+        now: Nanos,
+        dc: DcId,
+        to: Endpoint,
+        id: CallId,
+        out: &mut Vec<Output>,
+    ) {
         let Some(container) = self.containers.get_mut(&dc) else { return };
-        let Some(call) = container.incoming.get_mut(Lane::new(id, to)) else { return };
-        if call.message.tag == id.tag && !call.cancelled {
-            call.cancelled = true;
-            if let Place::Delivered(to) = call.place {
-                out.push(Output::DeliverCancel { dc, to, id });
-            }
+        let lane = Lane::new(id, to);
+        let Some(call) = container.incoming.get_mut(lane) else { return };
+        if call.message.tag != id.tag || call.cancelled {
+            return;
+        }
+        call.cancelled = true;
+        match call.place {
+            Place::Delivered(to) => out.push(Output::DeliverCancel { dc, to, id }),
+            Place::Waiting(_) => {}
+            Place::Held => self.end_incoming_by(now, dc, &[lane], IpcError::Interrupted, out),
         }
     }
 
@@ -425,7 +717,10 @@ impl Kernel {
         let Some(container) = self.containers.get(&dc) else { return };
         let lane = Lane::new(id, from);
         let Some(call) = container.incoming.get(lane) else { return };
-        if call.message.tag != id.tag || call.place != Place::Delivered(from) {
+        // Answered before it stopped, if its receiver moves.
+        let is_held =
+            call.place == Place::Held && container.directory.moving(from.slot) == Some(from);
+        if call.message.tag != id.tag || call.place != Place::Delivered(from) && !is_held {
             return;
         }
         let (node, call) = (call.node, call.message.call);
@@ -450,6 +745,10 @@ impl Kernel {
         out: &mut Vec<Output>,
     ) {
         let message = Message { source: from, tag: id.tag, ..message };
+        if node == self.node {
+            let payload = Bytes::copy_from_slice(payload);
+            return out.push(Output::AnswerLocal { dc, from, id, message, payload });
+        }
         let answer = Answer { dc, to: id.source, message, payload };
         self.send(now, node, &Frame::Answer(answer), out);
     }
@@ -517,9 +816,20 @@ impl Kernel {
 
     /// Nobody will answer these.
     fn end_incoming(&mut self, now: Nanos, dc: DcId, lanes: &[Lane], out: &mut Vec<Output>) {
+        self.end_incoming_by(now, dc, lanes, IpcError::DestinationDied, out);
+    }
+
+    fn end_incoming_by(
+        &mut self,
+        now: Nanos,
+        dc: DcId,
+        lanes: &[Lane],
+        error: IpcError,
+        out: &mut Vec<Output>,
+    ) {
         for lane in lanes {
             let Some(call) = self.drop_incoming(dc, *lane) else { continue };
-            let message = Message::undelivered(call.message.call, IpcError::DestinationDied);
+            let message = Message::undelivered(call.message.call, error);
             self.send_answer(now, call.node, dc, call.to, call.id(), message, &[], out);
         }
     }
@@ -537,10 +847,32 @@ impl Kernel {
 
     fn drop_incoming(&mut self, dc: DcId, lane: Lane) -> Option<InCall> {
         let call = self.containers.get_mut(&dc)?.incoming.remove(lane)?;
-        if let Some(peer) = self.peers.get_mut(&call.node) {
-            peer.calls_in -= 1;
-            peer.bytes_in -= call.payload.len();
+        match self.peers.get_mut(&call.node) {
+            Some(peer) => {
+                peer.calls_in -= 1;
+                peer.bytes_in -= call.payload.len();
+            }
+            None => {
+                self.own_calls -= 1;
+                self.own_bytes -= call.payload.len();
+            }
         }
         Some(call)
     }
+}
+
+/// Who has had a call received is not told that there was nobody.
+fn why_ended(error: IpcError, status: u16) -> IpcError {
+    match error {
+        IpcError::NotBound | IpcError::Stale if status & RECEIVED != 0 => IpcError::DestinationDied,
+        error => error,
+    }
+}
+
+/// Where a call that comes in goes.
+enum Entrance {
+    To(Place),
+    Already,
+    /// Its receiver is on another node.
+    Elsewhere,
 }

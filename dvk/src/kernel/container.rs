@@ -3,11 +3,13 @@
 //! A server's slot outlives its owners: who has called the last one, and who has died since, matters to the next.
 
 use super::calls::Incoming;
+use super::directory::Directory;
 use super::slots::{Binding, Slots};
 use super::{Asker, Dc, EndpointInfo, Kernel, Output, Role};
 use crate::frame::Frame;
 use crate::limits::{PARKED_MAX, PEERS_PER_ENDPOINT, SERVER_WAIT, UNTOLD_MAX};
 use crate::server::{Gone, Nanos};
+use m3ipc::limits::WELL_KNOWN_MAX;
 use m3ipc::rights::{Rights, call};
 use m3ipc::{DcId, Endpoint, IpcError, NodeId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -21,6 +23,7 @@ pub(super) struct Container {
     /// By slot: the well-known ones of this node, bound or not, and bound agents and peers.
     pub(super) receivers: BTreeMap<u32, Receiver>,
     pub(super) incoming: Incoming,
+    pub(super) directory: Directory,
     /// Of the last death, see [`Output::Gone`].
     death_number: u64,
 }
@@ -58,6 +61,8 @@ pub(super) enum Found {
     Bound(Endpoint),
     /// The server will come (back).
     Absent,
+    /// It is moving away, or here: messages wait.
+    Moving,
     No(IpcError),
 }
 
@@ -69,6 +74,7 @@ impl Container {
             slots: Slots::new(node, first_generation),
             receivers: BTreeMap::from([(Endpoint::container(node).slot, Receiver::default())]),
             incoming: Incoming::default(),
+            directory: Directory::default(),
             // Above those of earlier incarnations of the node, like generations.
             death_number: u64::from(first_generation) << 32,
         };
@@ -79,15 +85,28 @@ impl Container {
         }
         // A server's store may be older than this daemon: whoever called then is gone, on every node.
         for gone in container.dc.nodes.clone() {
-            container.tell_all(gone, &mut Vec::new());
+            container.tell_all(Gone::Node(gone), &mut Vec::new());
         }
         container
     }
 
-    /// The node where `to` is, by its address or by the directory.
+    /// The node where `to` is, by the directory or by its address.
     pub(super) fn home(&self, to: Endpoint) -> Option<NodeId> {
-        let node = if to.is_server() { self.dc.servers.get(&to.slot).copied()? } else { to.node() };
+        let owner = if to.is_memory() { to.of_memory() } else { to };
+        let node = match self.directory.place(owner.slot) {
+            Some(place) => place,
+            None if to.is_server() => self.dc.servers.get(&to.slot).copied()?,
+            None => to.node(),
+        };
         self.dc.nodes.contains(&node).then_some(node)
+    }
+
+    /// Is it one that can move, and on another node?
+    pub(super) fn is_elsewhere(&self, to: Endpoint) -> bool {
+        let owner = if to.is_memory() { to.of_memory() } else { to };
+        owner.is_well_known()
+            && self.directory.moving(owner.slot).is_none()
+            && self.home(to).is_some_and(|home| home != self.node)
     }
 
     /// Is `slot` that of a server of this node, or of the container itself?
@@ -98,6 +117,11 @@ impl Container {
 
     pub(super) fn find(&self, to: Endpoint) -> Found {
         let will_come = self.is_well_known(to.slot) && to.generation == 0;
+        match self.directory.moving(to.slot) {
+            Some(moving) if to.generation == 0 || moving == to => return Found::Moving,
+            Some(_) => return Found::No(IpcError::Stale),
+            None => {}
+        }
         match self.resolve(to) {
             Err(IpcError::NotBound | IpcError::Stale) if will_come => Found::Absent,
             Err(error) => Found::No(error),
@@ -146,7 +170,19 @@ impl Container {
 
     /// Does `to`, if it is of this node, take messages of `from`?
     pub(super) fn accepts(&self, to: Endpoint, from: Endpoint) -> bool {
-        self.slots.by_slot(to.slot).is_none_or(|binding| binding.rights.from.contains(from))
+        let bound = self.slots.by_slot(to.slot).map(|binding| &binding.rights);
+        let rights = bound.or_else(|| self.directory.rights_of_moving(to.slot));
+        rights.is_none_or(|rights| rights.from.contains(from))
+    }
+
+    /// Nobody is the receiver in `slot` here any more.
+    pub(super) fn forget_receiver(&mut self, slot: u32) {
+        for client in self.receivers.remove(&slot).into_iter().flat_map(|receiver| receiver.clients)
+        {
+            if let Some(binding) = self.slots.get_mut(client) {
+                binding.receivers.remove(&slot);
+            }
+        }
     }
 
     pub(super) fn deadline(&self) -> Option<Nanos> {
@@ -155,7 +191,7 @@ impl Container {
             .values()
             .filter_map(|receiver| receiver.parked.front())
             .map(|parked| parked.until);
-        parked.chain(self.incoming.deadline()).min()
+        parked.chain(self.incoming.deadline()).chain(self.directory.deadline()).min()
     }
 
     /// Tells the receiver at `slot` that `gone` is: now, or its successor when that is bound. False if too
@@ -169,20 +205,33 @@ impl Container {
         receiver.deaths.as_mut().is_none_or(|deaths| deaths.remember(number, gone, bound.is_some()))
     }
 
-    /// Tells every receiver that a node is gone.
-    pub(super) fn tell_all(&mut self, gone: NodeId, out: &mut Vec<Output>) {
+    /// Tells every receiver that a node, or an endpoint that had moved, is gone.
+    pub(super) fn tell_all(&mut self, gone: Gone, out: &mut Vec<Output>) {
         let slots: Vec<u32> = self.receivers.keys().copied().collect();
         for slot in slots {
-            self.tell(slot, Gone::Node(gone), out);
+            self.tell(slot, gone, out);
         }
     }
 
     /// A notification goes to a receiver that is there, or gets lost.
-    pub(super) fn notify(&self, from: Endpoint, to: Endpoint, value: u64, out: &mut Vec<Output>) {
-        if let Found::Bound(to) = self.find(to)
-            && self.accepts(to, from)
-        {
-            out.push(Output::DeliverNotify { dc: self.dc.id, to, from, value });
+    pub(super) fn notify(
+        &mut self,
+        from: Endpoint,
+        to: Endpoint,
+        value: u64,
+        out: &mut Vec<Output>,
+    ) {
+        if !self.accepts(to, from) {
+            return;
+        }
+        match self.find(to) {
+            Found::Bound(to) => {
+                out.push(Output::DeliverNotify { dc: self.dc.id, to, from, value });
+            }
+            Found::Moving => {
+                self.directory.keep_notification(to.slot, from, value);
+            }
+            Found::Absent | Found::No(_) => {}
         }
     }
 
@@ -265,13 +314,7 @@ impl Container {
         if self.is_well_known(dead.slot) {
             return;
         }
-        for client in
-            self.receivers.remove(&dead.slot).into_iter().flat_map(|receiver| receiver.clients)
-        {
-            if let Some(binding) = self.slots.get_mut(client) {
-                binding.receivers.remove(&dead.slot);
-            }
-        }
+        self.forget_receiver(dead.slot);
     }
 }
 
@@ -368,12 +411,34 @@ impl Kernel {
                 false => self.died(now, dc, old, out),
             }
         }
+        self.check_number(dc, role)?;
         let container = self.containers.get_mut(&dc).ok_or(IpcError::NotBound)?;
+        if let Role::Backup(of, _) = role
+            && !(of.is_well_known() && container.dc.nodes.contains(&of.node()))
+        {
+            return Err(IpcError::NotBound);
+        }
         let endpoint = container.slots.bind(role, pid, nonce, role.first_rights(privileged))?;
         if role.receives() {
             container.receivers.entry(endpoint.slot).or_default();
         }
+        self.number_bound(now, dc, endpoint, out);
+        if let Role::Backup(of, true) = role {
+            self.register_backups(now, dc, of.slot, out);
+        }
         Ok(Bound::New(endpoint))
+    }
+
+    /// A number whose endpoint has moved away, or is moving, is taken.
+    fn check_number(&self, dc: DcId, role: Role) -> Result<(), IpcError> {
+        match role {
+            Role::Peer(number @ 1..=WELL_KNOWN_MAX)
+                if !self.is_number_free(dc, Endpoint::well_known(self.node, number).slot) =>
+            {
+                Err(IpcError::InUse)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The process for which the administrator has bound an endpoint is there.
@@ -389,21 +454,25 @@ impl Kernel {
     /// Binds a process that has not said hello.
     pub(super) fn reserve(
         &mut self,
+        now: Nanos,
         dc: DcId,
         number: u32,
         pid: u32,
         privileged: bool,
+        out: &mut Vec<Output>,
     ) -> Result<Endpoint, IpcError> {
-        let container = self.containers.get_mut(&dc).ok_or(IpcError::NotBound)?;
         if !privileged {
             return Err(IpcError::Denied);
         }
+        self.check_number(dc, Role::Peer(number))?;
+        let container = self.containers.get_mut(&dc).ok_or(IpcError::NotBound)?;
         let rights = Rights::of_level(m3ipc::rights::level::SERVER);
         let endpoint = container.slots.bind(Role::Peer(number), pid, 0, rights)?;
         if let Some(binding) = container.slots.get_mut(endpoint) {
             binding.is_reserved = true;
         }
         container.receivers.entry(endpoint.slot).or_default();
+        self.number_bound(now, dc, endpoint, out);
         Ok(endpoint)
     }
 
@@ -455,7 +524,11 @@ impl Kernel {
         out: &mut Vec<Output>,
     ) -> Result<(), IpcError> {
         let container = self.containers.get_mut(&dc).ok_or(IpcError::NotBound)?;
-        let requester = container.slots.get(from).ok_or(IpcError::Stale)?.endpoint;
+        let binding = container.slots.get(from).ok_or(IpcError::Stale)?;
+        let requester = binding.endpoint;
+        if matches!(binding.role, Role::Backup(..)) {
+            return Err(IpcError::Moved);
+        }
         let home = container.home(to).ok_or(IpcError::NotBound)?;
         container.check_rights(from, to)?;
         if home != self.node {
@@ -466,6 +539,11 @@ impl Kernel {
         match container.find(to) {
             Found::Bound(receiver) if receiver == from => return Err(IpcError::Denied),
             Found::Bound(receiver) => container.connect(asker, requester, receiver, out),
+            // Its calls are held here, and go where the receiver is then.
+            Found::Moving => {
+                let via = Some(self.node);
+                out.push(Output::Channel { asker, dc, requester, receiver: to, via });
+            }
             Found::Absent => {
                 container.park(to.slot, Parked { asker, from, until: now + SERVER_WAIT })?
             }
@@ -498,16 +576,27 @@ impl Kernel {
         let Some(container) = self.containers.get_mut(&dc) else { return };
         let Some(binding) = container.slots.unbind(dead) else { return };
         self.forget_awaits_of(now, dc, dead, out);
-        self.tell_awaits(now, dc, dead.slot, out);
+        let is_dead = !self.outlives(now, dc, &binding, out);
+        if is_dead {
+            self.tell_awaits(now, dc, dead.slot, out);
+        }
         let Some(container) = self.containers.get_mut(&dc) else { return };
         container.leave_receivers(dead, &binding.receivers, out);
-        if binding.role.receives() {
+        if binding.role.receives() && is_dead {
             container.close(dead, out);
             self.receiver_died(now, dc, dead, out);
+            self.is_over(now, dc, dead, out);
         }
         for (node, to) in binding.reached {
+            if node == self.node {
+                self.remote_died(node, dc, to, dead, out);
+                continue;
+            }
             self.forget_outgoing(node, dc, dead, to);
             self.send(now, node, &Frame::Gone { dc, to, gone: dead }, out);
+        }
+        if let Role::Backup(of, _) = binding.role {
+            self.forget_backup(now, dc, of, dead, out);
         }
     }
 
@@ -520,14 +609,16 @@ impl Kernel {
         value: u64,
         out: &mut Vec<Output>,
     ) {
-        let Some(container) = self.containers.get(&dc) else { return };
+        let Some(container) = self.containers.get_mut(&dc) else { return };
         let Some(binding) = container.slots.get(from) else { return };
         if !binding.rights.may(call::NOTIFY) || !binding.rights.to.contains(to) {
             return;
         }
         match container.home(to) {
             Some(home) if home == self.node => container.notify(from, to, value, out),
-            Some(home) => self.send(now, home, &Frame::Notify { dc, from, to, value }, out),
+            Some(home) => {
+                self.send(now, home, &Frame::Notify { dc, from, to, value }, out);
+            }
             None => {}
         }
     }

@@ -5,15 +5,16 @@
 //! even if one of them has missed the end of the last: there it ends when the next link comes up.
 
 use super::calls::Outgoing;
-use super::{Kernel, LinkError, LinkId, NodeInfo, NodeState, Output};
+use super::directory::Reply;
+use super::{Kernel, LinkError, LinkId, NodeInfo, NodeState, Output, Steer};
 use crate::frame::{Frame, Hello, Packet};
 use crate::limits::{
     LINK_SILENCE, NODE_DOWN_AFTER, PING_EVERY, RECEIVED_BYTES, RECEIVED_FRAMES, UNRECEIVED_LIMIT,
     UNRECEIVED_MAX,
 };
-use crate::server::Nanos;
+use crate::server::{Gone, Nanos};
 use bytes::Bytes;
-use m3ipc::{DcId, Endpoint, NodeId};
+use m3ipc::{DcId, Endpoint, IpcError, NodeId};
 use std::collections::VecDeque;
 
 /// Another node.
@@ -34,9 +35,13 @@ pub(super) struct Peer {
     unsaid_bytes: usize,
     /// A limit is reached: it is given up at the end of the step.
     pub(super) is_overfull: bool,
+    /// The administrator wants no link.
+    pub(super) is_cut: bool,
     pub(super) outgoing: Outgoing,
     pub(super) calls_in: usize,
     pub(super) bytes_in: usize,
+    /// Of kept frames of `outgoing`.
+    pub(super) bytes_out: usize,
 }
 
 /// The other's half of the session's name; this node's half is its incarnation and `Peer::epoch`.
@@ -67,9 +72,11 @@ impl Peer {
             said: 0,
             unsaid_bytes: 0,
             is_overfull: false,
+            is_cut: false,
             outgoing: Outgoing::new(),
             calls_in: 0,
             bytes_in: 0,
+            bytes_out: 0,
         }
     }
 
@@ -89,6 +96,7 @@ impl Peer {
             epoch: self.epoch,
             calls_out: self.outgoing.len(),
             calls_in: self.calls_in,
+            is_cut: self.is_cut,
         }
     }
 
@@ -118,9 +126,9 @@ impl Peer {
 
     /// Sends a frame, now if there is a link. A sequenced one is kept until it is received; of the others,
     /// and to a node that is down, it is lost.
-    fn send(&mut self, now: Nanos, frame: &Frame<'_>, out: &mut Vec<Output>) {
+    fn send(&mut self, now: Nanos, frame: &Frame<'_>, out: &mut Vec<Output>) -> Bytes {
         if matches!(self.link, Link::Down { .. }) {
-            return;
+            return Bytes::new();
         }
         let is_sequenced = frame.is_sequenced();
         self.sent += u64::from(is_sequenced);
@@ -134,10 +142,11 @@ impl Peer {
         }
         if let Link::Up { link, spoke, .. } = &mut self.link {
             *spoke = now;
-            out.push(Output::Send { node: self.node, link: *link, bytes });
+            out.push(Output::Send { node: self.node, link: *link, bytes: bytes.clone() });
             self.said = self.received;
             self.unsaid_bytes = 0;
         }
+        bytes
     }
 
     /// The other has received `count` frames of the session.
@@ -195,17 +204,22 @@ impl Peer {
 }
 
 impl Kernel {
-    /// Sends a frame to another node; what need not arrive only if there is room.
+    /// Sends a frame to another node; what need not arrive only if there is room. Returns its bytes.
     pub(super) fn send(
         &mut self,
         now: Nanos,
         node: NodeId,
         frame: &Frame<'_>,
         out: &mut Vec<Output>,
-    ) {
-        let Some(peer) = self.peers.get_mut(&node) else { return };
-        if !matches!(frame, Frame::Notify { .. }) || peer.unreceived_bytes <= UNRECEIVED_MAX {
-            peer.send(now, frame, out);
+    ) -> Bytes {
+        match self.peers.get_mut(&node) {
+            Some(peer)
+                if !matches!(frame, Frame::Notify { .. })
+                    || peer.unreceived_bytes <= UNRECEIVED_MAX =>
+            {
+                peer.send(now, frame, out)
+            }
+            _ => Bytes::new(),
         }
     }
 
@@ -218,9 +232,13 @@ impl Kernel {
         out: &mut Vec<Output>,
     ) {
         let node = received.node;
-        match self.meet(sent, received) {
-            Ok(is_over) if is_over => self.restart_session(received, out),
-            Ok(_) => {}
+        let is_new = self.peers.get(&node).is_some_and(|peer| peer.session.is_none());
+        let is_new = match self.meet(sent, received) {
+            Ok(true) => {
+                self.restart_session(now, received, out);
+                true
+            }
+            Ok(false) => is_new,
             Err(reason) => {
                 out.push(Output::DropLink { node, link, reason });
                 if matches!(reason, LinkError::ReceivedTooMany { .. }) {
@@ -228,8 +246,12 @@ impl Kernel {
                 }
                 return;
             }
-        }
+        };
         let Some(peer) = self.peers.get_mut(&node) else { return };
+        if peer.is_cut {
+            // Made before it was cut.
+            return out.push(Output::DropLink { node, link, reason: LinkError::Cut });
+        }
         if let Link::Up { link: replaced, .. } = peer.link {
             out.push(Output::DropLink { node, link: replaced, reason: LinkError::Replaced });
         }
@@ -241,6 +263,9 @@ impl Kernel {
         }));
         // The round trip is soon known, and what has been received.
         peer.send(now, &Frame::Ping { sent: now }, out);
+        if is_new {
+            self.introduce_directory(now, node, out);
+        }
     }
 
     fn meet(&mut self, sent: &Hello, received: &Hello) -> Result<bool, LinkError> {
@@ -256,8 +281,8 @@ impl Kernel {
     }
 
     /// The other has restarted, or given this node up.
-    fn restart_session(&mut self, received: &Hello, out: &mut Vec<Output>) {
-        self.end_session(received.node, out);
+    fn restart_session(&mut self, now: Nanos, received: &Hello, out: &mut Vec<Output>) {
+        self.end_session(now, received.node, out);
         if let Some(peer) = self.peers.get_mut(&received.node) {
             peer.session =
                 Some(Session { incarnation: received.incarnation, epoch: received.epoch });
@@ -307,7 +332,9 @@ impl Kernel {
     ) -> Result<(), LinkError> {
         let Some(peer) = self.peers.get_mut(&node) else { return Ok(()) };
         match frame {
-            Frame::Ping { sent } => peer.send(now, &Frame::Pong { sent: *sent }, out),
+            Frame::Ping { sent } => {
+                peer.send(now, &Frame::Pong { sent: *sent }, out);
+            }
             Frame::Pong { sent } => {
                 if let Link::Up { round_trip, .. } = &mut peer.link {
                     *round_trip = Some(now.saturating_sub(*sent));
@@ -337,20 +364,10 @@ impl Kernel {
         }
         peer.received = expected;
         peer.unsaid_bytes += packet.frame.payload_len();
-        self.check_speaker(node, &packet.frame)?;
-        match &packet.frame {
-            Frame::Request(request) => self.request(now, node, request, out),
-            Frame::Answer(answer) => self.answer(node, answer, out),
-            Frame::Cancel { dc, to, id } => self.cancel(*dc, *to, *id, out),
-            Frame::Gone { dc, to, gone } => self.remote_died(node, *dc, *to, *gone, out),
-            Frame::Notify { dc, from, to, value } => {
-                self.remote_notify(node, *dc, *from, *to, *value, out)
-            }
-            Frame::Await { dc, from, to, number, wish } => {
-                self.remote_await(now, node, *dc, *from, *to, *number, *wish, out)
-            }
-            Frame::Awaited { number, outcome, .. } => self.awaited(node, *number, *outcome, out),
-            Frame::Hello(_) | Frame::Ping { .. } | Frame::Pong { .. } | Frame::Received => {}
+        if self.check_speaker(node, &packet.frame)? {
+            self.take_frame(now, node, &packet.frame, out);
+        } else if let Frame::Request(request) = &packet.frame {
+            self.refuse_request(now, node, request, out);
         }
         if let Some(peer) = self.peers.get_mut(&node) {
             peer.say_received(now, out);
@@ -358,27 +375,111 @@ impl Kernel {
         Ok(())
     }
 
-    /// A node speaks for its own endpoints, and for the servers it has.
-    fn check_speaker(&self, node: NodeId, frame: &Frame<'_>) -> Result<(), LinkError> {
+    fn take_frame(&mut self, now: Nanos, node: NodeId, frame: &Frame<'_>, out: &mut Vec<Output>) {
+        match frame {
+            Frame::Request(request) => self.request(now, node, request, out),
+            Frame::Answer(answer) => self.answer(node, answer, out),
+            Frame::Cancel { dc, to, id } => self.cancel(now, *dc, *to, *id, out),
+            Frame::Gone { dc, to, gone } => self.remote_died(node, *dc, *to, *gone, out),
+            Frame::Notify { dc, from, to, value } => {
+                self.remote_notify(node, *dc, *from, *to, *value, out)
+            }
+            Frame::Await { dc, from, to, number, wish } => {
+                self.remote_await(now, node, *dc, *from, *to, *number, *wish, out)
+            }
+            Frame::Awaited { number, outcome, .. } => {
+                self.awaited(now, node, *number, *outcome, out);
+            }
+            Frame::Order { dc, from, to, number, order } => {
+                let reply = Reply::There { node, from: *from, number: *number };
+                self.remote_order(now, node, *dc, *to, reply, *order, out);
+            }
+            Frame::Entry { dc, endpoint, node: at, epoch, is_over } => {
+                self.entry(now, node, *dc, *endpoint, *at, *epoch, *is_over, out);
+            }
+            Frame::Noted { dc, endpoint, epoch } => {
+                self.noted(now, node, *dc, endpoint.slot, *epoch, out);
+            }
+            Frame::Adopt { dc, endpoint, backup, epoch, rights } => {
+                self.adopt(now, node, *dc, *endpoint, *backup, *epoch, rights, out);
+            }
+            Frame::Adopted { dc, endpoint, epoch, status } => {
+                self.adopted(now, node, *dc, *endpoint, *epoch, *status, out);
+            }
+            Frame::Moved { dc, to, id, is_received } => {
+                self.moved(now, node, *dc, *to, *id, *is_received, out);
+            }
+            Frame::StandBy { dc, to, backup, is_over } => {
+                self.stand_by(now, node, *dc, *to, *backup, *is_over, out);
+            }
+            Frame::Hello(_) | Frame::Ping { .. } | Frame::Pong { .. } | Frame::Received => {}
+        }
+    }
+
+    /// Does the node speak for whom the frame is of? It does for its own endpoints, for the servers it has, and for
+    /// endpoints that the directory says are there. If it may be one of these that this node has not heard of yet,
+    /// the frame is not believed.
+    fn check_speaker(&self, node: NodeId, frame: &Frame<'_>) -> Result<bool, LinkError> {
         let (dc, speaker) = match frame {
             Frame::Request(request) => (request.dc, request.message.source),
+            // Who makes a call knows where, and takes answers from nowhere else.
+            Frame::Answer(answer) if answer.message.source.is_well_known() => return Ok(true),
             Frame::Answer(answer) => (answer.dc, answer.message.source),
             Frame::Cancel { dc, id, .. } => (*dc, id.source),
             Frame::Gone { dc, gone, .. } => (*dc, *gone),
-            Frame::Notify { dc, from, .. }
-            | Frame::Await { dc, from, .. }
-            | Frame::Awaited { dc, from, .. } => (*dc, *from),
-            Frame::Hello(_) | Frame::Ping { .. } | Frame::Pong { .. } | Frame::Received => {
-                return Ok(());
+            // What was pending where the endpoint was before.
+            Frame::Notify { dc, to, .. } if self.came_from(*dc, to.slot, node) => return Ok(true),
+            Frame::Notify { dc, from, .. } | Frame::Await { dc, from, .. } => (*dc, *from),
+            Frame::Order { dc, from, .. } => (*dc, *from),
+            // As answers; and what is about the directory is judged there.
+            Frame::Awaited { .. }
+            | Frame::Entry { .. }
+            | Frame::Noted { .. }
+            | Frame::Adopt { .. }
+            | Frame::Adopted { .. }
+            | Frame::Moved { .. }
+            | Frame::StandBy { .. }
+            | Frame::Hello(_)
+            | Frame::Ping { .. }
+            | Frame::Pong { .. }
+            | Frame::Received => return Ok(true),
+        };
+        // A container that this node does not have (any more): nothing it says of it has an effect here.
+        let Some(container) = self.containers.get(&dc) else { return Ok(true) };
+        let moved = container.directory.place(speaker.slot);
+        let is_theirs = match moved {
+            Some(place) => place == node,
+            None => {
+                speaker.node() == node || speaker.is_server() && self.serves(dc, speaker.slot, node)
             }
         };
-        let is_theirs =
-            speaker.node() == node || speaker.is_server() && self.serves(dc, speaker.slot, node);
-        // A container that this node does not have (any more): nothing it says of it has an effect here.
-        if is_theirs || !self.containers.contains_key(&dc) {
-            Ok(())
-        } else {
-            Err(LinkError::Forged(speaker))
+        let may_be_new = speaker.is_well_known() && container.dc.nodes.contains(&speaker.node());
+        if is_theirs || may_be_new { Ok(is_theirs) } else { Err(LinkError::Forged(speaker)) }
+    }
+
+    fn came_from(&self, dc: DcId, slot: u32, node: NodeId) -> bool {
+        self.containers.get(&dc).is_some_and(|container| container.directory.came_from(slot, node))
+    }
+
+    /// A node orders something about an endpoint: only those of its own container count.
+    #[expect(clippy::too_many_arguments, reason = "the fields of Frame::Order")]
+    fn remote_order(
+        &mut self,
+        now: Nanos,
+        node: NodeId,
+        dc: DcId,
+        to: Endpoint,
+        reply: Reply,
+        order: crate::frame::Order,
+        out: &mut Vec<Output>,
+    ) {
+        let spans =
+            self.containers.get(&dc).is_some_and(|container| container.dc.nodes.contains(&node));
+        if spans {
+            self.order(now, dc, to, reply, order, out);
+        } else if let Reply::There { from, number, .. } = reply {
+            let outcome = Err(IpcError::NotBound.status());
+            self.send(now, node, &Frame::Awaited { dc, from: to, to: from, number, outcome }, out);
         }
     }
 
@@ -398,7 +499,7 @@ impl Kernel {
                     peer.link = Link::Lost { since: now };
                 }
                 Link::Up { spoke, .. } if spoke + PING_EVERY <= now => {
-                    peer.send(now, &Frame::Ping { sent: now }, out)
+                    peer.send(now, &Frame::Ping { sent: now }, out);
                 }
                 Link::Lost { since } if since + NODE_DOWN_AFTER <= now => down.push(peer.node),
                 _ => {}
@@ -407,6 +508,38 @@ impl Kernel {
         for node in down {
             self.give_up(now, node, LinkError::Silent, out);
         }
+    }
+
+    /// An administrator cuts the link to a node of its container, or has it made again.
+    pub(super) fn steer(
+        &mut self,
+        now: Nanos,
+        dc: DcId,
+        node: NodeId,
+        steer: Steer,
+        privileged: bool,
+        out: &mut Vec<Output>,
+    ) -> Result<(), IpcError> {
+        let container = self.containers.get(&dc).ok_or(IpcError::NotBound)?;
+        let spans = container.dc.nodes.contains(&node);
+        if !privileged {
+            return Err(IpcError::Denied);
+        }
+        let peer = self.peers.get_mut(&node).filter(|_| spans).ok_or(IpcError::NotBound)?;
+        peer.is_cut = steer != Steer::Connect;
+        match steer {
+            Steer::Disconnect => {
+                if let Link::Up { link, .. } = peer.link {
+                    out.push(Output::DropLink { node, link, reason: LinkError::Cut });
+                    peer.link = Link::Lost { since: now };
+                }
+            }
+            Steer::Down if !matches!(peer.link, Link::Down { .. }) => {
+                self.give_up(now, node, LinkError::Cut, out);
+            }
+            Steer::Down | Steer::Connect => {}
+        }
+        Ok(())
     }
 
     /// A new member: waited for as the others are at the start.
@@ -451,10 +584,10 @@ impl Kernel {
             out.push(Output::DropLink { node, link, reason });
         }
         peer.link = Link::Down { since: now };
-        self.end_session(node, out);
+        self.end_session(now, node, out);
     }
 
-    fn end_session(&mut self, node: NodeId, out: &mut Vec<Output>) {
+    fn end_session(&mut self, now: Nanos, node: NodeId, out: &mut Vec<Output>) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         peer.end_session(out);
         self.drop_incoming_of(node);
@@ -465,8 +598,9 @@ impl Kernel {
             for binding in container.slots.iter_mut() {
                 binding.reached.retain(|(reached, _)| *reached != node);
             }
-            container.tell_all(node, out);
+            container.tell_all(Gone::Node(node), out);
         }
+        self.directory_without(now, node, out);
     }
 
     fn remote_notify(
@@ -479,7 +613,7 @@ impl Kernel {
         out: &mut Vec<Output>,
     ) {
         if let Some(container) =
-            self.containers.get(&dc).filter(|container| container.dc.nodes.contains(&node))
+            self.containers.get_mut(&dc).filter(|container| container.dc.nodes.contains(&node))
         {
             container.notify(from, to, value, out);
         }

@@ -102,7 +102,7 @@ impl Slots {
             }
             Role::Peer(1..) => return Err(IpcError::NotBound),
             Role::Memory(of) => self.take_memory(of, pid)?,
-            Role::Process | Role::Agent | Role::Peer(0) => self.take()?,
+            Role::Process | Role::Agent | Role::Peer(0) | Role::Backup(..) => self.take()?,
         };
         let (receivers, reached) = (BTreeSet::new(), BTreeSet::new());
         let is_reserved = false;
@@ -113,6 +113,13 @@ impl Slots {
             self.by_pid.insert(pid, endpoint.slot);
         }
         Ok(endpoint)
+    }
+
+    /// Takes in the binding of an endpoint that comes from another node, or from another process.
+    pub(super) fn insert(&mut self, binding: Binding) {
+        let next = binding.endpoint.generation.saturating_add(1);
+        self.highest_generation = self.highest_generation.max(next);
+        self.bound.insert(binding.endpoint.slot, binding);
     }
 
     /// A well-known endpoint that the administrator has bound for this process.

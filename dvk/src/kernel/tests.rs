@@ -1,6 +1,9 @@
 //! The kernel, one and two at a time. Whole clusters under fault are the simulator's.
 
-use super::{Asker, Config, Dc, Event, Input, Kernel, LinkError, LinkId, NodeState, Output, Role};
+use super::{
+    Asker, Config, Dc, Event, Input, Kernel, LinkError, LinkId, NodeState, Order, Output, Role,
+    Steer,
+};
 use crate::frame::{Frame, Hello, Packet, Request, decode};
 use crate::limits::{
     CALLS_PER_NODE, LINK_SILENCE, NODE_DOWN_AFTER, PARKED_MAX, PING_EVERY, RECEIVED_FRAMES,
@@ -449,6 +452,15 @@ impl Pair {
         assert!(rest.is_empty(), "{rest:?}");
     }
 
+    /// The same, where a caller of the same node may get it at once.
+    fn answer_here(&mut self, node: NodeId, from: Endpoint, request: &Message) {
+        let message = Message::request(request.call);
+        let (dc, id, payload) = (BLUE, id(request), &[][..]);
+        let input = Input::LocalAnswer { dc, from, id, message: &message, payload };
+        let out = self.at(node).step(input);
+        self.sort(node, out);
+    }
+
     fn cancel(&mut self, node: NodeId, to: Endpoint, call: &Message) {
         let out = self.at(node).step(Input::LocalCancel { dc: BLUE, to, id: id(call) });
         self.sort(node, out);
@@ -824,7 +836,7 @@ fn forged(pair: &mut Pair, sequence: u64, frame: Frame<'_>) -> Vec<Output> {
 #[test]
 fn a_node_speaks_only_for_itself() {
     let own = Endpoint::new(N1, 1, 1);
-    for source in [Endpoint::new(N2, 1, 1), Endpoint::new(N3, 1, 1), Endpoint::IPC] {
+    for source in [Endpoint::new(N2, 2000, 1), Endpoint::new(N3, 1, 1), Endpoint::IPC] {
         let request = Request {
             dc: BLUE,
             to: Endpoint::IPC,
@@ -1159,7 +1171,21 @@ impl Walk {
         if self.random.chance(980) {
             message.source = Endpoint::new(node, self.small().into(), 1);
         }
-        match self.random.below(9) {
+        let mobile = Endpoint::well_known(self.pick(&[N1, N2, N3]), 1 + u32::from(self.small()));
+        let mobile = Endpoint { generation: 1 + u32::from(self.small()), ..mobile };
+        let (at, epoch) = (self.pick(&[N1, N2, N3]), self.random.below(6));
+        let order = self.order();
+        match self.random.below(17) {
+            9 => Frame::Order { dc, from: message.source, to, number: epoch, order },
+            10 | 11 => Frame::Entry { dc, endpoint: mobile, node: at, epoch, is_over: epoch == 3 },
+            12 => Frame::Noted { dc, endpoint: mobile, epoch },
+            13 => {
+                let rights = Rights::of_level(level::SERVER);
+                Frame::Adopt { dc, endpoint: mobile, backup: Endpoint::NONE, epoch, rights }
+            }
+            14 => Frame::Adopted { dc, endpoint: mobile, epoch, status: 0 },
+            15 => Frame::Moved { dc, to, id: id(&message), is_received: epoch == 1 },
+            16 => Frame::StandBy { dc, to: mobile, backup: message.source, is_over: epoch == 1 },
             0..=3 => Frame::Request(Request { dc, to, cred: Cred::ROOT, message, payload: &[] }),
             4 => Frame::Answer(crate::frame::Answer { dc, to, message, payload: &[] }),
             5 => Frame::Cancel { dc, to, id: id(&message) },
@@ -1169,12 +1195,31 @@ impl Walk {
         }
     }
 
+    fn order(&mut self) -> Order {
+        let node = self.pick(&[N1, N2, N3]);
+        let commit = Order::Commit { node, backup: Endpoint::NONE };
+        self.pick(&[Order::Start, Order::Start, Order::Rollback, commit, commit, Order::Wake])
+    }
+
     fn step(&mut self) {
         self.bench.now += self.random.below(50_000_000);
         let (dc, to, message) = (self.dc(), self.endpoint(), self.message());
         let pid = self.small().into();
         let asker = self.bench.asker();
-        let out = match self.random.below(14) {
+        let out = match self.random.below(19) {
+            14 => {
+                let order = self.order();
+                let from = message.source;
+                self.bench.step(Input::Order { asker, dc, from, to, order, privileged: true })
+            }
+            15 => self.bench.step(Input::Frozen { dc, endpoint: to }),
+            16 => self.bench.step(Input::Unreceived { dc, to, id: id(&message) }),
+            17 => self.bench.step(Input::Pending { dc, to, from: message.source, value: 1 }),
+            18 if self.random.chance(50) => {
+                let steer = self.pick(&[Steer::Disconnect, Steer::Down, Steer::Connect]);
+                let node = self.pick(&[N2, N3]);
+                self.bench.step(Input::Steer { asker, dc, node, steer, privileged: true })
+            }
             0 => self.bench.step(Input::Tick),
             1 | 2 => {
                 let role = self.pick(&[
@@ -1183,6 +1228,10 @@ impl Walk {
                     Role::Server(1),
                     Role::Server(3),
                     Role::Container,
+                    Role::Peer(1),
+                    Role::Peer(2),
+                    Role::Backup(Endpoint::new(N1, 1, 1), true),
+                    Role::Backup(Endpoint::new(N2, 2, 1), true),
                 ]);
                 let nonce = self.random.below(2);
                 self.bench.step(Input::Hello { asker, dc, role, pid, nonce, privileged: true })
@@ -1215,7 +1264,7 @@ impl Walk {
     fn link_up(&mut self) -> Vec<Output> {
         let node = self.pick(&[N2, N3]);
         let link = LinkId(self.bench.askers);
-        let sent = self.bench.kernel.hello(node).unwrap();
+        let Some(sent) = self.bench.kernel.hello(node) else { return Vec::new() };
         let received = Hello {
             node,
             to: N1,
@@ -1234,7 +1283,8 @@ impl Walk {
         let Some(link) = self.links.get(&node).copied() else { return Vec::new() };
         let frame = self.frame(node);
         // Mostly the one that is due: the Hello says how many have been received.
-        let due = self.bench.kernel.hello(node).unwrap().received + 1;
+        let Some(hello) = self.bench.kernel.hello(node) else { return Vec::new() };
+        let due = hello.received + 1;
         let sequence = if !frame.is_sequenced() {
             0
         } else if self.random.chance(990) {
@@ -1281,7 +1331,7 @@ fn no_input_makes_it_panic_or_end_a_call_twice() {
         in_flight +=
             walk.bench.kernel.nodes().map(|info| info.calls_in + info.calls_out).sum::<usize>();
         // Left alone it gives up everybody, and nothing is open any more.
-        let out = walk.bench.wait(60_000_000_000);
+        let out = walk.bench.wait(2 * crate::limits::MIGRATION_MAX);
         walk.check(&out);
         assert_eq!(walk.bench.kernel.next_deadline(), None, "seed {seed}");
         for info in walk.bench.kernel.nodes() {
@@ -1426,4 +1476,158 @@ fn rights_are_the_administrators_and_open_or_close_the_way_to_others() {
     let asker = one.asker();
     one.step(Input::SetRights { asker, dc: BLUE, to: from, rights: &nothing, privileged: true });
     assert_eq!(refusals(&one.open(BLUE, from, to)), [IpcError::Denied]);
+}
+
+/// A pair with the endpoint 70 of node 1, a backup of it on node 2, and a client on each node.
+struct Moving {
+    pair: Pair,
+    mover: Endpoint,
+    clients: [Endpoint; 2],
+}
+
+fn moving() -> Moving {
+    let mut pair = Pair::new();
+    let mover = pair.at(N1).bind(BLUE, Role::Peer(70), 30);
+    pair.at(N2).bind(BLUE, Role::Backup(mover, false), 31);
+    let clients = [N1, N2].map(|node| pair.at(node).bind(BLUE, Role::Peer(0), 32));
+    pair.settle();
+    Moving { pair, mover, clients }
+}
+
+impl Moving {
+    fn order(&mut self, node: NodeId, order: Order) -> Vec<Output> {
+        let (to, from) = (self.mover, self.clients[usize::from(node.0) - 1]);
+        let bench = self.pair.at(node);
+        let asker = bench.asker();
+        let out = bench.step(Input::Order { asker, dc: BLUE, from, to, order, privileged: true });
+        let mut out = self.pair.sort(node, out);
+        let (one, two) = self.pair.settle();
+        out.extend(one);
+        out.extend(two);
+        out
+    }
+
+    /// The process stops, and what had not been received is said.
+    fn stop(&mut self, unreceived: &[Message]) {
+        self.order(N1, Order::Start);
+        let to = self.mover;
+        for call in unreceived {
+            self.pair.at(N1).step(Input::Unreceived { dc: BLUE, to, id: id(call) });
+        }
+        let out = self.pair.at(N1).step(Input::Frozen { dc: BLUE, endpoint: to });
+        assert_eq!(told(&out), [Ok(to)]);
+    }
+}
+
+/// The calls that are delivered, and whether they are told to have been received before.
+fn received(out: &[Output]) -> Vec<(i64, bool)> {
+    let received = |output: &Output| match output {
+        Output::Deliver { message, .. } => {
+            let sequence = i64::try_from(message.tag.sequence()).unwrap();
+            Some((sequence, message.status & m3ipc::port::RECEIVED != 0))
+        }
+        _ => None,
+    };
+    out.iter().filter_map(received).collect()
+}
+
+#[test]
+fn what_waits_goes_where_the_endpoint_goes_and_what_was_received_is_said_to_be() {
+    let mut moving = moving();
+    let (mover, [near, far]) = (moving.mover, moving.clients);
+    let calls = [message(far, 0, 1), message(far, 1, 2), message(far, 2, 3)];
+    for call in &calls[..2] {
+        moving.pair.call(N2, mover, call);
+    }
+    assert_eq!(delivered(&moving.pair.settle().0), [1, 2]);
+    moving.stop(&calls[..1]);
+    moving.pair.call(N2, mover, &calls[2]);
+    let channel = moving.pair.at(N1).open(BLUE, near, mover);
+    assert_eq!(channels(&channel), [(near, mover, Some(N1))], "held by the daemon meanwhile");
+    assert!(moving.pair.call(N1, mover, &message(near, 0, 9)).is_empty());
+    let out = moving.order(N1, Order::Commit { node: N2, backup: Endpoint::NONE });
+    let promoted = |output: &Output| matches!(output, Output::Promote { inherits: true, .. });
+    assert!(out.iter().any(promoted), "{out:?}");
+    let mut all = received(&out);
+    all.sort_unstable();
+    assert_eq!(all, [(1, false), (2, true), (3, false), (9, false)]);
+    assert!(ended(&out).is_empty(), "nobody sees an error: {out:?}");
+    for call in calls.iter().chain([&message(near, 0, 9)]) {
+        moving.pair.answer_here(N2, mover, call);
+    }
+    let (one, two) = moving.pair.settle();
+    assert_eq!(ended(&one).len() + ended(&two).len(), 1, "the far ones had theirs at once");
+    assert_eq!(moving.pair.at(N2).kernel.own_call_count(), 0);
+}
+
+#[test]
+fn a_rollback_delivers_what_waited_and_who_is_not_ready_is_refused() {
+    let mut moving = moving();
+    let (mover, [_, far]) = (moving.mover, moving.clients);
+    assert_eq!(told(&moving.order(N1, Order::Rollback)), [Err(IpcError::NotWaiting)]);
+    assert_eq!(told(&moving.order(N2, Order::Rollback)), [Err(IpcError::NotWaiting)]);
+    moving.stop(&[]);
+    moving.pair.call(N2, mover, &message(far, 0, 1));
+    moving.pair.settle();
+    assert_eq!(told(&moving.order(N2, Order::Start)), [Err(IpcError::Moved)]);
+    let nowhere = Order::Commit { node: N1, backup: Endpoint::NONE };
+    assert_eq!(told(&moving.order(N2, nowhere)), [Err(IpcError::NotBound)]);
+    let out = moving.order(N2, Order::Rollback);
+    assert_eq!((told(&out), received(&out)), (vec![Ok(mover)], vec![(1, false)]));
+}
+
+#[test]
+fn a_process_that_does_not_stop_goes_on_and_a_migration_that_is_forgotten_ends() {
+    let mut moving = moving();
+    moving.order(N1, Order::Start);
+    let out = moving.pair.wait(N1, crate::limits::FREEZE_WAIT);
+    assert_eq!(told(&out), [Err(IpcError::TimedOut)]);
+    assert!(out.contains(&Output::Thaw { dc: BLUE, endpoint: moving.mover }));
+    moving.stop(&[]);
+    let out = moving.pair.wait(N1, crate::limits::MIGRATION_MAX);
+    assert!(out.contains(&Output::Thaw { dc: BLUE, endpoint: moving.mover }));
+}
+
+#[test]
+fn nobody_is_believed_to_be_an_endpoint_that_is_not_known_to_be_there() {
+    let (mut pair, _, _) = pair();
+    let claimed = Endpoint::new(N2, 70, 9);
+    let request = Request {
+        dc: BLUE,
+        to: Endpoint::IPC,
+        cred: Cred::ROOT,
+        message: message(claimed, 0, 1),
+        payload: &[],
+    };
+    let out = forged(&mut pair, 1, Frame::Request(request));
+    assert!(delivered(&out).is_empty() && dropped(&out).is_empty(), "refused: {out:?}");
+    let notify = Frame::Notify { dc: BLUE, from: claimed, to: Endpoint::IPC, value: 1 };
+    assert_eq!(forged(&mut pair, 2, notify), []);
+    // Not even if it says so: its home, which is here, knows better.
+    let bound = pair.at(N2).bind(BLUE, Role::Peer(70), 50);
+    let entry = Frame::Entry { dc: BLUE, endpoint: claimed, node: N1, epoch: 7, is_over: false };
+    forged(&mut pair, 3, entry);
+    assert_eq!(pair.at(N2).kernel.endpoint(BLUE, bound).map(|info| info.endpoint), Ok(bound));
+    assert_eq!(pair.at(N2).kernel.place_of(BLUE, bound), N2);
+}
+
+#[test]
+fn a_link_that_is_cut_stays_so_until_it_is_wanted_again() {
+    let (mut pair, client, _) = pair();
+    let steer = |pair: &mut Pair, steer, privileged| {
+        let bench = pair.at(N1);
+        let asker = bench.asker();
+        bench.step(Input::Steer { asker, dc: BLUE, node: N2, steer, privileged })
+    };
+    assert_eq!(refusals(&steer(&mut pair, Steer::Down, false)), [IpcError::Denied]);
+    let out = steer(&mut pair, Steer::Disconnect, true);
+    assert_eq!(dropped(&out), [LinkError::Cut]);
+    assert!(pair.at(N1).kernel.hello(N2).is_none(), "no other is made");
+    pair.call(N1, Endpoint::IPC, &message(client, 0, 1));
+    steer(&mut pair, Steer::Connect, true);
+    pair.connect();
+    assert_eq!(delivered(&pair.settle().1), [1], "nothing is lost");
+    let out = steer(&mut pair, Steer::Down, true);
+    assert_eq!(ended(&out), [(1, Err(IpcError::NodeDown))]);
+    assert!(pair.at(N1).kernel.nodes().any(|info| info.node == N2 && info.is_cut));
 }

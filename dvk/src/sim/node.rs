@@ -1,6 +1,6 @@
 //! The daemon of a simulated node: it feeds its kernel and does what that wants.
 
-use super::process::{Question, Told};
+use super::process::{Question, Told, Wish};
 use super::service::{Item, Origin, Service};
 use super::{Event, MILLISECOND, SECOND, Sim};
 use crate::kernel::{Asker, Config, Input, Kernel, LinkId, Output, Role};
@@ -24,6 +24,8 @@ pub(super) struct Node {
     pub(super) bound: BTreeMap<Endpoint, u32>,
     /// Receivers whose channels are closed.
     closed: BTreeSet<Endpoint>,
+    /// How often the channels of a peer have been closed.
+    pub(super) vacated: BTreeMap<Endpoint, u64>,
 }
 
 /// What a process asks of its daemon (`m3ipc::door`).
@@ -104,6 +106,7 @@ impl Sim {
             }
         }
         self.processes.retain(|_, process| process.node != id || !process.is_alive);
+        self.forget_peers(id);
         let most = if self.random.chance(500) { SECOND } else { 8 * SECOND };
         self.after(50 * MILLISECOND, most, Event::StartNode(id));
     }
@@ -151,7 +154,7 @@ impl Sim {
                     node.bound.retain(|_, bound| *bound != pid);
                     node.bound.insert(endpoint, pid);
                 }
-                if !self.server_welcome(id, pid, endpoint) {
+                if !self.server_welcome(id, pid, endpoint) && !self.peer_welcome(pid, endpoint) {
                     self.soon(Event::Told { pid, told: Told::Welcome(endpoint) });
                 }
             }
@@ -160,11 +163,18 @@ impl Sim {
                 if self.nodes[&id].services.values().any(|service| service.pid == pid) {
                     return self.wrong(format!("the server with pid {pid} was refused: {error:?}"));
                 }
+                if self.peer_refused(pid) {
+                    return;
+                }
                 self.soon(Event::Told { pid, told: Told::Refused(asker, error) });
             }
             Output::Channel { asker, receiver, via, .. } => {
                 if let Some(pid) = self.asker_pid(id, asker) {
-                    self.soon(Event::Told { pid, told: Told::Channel { asker, receiver, via } });
+                    let era = self.nodes[&id].vacated.get(&receiver).copied().unwrap_or(0);
+                    self.soon(Event::Told {
+                        pid,
+                        told: Told::Channel { asker, receiver, via, era },
+                    });
                 }
             }
             Output::Done { asker, endpoint } => {
@@ -174,6 +184,19 @@ impl Sim {
             }
             // Its programs have the rights they begin with.
             Output::Reopen { .. } => {}
+            Output::Freeze { endpoint, .. } => self.freeze_peer(id, endpoint),
+            Output::Thaw { endpoint, .. } => self.thaw_peer(id, endpoint),
+            Output::TakeOver { endpoint, .. } => self.take_over_peer(id, endpoint),
+            Output::Promote { backup, endpoint, inherits, .. } => {
+                self.rename_peer(id, backup, endpoint, Some(inherits));
+            }
+            Output::Demote { endpoint, backup, .. } => self.rename_peer(id, endpoint, backup, None),
+            Output::Retire { to, .. } => self.retire_channels(id, to),
+            // Its programs wait for as long as it takes.
+            Output::Wake { .. } => {}
+            Output::CloseChannels { receiver, .. } if !receiver.is_server() => {
+                self.vacate_dead(id, receiver);
+            }
             Output::CloseChannels { receiver, .. } => {
                 if let Some(node) = self.nodes.get_mut(&id) {
                     node.closed.insert(receiver);
@@ -213,7 +236,11 @@ impl Sim {
             return;
         };
         let is_server = node.services.values().any(|service| service.pid == pid);
-        if !is_server && !self.processes.get(&pid).is_some_and(|process| process.is_alive) {
+        let is_peer = self.peers.contains_key(&pid);
+        if !is_server
+            && !is_peer
+            && !self.processes.get(&pid).is_some_and(|process| process.is_alive)
+        {
             return;
         }
         node.askers.insert(asker, pid);
@@ -222,13 +249,28 @@ impl Sim {
             Ask::Hello(role) => {
                 self.step(
                     id,
-                    Input::Hello { asker, dc, role, pid, nonce: 1, privileged: is_server },
+                    Input::Hello {
+                        asker,
+                        dc,
+                        role,
+                        pid,
+                        nonce: 1,
+                        privileged: is_server || is_peer,
+                    },
                 );
             }
             Ask::Await { from, question, thread } => {
                 self.asking(pid, thread, asker);
-                let Question { to, event, timeout, .. } = question;
-                self.step(id, Input::Await { asker, dc, from, to, event, timeout });
+                let Question { to, wish, timeout, .. } = question;
+                self.step(
+                    id,
+                    match wish {
+                        Wish::Event(event) => Input::Await { asker, dc, from, to, event, timeout },
+                        Wish::Order(order) => {
+                            Input::Order { asker, dc, from, to, order, privileged: true }
+                        }
+                    },
+                );
             }
             Ask::Open { from, to } => {
                 self.opening(pid, to, asker);

@@ -3,11 +3,12 @@
 use super::node::Ask;
 use super::service::{Item, Origin};
 use super::{Event, MICROSECOND, MILLISECOND, Random, Sim};
-use crate::kernel::{Asker, Event as Wanted, Input, Role};
+use crate::kernel::{Asker, Event as Wanted, Input, Order, Role};
 use crate::server::Nanos;
+use m3ipc::port::RECEIVED;
 use m3ipc::{CallId, Cred, Endpoint, IpcError, Message, NodeId, Tag};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 /// What a thread does: one thing after the other.
@@ -37,6 +38,11 @@ pub enum Step {
         to: Endpoint,
         event: Wanted,
         timeout: Option<Nanos>,
+    },
+    /// Orders something about `to`. It ends as [`Step::Await`].
+    Order {
+        to: Endpoint,
+        order: Order,
     },
     Pause(Nanos),
     Exit,
@@ -76,11 +82,18 @@ struct Thread {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Question {
     pub(super) to: Endpoint,
-    pub(super) event: Wanted,
+    pub(super) wish: Wish,
     pub(super) timeout: Option<Nanos>,
     is_sent: bool,
     /// Once it has reached the daemon.
     asker: Option<Asker>,
+}
+
+/// What a question is about.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Wish {
+    Event(Wanted),
+    Order(Order),
 }
 
 /// The call that a thread has open.
@@ -101,7 +114,13 @@ struct OpenCall {
 pub(super) enum Told {
     Welcome(Endpoint),
     Refused(Asker, IpcError),
-    Channel { asker: Asker, receiver: Endpoint, via: Option<NodeId> },
+    /// `era`: how often the receiver's channels had been closed when it was made.
+    Channel {
+        asker: Asker,
+        receiver: Endpoint,
+        via: Option<NodeId>,
+        era: u64,
+    },
     Done(Asker, Endpoint),
 }
 
@@ -191,8 +210,13 @@ impl Sim {
                 }
             }
             Step::Await { to, event, timeout } => {
-                let (is_sent, asker) = (false, None);
-                state.question = Some(Question { to, event, timeout, is_sent, asker });
+                let (wish, is_sent, asker) = (Wish::Event(event), false, None);
+                state.question = Some(Question { to, wish, timeout, is_sent, asker });
+                self.pose(pid, thread);
+            }
+            Step::Order { to, order } => {
+                let (wish, timeout, is_sent, asker) = (Wish::Order(order), None, false, None);
+                state.question = Some(Question { to, wish, timeout, is_sent, asker });
                 self.pose(pid, thread);
             }
             Step::Pause(time) => self.after(time, time + 1, Event::Think { pid, thread }),
@@ -433,6 +457,102 @@ impl Sim {
         }
     }
 
+    /// Every channel with the receiver is closed, as it moves or is dead: who has a call there makes it again, or, if it
+    /// had been received and that is lost, has its end.
+    pub(super) fn vacate(
+        &mut self,
+        node: NodeId,
+        receiver: Endpoint,
+        claimed: &BTreeSet<CallId>,
+        is_dead: bool,
+    ) {
+        if let Some(node) = self.nodes.get_mut(&node) {
+            *node.vacated.entry(receiver).or_default() += 1;
+        }
+        let mut wake = Vec::new();
+        for (pid, process) in self.processes.iter_mut().filter(|(_, process)| process.node == node)
+        {
+            let of = |channel: &Channel| match channel {
+                Channel::Open { number, receiver: other, via: None } if *other == receiver => {
+                    Some(*number)
+                }
+                _ => None,
+            };
+            let closed: Vec<(Endpoint, u64)> = process
+                .channels
+                .iter()
+                .filter_map(|(to, channel)| of(channel).map(|number| (*to, number)))
+                .collect();
+            for (to, number) in closed {
+                process.channels.remove(&to);
+                for (thread, state) in process.threads.iter_mut().enumerate() {
+                    let Some(call) = state
+                        .call
+                        .as_mut()
+                        .filter(|call| call.placed == Some(number) && call.answer.is_none())
+                    else {
+                        continue;
+                    };
+                    let id = CallId { source: call.message.source, tag: call.message.tag };
+                    match (claimed.contains(&id), is_dead) {
+                        (true, true) => {
+                            let error = IpcError::DestinationDied;
+                            let message = Message::undelivered(call.message.call, error);
+                            call.answer = Some(Ended { message, payload: Vec::new() });
+                        }
+                        (true, false) => {
+                            call.message.status |= RECEIVED;
+                            call.placed = None;
+                        }
+                        (false, _) => call.placed = None,
+                    }
+                    wake.push(Event::Wake { pid: *pid, thread, tag: call.message.tag });
+                }
+            }
+        }
+        for event in wake {
+            self.soon(event);
+        }
+    }
+
+    /// The receiver is dead, and nobody comes after it: the calls on its channels end.
+    pub(super) fn vacate_dead(&mut self, node: NodeId, receiver: Endpoint) {
+        let of = |process: &&Process| process.node == node;
+        let ids = self.processes.values().filter(of).flat_map(|process| {
+            process
+                .threads
+                .iter()
+                .filter_map(|thread| thread.call.as_ref())
+                .map(|call| CallId { source: call.message.source, tag: call.message.tag })
+        });
+        let ids: BTreeSet<CallId> = ids.collect();
+        self.vacate(node, receiver, &ids, true);
+    }
+
+    /// `to` is on this node: channels with it over the daemon are closed if nothing is open there.
+    pub(super) fn retire_channels(&mut self, node: NodeId, to: Endpoint) {
+        for process in self.processes.values_mut().filter(|process| process.node == node) {
+            let idle: Vec<Endpoint> = process
+                .channels
+                .iter()
+                .filter_map(|(of, channel)| match channel {
+                    Channel::Open { number, via: Some(_), .. } if of.slot == to.slot => {
+                        let is_open = process.threads.iter().any(|thread| {
+                            thread.call.as_ref().is_some_and(|call| {
+                                call.placed == Some(*number) && call.answer.is_none()
+                            })
+                        });
+                        (!is_open).then_some(*of)
+                    }
+                    _ => None,
+                })
+                .collect();
+            for of in idle {
+                process.channels.remove(&of);
+            }
+        }
+    }
+
     /// A waiting thread looks at its lane.
     pub(super) fn wake(&mut self, pid: u32, thread: usize, tag: Tag) {
         if self.call(pid, thread, tag).is_none() {
@@ -464,8 +584,13 @@ impl Sim {
         };
         match told {
             Told::Welcome(endpoint) => process.endpoint = Some(endpoint),
-            Told::Channel { asker, receiver, via } => {
-                if let Some(to) = of(process, asker) {
+            Told::Channel { asker, receiver, via, era } => {
+                let node = self.nodes.get(&process.node);
+                let now = node.and_then(|node| node.vacated.get(&receiver).copied()).unwrap_or(0);
+                if let (Some(to), true) = (of(process, asker), now != era && via.is_none()) {
+                    // Closed before it was there: another one.
+                    process.channels.remove(&to);
+                } else if let Some(to) = of(process, asker) {
                     process.channels.insert(to, Channel::Open { number, receiver, via });
                 }
             }
@@ -498,6 +623,9 @@ impl Sim {
             if let Some(call) =
                 state.call.as_mut().filter(|call| call.to == to && call.placed.is_none())
             {
+                // As the client of M3-IPC says it: it was there, and has the request.
+                let is_received = call.message.status & RECEIVED != 0;
+                let error = if is_received { IpcError::DestinationDied } else { error };
                 let message = Message::undelivered(call.message.call, error);
                 call.answer = Some(Ended { message, payload: Vec::new() });
                 wake.push(Event::Wake { pid, thread, tag: call.message.tag });

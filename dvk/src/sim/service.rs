@@ -131,6 +131,9 @@ impl Sim {
 
     /// Puts something in front of the server bound as `to`, in memory that it looks at soon.
     pub(super) fn post(&mut self, id: NodeId, to: Endpoint, item: Item) {
+        if self.post_to_peer(id, to, &item) {
+            return;
+        }
         let Some(node) = self.nodes.get_mut(&id) else { return };
         let Some((number, service)) =
             node.services.iter_mut().find(|(_, service)| service.endpoint == Some(to))

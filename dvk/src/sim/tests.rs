@@ -236,6 +236,7 @@ fn faults(seed: u64) -> Faults {
         silence_max: if gentle { SECOND } else { 8 * SECOND },
         server_kills: random.below(6),
         process_kills: random.below(4),
+        peer_kills: 0,
         node_crashes: if gentle { 0 } else { random.below(3) },
         power_fails: false,
         signals: random.below(200),

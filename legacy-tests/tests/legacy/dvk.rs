@@ -11,7 +11,7 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 /// As `dvk-tests` and `dvk-loops` of the prototype have them.
-const NAMES: [&str; 20] = [
+const NAMES: [&str; 29] = [
     "test_bind",
     "test_tbind",
     "test_rmtbind",
@@ -26,6 +26,15 @@ const NAMES: [&str; 20] = [
     "test_lclvcopy3",
     "test_set_priv",
     "test_dc_info",
+    "test_wakeup",
+    "test_bkupbind",
+    "test_migrate",
+    "test_priv_info",
+    "test_proxy_bind",
+    "test_node_down",
+    "client_server",
+    "latency",
+    "loop_dvk_copy1",
     "loop_dvk_ipc1",
     "loop_dvk_ipc2",
     "loop_dvk_ipc3",

@@ -5,5 +5,6 @@ mod bind;
 mod cluster;
 mod copy;
 mod message;
+mod migrate;
 mod rights;
 mod scribble;

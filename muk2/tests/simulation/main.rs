@@ -66,6 +66,7 @@ fn faults(random: &mut Random) -> Faults {
         silence_max: if is_gentle { SECOND } else { 8 * SECOND },
         server_kills: random.below(8),
         process_kills: random.below(5),
+        peer_kills: 0,
         node_crashes: if is_gentle { 0 } else { random.below(3) },
         power_fails: false,
         signals: random.below(100),

@@ -1,0 +1,1346 @@
+//! The directory: where endpoints are that have moved, and how one moves.
+//!
+//! An endpoint names its home node, and is there unless it has an *entry*: at which node it is, since which epoch. Only
+//! endpoints with a number can move. The node where one is (its *place*) decides: it stops the process, lets a backup on
+//! the new node take the endpoint on, and tells every node of the DC before the new one speaks as that endpoint. So
+//! whoever hears the endpoint from its new place knows that it is there. A node believes an entry from the endpoint's
+//! home, from its present place, and from the new place itself if the present one is down.
+//!
+//! Messages that come to an endpoint that moves are held. If it goes on here, they are delivered; if it has gone, their
+//! senders' nodes are told (`Frame::Moved`) and send them to where it is now. Who had received a message before is not
+//! given it again: it is delivered as one that has been received and waits for its answer (`port::RECEIVED`).
+
+use super::awaits::Event;
+use super::container::Container;
+use super::slots::Binding;
+use super::{Asker, Kernel, NodeState, Output, Role};
+use crate::frame::{Frame, Order};
+use crate::limits::{FREEZE_WAIT, MIGRATION_MAX};
+use crate::server::{Gone, Nanos};
+use m3ipc::limits::NOTIFIERS_MAX;
+use m3ipc::{CallId, DcId, Endpoint, IpcError, NodeId, Rights};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// Where an endpoint is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) endpoint: Endpoint,
+    pub(super) node: NodeId,
+    epoch: u64,
+    is_over: bool,
+    /// Its node says so itself, as the one before was down.
+    is_claim: bool,
+}
+
+/// Who is told how an order ended.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Reply {
+    Here(Asker),
+    There {
+        node: NodeId,
+        from: Endpoint,
+        number: u64,
+    },
+    /// Nobody ordered it.
+    Nobody,
+}
+
+/// An endpoint on the move.
+#[derive(Debug)]
+struct Move {
+    endpoint: Endpoint,
+    rights: Rights,
+    stage: Stage,
+    /// Its process here is dead.
+    is_dead: bool,
+    /// Nobody has what that had received: who takes over has not been given its state.
+    is_takeover: bool,
+    /// Notifications that wait, one of each source.
+    pending: VecDeque<(Endpoint, u64)>,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// Its process is being stopped.
+    Freezing {
+        reply: Reply,
+        until: Nanos,
+    },
+    Frozen {
+        until: Nanos,
+    },
+    /// That node has been asked to take it on.
+    Offered {
+        reply: Reply,
+        node: NodeId,
+        epoch: u64,
+    },
+    /// It has. These nodes do not know yet.
+    Telling {
+        reply: Reply,
+        node: NodeId,
+        epoch: u64,
+        unaware: BTreeSet<NodeId>,
+    },
+    /// It comes here, from that node.
+    Adopting {
+        from: NodeId,
+        backup: Endpoint,
+        epoch: u64,
+    },
+    /// It comes here, as the node where it was is down. These nodes do not know yet.
+    Claiming {
+        backup: Endpoint,
+        epoch: u64,
+        unaware: BTreeSet<NodeId>,
+    },
+}
+
+/// The directory of one container, as this node knows it.
+#[derive(Debug, Default)]
+pub(super) struct Directory {
+    entries: BTreeMap<u32, Entry>,
+    /// What nodes say that this one cannot believe yet, and who does.
+    claims: BTreeMap<u32, (NodeId, Entry)>,
+    moves: BTreeMap<u32, Move>,
+    /// Backups of endpoints that are here, on which nodes, that take over when those die.
+    standing_by: BTreeSet<(u32, NodeId, Endpoint)>,
+    /// Where endpoints that are here were before: that node passes on what was pending.
+    came_from: BTreeMap<u32, NodeId>,
+}
+
+impl Directory {
+    pub(super) fn place(&self, slot: u32) -> Option<NodeId> {
+        self.entries.get(&slot).map(|entry| entry.node)
+    }
+
+    /// Does `node` pass on what was pending at the endpoint in `slot`?
+    pub(super) fn came_from(&self, slot: u32, node: NodeId) -> bool {
+        self.came_from.get(&slot) == Some(&node)
+    }
+
+    /// The endpoint in `slot` that is on the move here.
+    pub(super) fn moving(&self, slot: u32) -> Option<Endpoint> {
+        self.moves.get(&slot).map(|moving| moving.endpoint)
+    }
+
+    pub(super) fn rights_of_moving(&self, slot: u32) -> Option<&Rights> {
+        self.moves.get(&slot).map(|moving| &moving.rights)
+    }
+
+    /// Of what is known about the endpoint in `slot`.
+    pub(super) fn epoch(&self, slot: u32) -> u64 {
+        self.entries.get(&slot).map_or(0, |entry| entry.epoch)
+    }
+
+    pub(super) fn deadline(&self) -> Option<Nanos> {
+        let until = |moving: &Move| match moving.stage {
+            Stage::Freezing { until, .. } | Stage::Frozen { until } => Some(until),
+            _ => None,
+        };
+        self.moves.values().filter_map(until).min()
+    }
+
+    /// Keeps a notification for an endpoint on the move; as elsewhere, one of each source.
+    pub(super) fn keep_notification(&mut self, slot: u32, from: Endpoint, value: u64) -> bool {
+        let Some(moving) = self.moves.get_mut(&slot) else { return false };
+        let is_pending = moving.pending.iter().any(|(source, _)| *source == from);
+        if !is_pending && moving.pending.len() < NOTIFIERS_MAX {
+            moving.pending.push_back((from, value));
+        }
+        true
+    }
+}
+
+impl Container {
+    /// The backup of `slot` on this node that `wanted` names, or any.
+    fn backup(&self, slot: u32, wanted: Endpoint) -> Option<Endpoint> {
+        let is_it = |binding: &&Binding| {
+            matches!(binding.role, Role::Backup(of, _) if of.slot == slot)
+                && (wanted == Endpoint::NONE || binding.endpoint == wanted)
+        };
+        self.slots.iter().find(is_it).map(|binding| binding.endpoint)
+    }
+}
+
+/// Orders, and the way of an endpoint from one process to another.
+impl Kernel {
+    /// An administrator of this node orders something about `to`, wherever that is.
+    #[expect(clippy::too_many_arguments, reason = "the fields of Input::Order")]
+    pub(super) fn ask_order(
+        &mut self,
+        now: Nanos,
+        asker: Asker,
+        dc: DcId,
+        from: Endpoint,
+        to: Endpoint,
+        order: Order,
+        privileged: bool,
+        out: &mut Vec<Output>,
+    ) -> Result<(), IpcError> {
+        let container = self.containers.get(&dc).ok_or(IpcError::NotBound)?;
+        if !privileged {
+            return Err(IpcError::Denied);
+        }
+        container.slots.get(from).ok_or(IpcError::Stale)?;
+        let place = container.home(to).ok_or(IpcError::NotBound)?;
+        if place == self.node {
+            self.order(now, dc, to, Reply::Here(asker), order, out);
+            return Ok(());
+        }
+        let peer = self.peers.get(&place).ok_or(IpcError::NotBound)?;
+        if matches!(peer.state(), NodeState::Down { .. }) {
+            return Err(IpcError::NodeDown);
+        }
+        self.awaits.ask(asker, dc, from, to, place);
+        self.send(now, place, &Frame::Order { dc, from, to, number: asker.0, order }, out);
+        Ok(())
+    }
+
+    /// Carries out an order about an endpoint that should be here.
+    pub(super) fn order(
+        &mut self,
+        now: Nanos,
+        dc: DcId,
+        to: Endpoint,
+        reply: Reply,
+        order: Order,
+        out: &mut Vec<Output>,
+    ) {
+        let ended = match order {
+            Order::Start => self.start(now, dc, to, reply, out),
+            Order::Rollback => self.rollback(now, dc, to, out).map(Some),
+            Order::Commit { node, backup } => self.commit(now, dc, to, reply, node, backup, out),
+            Order::Wake => self.wake(dc, to, out).map(Some),
+        };
+        match ended {
+            Ok(Some(endpoint)) => self.reply(now, dc, to, reply, Ok(endpoint), out),
+            Ok(None) => {}
+            Err(error) => self.reply(now, dc, to, reply, Err(error), out),
+        }
+    }
+
+    fn reply(
+        &mut self,
+        now: Nanos,
+        dc: DcId,
+        to: Endpoint,
+        reply: Reply,
+        outcome: Result<Endpoint, IpcError>,
+        out: &mut Vec<Output>,
+    ) {
+        match (reply, outcome) {
+            (Reply::Here(asker), Ok(endpoint)) => out.push(Output::Done { asker, endpoint }),
+            (Reply::Here(asker), Err(error)) => out.push(Output::Refused { asker, error }),
+            (Reply::There { node, from, number }, outcome) => {
+                let outcome = outcome.map_err(IpcError::status);
+                self.send(
+                    now,
+                    node,
+                    &Frame::Awaited { dc, from: to, to: from, number, outcome },
+                    out,
+                );
+            }
+            (Reply::Nobody, _) => {}
+        }
+    }
+
+    fn wake(&self, dc: DcId, to: Endpoint, out: &mut Vec<Output>) -> Result<Endpoint, IpcError> {
+        let container = self.containers.get(&dc).ok_or(IpcError::NotBound)?;
+        let binding = container.resolve(to)?;
+        if !matches!(binding.role, Role::Peer(_)) {
+            return Err(IpcError::Denied);
+        }
+        out.push(Output::Wake { dc, endpoint: binding.endpoint });
+        Ok(binding.endpoint)
+    }
+
+    /// The endpoint is going to move.
+    fn start(
+        &mut self,
+        now: Nanos,
+        dc: DcId,
+        to: Endpoint,
+        reply: Reply,
+        out: &mut Vec<Output>,
+    ) -> Result<Option<Endpoint>, IpcError> {
+        let container = self.containers.get_mut(&dc).ok_or(IpcError::NotBound)?;
+        if container.directory.moving(to.slot).is_some() {
+            return Err(IpcError::Moved);
+        }
+        let binding = container.resolve(to)?;
+        let (endpoint, rights) = (binding.endpoint, binding.rights);
+        if !endpoint.is_well_known()
+            || binding.is_reserved
+            || !matches!(binding.role, Role::Peer(_))
+        {
+            return Err(IpcError::Denied);
+        }
+        let stage = Stage::Freezing { reply, until: now + FREEZE_WAIT };
+        let moving = Move {
+            endpoint,
+            rights,
+            stage,
+            is_dead: false,
+            is_takeover: false,
+            pending: VecDeque::new(),
+        };
+        container.directory.moves.insert(endpoint.slot, moving);
+        container.incoming.hold(endpoint.slot);
+        out.push(Output::Freeze { dc, endpoint });
+        Ok(None)
+    }
+
+    /// The process at `endpoint` has stopped.
+    pub(super) fn frozen(
+        &mut self,
+        now: Nanos,
+        dc: DcId,
+        endpoint: Endpoint,
+        out: &mut Vec<Output>,
+    ) {
+        let moving = self
+            .containers
+            .get_mut(&dc)
+            .and_then(|container| container.directory.moves.get_mut(&endpoint.slot));
+        let Some(moving) = moving.filter(|moving| moving.endpoint == endpoint) else { return };
+        if let Stage::Freezing { reply, .. } = moving.stage {
+            moving.stage = Stage::Frozen { until: now + MIGRATION_MAX };
+            self.reply(now, dc, endpoint, reply, Ok(endpoint), out);
+        } else if moving.is_takeover
+            && moving.is_dead
+            && matches!(moving.stage, Stage::Frozen { .. })
+        {
+            self.take_over(now, dc, endpoint, out);
+        }
+    }
+
+    /// A call that was with the endpoint when it stopped had not been received.
+    pub(super) fn unreceived(&mut self, dc: DcId, to: Endpoint, id: CallId) {
+        if let Some(container) = self.containers.get_mut(&dc)
+            && container.directory.moving(to.slot).is_some()
+        {
+            container.incoming.unreceived(to, id);
+        }
+    }
+
+    fn rollback(
+        &mut self,
+        now: Nanos,
+        dc: DcId,
+        to: Endpoint,
+        out: &mut Vec<Output>,
+    ) -> Result<Endpoint, IpcError> {
+        let endpoint = self.stopped(dc, to)?;
+        self.thaw(now, dc, endpoint, out);
+        Ok(endpoint)
+    }
+
+    /// The endpoint that `to` names, which has stopped and is not leaving yet.
+    fn stopped(&self, dc: DcId, to: Endpoint) -> Result<Endpoint, IpcError> {
+        let container = self.containers.get(&dc).ok_or(IpcError::NotBound)?;
+        match container.directory.moves.get(&to.slot) {
+            Some(moving) if to.generation != 0 && moving.endpoint != to => Err(IpcError::Stale),
+            Some(Move { endpoint, stage: Stage::Frozen { .. }, .. }) => Ok(*endpoint),
+            Some(_) => Err(IpcError::Moved),
+            None => container.resolve(to).and(Err(IpcError::NotWaiting)),
+        }
+    }
+
+    /// The endpoint goes on where it was.
+    fn thaw(&mut self, now: Nanos, dc: DcId, endpoint: Endpoint, out: &mut Vec<Output>) {
+        let Some(container) = self.containers.get_mut(&dc) else { return };
+        let Some(moving) = container.directory.moves.remove(&endpoint.slot) else { return };
+        if moving.is_dead {
+            return self.end_dead(now, dc, endpoint, out);
+        }
+        out.push(Output::Thaw { dc, endpoint });
+        self.go_on(now, dc, moving, out);
+    }
+
+    /// What waited for an endpoint that is here now gets on.
+    fn go_on(&mut self, now: Nanos, dc: DcId, moving: Move, out: &mut Vec<Output>) {
+        let to = moving.endpoint;
+        if moving.is_takeover {
+            self.end_received(now, dc, to.slot, out);
+        }
+        let pending = moving.pending.into_iter();
+        out.extend(pending.map(|(from, value)| Output::DeliverNotify { dc, to, from, value }));
+        self.deliver_waiting(dc, to, out);
+        out.push(Output::Retire { dc, to });
+        self.tell_awaits(now, dc, to.slot, out);
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of the order")]
+    fn commit(
+        &mut self,
+        now: Nanos,
+        dc: DcId,
+        to: Endpoint,
+        reply: Reply,
+        node: NodeId,
+        backup: Endpoint,
+        out: &mut Vec<Output>,
+    ) -> Result<Option<Endpoint>, IpcError> {
+        let endpoint = self.stopped(dc, to)?;
+        let container = self.containers.get_mut(&dc).ok_or(IpcError::NotBound)?;
+        if node == self.node {
+            let backup = container.backup(endpoint.slot, backup).ok_or(IpcError::NotBound)?;
+            self.hand_over_here(now, dc, endpoint, backup, out);
+            return Ok(Some(endpoint));
+        }
+        if !container.dc.nodes.contains(&node) {
+            return Err(IpcError::NotBound);
+        }
+        let peer = self.peers.get(&node).ok_or(IpcError::NotBound)?;
+        if matches!(peer.state(), NodeState::Down { .. }) {
+            return Err(IpcError::NodeDown);
+        }
+        let epoch = container.directory.epoch(endpoint.slot) + 1;
+        let moving = container.directory.moves.get_mut(&endpoint.slot).ok_or(IpcError::NotBound)?;
+        moving.stage = Stage::Offered { reply, node, epoch };
+        let rights = moving.rights;
+        self.send(now, node, &Frame::Adopt { dc, endpoint, backup, epoch, rights }, out);
+        Ok(None)
+    }
+
+    /// A backup of this node becomes the endpoint, and who was it becomes a backup.
+    fn hand_over_here(
+        &mut self,
+        now: Nanos,
+        dc: DcId,
+        endpoint: Endpoint,
+        backup: Endpoint,
+        out: &mut Vec<Output>,
+    ) {
+        let past = self.demote(now, dc, endpoint, out);
+        let Some(container) = self.containers.get_mut(&dc) else { return };
+        let Some(moving) = container.directory.moves.remove(&endpoint.slot) else { return };
+        self.promote(dc, backup, &moving, past, out);
+        self.go_on(now, dc, moving, out);
+    }
+
+    /// `backup` is the endpoint from now on.
+    fn promote(
+        &mut self,
+        dc: DcId,
+        backup: Endpoint,
+        moving: &Move,
+        past: Option<Binding>,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(container) = self.containers.get_mut(&dc) else { return };
+        let Some(mut binding) = container.slots.unbind(backup) else { return };
+        binding.endpoint = moving.endpoint;
+        binding.rights = moving.rights;
+        binding.role = Role::Peer(moving.endpoint.index());
+        if let Some(past) = past {
+            binding.receivers.extend(past.receivers);
+            binding.reached.extend(past.reached);
+        }
+        container.slots.insert(binding);
+        container.receivers.entry(moving.endpoint.slot).or_default();
+        let (endpoint, inherits) = (moving.endpoint, !moving.is_takeover);
+        out.push(Output::Promote { dc, backup, endpoint, inherits });
+    }
+
+    /// The process that is the endpoint here is so no longer: it becomes a backup. Returns what it was.
+    fn demote(
+        &mut self,
+        now: Nanos,
+        dc: DcId,
+        endpoint: Endpoint,
+        out: &mut Vec<Output>,
+    ) -> Option<Binding> {
+        self.died(now, dc, endpoint.memory(), out);
+        let container = self.containers.get_mut(&dc)?;
+        container.forget_receiver(endpoint.slot);
+        let past = container.slots.unbind(endpoint)?;
+        let role = Role::Backup(endpoint, false);
+        // A slot is free: one has just become so.
+        let backup = container.slots.bind(role, past.pid, past.nonce, past.rights).ok()?;
+        self.forget_awaits_of(now, dc, endpoint, out);
+        for (node, to) in &past.reached {
+            self.take_back_outgoing(now, *node, dc, endpoint, *to, out);
+        }
+        out.push(Output::Demote { dc, endpoint, backup });
+        Some(past)
+    }
+
+    /// Another node asks this one to take an endpoint on.
+    #[expect(clippy::too_many_arguments, reason = "the fields of Frame::Adopt")]
+    pub(super) fn adopt(
+        &mut self,
+        now: Nanos,
+        node: NodeId,
+        dc: DcId,
+        endpoint: Endpoint,
+        backup: Endpoint,
+        epoch: u64,
+        rights: &Rights,
+        out: &mut Vec<Output>,
+    ) {
+        let taken = self.containers.get_mut(&dc).ok_or(IpcError::NotBound).and_then(|container| {
+            if container.home(endpoint) != Some(node) || !container.dc.nodes.contains(&node) {
+                return Err(IpcError::Denied);
+            }
+            if container.directory.moving(endpoint.slot).is_some() {
+                return Err(IpcError::Moved);
+            }
+            let backup = container.backup(endpoint.slot, backup).ok_or(IpcError::NotBound)?;
+            let moving = Move {
+                endpoint,
+                rights: *rights,
+                stage: Stage::Adopting { from: node, backup, epoch },
+                is_dead: false,
+                is_takeover: false,
+                pending: VecDeque::new(),
+            };
+            container.directory.moves.insert(endpoint.slot, moving);
+            Ok(())
+        });
+        let status = taken.err().map_or(0, IpcError::status);
+        self.send(now, node, &Frame::Adopted { dc, endpoint, epoch, status }, out);
+    }
+
+    /// The node that was asked answers.
+    #[expect(clippy::too_many_arguments, reason = "the fields of Frame::Adopted")]
+    pub(super) fn adopted(
+        &mut self,
+        now: Nanos,
+        node: NodeId,
+        dc: DcId,
+        endpoint: Endpoint,
+        of: u64,
+        status: u16,
+        out: &mut Vec<Output>,
+    ) {
+        let unaware = self.others(dc, node);
+        let Some(moving) = self
+            .containers
+            .get_mut(&dc)
+            .and_then(|container| container.directory.moves.get_mut(&endpoint.slot))
+        else {
+            return;
+        };
+        let Stage::Offered { reply, node: asked, epoch } = moving.stage else { return };
+        if (asked, epoch, moving.endpoint) != (node, of, endpoint) {
+            return;
+        }
+        if status != 0 {
+            let is_takeover = moving.is_takeover;
+            moving.stage = Stage::Frozen { until: now + MIGRATION_MAX };
+            self.reply(now, dc, endpoint, reply, Err(IpcError::from_status(status)), out);
+            if is_takeover {
+                self.take_over(now, dc, endpoint, out);
+            }
+            return;
+        }
+        moving.stage = Stage::Telling { reply, node, epoch, unaware: unaware.clone() };
+        for other in unaware {
+            let entry = Frame::Entry { dc, endpoint, node, epoch, is_over: false };
+            self.send(now, other, &entry, out);
+        }
+        self.go_if_all_know(now, dc, endpoint.slot, out);
+    }
+
+    /// The nodes of the container that are to be told, but this one and `but`.
+    fn others(&self, dc: DcId, but: NodeId) -> BTreeSet<NodeId> {
+        let nodes = self.containers.get(&dc).map(|container| container.dc.nodes.clone());
+        let is_there = |node: &NodeId| {
+            *node != but
+                && self
+                    .peers
+                    .get(node)
+                    .is_some_and(|peer| !matches!(peer.state(), NodeState::Down { .. }))
+        };
+        nodes.into_iter().flatten().filter(is_there).collect()
+    }
+
+    /// A node goes by an entry.
+    pub(super) fn noted(
+        &mut self,
+        now: Nanos,
+        node: NodeId,
+        dc: DcId,
+        slot: u32,
+        of: u64,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(container) = self.containers.get_mut(&dc) else { return };
+        let Some(moving) = container.directory.moves.get_mut(&slot) else { return };
+        if let Stage::Telling { epoch, unaware, .. } | Stage::Claiming { epoch, unaware, .. } =
+            &mut moving.stage
+            && *epoch == of
+        {
+            unaware.remove(&node);
+            self.go_if_all_know(now, dc, slot, out);
+        }
+    }
+
+    /// The endpoint changes its place when every node knows.
+    fn go_if_all_know(&mut self, now: Nanos, dc: DcId, slot: u32, out: &mut Vec<Output>) {
+        let Some(container) = self.containers.get_mut(&dc) else { return };
+        let Some(moving) = container.directory.moves.get(&slot) else { return };
+        let endpoint = moving.endpoint;
+        match moving.stage {
+            Stage::Telling { reply, node, epoch, ref unaware } if unaware.is_empty() => {
+                let entry = Entry { endpoint, node, epoch, is_over: false, is_claim: false };
+                container.directory.entries.insert(slot, entry);
+                self.send_entry(now, node, dc, &entry, out);
+                self.leave_for(now, dc, endpoint, node, out);
+                self.reply(now, dc, endpoint, reply, Ok(endpoint), out);
+            }
+            Stage::Claiming { backup, epoch, ref unaware } if unaware.is_empty() => {
+                let node = self.node;
+                let entry = Entry { endpoint, node, epoch, is_over: false, is_claim: true };
+                container.directory.entries.insert(slot, entry);
+                self.arrive(now, dc, slot, backup, out);
+            }
+            _ => {}
+        }
+    }
+
+    /// The endpoint in `slot` is here now: `backup` is it, unless it has died meanwhile.
+    fn arrive(&mut self, now: Nanos, dc: DcId, slot: u32, backup: Endpoint, out: &mut Vec<Output>) {
+        let Some(container) = self.containers.get_mut(&dc) else { return };
+        let Some(moving) = container.directory.moves.remove(&slot) else { return };
+        if container.slots.get(backup).is_some() {
+            self.promote(dc, backup, &moving, None, out);
+            self.go_on(now, dc, moving, out);
+        } else {
+            self.end_dead(now, dc, moving.endpoint, out);
+        }
+    }
+
+    fn send_entry(
+        &mut self,
+        now: Nanos,
+        to: NodeId,
+        dc: DcId,
+        entry: &Entry,
+        out: &mut Vec<Output>,
+    ) {
+        let Entry { endpoint, node, epoch, is_over, .. } = *entry;
+        self.send(now, to, &Frame::Entry { dc, endpoint, node, epoch, is_over }, out);
+    }
+
+    /// The endpoint is at `node` now: everything that waits for it here goes there.
+    fn leave_for(
+        &mut self,
+        now: Nanos,
+        dc: DcId,
+        endpoint: Endpoint,
+        node: NodeId,
+        out: &mut Vec<Output>,
+    ) {
+        self.demote(now, dc, endpoint, out);
+        let Some(container) = self.containers.get_mut(&dc) else { return };
+        container.forget_receiver(endpoint.slot);
+        container.directory.came_from.remove(&endpoint.slot);
+        container.directory.standing_by.retain(|(slot, ..)| *slot != endpoint.slot);
+        let Some(moving) = container.directory.moves.remove(&endpoint.slot) else { return };
+        if moving.is_takeover {
+            self.end_received(now, dc, endpoint.slot, out);
+        }
+        for (from, value) in moving.pending {
+            self.send(now, node, &Frame::Notify { dc, from, to: endpoint, value }, out);
+        }
+        self.redirect_incoming(now, dc, endpoint.slot, out);
+        self.redirect_awaits(now, dc, endpoint.slot, out);
+        self.register_backups(now, dc, endpoint.slot, out);
+    }
+
+    /// Its process was dead already, and nobody takes it on: now it dies.
+    fn end_dead(&mut self, now: Nanos, dc: DcId, endpoint: Endpoint, out: &mut Vec<Output>) {
+        if let Some(container) = self.containers.get_mut(&dc) {
+            container.forget_receiver(endpoint.slot);
+        }
+        self.receiver_died(now, dc, endpoint, out);
+        self.is_over(now, dc, endpoint, out);
+        out.push(Output::Retire { dc, to: endpoint });
+        self.tell_awaits(now, dc, endpoint.slot, out);
+    }
+
+    /// The endpoint, which was here, is nobody any more: if it ever moved, every node is to know.
+    pub(super) fn is_over(
+        &mut self,
+        now: Nanos,
+        dc: DcId,
+        endpoint: Endpoint,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(container) = self.containers.get_mut(&dc) else { return };
+        container.directory.came_from.remove(&endpoint.slot);
+        let Some(entry) = container.directory.entries.get_mut(&endpoint.slot) else { return };
+        entry.endpoint = endpoint;
+        entry.node = endpoint.node();
+        entry.epoch += 1;
+        entry.is_over = true;
+        entry.is_claim = false;
+        let entry = *entry;
+        container.tell_all(Gone::Endpoint(endpoint), out);
+        for node in self.others(dc, self.node) {
+            self.send_entry(now, node, dc, &entry, out);
+        }
+        self.register_backups(now, dc, endpoint.slot, out);
+    }
+
+    /// The process of an endpoint with a number has died. True: the endpoint lives on, it is moving or a backup takes
+    /// over. The process's own calls are over in any case.
+    pub(super) fn outlives(
+        &mut self,
+        now: Nanos,
+        dc: DcId,
+        binding: &Binding,
+        out: &mut Vec<Output>,
+    ) -> bool {
+        let endpoint = binding.endpoint;
+        let Some(container) = self.containers.get_mut(&dc) else { return false };
+        if let Some(moving) = container.directory.moves.get_mut(&endpoint.slot) {
+            if let Stage::Freezing { reply, .. } = moving.stage {
+                container.directory.moves.remove(&endpoint.slot);
+                self.reply(now, dc, endpoint, reply, Err(IpcError::DestinationDied), out);
+                return false;
+            }
+            moving.is_dead = true;
+            return true;
+        }
+        let slot = endpoint.slot;
+        let has_backup = container.directory.standing_by.iter().any(|(of, ..)| *of == slot);
+        if !has_backup || binding.is_reserved {
+            return false;
+        }
+        let moving = Move {
+            endpoint,
+            rights: binding.rights,
+            stage: Stage::Frozen { until: now + MIGRATION_MAX },
+            is_dead: true,
+            is_takeover: true,
+            pending: VecDeque::new(),
+        };
+        container.directory.moves.insert(slot, moving);
+        container.incoming.hold(slot);
+        // Answered by `Input::Frozen`, when it is known what the dead had received.
+        out.push(Output::TakeOver { dc, endpoint });
+        true
+    }
+
+    /// The next of the backups gets the endpoint, whose process is dead; if there is none, that is its end.
+    fn take_over(&mut self, now: Nanos, dc: DcId, endpoint: Endpoint, out: &mut Vec<Output>) {
+        loop {
+            let Some(container) = self.containers.get_mut(&dc) else { return };
+            let standing = &mut container.directory.standing_by;
+            let of = |entry: &&(u32, NodeId, Endpoint)| entry.0 == endpoint.slot;
+            let Some(next) = standing.iter().find(of).copied() else {
+                return self.thaw(now, dc, endpoint, out);
+            };
+            standing.remove(&next);
+            let (_, node, backup) = next;
+            match self.commit(now, dc, endpoint, Reply::Nobody, node, backup, out) {
+                Ok(_) => return,
+                Err(_) => continue,
+            }
+        }
+    }
+
+    /// Moves whose time is over: the endpoint goes on where it was.
+    pub(super) fn end_overdue_moves(&mut self, now: Nanos, out: &mut Vec<Output>) {
+        let mut overdue = Vec::new();
+        for (dc, container) in &self.containers {
+            for moving in container.directory.moves.values() {
+                match moving.stage {
+                    Stage::Freezing { reply, until } if until <= now => {
+                        overdue.push((*dc, moving.endpoint, reply));
+                    }
+                    Stage::Frozen { until } if until <= now => {
+                        overdue.push((*dc, moving.endpoint, Reply::Nobody));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        for (dc, endpoint, reply) in overdue {
+            self.reply(now, dc, endpoint, reply, Err(IpcError::TimedOut), out);
+            self.thaw(now, dc, endpoint, out);
+        }
+    }
+}
+
+/// What nodes tell each other of where endpoints are.
+impl Kernel {
+    /// Another node says where an endpoint is.
+    #[expect(clippy::too_many_arguments, reason = "the fields of Frame::Entry")]
+    pub(super) fn entry(
+        &mut self,
+        now: Nanos,
+        from: NodeId,
+        dc: DcId,
+        endpoint: Endpoint,
+        node: NodeId,
+        epoch: u64,
+        is_over: bool,
+        out: &mut Vec<Output>,
+    ) {
+        let entry = Entry { endpoint, node, epoch, is_over, is_claim: from == node };
+        match self.judge(from, dc, &entry) {
+            Verdict::Known => {}
+            Verdict::Believed => {
+                self.go_by(now, dc, entry, out);
+                // Those who do not see that the place before is down believe its home.
+                if entry.is_claim && endpoint.node() == self.node {
+                    for other in self.others(dc, from) {
+                        self.send_entry(now, other, dc, &entry, out);
+                    }
+                }
+            }
+            Verdict::Later => {
+                if let Some(container) = self.containers.get_mut(&dc) {
+                    let claims = &mut container.directory.claims;
+                    let kept = claims.entry(endpoint.slot).or_insert((from, entry));
+                    if kept.1.epoch < epoch {
+                        *kept = (from, entry);
+                    }
+                }
+                return;
+            }
+            Verdict::Mine(owner) => return self.insist(now, dc, owner, epoch + 1, out),
+            Verdict::Old => {
+                // Who says so does not know better yet.
+                let slot = endpoint.slot;
+                let ours = self
+                    .containers
+                    .get(&dc)
+                    .and_then(|container| container.directory.entries.get(&slot).copied());
+                if let Some(ours) = ours.filter(|ours| ours.epoch > epoch) {
+                    self.send_entry(now, from, dc, &ours, out);
+                }
+                return;
+            }
+            Verdict::No => return,
+        }
+        self.note_entry(now, from, dc, &entry, out);
+        self.judge_claims(now, dc, out);
+    }
+
+    /// The endpoint is here, whatever another node says: from this epoch on.
+    fn insist(&mut self, now: Nanos, dc: DcId, owner: Endpoint, epoch: u64, out: &mut Vec<Output>) {
+        let node = self.node;
+        let Some(container) = self.containers.get_mut(&dc) else { return };
+        let mine = Entry { endpoint: owner, node, epoch, is_over: false, is_claim: false };
+        container.directory.entries.insert(owner.slot, mine);
+        // A hand-over that is under way was begun in an earlier epoch: it is to be begun again.
+        if let Some(moving) = container.directory.moves.get_mut(&owner.slot)
+            && let Stage::Offered { reply, .. } | Stage::Telling { reply, .. } = moving.stage
+        {
+            let is_takeover = moving.is_takeover;
+            moving.stage = Stage::Frozen { until: now + MIGRATION_MAX };
+            self.reply(now, dc, owner, reply, Err(IpcError::Moved), out);
+            if is_takeover {
+                self.take_over(now, dc, owner, out);
+            }
+        }
+        for other in self.others(dc, node) {
+            self.send_entry(now, other, dc, &mine, out);
+        }
+    }
+
+    /// Tells who said so, and whom it is about, that this node goes by the entry.
+    fn note_entry(
+        &mut self,
+        now: Nanos,
+        from: NodeId,
+        dc: DcId,
+        entry: &Entry,
+        out: &mut Vec<Output>,
+    ) {
+        let Entry { endpoint, node, epoch, .. } = *entry;
+        self.send(now, from, &Frame::Noted { dc, endpoint, epoch }, out);
+        if node != from && node != self.node {
+            self.send(now, node, &Frame::Noted { dc, endpoint, epoch }, out);
+        }
+    }
+
+    fn judge(&self, from: NodeId, dc: DcId, entry: &Entry) -> Verdict {
+        let Some(container) = self.containers.get(&dc) else { return Verdict::No };
+        let (slot, home) = (entry.endpoint.slot, entry.endpoint.node());
+        let nodes = &container.dc.nodes;
+        if ![from, entry.node, home].iter().all(|node| nodes.contains(node)) {
+            return Verdict::No;
+        }
+        let ours = container.directory.entries.get(&slot);
+        let place = ours.map_or(home, |ours| ours.node);
+        if let Some(ours) = ours.filter(|ours| ours.epoch >= entry.epoch) {
+            let is_same = (ours.endpoint, ours.node, ours.epoch, ours.is_over)
+                == (entry.endpoint, entry.node, entry.epoch, entry.is_over);
+            // Of two that took over at the same time, one.
+            let wins = ours.epoch == entry.epoch
+                && ours.is_claim
+                && from == entry.node
+                && entry.node < ours.node;
+            return match (is_same, wins) {
+                (true, _) => Verdict::Known,
+                (false, true) => Verdict::Believed,
+                (false, false) => Verdict::Old,
+            };
+        }
+        if let Some(Move { stage: Stage::Claiming { epoch, .. }, .. }) =
+            container.directory.moves.get(&slot)
+            && *epoch == entry.epoch
+            && entry.node > self.node
+        {
+            return Verdict::No;
+        }
+        let owner = container.slots.by_slot(slot).map(|binding| binding.endpoint);
+        match owner.or(container.directory.moving(slot)) {
+            Some(owner) if place == self.node && from != home => return Verdict::Mine(owner),
+            _ => {}
+        }
+        if home == self.node && from != place {
+            let is_free = place == self.node || self.is_down(place);
+            return if is_free { Verdict::Believed } else { Verdict::Later };
+        }
+        // Whoever knows more than this node speaks for a place that is down.
+        if from == home || from == place || self.is_down(place) {
+            Verdict::Believed
+        } else {
+            Verdict::Later
+        }
+    }
+
+    fn is_down(&self, node: NodeId) -> bool {
+        self.peers.get(&node).is_some_and(|peer| matches!(peer.state(), NodeState::Down { .. }))
+    }
+
+    /// From now on this node goes by an entry of another.
+    fn go_by(&mut self, now: Nanos, dc: DcId, entry: Entry, out: &mut Vec<Output>) {
+        let own = self.node;
+        let slot = entry.endpoint.slot;
+        let Some(container) = self.containers.get_mut(&dc) else { return };
+        container.directory.entries.insert(slot, entry);
+        container
+            .directory
+            .claims
+            .retain(|of, (_, claim)| *of != slot || claim.epoch > entry.epoch);
+        if entry.is_over {
+            container.tell_all(Gone::Endpoint(entry.endpoint), out);
+        }
+        let moving = container.directory.moves.get(&slot);
+        match moving.map(|moving| &moving.stage) {
+            Some(&Stage::Adopting { from, backup, epoch })
+                if entry.node == own && epoch == entry.epoch =>
+            {
+                container.directory.came_from.insert(slot, from);
+                self.arrive(now, dc, slot, backup, out);
+            }
+            Some(Stage::Adopting { .. } | Stage::Claiming { .. }) if entry.node != own => {
+                // It went back, or to another.
+                container.directory.moves.remove(&slot);
+                self.redirect_incoming(now, dc, slot, out);
+                self.redirect_awaits(now, dc, slot, out);
+            }
+            _ if entry.node != own => self.supersede(now, dc, slot, out),
+            None if !entry.is_over && container.slots.by_slot(slot).is_none() => {
+                self.end_dead(now, dc, entry.endpoint, out);
+            }
+            _ => {}
+        }
+        self.register_backups(now, dc, slot, out);
+    }
+
+    /// What this node took for the endpoint in `slot` is so no longer: another has taken over meanwhile.
+    fn supersede(&mut self, now: Nanos, dc: DcId, slot: u32, out: &mut Vec<Output>) {
+        let Some(container) = self.containers.get_mut(&dc) else { return };
+        let Some(endpoint) = container.slots.by_slot(slot).map(|binding| binding.endpoint) else {
+            if let Some(moving) = container.directory.moves.remove(&slot) {
+                if let Stage::Offered { reply, .. } | Stage::Telling { reply, .. } = moving.stage {
+                    self.reply(now, dc, moving.endpoint, reply, Err(IpcError::Moved), out);
+                }
+                self.redirect_incoming(now, dc, slot, out);
+                self.redirect_awaits(now, dc, slot, out);
+            }
+            return;
+        };
+        if let Some(moving) = container.directory.moves.remove(&slot)
+            && let Stage::Freezing { reply, .. }
+            | Stage::Offered { reply, .. }
+            | Stage::Telling { reply, .. } = moving.stage
+        {
+            self.reply(now, dc, endpoint, reply, Err(IpcError::Moved), out);
+        }
+        // What it had received may be answered by nobody; what it had not goes to the other.
+        out.push(Output::CloseChannels {
+            dc,
+            receiver: endpoint,
+            error: IpcError::DestinationDied,
+        });
+        self.end_received(now, dc, slot, out);
+        self.demote(now, dc, endpoint, out);
+        self.redirect_incoming(now, dc, slot, out);
+        self.redirect_awaits(now, dc, slot, out);
+    }
+
+    /// A new session with `node`: it may know nothing of what this node answers for.
+    pub(super) fn introduce_directory(&mut self, now: Nanos, node: NodeId, out: &mut Vec<Output>) {
+        let own = self.node;
+        let mut entries = Vec::new();
+        let mut slots = Vec::new();
+        for (dc, container) in &self.containers {
+            if !container.dc.nodes.contains(&node) {
+                continue;
+            }
+            let known = container.directory.entries.values();
+            let mine = known.filter(|entry| entry.node == own || entry.endpoint.node() == own);
+            entries.extend(mine.map(|entry| (*dc, *entry)));
+            for (slot, moving) in &container.directory.moves {
+                if let Stage::Telling { node: to, epoch, .. } = moving.stage
+                    && to != node
+                {
+                    let entry = Entry {
+                        endpoint: moving.endpoint,
+                        node: to,
+                        epoch,
+                        is_over: false,
+                        is_claim: false,
+                    };
+                    entries.push((*dc, entry));
+                }
+                if let Stage::Claiming { epoch, .. } = moving.stage {
+                    let entry = Entry {
+                        endpoint: moving.endpoint,
+                        node: own,
+                        epoch,
+                        is_over: false,
+                        is_claim: true,
+                    };
+                    entries.push((*dc, entry));
+                }
+                slots.push((*dc, *slot));
+            }
+            let backups = container.slots.iter().filter_map(|binding| match binding.role {
+                Role::Backup(of, true) => Some((*dc, of.slot)),
+                _ => None,
+            });
+            slots.extend(backups);
+        }
+        for (dc, entry) in entries {
+            self.send_entry(now, node, dc, &entry, out);
+        }
+        for (dc, slot) in slots {
+            let is_place = |container: &Container| {
+                container.home(Endpoint { slot, generation: 0 }) == Some(node)
+            };
+            if self.containers.get(&dc).is_some_and(is_place) {
+                self.register_backups(now, dc, slot, out);
+            }
+        }
+    }
+
+    /// Tells the endpoint's place of the backups here that take over when it dies.
+    pub(super) fn register_backups(
+        &mut self,
+        now: Nanos,
+        dc: DcId,
+        slot: u32,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(container) = self.containers.get_mut(&dc) else { return };
+        let to = Endpoint { slot, generation: 0 };
+        let Some(place) = container.home(to) else { return };
+        let of = |binding: &Binding| match binding.role {
+            Role::Backup(of, true) if of.slot == slot => Some(binding.endpoint),
+            _ => None,
+        };
+        let backups: Vec<Endpoint> = container.slots.iter().filter_map(of).collect();
+        for backup in backups {
+            if place == self.node {
+                if let Some(container) = self.containers.get_mut(&dc) {
+                    container.directory.standing_by.insert((slot, place, backup));
+                }
+            } else {
+                let frame = Frame::StandBy { dc, to, backup, is_over: false };
+                self.send(now, place, &frame, out);
+            }
+        }
+    }
+
+    /// Another node has a backup, or not any more.
+    #[expect(clippy::too_many_arguments, reason = "the fields of Frame::StandBy")]
+    pub(super) fn stand_by(
+        &mut self,
+        now: Nanos,
+        node: NodeId,
+        dc: DcId,
+        to: Endpoint,
+        backup: Endpoint,
+        is_over: bool,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(container) = self.containers.get_mut(&dc) else { return };
+        if !container.dc.nodes.contains(&node) || backup.node() != node {
+            return;
+        }
+        let key = (to.slot, node, backup);
+        let standing = &mut container.directory.standing_by;
+        if is_over {
+            standing.remove(&key);
+        } else if to.is_well_known() && standing.len() < crate::limits::BACKUPS_MAX {
+            standing.insert(key);
+            // It must know exactly whom it stands by for.
+            let bound = container.slots.by_slot(to.slot).map(|binding| binding.endpoint);
+            let is_known = container.directory.entries.contains_key(&to.slot);
+            if let Some(bound) = bound.filter(|_| !is_known) {
+                self.number_bound(now, dc, bound, out);
+            }
+        }
+    }
+
+    /// A backup of this node is gone.
+    pub(super) fn forget_backup(
+        &mut self,
+        now: Nanos,
+        dc: DcId,
+        of: Endpoint,
+        backup: Endpoint,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(container) = self.containers.get_mut(&dc) else { return };
+        let (own, to) = (self.node, Endpoint { generation: 0, ..of });
+        container.directory.standing_by.remove(&(of.slot, own, backup));
+        let place = container.home(to);
+        let claims = matches!(
+            container.directory.moves.get(&of.slot),
+            Some(Move { stage: Stage::Claiming { backup: claimer, .. }, .. }) if *claimer == backup
+        );
+        if claims {
+            // Those who believe it hear that nobody is there.
+            if let Some(moving) = container.directory.moves.remove(&of.slot)
+                && let Stage::Claiming { epoch, .. } = moving.stage
+            {
+                let entry = Entry {
+                    endpoint: moving.endpoint,
+                    node: own,
+                    epoch,
+                    is_over: false,
+                    is_claim: true,
+                };
+                container.directory.entries.insert(of.slot, entry);
+                self.end_dead(now, dc, moving.endpoint, out);
+            }
+        }
+        if let Some(place) = place.filter(|place| *place != own) {
+            self.send(now, place, &Frame::StandBy { dc, to, backup, is_over: true }, out);
+        }
+    }
+
+    /// Another node is down: what was there is gone, what was to go there stays, and what this node stands by for
+    /// comes here.
+    pub(super) fn directory_without(&mut self, now: Nanos, node: NodeId, out: &mut Vec<Output>) {
+        let dcs: Vec<DcId> = self.containers.keys().copied().collect();
+        for dc in dcs {
+            let Some(container) = self.containers.get_mut(&dc) else { continue };
+            container.directory.standing_by.retain(|(_, of, _)| *of != node);
+            let lost: Vec<Endpoint> = container
+                .directory
+                .entries
+                .values()
+                .filter(|entry| {
+                    entry.node == node && entry.endpoint.node() != node && !entry.is_over
+                })
+                .map(|entry| entry.endpoint)
+                .collect();
+            for endpoint in lost {
+                container.tell_all(Gone::Endpoint(endpoint), out);
+            }
+            let slots: Vec<u32> = container.directory.moves.keys().copied().collect();
+            for slot in slots {
+                self.move_without(now, dc, slot, node, out);
+            }
+            self.judge_claims(now, dc, out);
+            self.claim(now, dc, node, out);
+        }
+    }
+
+    fn move_without(
+        &mut self,
+        now: Nanos,
+        dc: DcId,
+        slot: u32,
+        node: NodeId,
+        out: &mut Vec<Output>,
+    ) {
+        let all = self.others(dc, self.node);
+        let own = self.node;
+        let Some(container) = self.containers.get_mut(&dc) else { return };
+        let Some(moving) = container.directory.moves.get_mut(&slot) else { return };
+        let (endpoint, is_takeover) = (moving.endpoint, moving.is_takeover);
+        match &mut moving.stage {
+            Stage::Offered { reply, node: to, .. } if *to == node => {
+                let reply = *reply;
+                moving.stage = Stage::Frozen { until: now + MIGRATION_MAX };
+                self.reply(now, dc, endpoint, reply, Err(IpcError::NodeDown), out);
+            }
+            // It may have begun to tell the others: they hear that it stays.
+            Stage::Telling { reply, node: to, epoch, .. } if *to == node => {
+                let reply = *reply;
+                let epoch = *epoch + 1;
+                moving.stage = Stage::Frozen { until: now + MIGRATION_MAX };
+                let entry = Entry { endpoint, node: own, epoch, is_over: false, is_claim: false };
+                container.directory.entries.insert(slot, entry);
+                for other in all {
+                    self.send_entry(now, other, dc, &entry, out);
+                }
+                self.reply(now, dc, endpoint, reply, Err(IpcError::NodeDown), out);
+            }
+            Stage::Telling { unaware, .. } | Stage::Claiming { unaware, .. } => {
+                unaware.remove(&node);
+                return self.go_if_all_know(now, dc, slot, out);
+            }
+            Stage::Adopting { from, backup, epoch } if *from == node => {
+                let (backup, epoch) = (*backup, *epoch);
+                moving.stage = Stage::Claiming { backup, epoch, unaware: all };
+                return self.tell_claim(now, dc, slot, out);
+            }
+            _ => return,
+        }
+        if is_takeover {
+            self.take_over(now, dc, endpoint, out);
+        }
+    }
+
+    fn tell_claim(&mut self, now: Nanos, dc: DcId, slot: u32, out: &mut Vec<Output>) {
+        let moving =
+            self.containers.get(&dc).and_then(|container| container.directory.moves.get(&slot));
+        let Some(Move { endpoint, stage: Stage::Claiming { epoch, unaware, .. }, .. }) = moving
+        else {
+            return;
+        };
+        let (node, is_over, is_claim) = (self.node, false, true);
+        let entry = Entry { endpoint: *endpoint, node, epoch: *epoch, is_over, is_claim };
+        for other in unaware.clone() {
+            self.send_entry(now, other, dc, &entry, out);
+        }
+        self.go_if_all_know(now, dc, slot, out);
+    }
+
+    /// What could not be believed may be believed now.
+    fn judge_claims(&mut self, now: Nanos, dc: DcId, out: &mut Vec<Output>) {
+        let Some(container) = self.containers.get(&dc) else { return };
+        let claims: Vec<_> = container.directory.claims.values().copied().collect();
+        for (from, claim) in claims {
+            if self.judge(from, dc, &claim) == Verdict::Believed {
+                self.go_by(now, dc, claim, out);
+                self.note_entry(now, from, dc, &claim, out);
+            }
+        }
+    }
+
+    /// Backups here that take over for endpoints that were on `node`, which is down.
+    fn claim(&mut self, now: Nanos, dc: DcId, node: NodeId, out: &mut Vec<Output>) {
+        let Some(container) = self.containers.get(&dc) else { return };
+        let of = |binding: &Binding| match binding.role {
+            Role::Backup(of, true) => Some((of, binding.endpoint, binding.rights)),
+            _ => None,
+        };
+        let backups: Vec<_> = container.slots.iter().filter_map(of).collect();
+        for (of, backup, rights) in backups {
+            let unaware = self.others(dc, self.node);
+            let Some(container) = self.containers.get_mut(&dc) else { return };
+            let directory = &mut container.directory;
+            let entry = directory.entries.get(&of.slot);
+            let endpoint = entry.map_or(of, |entry| entry.endpoint);
+            let is_free = !directory.moves.contains_key(&of.slot)
+                && !entry.is_some_and(|entry| entry.is_over);
+            // Only an endpoint whose owner is known can be taken over: another generation is another endpoint.
+            if container.home(of) != Some(node) || !is_free || endpoint.generation == 0 {
+                continue;
+            }
+            let directory = &mut container.directory;
+            let epoch = directory.epoch(of.slot) + 1;
+            let moving = Move {
+                endpoint,
+                rights,
+                stage: Stage::Claiming { backup, epoch, unaware },
+                is_dead: false,
+                is_takeover: true,
+                pending: VecDeque::new(),
+            };
+            directory.moves.insert(of.slot, moving);
+            self.tell_claim(now, dc, of.slot, out);
+        }
+    }
+
+    /// May the number in `slot`, of this node, be bound anew?
+    pub(super) fn is_number_free(&self, dc: DcId, slot: u32) -> bool {
+        self.containers.get(&dc).is_some_and(|container| {
+            let place = container.directory.place(slot);
+            container.directory.moving(slot).is_none()
+                && place.is_none_or(|place| place == self.node || self.is_down(place))
+        })
+    }
+
+    /// A number of this node has a new owner: if the one before had moved, every node is to know.
+    pub(super) fn number_bound(
+        &mut self,
+        now: Nanos,
+        dc: DcId,
+        bound: Endpoint,
+        out: &mut Vec<Output>,
+    ) {
+        let node = self.node;
+        let Some(container) = self.containers.get_mut(&dc) else { return };
+        let directory = &mut container.directory;
+        let is_known = directory.entries.contains_key(&bound.slot);
+        if is_known || directory.standing_by.iter().any(|(slot, ..)| *slot == bound.slot) {
+            let epoch = directory.epoch(bound.slot) + 1;
+            let entry = Entry { endpoint: bound, node, epoch, is_over: false, is_claim: false };
+            directory.entries.insert(bound.slot, entry);
+            for other in self.others(dc, node) {
+                self.send_entry(now, other, dc, &entry, out);
+            }
+        }
+    }
+
+    /// Tells `node`, which looks here for an endpoint that is elsewhere.
+    pub(super) fn send_entry_of(
+        &mut self,
+        now: Nanos,
+        node: NodeId,
+        dc: DcId,
+        slot: u32,
+        out: &mut Vec<Output>,
+    ) {
+        let entry =
+            self.containers.get(&dc).and_then(|container| container.directory.entries.get(&slot));
+        if let Some(entry) = entry.copied() {
+            self.send_entry(now, node, dc, &entry, out);
+        }
+    }
+
+    /// Questions about an endpoint that has moved are asked where it is now.
+    fn redirect_awaits(&mut self, now: Nanos, dc: DcId, slot: u32, out: &mut Vec<Output>) {
+        for (asker, question) in self.awaits.watched_here(dc, slot) {
+            self.awaits.forget(asker);
+            let timeout = question.until.map(|until| until.saturating_sub(now).max(1));
+            let event = question.event.unwrap_or(Event::Bound);
+            let (from, to) = (question.from, question.to);
+            if let Err(error) = self.ask_await(now, asker, dc, from, to, event, timeout, out) {
+                out.push(Output::Refused { asker, error });
+            }
+        }
+        self.refuse_watchers(now, dc, slot, IpcError::Moved, out);
+    }
+}
+
+/// What is made of an entry that another node tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Known,
+    Believed,
+    /// When the place before is down, or the home says so.
+    Later,
+    /// The number has another owner here, at its home.
+    Mine(Endpoint),
+    Old,
+    No,
+}
