@@ -20,7 +20,7 @@ use m3ipc::{CallId, Cred, DcId, Endpoint, Message, NodeId, Rights};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Version of this protocol. Both nodes must have the same.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Bytes of the header.
 pub const HEADER: usize = 24;
@@ -29,7 +29,7 @@ pub const HEADER: usize = 24;
 const MAGIC: u32 = u32::from_le_bytes(*b"DVSl");
 
 /// The highest node number: 12 bits of an endpoint.
-const NODE_MAX: u16 = 4095;
+pub(crate) const NODE_MAX: u16 = 4095;
 
 /// One frame as it travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,6 +140,12 @@ pub enum Frame<'a> {
         dc: DcId,
         to: Endpoint,
         backup: Endpoint,
+        is_over: bool,
+    },
+    /// `endpoint` of the sending node is one of the replicas of its number; or is not any more.
+    Replica {
+        dc: DcId,
+        endpoint: Endpoint,
         is_over: bool,
     },
     /// The link is alive. `sent` is the sender's clock.
@@ -314,6 +320,7 @@ mod kind {
     pub(super) const ADOPTED: u16 = 16;
     pub(super) const MOVED: u16 = 17;
     pub(super) const STAND_BY: u16 = 18;
+    pub(super) const REPLICA: u16 = 19;
 }
 
 impl Frame<'_> {
@@ -333,7 +340,8 @@ impl Frame<'_> {
             | Frame::Adopt { .. }
             | Frame::Adopted { .. }
             | Frame::Moved { .. }
-            | Frame::StandBy { .. } => true,
+            | Frame::StandBy { .. }
+            | Frame::Replica { .. } => true,
             Frame::Hello(_) | Frame::Ping { .. } | Frame::Pong { .. } | Frame::Received => false,
         }
     }
@@ -363,6 +371,7 @@ impl Frame<'_> {
             Frame::Adopted { .. } => kind::ADOPTED,
             Frame::Moved { .. } => kind::MOVED,
             Frame::StandBy { .. } => kind::STAND_BY,
+            Frame::Replica { .. } => kind::REPLICA,
         }
     }
 
@@ -548,6 +557,11 @@ impl Put<'_> {
                 self.u64(id.tag.0);
                 self.u16(u16::from(*is_received));
             }
+            Frame::Replica { dc, endpoint, is_over } => {
+                self.u32(dc.0);
+                self.endpoint(*endpoint);
+                self.u16(u16::from(*is_over));
+            }
             Frame::StandBy { dc, to, backup, is_over } => {
                 self.u32(dc.0);
                 self.endpoint(*to);
@@ -714,6 +728,9 @@ impl<'a> Get<'a> {
                 backup: self.endpoint()?,
                 is_over: self.flag()?,
             },
+            kind::REPLICA => {
+                Frame::Replica { dc: self.dc()?, endpoint: self.mobile()?, is_over: self.flag()? }
+            }
             kind => return Err(FrameError::Kind { kind }),
         })
     }
@@ -894,6 +911,7 @@ mod tests {
             Frame::Adopted { dc, endpoint: mobile, epoch: 8, status: 4098 },
             Frame::Moved { dc, to: mobile, id, is_received: true },
             Frame::StandBy { dc, to: mobile, backup: from, is_over: false },
+            Frame::Replica { dc, endpoint: mobile, is_over: true },
         ]
         .into_iter()
         .map(|frame| check_round_trip(9, 8, frame))

@@ -13,6 +13,7 @@ mod calls;
 mod container;
 mod directory;
 mod link;
+mod replicas;
 mod slots;
 
 pub use crate::frame::Order;
@@ -71,6 +72,8 @@ pub enum Role {
     /// Stands by for an endpoint with a number, on any node, to become it; by itself when that dies, or its node does,
     /// if so asked. Privileged.
     Backup(Endpoint, bool),
+    /// As a peer with that number, and one of its replicas. Privileged.
+    Replica(u32),
 }
 
 impl Role {
@@ -84,6 +87,7 @@ impl Role {
             kind::PEER => Role::Peer(number),
             kind::MEMORY => Role::Memory(of),
             kind::BACKUP => Role::Backup(of, number != 0),
+            kind::REPLICA => Role::Replica(number),
             _ => return None,
         })
     }
@@ -101,6 +105,7 @@ impl Role {
                 | Role::Container
                 | Role::Agent
                 | Role::Backup(..)
+                | Role::Replica(_)
                 | Role::Peer(1..=m3ipc::limits::SYSTEM_MAX)
         )
     }
@@ -108,20 +113,20 @@ impl Role {
     /// Is its life that of a connection? Then a process may be several (a thread each, or muk2's servers). The
     /// others are their process's one endpoint.
     pub fn is_bound_to_connection(self) -> bool {
-        matches!(self, Role::Server(_) | Role::Peer(_) | Role::Memory(_) | Role::Backup(..))
+        self.is_rendezvous() || matches!(self, Role::Server(_))
     }
 
     /// Does it claim what it receives (`m3ipc::door::flag::RENDEZVOUS`)?
     pub fn is_rendezvous(self) -> bool {
-        matches!(self, Role::Peer(_) | Role::Memory(_) | Role::Backup(..))
+        matches!(self, Role::Peer(_) | Role::Memory(_) | Role::Backup(..) | Role::Replica(_))
     }
 
     /// What it may do when it is bound.
     fn first_rights(self, privileged: bool) -> Rights {
         Rights::of_level(match self {
             Role::Server(_) | Role::Container | Role::Agent => level::SYSTEM,
-            Role::Peer(_) | Role::Memory(_) | Role::Backup(..) if privileged => level::SERVER,
-            Role::Process | Role::Peer(_) | Role::Memory(_) | Role::Backup(..) => level::USER,
+            _ if self.is_rendezvous() && privileged => level::SERVER,
+            _ => level::USER,
         })
     }
 }
@@ -169,6 +174,16 @@ pub enum Input<'a> {
     Order { asker: Asker, dc: DcId, from: Endpoint, to: Endpoint, order: Order, privileged: bool },
     /// An administrator of `dc` steers the link to one of its nodes. Ends in `Done` or `Refused`, at once.
     Steer { asker: Asker, dc: DcId, node: NodeId, steer: Steer, privileged: bool },
+    /// An administrator leaves a notification for `to` as if `source` had: a peer of this node; or the hardware
+    /// (`Endpoint::HARDWARE`), for a receiver of this node. Ends in `Done` or `Refused`, at once.
+    NotifyAs {
+        asker: Asker,
+        dc: DcId,
+        source: Endpoint,
+        to: Endpoint,
+        value: u64,
+        privileged: bool,
+    },
     /// After `Freeze`: the process has stopped. After `TakeOver`: it is known what the dead had received.
     Frozen { dc: DcId, endpoint: Endpoint },
     /// After `Freeze` or `TakeOver`: that call, which was delivered to `to`, has not been received.
@@ -219,6 +234,10 @@ pub enum Steer {
     /// Given up at once, and no link until `Connect`.
     Down,
     Connect,
+    /// The container, on this node, has nothing to do with that node any more: as if it were down, for this container.
+    Leave,
+    /// The container spans it.
+    Enter,
 }
 
 /// Something the daemon shall do. In this order.
@@ -251,7 +270,7 @@ pub enum Output {
     Promote { dc: DcId, backup: Endpoint, endpoint: Endpoint, inherits: bool },
     /// The process that was `endpoint` is `backup` from now on. Its calls end with `Moved`.
     Demote { dc: DcId, endpoint: Endpoint, backup: Endpoint },
-    /// `to` is on this node: channels of its processes with it over the daemon are closed with `Moved` when no call is
+    /// `to` is on this node, or not where it was: channels of this node's processes with it over the daemon are closed with `Moved` when no call is
     /// open there.
     Retire { dc: DcId, to: Endpoint },
     /// The blocked calls of the process end with `WokenUp`.
@@ -454,6 +473,12 @@ impl Kernel {
                     Err(error) => out.push(Output::Refused { asker, error }),
                 }
             }
+            Input::NotifyAs { asker, dc, source, to, value, privileged } => {
+                match self.notify_as(now, dc, source, to, value, privileged, out) {
+                    Ok(endpoint) => out.push(Output::Done { asker, endpoint }),
+                    Err(error) => out.push(Output::Refused { asker, error }),
+                }
+            }
             Input::Frozen { dc, endpoint } => self.frozen(now, dc, endpoint, out),
             Input::Unreceived { dc, to, id } => self.unreceived(dc, to, id),
             Input::Pending { dc, to, from, value } => {
@@ -473,7 +498,7 @@ impl Kernel {
                 self.local_notify(now, dc, from, to, value, out)
             }
             Input::LinkUp { link, sent, received } => self.link_up(now, link, sent, received, out),
-            Input::LinkDown { node, link } => self.link_down(now, node, link),
+            Input::LinkDown { node, link } => self.link_down(now, node, link, out),
             Input::Packet { node, link, packet } => self.packet(now, node, link, packet, out),
             Input::NodeJoined { node } => self.node_joined(now, node),
             Input::NodeRevoked { node } => self.node_revoked(now, node, out),

@@ -34,11 +34,16 @@ extern "C" {
 #define EDVSBADREQUEST 107 /* the other side broke the protocol */
 #define EDVSSRCDIED 108   /* the source died or was unbound while the caller received from it */
 #define EDVSDSTDIED 109   /* the destination died or was unbound while the caller waited for it */
+#define EDVSBADNODEID 301 /* no number of a node, or not this one */
 #define EDVSBADDCID 302   /* another DC than this one */
 #define EDVSENDPOINT 306  /* nobody is that endpoint: it was another generation, or unbound */
 #define EDVSNOTBIND 310   /* the caller, or the number, is not bound; or there is no DVS here */
+#define EDVSNODEBUSY 315  /* the DC needs that node */
 #define EDVSNONODE 316    /* the node is down or went down; the call may have been executed */
+#define EDVSDVSINIT 318   /* the DVS is there already */
+#define EDVSDCRUN 323     /* the DC is there already */
 #define EDVSPROCSTS 324   /* nobody waits for this reply */
+#define EDVSDCNODE 326    /* the DC spans that node already */
 #define EDVSOVERRUN 330   /* the notification before is still pending */
 #define EDVSMIGRATE 332   /* the caller is a backup, or its endpoint went to another process; or ep is on the move */
 #define EDVSSLOTUSED 337  /* the number, or the process or thread, is bound already */
@@ -49,6 +54,8 @@ typedef uint64_t dvk_ep_t;
 #define DVK_NONE ((dvk_ep_t)0)
 /* In dvk_receive and dvk_grant: anybody. */
 #define DVK_ANY (~(dvk_ep_t)0)
+/* Source of dvk_hdw_notify: the hardware of the receiver's node. */
+#define DVK_HARDWARE ((dvk_ep_t)1 << 32)
 /* Whoever is bound as well-known number 1..1023 on a node; up to 63 are the administrator's. */
 #define DVK_EP(node, number) (((dvk_ep_t)(node) << 20) | (dvk_ep_t)(number))
 #define DVK_EP_NODE(ep) ((int)(((ep) >> 20) & 0xfff))
@@ -83,6 +90,21 @@ int dvk_open(void);
 int dvk_bind(int dcid, int number, dvk_ep_t *ep);
 /* The same for the calling thread. It is unbound when the thread ends. */
 int dvk_tbind(int dcid, int number, dvk_ep_t *ep);
+/* Binds an endpoint that is no thread's, any number of them: for a program that runs others inside itself (a user-mode
+ * kernel, coroutines). A thread calls as one of them after dvk_umswitch(ep), until it switches to another, or back to its
+ * own by DVK_NONE. -EDVSENDPOINT: ep is none of them. It ends by dvk_unbind(0, ep) of a thread that has switched to it,
+ * or with the process. Errors of dvk_umbind as dvk_bind. (The prototype's dvk_umbind is for user-mode Linux.) */
+int dvk_umbind(int dcid, int number, dvk_ep_t *ep);
+int dvk_umswitch(dvk_ep_t ep);
+/* Binds this process (or thread) as number, 64 to 1023, of its node, and as one of the replicas of that number. Who calls
+ * DVK_REPLICAS(number) gets the replica of its own node, or where there is none, one that lives. When a replica dies, calls
+ * to it end (-EDVSDSTDIED, -EDVSNONODE), and the next goes to another; on one node, what it had not received goes there by
+ * itself. In a message's source each is its own DVK_EP(node, number). Replicas keep their state the same by themselves, and do
+ * not migrate. dvk_wait4bindep_T of DVK_REPLICAS waits for any, dvk_wait4unbind_T for the end of the last. For the
+ * administrator. Errors as dvk_bind. */
+int dvk_replbind(int dcid, int number, dvk_ep_t *ep);
+int dvk_treplbind(int dcid, int number, dvk_ep_t *ep);
+#define DVK_REPLICAS(number) ((dvk_ep_t)(number))
 /* Binds another process of this node; for the administrator. Who sends to it waits until it has called dvk_bind.
  * -EDVSENDPOINT: no such process. -EDVSCALLDENIED, -EDVSSLOTUSED. */
 int dvk_lclbind(int dcid, int pid, int number, dvk_ep_t *ep);
@@ -156,9 +178,17 @@ int dvk_reply(dvk_ep_t ep, const dvk_message *message);
 /* Leaves a notification with a value; does not block. To another node it is under way then, and is lost if ep is not
  * there or has one of the caller pending. -EDVSOVERRUN, -EDVSCALLDENIED, -EDVSENDPOINT, -EDVSNOTBIND. */
 int dvk_ntfy_value(dvk_ep_t ep, uint64_t value);
-/* Passes the open request of caller on to ep, and ep's reply back to it. Errors as dvk_sendrec_T and dvk_reply; the
- * caller's call ends with the same. */
-int dvk_relay(dvk_ep_t caller, dvk_ep_t ep, const dvk_message *message, long timeout);
+/* The same as if source, an endpoint of this node, had; for the administrator, and only if source might. No overrun is
+ * reported. -EDVSCALLDENIED, -EDVSNOTBIND, -EDVSENDPOINT. */
+int dvk_src_notify(dvk_ep_t source, dvk_ep_t ep, uint64_t value);
+/* A notification of DVK_HARDWARE for ep, an endpoint of this node: a driver in user space tells of an interrupt. Errors as
+ * there; -EDVSNOTBIND: ep is on another node. */
+int dvk_hdw_notify(int dcid, dvk_ep_t ep, uint64_t value);
+/* Passes the open request that message is on to ep, as it came, with its payload: ep receives it of its source, and replies to
+ * that. Does not block; the caller has no part in it any more. (It is the source's library that makes the request again,
+ * by a tag of its own, so the source must have the right to send to ep; it passes a request on eight times at most, then
+ * the call ends with -EDVSLOCKED. The prototype has a stub.) -EDVSPROCSTS, -EDVSCALLDENIED: no DVK_CALL_RELAY. */
+int dvk_relay(dvk_ep_t ep, const dvk_message *message);
 
 /* With a payload of up to DVK_PAYLOAD_MAX bytes. Those that receive return how long it is, and -EDVSMSGSIZE to its sender
  * if that is more than the room. A NULL pointer with 0 bytes is no payload. The buffers must not overlap. */
@@ -199,6 +229,12 @@ long dvk_vcopy(dvk_ep_t src_ep, const void *src_addr, dvk_ep_t dst_ep, void *dst
 /* Records begin with a version: DVK_INFO_VERSION. */
 #define DVK_INFO_VERSION 1
 
+/* Of the DVS: what there can be, and the versions of what a process says to dvkd and nodes to each other. */
+typedef struct dvk_dvs_info {
+    uint32_t version, node, node_max, endpoint_max, well_known_max, system_max;
+    uint32_t copy_max, payload_max, door, link;
+} dvk_dvs_info;
+
 typedef struct dvk_dc_info {
     uint32_t version, dc, node, node_count;
     uint32_t endpoint_count, endpoint_max, well_known_max, system_max;
@@ -209,6 +245,7 @@ typedef struct dvk_dc_info {
 #define DVK_STATE_RESERVED 2 /* bound by dvk_lclbind; the process has not called dvk_bind */
 #define DVK_STATE_SERVER 4
 #define DVK_STATE_BACKUP 8
+#define DVK_STATE_REPLICA 16
 
 typedef struct dvk_proc_info {
     uint32_t version, state;
@@ -239,7 +276,8 @@ typedef struct dvk_node_info {
 #define DVK_CALL_REPLY 16
 #define DVK_CALL_NOTIFY 32
 #define DVK_CALL_VCOPY 64
-#define DVK_CALL_ALL 127
+#define DVK_CALL_RELAY 128
+#define DVK_CALL_ALL 255
 
 /* all, or the first count of slots: an endpoint's lower 32 bits. */
 typedef struct dvk_allowed {
@@ -253,17 +291,36 @@ typedef struct dvk_priv {
     dvk_allowed to, from;
 } dvk_priv;
 
+/* About the DVS, as this node sees it. */
+int dvk_getdvsinfo(dvk_dvs_info *info);
+/* A node of the DVS is there as long as its dvkd (`dvs init`, `dvs join`), and nothing can be called before; so for a
+ * program it is initialised: -EDVSDVSINIT, and info (may be NULL) says what was found. -EDVSBADNODEID: this is another
+ * node. dvk_dvs_end is not offered: a program of one DC cannot end the node under all of them; that is the operator's. */
+int dvk_dvs_init(int nodeid, dvk_dvs_info *info);
+/* Likewise a DC, which the operator configures, is there before a program can be in it: -EDVSDCRUN. -EDVSCALLDENIED: another
+ * DC, which no program of this one has any say in. */
+int dvk_dc_init(int dcid);
+/* Unbinds every endpoint of M3-IPC programs of this node in the DC, the caller's too: who waits for them is told that they
+ * died. Other nodes are not touched, and the DC's servers go on, so programs may bind themselves anew. For the
+ * administrator. -EDVSCALLDENIED: not he, or another DC. (The prototype's also sends the processes SIGPIPE.) */
+int dvk_dc_end(int dcid);
+/* This node's part of the DC has nothing to do with nodeid any more, as if it were down: calls under way end with
+ * -EDVSNONODE, others with -EDVSNOTBIND. dvk_add_node takes it in again; so does the next start of dvkd. As in the
+ * prototype each node is told by itself. For the administrator. -EDVSCALLDENIED, -EDVSBADNODEID, -EDVSNOTBIND: no other
+ * node of the DVS, or not of the DC. del: -EDVSNODEBUSY: this node, or that of the DC's servers. add: -EDVSDCNODE. */
+int dvk_add_node(int dcid, int nodeid);
+int dvk_del_node(int dcid, int nodeid);
 /* About this node's part of the DC. */
 int dvk_getdcinfo(int dcid, dvk_dc_info *info);
 /* About an endpoint of this node. -EDVSNOTBIND, -EDVSENDPOINT. */
 int dvk_getprocinfo(dvk_ep_t ep, dvk_proc_info *info);
 /* About a node of the DC and the link to it (the prototype's pair of proxies). -EDVSNOTBIND. */
 int dvk_getnodeinfo(int nodeid, dvk_node_info *info);
-/* A pair of proxies of the prototype is the link of a dvkd to a node here, made and found again by the dvkds themselves: so
- * there is no dvk_proxies_bind or _unbind, and dvk_getnodeinfo tells what dvk_getproxyinfo did. The same goes for nodes and
- * DCs: which there are, and which nodes a DC spans, is dvkd's configuration and membership (`dvs init`, `dvs join`), the
- * same on every node; dvk_dvs_init, dvk_dvs_end, dvk_dc_init, dvk_dc_end, dvk_add_node and dvk_del_node would change it
- * on one node only and are not offered. dvk_get2rmt and dvk_put2lcl are inside dvkd. */
+/* A pair of proxies of the prototype is the link of a dvkd to a node here, made and found again by the dvkds themselves, and
+ * has the node's number. So there is no dvk_proxies_bind or _unbind; and what a proxy gets from and gives to its kernel,
+ * dvk_get2rmt and dvk_put2lcl, are inside dvkd. dvk_wait4bind without an endpoint is not offered either: a process that
+ * another is to bind (dvk_lclbind) is given that endpoint by its dvk_bind. */
+#define dvk_getproxyinfo(pxid, info) dvk_getnodeinfo(pxid, info)
 #define DVK_CONNECT_SPROXY 1
 #define DVK_CONNECT_RPROXY 2
 #define DVK_DISCONNECT_SPROXY 3

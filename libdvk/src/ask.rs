@@ -2,7 +2,7 @@
 
 use crate::bound::Bound;
 use m3ipc::door::{Ask, Tell, ask, event, info, node, order};
-use m3ipc::info::{DcInfo, EndpointInfo, NodeInfo, decode};
+use m3ipc::info::{DcInfo, DvsInfo, EndpointInfo, NodeInfo, decode};
 use m3ipc::{Endpoint, IpcError, NodeId, Rights};
 use rustix::fd::AsFd;
 use std::time::Duration;
@@ -72,6 +72,42 @@ impl Bound {
         let asked = Ask { number, ..Ask::new(ask::BIND, Endpoint::NONE) };
         let (told, _) = self.core.inbox.ask_with(asked, Some(pidfd.as_fd()))?;
         Ok(told.endpoint)
+    }
+
+    /// Unbinds every peer and backup of this node in the DC, this one too: who waits for them is told that they died. The
+    /// DC's servers, and processes that only have the shim, stay. Only for the administrator.
+    ///
+    /// # Errors
+    /// [`IpcError::Denied`].
+    pub fn unbind_all(&self) -> Result<(), IpcError> {
+        self.question(Ask { number: 1, ..Ask::new(ask::UNBIND, Endpoint::NONE) }).map(|_| ())
+    }
+
+    /// Leaves a notification for `to`, on any node, as if `source`, a peer of this node, had. Only for the administrator,
+    /// and only if `source` itself might.
+    ///
+    /// # Errors
+    /// [`IpcError::Denied`], [`IpcError::NotBound`], [`IpcError::Stale`]. No overrun is reported.
+    pub fn notify_as(&self, source: Endpoint, to: Endpoint, value: u64) -> Result<(), IpcError> {
+        let asked = Ask { value, ..Ask::new(ask::NOTIFY_AS, to) };
+        self.question(asked.with_second(source)).map(|_| ())
+    }
+
+    /// Leaves a notification of this node's hardware ([`Endpoint::HARDWARE`]) for `to`, an endpoint of this node: a
+    /// driver in user space tells of an interrupt so. Only for the administrator.
+    ///
+    /// # Errors
+    /// As [`Bound::notify_as`]; [`IpcError::NotBound`]: `to` is on another node.
+    pub fn notify_hardware(&self, to: Endpoint, value: u64) -> Result<(), IpcError> {
+        self.notify_as(Endpoint::HARDWARE, to, value)
+    }
+
+    /// About the DVS: what there can be.
+    ///
+    /// # Errors
+    /// [`IpcError::NotBound`]: this endpoint is not bound any more.
+    pub fn dvs_info(&self) -> Result<DvsInfo, IpcError> {
+        self.record(Ask { number: info::DVS, ..Ask::new(ask::INFO, Endpoint::NONE) })
     }
 
     /// About the DC, as this node sees it.
@@ -198,6 +234,25 @@ impl Bound {
         self.steer(node, node::UP)
     }
 
+    /// This node's part of the DC has nothing to do with `node` any more, as if that were down (calls under way end with
+    /// [`IpcError::NodeDown`], others with [`IpcError::NotBound`]), until [`Bound::add_node`] or until dvkd ends. The node
+    /// itself, and others, are not told: as in the prototype each node is. Only for the administrator.
+    ///
+    /// # Errors
+    /// [`IpcError::InUse`]: it is this node, or the DC's servers are there. [`IpcError::Denied`],
+    /// [`IpcError::NotBound`]: the DC does not span it.
+    pub fn del_node(&self, node: NodeId) -> Result<(), IpcError> {
+        self.steer(node, node::LEAVE)
+    }
+
+    /// This node's part of the DC spans `node`, a member of the DVS, (again).
+    ///
+    /// # Errors
+    /// [`IpcError::InUse`]: it does. [`IpcError::Denied`], [`IpcError::NotBound`]: there is no such other node.
+    pub fn add_node(&self, node: NodeId) -> Result<(), IpcError> {
+        self.steer(node, node::ENTER)
+    }
+
     fn steer(&self, node: NodeId, number: u32) -> Result<(), IpcError> {
         let value = node.0.into();
         self.question(Ask { number, value, ..Ask::new(ask::NODE, Endpoint::NONE) }).map(|_| ())
@@ -211,7 +266,7 @@ impl Bound {
         backup: Endpoint,
     ) -> Result<Endpoint, IpcError> {
         let asked = Ask { number, value: node.into(), ..Ask::new(ask::ORDER, to) };
-        self.question(asked.with_backup(backup)).map(|told| told.endpoint)
+        self.question(asked.with_second(backup)).map(|told| told.endpoint)
     }
 
     fn question(&self, asked: Ask) -> Result<Tell, IpcError> {

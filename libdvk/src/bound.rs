@@ -5,6 +5,7 @@ use crate::memory::Memory;
 use m3ipc::client::{Begun, Client, Opener};
 use m3ipc::connection::Opened;
 use m3ipc::door::{Ask, SOCKET_ENV, SOCKET_PATH, ask, event, info, kind, tell};
+use m3ipc::message::{ARGS_SIZE, RELAYED};
 use m3ipc::port::{Inbound, Incoming, Kind, ONE_WAY, Port, Received, Signals};
 use m3ipc::rights::call;
 use m3ipc::{DcId, Endpoint, IpcError, Message, NodeId, Rights, Wait};
@@ -80,6 +81,11 @@ pub struct Got {
 /// out again.
 const DEAD_MAX: usize = 4096;
 
+/// Times that one request is passed on. Who passes it in a circle gets nowhere.
+const RELAYS_MAX: usize = 8;
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+
 /// How long a reply to a request that was received before the endpoint moved waits for its caller to come again: a few
 /// wake-ups.
 const AGAIN_WAIT: Duration = Duration::from_secs(1);
@@ -95,6 +101,20 @@ impl Bound {
     pub fn bind(socket: Option<&Path>, number: u32) -> Result<Bound, IpcError> {
         let socket = socket.map_or_else(default_socket, Path::to_path_buf);
         Bound::open(socket, Ask::hello(kind::PEER, number, nonce()))
+    }
+
+    /// Binds this process as `number` (64 to 1 023) of this node, and as one of the replicas of that number: whoever calls
+    /// [`Endpoint::replicated`] of it on this node gets this one; on nodes that have none, one that lives. (The
+    /// replicas keep each other's state the same by themselves.) Only for the administrator.
+    ///
+    /// A call to a replica that dies ends as any other, and the next goes to another one; on one node a request that it
+    /// has not received goes there by itself. A replica does not move.
+    ///
+    /// # Errors
+    /// As [`Bound::bind`]; [`IpcError::InUse`]: this node has that number already.
+    pub fn bind_replica(socket: Option<&Path>, number: u32) -> Result<Bound, IpcError> {
+        let socket = socket.map_or_else(default_socket, Path::to_path_buf);
+        Bound::open(socket, Ask::hello(kind::REPLICA, number, nonce()))
     }
 
     /// Binds this process as a backup of `of`, an endpoint with a number of any node of the DC, bound or not: it makes no
@@ -237,6 +257,10 @@ impl Bound {
     /// [`IpcError::NotWaiting`]: no request of it is open, or it has given it up. `Denied`, `TooLarge`.
     pub fn reply(&self, to: Endpoint, message: &Message, payload: &[u8]) -> Result<(), IpcError> {
         self.check(call::REPLY)?;
+        if message.status == RELAYED {
+            // That is not an answer: [`Bound::relay`].
+            return Err(IpcError::Protocol);
+        }
         if payload.len() > m3ipc::limits::PAYLOAD_MAX {
             return Err(IpcError::TooLarge);
         }
@@ -253,31 +277,22 @@ impl Bound {
         self.core.client.notify(&*self.core.inbox, to, value)
     }
 
-    /// Passes the oldest open request of `caller` on to `to` and answers it with what `to` replies. The source that `to`
-    /// sees is this endpoint. (The prototype has only a stub.)
+    /// Passes an open request, which `request` names by source and tag, on to `to`, as it came: `to` receives it of its
+    /// caller, and answers to that. Never blocks; this endpoint has no part in the call any more. The caller must have
+    /// the right to send to `to`, or its call ends with that error. (The prototype has only a stub.)
+    ///
+    /// It is the caller's library that makes the request again, so nobody speaks in its name, and its timeout goes on.
     ///
     /// # Errors
-    /// As [`Bound::sendrec`] and [`Bound::reply`]. The caller's call ends with the same error.
-    pub fn relay(
-        &self,
-        caller: Endpoint,
-        to: Endpoint,
-        message: &Message,
-        payload: &[u8],
-        timeout: Option<Duration>,
-    ) -> Result<(), IpcError> {
-        let mut request = *message;
-        let mut answer = vec![0; m3ipc::limits::PAYLOAD_MAX];
-        let relayed = self.sendrec(to, &mut request, payload, &mut answer, timeout);
-        let (reply, len) = match relayed {
-            Ok(len) => (Message { tag: message.tag, ..request }, len),
-            Err(error) => {
-                let ended = Message::undelivered(message.call, error);
-                (Message { tag: message.tag, ..ended }, 0)
-            }
-        };
-        self.reply(caller, &reply, &answer[..len])?;
-        relayed.map(|_| ())
+    /// As [`Bound::reply`]; [`IpcError::Denied`]: no right to (`call::RELAY`), or `to` is a server of the DC.
+    pub fn relay(&self, request: &Message, to: Endpoint) -> Result<(), IpcError> {
+        self.check(call::REPLY | call::RELAY)?;
+        if to.is_server() {
+            return Err(IpcError::Denied);
+        }
+        let mut answer = Message { status: RELAYED, args: [0; ARGS_SIZE], ..*request };
+        answer.args[..8].copy_from_slice(&to.to_bits().to_le_bytes());
+        self.core.reply(request.source, &answer, &[])
     }
 
     /// Unbinds this endpoint: who waits for it is told that it died.
@@ -314,6 +329,7 @@ impl Opener for Inbox {
         let (told, [channel, bell]) = self.ask(Ask::open(to))?;
         let told = told.expect(tell::CHANNEL)?;
         let (Some(channel), Some(bell)) = (channel, bell) else { return Err(IpcError::Protocol) };
+        self.opened(to, told.flags);
         Ok(Opened { channel, bell, flags: told.flags })
     }
 }
@@ -348,12 +364,34 @@ impl Core {
         answer: &mut [u8],
         timeout: Option<Duration>,
     ) -> Result<usize, IpcError> {
+        // (It may still receive what had come before.)
+        if self.inbox.is_lost() {
+            return Err(IpcError::NotBound);
+        }
         if to == self.inbox.endpoint() || self.is_sending_here(to) {
             return Err(IpcError::Deadlock);
         }
-        let timeout_ms = timeout.map(milliseconds);
-        let wait = Wait { timeout_ms, signals: Signals::Ignore };
-        self.client.sendrec(&*self.inbox, to, message, send, answer, wait)
+        let end =
+            timeout.filter(|timeout| !timeout.is_zero()).map(|timeout| Instant::now() + timeout);
+        let request = *message;
+        let (mut to, mut timeout) = (to, timeout);
+        for _ in 0..=RELAYS_MAX {
+            let wait = Wait { timeout_ms: timeout.map(milliseconds), signals: Signals::Ignore };
+            let len = self.client.sendrec(&*self.inbox, to, message, send, answer, wait)?;
+            if message.status != RELAYED {
+                return Ok(len);
+            }
+            let next = relayed_to(message).filter(|_| self.inbox.may_relay(to));
+            // Servers speak another language.
+            to = next.filter(|next| !next.is_server()).ok_or(IpcError::Protocol)?;
+            *message = request;
+            // It has taken the time that it took until it was received.
+            timeout = match end {
+                Some(end) => Some(end.saturating_duration_since(Instant::now()).max(MILLISECOND)),
+                None => timeout,
+            };
+        }
+        Err(IpcError::Deadlock)
     }
 
     /// Half of a call to a memory side, which calls nobody; the other is [`Core::finish`].
@@ -421,7 +459,8 @@ impl Core {
 
     /// The endpoint that `from` names, watched from now on.
     fn source(&self, receiving: &mut Receiving, from: Endpoint) -> Result<Endpoint, IpcError> {
-        if from == Endpoint::ANY {
+        // Hardware does not die.
+        if from == Endpoint::ANY || from == Endpoint::HARDWARE {
             return Ok(from);
         }
         let place = &mut receiving.place;
@@ -673,6 +712,11 @@ impl Incoming for Place {
         }
         if self.inbox.is_lost() { Err(IpcError::NotBound) } else { Ok(()) }
     }
+}
+
+/// Where a request is to be made, by the answer that passes it on.
+fn relayed_to(answer: &Message) -> Option<Endpoint> {
+    answer.args.first_chunk().map(|bits| Endpoint::from_bits(u64::from_le_bytes(*bits)))
 }
 
 fn is_closed(inbound: &Inbound<Accepted>) -> bool {

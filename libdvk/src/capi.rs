@@ -11,7 +11,7 @@
 use crate::bound::Bound;
 use crate::memory::{Access, Grant};
 use m3ipc::connection::Connection;
-use m3ipc::info::{DcInfo, EndpointInfo, NodeInfo};
+use m3ipc::info::{DcInfo, DvsInfo, EndpointInfo, NodeInfo};
 use m3ipc::port::Kind;
 use m3ipc::{Endpoint, IpcError, Message, NodeId, Rights};
 use std::cell::RefCell;
@@ -22,8 +22,13 @@ use std::time::Duration;
 
 static PROCESS: RwLock<Option<Arc<Bound>>> = RwLock::new(None);
 
+/// Endpoints that belong to no thread: each call is made as one of them by whichever thread has switched to it.
+static USER: RwLock<Vec<Arc<Bound>>> = RwLock::new(Vec::new());
+
 thread_local! {
     static THREAD: RefCell<Option<Arc<Bound>>> = const { RefCell::new(None) };
+    /// Of [`USER`], the one to which this thread has switched.
+    static SWITCHED: RefCell<Option<Arc<Bound>>> = const { RefCell::new(None) };
 }
 
 /// What a C function returns for an error: the prototype's number, negative.
@@ -64,6 +69,16 @@ fn from_c(ep: u64) -> Endpoint {
 const BAD_DC: c_int = -302;
 /// A value without a meaning.
 const INVALID: c_int = -22;
+/// Not this node, or no node.
+const BAD_NODE: c_int = -301;
+/// The node's servers are the DC's, or it is this one.
+const NODE_IN_USE: c_int = -315;
+/// The DVS is there already.
+const DVS_RUNS: c_int = -318;
+/// The DC is there already.
+const DC_RUNS: c_int = -323;
+/// The DC spans the node already.
+const DC_HAS_NODE: c_int = -326;
 
 fn done(result: Result<(), IpcError>) -> c_int {
     result.map_or_else(code, |()| 0)
@@ -71,8 +86,9 @@ fn done(result: Result<(), IpcError>) -> c_int {
 
 /// The endpoint as which this thread calls.
 fn current() -> Result<Arc<Bound>, IpcError> {
-    let of_thread = THREAD.with(|bound| bound.borrow().clone());
-    of_thread
+    let switched = SWITCHED.with(|bound| bound.borrow().clone());
+    switched
+        .or_else(|| THREAD.with(|bound| bound.borrow().clone()))
         .or_else(|| PROCESS.read().unwrap_or_else(PoisonError::into_inner).clone())
         .ok_or(IpcError::NotBound)
 }
@@ -141,7 +157,12 @@ fn keep_bound(
         return Err(BAD_DC);
     }
     let endpoint = bound.endpoint();
-    keep(Arc::new(bound)).map_err(code)?;
+    let bound = Arc::new(bound);
+    keep(Arc::clone(&bound)).map_err(|error| {
+        // It is gone when this returns: a backup that nobody has must not be promoted.
+        bound.unbind_other(Endpoint::NONE).ok();
+        code(error)
+    })?;
     Ok(endpoint)
 }
 
@@ -191,6 +212,49 @@ pub unsafe extern "C" fn dvk_tbind(dcid: c_int, number: c_int, ep: *mut u64) -> 
     let bound = bind(dcid, number, keep_for_thread);
     // SAFETY: dvk.h: null or an endpoint's place.
     unsafe { bound_as(bound, ep) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_umbind(dcid: c_int, number: c_int, ep: *mut u64) -> c_int {
+    let bound = bind(dcid, number, |bound| {
+        USER.write().unwrap_or_else(PoisonError::into_inner).push(bound);
+        Ok(())
+    });
+    // SAFETY: dvk.h: null or an endpoint's place.
+    unsafe { bound_as(bound, ep) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_umswitch(ep: u64) -> c_int {
+    let wanted = from_c(ep);
+    let user = USER.read().unwrap_or_else(PoisonError::into_inner);
+    let found = user.iter().find(|bound| bound.endpoint() == wanted).cloned();
+    if found.is_none() && wanted != Endpoint::NONE {
+        return code(IpcError::Stale);
+    }
+    SWITCHED.with(|switched| *switched.borrow_mut() = found);
+    0
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_replbind(dcid: c_int, number: c_int, ep: *mut u64) -> c_int {
+    // SAFETY: dvk.h: null or an endpoint's place.
+    unsafe { bound_as(bind_replica(dcid, number, keep_for_process), ep) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_treplbind(dcid: c_int, number: c_int, ep: *mut u64) -> c_int {
+    // SAFETY: dvk.h: null or an endpoint's place.
+    unsafe { bound_as(bind_replica(dcid, number, keep_for_thread), ep) }
+}
+
+fn bind_replica(
+    dcid: c_int,
+    number: c_int,
+    keep: impl FnOnce(Arc<Bound>) -> Result<(), IpcError>,
+) -> Result<Endpoint, c_int> {
+    let number = u32::try_from(number).map_err(|_| INVALID)?;
+    keep_bound(Bound::bind_replica(None, number), dcid, keep)
 }
 
 #[unsafe(no_mangle)]
@@ -280,6 +344,87 @@ pub unsafe extern "C" fn dvk_inherited(list: *mut Message, room: c_int) -> c_int
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dvk_wakeup(dcid: c_int, ep: u64) -> c_int {
     within(dcid, |bound| bound.wakeup(from_c(ep)).map(|_| ()))
+}
+
+/// The number of a node, if this one has it.
+fn is_here(bound: &Bound, nodeid: c_int) -> bool {
+    u16::try_from(nodeid) == Ok(bound.node().0)
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_getdvsinfo(info: *mut DvsInfo) -> c_int {
+    // SAFETY: dvk.h: a record's place.
+    with(|bound| bound.dvs_info().and_then(|found| unsafe { put(info, found) }))
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_dvs_init(nodeid: c_int, info: *mut DvsInfo) -> c_int {
+    match current() {
+        Ok(bound) if !is_here(&bound, nodeid) => BAD_NODE,
+        Ok(bound) => match bound.dvs_info() {
+            Ok(found) => {
+                if !info.is_null() {
+                    // SAFETY: not null, and dvk.h: a record's place.
+                    unsafe { info.write(found) };
+                }
+                DVS_RUNS
+            }
+            Err(error) => code(error),
+        },
+        Err(error) => code(error),
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_dc_init(dcid: c_int) -> c_int {
+    match current() {
+        Ok(bound) if is_dc(&bound, dcid) => DC_RUNS,
+        // A process reaches its own DC's door only, so it has no say in others.
+        Ok(_) => code(IpcError::Denied),
+        Err(error) => code(error),
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_dc_end(dcid: c_int) -> c_int {
+    let bound = match current() {
+        Ok(bound) if !is_dc(&bound, dcid) => return code(IpcError::Denied),
+        Ok(bound) => bound,
+        Err(error) => return code(error),
+    };
+    let ended = bound.unbind_all();
+    if ended.is_ok() {
+        forget(&bound);
+    }
+    done(ended)
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_add_node(dcid: c_int, nodeid: c_int) -> c_int {
+    change_nodes(dcid, nodeid, Bound::add_node, DC_HAS_NODE)
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_del_node(dcid: c_int, nodeid: c_int) -> c_int {
+    change_nodes(dcid, nodeid, Bound::del_node, NODE_IN_USE)
+}
+
+/// Changes which nodes the DC spans; `in_use` is what `IpcError::InUse` means then.
+fn change_nodes(
+    dcid: c_int,
+    nodeid: c_int,
+    act: impl FnOnce(&Bound, NodeId) -> Result<(), IpcError>,
+    in_use: c_int,
+) -> c_int {
+    let Ok(node) = u16::try_from(nodeid) else { return BAD_NODE };
+    match current() {
+        Ok(bound) if !is_dc(&bound, dcid) => BAD_DC,
+        Ok(bound) => match act(&bound, NodeId(node)) {
+            Err(IpcError::InUse) => in_use,
+            changed => done(changed),
+        },
+        Err(error) => code(error),
+    }
 }
 
 /// Steers the link to a node.
@@ -504,6 +649,14 @@ fn forget(bound: &Arc<Bound>) {
             thread.borrow_mut().take();
         }
     });
+    SWITCHED.with(|switched| {
+        if is_it(&switched.borrow()) {
+            switched.borrow_mut().take();
+        }
+    });
+    let mut user = USER.write().unwrap_or_else(PoisonError::into_inner);
+    user.retain(|kept| !Arc::ptr_eq(kept, bound));
+    drop(user);
     let mut process = PROCESS.write().unwrap_or_else(PoisonError::into_inner);
     if is_it(&process) {
         process.take();
@@ -601,18 +754,22 @@ pub unsafe extern "C" fn dvk_ntfy_value(ep: u64, value: u64) -> c_int {
 }
 
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn dvk_relay(
-    caller: u64,
-    ep: u64,
-    message: *const Message,
-    timeout: c_long,
-) -> c_int {
+pub unsafe extern "C" fn dvk_relay(ep: u64, message: *const Message) -> c_int {
     with(|bound| {
         // SAFETY: dvk.h: a message.
         let message = unsafe { get(message) }?;
-        let (caller, to) = (from_c(caller), from_c(ep));
-        bound.relay(caller, to, &message, &[], wait(timeout))
+        bound.relay(&message, from_c(ep))
     })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_src_notify(source: u64, ep: u64, value: u64) -> c_int {
+    with(|bound| bound.notify_as(from_c(source), from_c(ep), value))
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_hdw_notify(dcid: c_int, ep: u64, value: u64) -> c_int {
+    within(dcid, |bound| bound.notify_hardware(from_c(ep), value))
 }
 
 #[unsafe(no_mangle)]

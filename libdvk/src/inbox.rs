@@ -9,7 +9,7 @@ use m3ipc::limits::NOTIFIERS_MAX;
 use m3ipc::port::{Channel, Inbound, Rest};
 use m3ipc::{Endpoint, IpcError, Message, NodeId, Rights, Tag};
 use rustix::fd::AsFd;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -43,6 +43,8 @@ pub(crate) struct Inbox {
     calls: AtomicU32,
     /// Is there a pending notification? Written under the lock of the events.
     is_notified: AtomicBool,
+    /// Receivers that may pass requests on, as their channels' flags say.
+    relayers: Mutex<BTreeSet<Endpoint>>,
     /// Has anybody ever got a channel to this endpoint?
     is_called: AtomicBool,
     is_lost: AtomicBool,
@@ -137,6 +139,7 @@ impl Inbox {
             wakes: AtomicU64::new(0),
             client: OnceLock::new(),
             is_notified: AtomicBool::new(false),
+            relayers: Mutex::default(),
             is_called: AtomicBool::new(false),
             is_lost: AtomicBool::new(false),
         });
@@ -166,6 +169,9 @@ impl Inbox {
     pub(crate) fn adopt(&self, client: &Arc<Client>) {
         client.adopt(self.endpoint(), self.node);
         self.client.set(Arc::clone(client)).ok();
+        if self.is_lost() {
+            client.lose();
+        }
     }
 
     pub(crate) fn wakes(&self) -> u64 {
@@ -262,6 +268,21 @@ impl Inbox {
     /// May this endpoint make these calls?
     pub(crate) fn may(&self, calls: u32) -> bool {
         self.calls.load(Ordering::Relaxed) & calls == calls
+    }
+
+    /// A channel to `to` has been opened, with these flags.
+    pub(crate) fn opened(&self, to: Endpoint, flags: u32) {
+        let mut relayers = locked(&self.relayers);
+        if flags & flag::RELAYS != 0 {
+            relayers.insert(to);
+        } else {
+            relayers.remove(&to);
+        }
+    }
+
+    /// May `to` pass on what it has received?
+    pub(crate) fn may_relay(&self, to: Endpoint) -> bool {
+        locked(&self.relayers).contains(&to)
     }
 
     /// Can there be anybody who sends to this endpoint?
@@ -376,6 +397,9 @@ impl Inbox {
         self.changed.notify_all();
         self.news.store(true, Ordering::SeqCst);
         self.ring();
+        if let Some(client) = self.client.get() {
+            client.lose();
+        }
     }
 
     fn told(&self, tell: &Tell, fds: Fds) {

@@ -12,7 +12,7 @@ mod inbox;
 mod memory;
 
 pub use bound::{Bound, Got};
-pub use m3ipc::info::{DcInfo, EndpointInfo, NodeInfo};
+pub use m3ipc::info::{DcInfo, DvsInfo, EndpointInfo, NodeInfo};
 pub use m3ipc::port::Kind;
 pub use m3ipc::rights::{Allowed, Rights, call, level};
 pub use m3ipc::{DcId, Endpoint, IpcError, Message, NodeId};

@@ -323,6 +323,16 @@ impl Client {
         }
     }
 
+    /// The endpoint is not bound any more, or its dvkd is gone: calls under way end with [`IpcError::NotBound`]. The opener
+    /// must refuse from now on.
+    pub fn lose(&self) {
+        // Whoever opens a channel has it in its slot before this, or does not get one.
+        let _passage = self.connecting.enter();
+        for channel in self.slots.iter().filter_map(Slot::channel) {
+            channel.close(IpcError::NotBound);
+        }
+    }
+
     /// Takes on the endpoint that a kept connection was given.
     pub fn adopt(&self, endpoint: Endpoint, node: NodeId) {
         self.node.store(node.0.into(), Ordering::Relaxed);
@@ -642,6 +652,10 @@ impl Slot {
         self.flags.load(Ordering::Relaxed) & flag::RENDEZVOUS != 0
     }
 
+    fn is_of_replicas(&self) -> bool {
+        Endpoint::from_bits(self.peer.load(Ordering::Relaxed)).is_replicated()
+    }
+
     fn is_closed(&self) -> bool {
         self.channel().is_some_and(|channel| channel.closed().is_some())
     }
@@ -703,6 +717,10 @@ impl Slot {
                                 rustix::thread::sched_yield();
                             }
                         },
+                        // Another replica can have what this one has not received.
+                        (None, _) if self.is_of_replicas() && leave() == Withdrawn::Unseen => {
+                            return None;
+                        }
                         (None, died) => return Some(Err(died)),
                     }
                     continue;

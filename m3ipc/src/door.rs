@@ -32,7 +32,7 @@ use crate::errno::IpcError;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of this protocol and of the channel's layout. Both sides must have the same.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// Environment variable with the path of the DC's socket; [`SOCKET_PATH`] if it is not set.
 pub const SOCKET_ENV: &str = "DVS_SOCKET";
@@ -58,6 +58,9 @@ pub mod kind {
     /// Stands by for the endpoint `to`, to become it. `number` not 0: by itself when that dies. Only for the dvkd's own
     /// user.
     pub const BACKUP: u32 = 7;
+    /// As PEER, with a number, and one of the replicas that [`Endpoint::replicated`] stands for. Only for the dvkd's own
+    /// user.
+    pub const REPLICA: u32 = 8;
 }
 
 /// Bits of `flags` in [`Tell`] records.
@@ -70,6 +73,9 @@ pub mod flag {
     /// The receiver claims a lane before it reads it, so a request that it has not received can be taken back, and one
     /// that it has can be abandoned.
     pub const RENDEZVOUS: u32 = 4;
+    /// In CHANNEL: the receiver may pass requests on (`rights::call::RELAY`), or its node sees to it that it does not
+    /// without the right.
+    pub const RELAYS: u32 = 8;
     /// What the requester may do on this channel, in ACCEPT: `rights::call` from this bit on.
     pub const CALLS_SHIFT: u32 = 8;
 }
@@ -82,7 +88,7 @@ pub mod ask {
     pub const WITHDRAW: u32 = 3;
     /// Answer when `to` is bound or unbound (`number`: [`super::event`]), or after `value` milliseconds.
     pub const AWAIT: u32 = 4;
-    /// `to` is not bound any more. Another's: only for the DC's administrator.
+    /// `to` is not bound any more. Another's: only for the DC's administrator. With `number` 1: no peer of this node is.
     pub const UNBIND: u32 = 5;
     /// Which endpoint has the process with pid `value` on this node?
     pub const GET_EP: u32 = 6;
@@ -102,6 +108,9 @@ pub mod ask {
     pub const PENDING: u32 = 13;
     /// `number` ([`super::node`]) about the node `value`. Only for the DC's administrator.
     pub const NODE: u32 = 14;
+    /// Leaves the notification `value` for `to`, as if the endpoint in `data` had: one of this node, or
+    /// [`Endpoint::HARDWARE`]. Only for the DC's administrator.
+    pub const NOTIFY_AS: u32 = 15;
 }
 
 /// What [`ask::ORDER`] orders.
@@ -124,6 +133,9 @@ pub mod node {
     /// Given up at once, and no link is made until it is up again.
     pub const DOWN: u32 = 3;
     pub const UP: u32 = 4;
+    /// This node's part of the DC has nothing to do with that node any more, and again.
+    pub const LEAVE: u32 = 5;
+    pub const ENTER: u32 = 6;
 }
 
 /// What [`ask::AWAIT`] waits for.
@@ -140,6 +152,8 @@ pub mod info {
     pub const ENDPOINT: u32 = 2;
     /// The node `value`.
     pub const NODE: u32 = 3;
+    /// The DVS.
+    pub const DVS: u32 = 4;
 }
 
 /// Opcodes of [`Tell`].
@@ -183,9 +197,10 @@ pub struct Ask {
     pub nonce: u64,
     /// OPEN: the peer wanted. Else whom the question is about.
     pub to: Endpoint,
-    /// AWAIT: milliseconds or [`event::FOREVER`]. GET_EP, BIND: a pid. INFO, ORDER, NODE: a node. PENDING: the value.
+    /// AWAIT: milliseconds or [`event::FOREVER`]. GET_EP, BIND: a pid. INFO, ORDER, NODE: a node. PENDING, NOTIFY_AS: the
+    /// value.
     pub value: u64,
-    /// SET_RIGHTS: a [`crate::Rights`]. ORDER: the backup.
+    /// SET_RIGHTS: a [`crate::Rights`]. ORDER: the backup. NOTIFY_AS: the source.
     pub data: [u8; ASK_DATA],
 }
 
@@ -236,14 +251,14 @@ impl Ask {
         self
     }
 
-    /// With a backup, for COMMIT.
-    pub fn with_backup(mut self, backup: Endpoint) -> Ask {
-        self.data[..size_of::<Endpoint>()].copy_from_slice(backup.as_bytes());
+    /// With a second endpoint: the backup of a COMMIT, the source of a NOTIFY_AS.
+    pub fn with_second(mut self, endpoint: Endpoint) -> Ask {
+        self.data[..size_of::<Endpoint>()].copy_from_slice(endpoint.as_bytes());
         self
     }
 
-    /// The backup in the data.
-    pub fn backup(&self) -> Endpoint {
+    /// The endpoint in the data.
+    pub fn second(&self) -> Endpoint {
         let bytes = self.data.first_chunk::<{ size_of::<Endpoint>() }>().copied();
         zerocopy::transmute!(bytes.unwrap_or_default())
     }
@@ -256,7 +271,7 @@ impl Ask {
     /// A record from a packet; `None` if it has another size, version or opcode.
     pub fn decode(packet: &[u8]) -> Option<Ask> {
         let ask = Ask::read_from_bytes(packet).ok()?;
-        (ask.version == VERSION && (ask::HELLO..=ask::NODE).contains(&ask.op)).then_some(ask)
+        (ask.version == VERSION && (ask::HELLO..=ask::NOTIFY_AS).contains(&ask.op)).then_some(ask)
     }
 }
 
@@ -357,7 +372,7 @@ mod tests {
         );
         assert_eq!(Tell { cred_len: u32::MAX, ..tell }.cred(), None);
         assert_eq!(Tell { cred_len: u32::MAX, ..tell }.data(), None);
-        assert_eq!(Ask::decode(Ask { op: ask::NODE + 1, ..ask }.as_bytes()), None);
+        assert_eq!(Ask::decode(Ask { op: ask::NOTIFY_AS + 1, ..ask }.as_bytes()), None);
         let rights = crate::Rights::of_level(crate::rights::level::USER);
         assert_eq!(
             Ask::new(ask::SET_RIGHTS, Endpoint::NONE).with_rights(&rights).rights(),

@@ -48,6 +48,8 @@ impl Endpoint {
     pub const NONE: Endpoint = Endpoint { slot: 0, generation: 0 };
     /// In `receive`: from whomever.
     pub const ANY: Endpoint = Endpoint { slot: u32::MAX, generation: u32::MAX };
+    /// The hardware of a node, as the source of a notification ([`crate::door::ask::NOTIFY_AS`]). Never bound.
+    pub const HARDWARE: Endpoint = Endpoint { slot: 0, generation: 1 };
     /// The DC's file server.
     pub const VFS: Endpoint = Endpoint::server(1);
     /// The DC's process server.
@@ -76,6 +78,20 @@ impl Endpoint {
     /// The endpoint with the fixed number `index` (1 to `limits::WELL_KNOWN_MAX`) on `node`, whoever is bound there now.
     pub const fn well_known(node: NodeId, index: u32) -> Endpoint {
         Endpoint::new(node, index, 0)
+    }
+
+    /// Whichever replica with the number `index` (above `limits::SYSTEM_MAX`, up to `limits::WELL_KNOWN_MAX`) is best for the
+    /// caller: the one of its own node, or one that lives.
+    pub const fn replicated(index: u32) -> Endpoint {
+        Endpoint { slot: index & ((1 << INDEX_BITS) - 1), generation: 0 }
+    }
+
+    /// Does it stand for any of several replicas?
+    pub const fn is_replicated(self) -> bool {
+        self.node().0 == 0
+            && self.generation == 0
+            && self.index() > crate::limits::SYSTEM_MAX
+            && self.index() <= crate::limits::WELL_KNOWN_MAX
     }
 
     /// Has it a number that is found without a generation?
@@ -110,7 +126,7 @@ impl Endpoint {
 
     /// A server of the DC: found through the directory.
     pub const fn is_server(self) -> bool {
-        self.node().0 == 0 && self.slot != 0
+        self.node().0 == 0 && self.slot != 0 && !self.is_replicated()
     }
 
     /// `self` as a 64-bit number, for keys and logs.
@@ -139,6 +155,9 @@ mod tests {
         assert_eq!(Endpoint::from_bits(endpoint.to_bits()), endpoint);
         assert!(Endpoint::VFS.is_server() && !endpoint.is_server() && !Endpoint::NONE.is_server());
         assert!(!Endpoint::container(NodeId(1)).is_server());
+        let replicated = Endpoint::replicated(70);
+        assert!(replicated.is_replicated() && !replicated.is_server());
+        assert!(!Endpoint::VFS.is_replicated() && !endpoint.is_replicated());
         let memory = endpoint.memory();
         assert!(memory.is_memory() && !endpoint.is_memory() && memory != endpoint);
         assert_eq!((memory.of_memory(), memory.node()), (endpoint, endpoint.node()));

@@ -6,6 +6,27 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// Version of the records here.
 pub const VERSION: u32 = 1;
 
+/// The DVS as one node sees it: what there can be (the prototype's `dvs_usr_t`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct DvsInfo {
+    pub version: u32,
+    /// The node that tells.
+    pub node: u32,
+    /// The highest number that a node can have.
+    pub node_max: u32,
+    /// Endpoints that a DC can have on a node.
+    pub endpoint_max: u32,
+    /// As in [`DcInfo`].
+    pub well_known_max: u32,
+    pub system_max: u32,
+    pub copy_max: u32,
+    pub payload_max: u32,
+    /// Versions of what a process says to its dvkd, and of what nodes say to each other.
+    pub door: u32,
+    pub link: u32,
+}
+
 /// A DC as one node sees it (the prototype's `dc_usr_t`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -57,6 +78,8 @@ pub mod state {
     pub const SERVER: u32 = 4;
     /// It stands by for another endpoint.
     pub const BACKUP: u32 = 8;
+    /// It is one of several replicas.
+    pub const REPLICA: u32 = 16;
 }
 
 /// Another node, and the proxy to it (the prototype's `node_usr_t`; a pair of proxies is a link here).

@@ -84,6 +84,10 @@ pub mod kernel {
     pub const COPY_IN: u16 = 0x03;
 }
 
+/// `status` of an answer that is none: the request is to be made of the endpoint in the arguments (`relay`). It is no
+/// errno of Linux's, which end at 133.
+pub const RELAYED: u16 = 4095;
+
 impl Message {
     /// A request for call number `call` without arguments.
     pub const fn request(call: u16) -> Message {

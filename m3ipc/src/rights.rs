@@ -25,7 +25,9 @@ pub mod call {
     pub const REPLY: u32 = 1 << 4;
     pub const NOTIFY: u32 = 1 << 5;
     pub const VCOPY: u32 = 1 << 6;
-    pub const ALL: u32 = (1 << 7) - 1;
+    /// Passing a request that it has received on to another receiver.
+    pub const RELAY: u32 = 1 << 7;
+    pub const ALL: u32 = (1 << 8) - 1;
     /// What others feel: checked by dvkd and by whoever receives, never by the caller alone.
     pub const OUTWARD: u32 = SEND | SENDREC | NOTIFY | VCOPY;
 }

@@ -407,13 +407,17 @@ impl Node {
             return Err(IpcError::Exhausted);
         }
         let calls = self.kernel.endpoint(dc, requester).map_or(0, |info| info.rights.calls);
+        let may_relay = |info: &kernel::EndpointInfo| info.rights.may(m3ipc::rights::call::RELAY);
+        let relays = self.kernel.endpoint(dc, receiver).is_ok_and(|info| may_relay(&info));
         let channel = Arc::new(m3ipc::channel::create()?);
         channels.push(channel.try_clone().map_err(|_| IpcError::Exhausted)?);
         let mut accept = Tell::new(tell::ACCEPT, requester).with_cred(&cred);
         accept.flags = flags | calls << flag::CALLS_SHIFT;
         self.door.tell(place.connection, &accept, std::slice::from_ref(&channel));
         let mut opened = Tell::new(tell::CHANNEL, receiver);
-        opened.flags = flags | if place.is_rendezvous { flag::RENDEZVOUS } else { 0 };
+        opened.flags = flags
+            | if place.is_rendezvous { flag::RENDEZVOUS } else { 0 }
+            | if relays { flag::RELAYS } else { 0 };
         self.door.answer(asker, &opened, &[channel, place.bell]);
         if let Some(process) = self.processes.get_mut(&(dc, requester)) {
             process.peers.insert(receiver);
@@ -433,7 +437,8 @@ impl Node {
         let channel = Arc::new(m3ipc::channel::create()?);
         self.proxies.add(&channel, dc, requester, receiver, cred, flags & flag::TRUSTED != 0)?;
         let mut opened = Tell::new(tell::CHANNEL, receiver);
-        opened.flags = flags;
+        // The receiver's kernel looks after its rights.
+        opened.flags = flags | flag::RELAYS;
         self.door.answer(asker, &opened, &[channel, self.bell.clone()]);
         Ok(())
     }

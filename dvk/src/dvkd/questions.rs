@@ -5,7 +5,7 @@ use super::node::{Node, Place};
 use crate::kernel::{self, Asker, Event, Input, NodeState, Order, Role, Steer};
 use crate::limits::ENDPOINTS_MAX;
 use m3ipc::door::{Ask, Tell, ask, event, info, node, order};
-use m3ipc::info::{DcInfo, EndpointInfo, NodeInfo, link, state};
+use m3ipc::info::{DcInfo, DvsInfo, EndpointInfo, NodeInfo, link, state};
 use m3ipc::limits::{COPY_MAX, PAYLOAD_MAX, SYSTEM_MAX, WELL_KNOWN_MAX};
 use m3ipc::{Endpoint, IpcError, NodeId};
 use rustix::fd::OwnedFd;
@@ -55,7 +55,7 @@ impl Node {
                     order::ROLLBACK => Order::Rollback,
                     order::COMMIT => {
                         let node = u16::try_from(asked.value).map_err(|_| IpcError::Protocol)?;
-                        Order::Commit { node: NodeId(node), backup: asked.backup() }
+                        Order::Commit { node: NodeId(node), backup: asked.second() }
                     }
                     order::WAKE => Order::Wake,
                     _ => return Err(IpcError::Protocol),
@@ -69,12 +69,21 @@ impl Node {
                     node::DISCONNECT => Steer::Disconnect,
                     node::DOWN => Steer::Down,
                     node::CONNECT | node::UP => Steer::Connect,
+                    node::LEAVE => Steer::Leave,
+                    node::ENTER => Steer::Enter,
                     _ => return Err(IpcError::Protocol),
                 };
                 let node = NodeId(u16::try_from(asked.value).map_err(|_| IpcError::Protocol)?);
                 self.step(Input::Steer { asker, dc, node, steer, privileged });
                 return Ok(());
             }
+            ask::NOTIFY_AS => {
+                let privileged = self.is_administrator(asker);
+                let (source, value) = (asked.second(), asked.value);
+                self.step(Input::NotifyAs { asker, dc, source, to, value, privileged });
+                return Ok(());
+            }
+            ask::UNBIND if asked.number != 0 => return self.unbind_all(asker, from),
             ask::UNBIND => return self.unbind(asker, from, to),
             ask::BIND => return self.reserve(asker, from, asked.number, fd),
             ask::GET_EP => self.endpoint_of(from, asked.value).map(|found| Tell::done(found, &[])),
@@ -107,7 +116,16 @@ impl Node {
         };
         match allowed {
             // A server or a container is not an endpoint that comes and goes: its process is to be stopped.
-            Ok(info) if !matches!(info.role, Role::Peer(_) | Role::Memory(_) | Role::Process) => {
+            Ok(info)
+                if !matches!(
+                    info.role,
+                    Role::Peer(_)
+                        | Role::Memory(_)
+                        | Role::Process
+                        | Role::Backup(..)
+                        | Role::Replica(_)
+                ) =>
+            {
                 self.door.answer(asker, &Tell::refused(IpcError::Denied), &[]);
             }
             Ok(info) => {
@@ -115,6 +133,23 @@ impl Node {
                 self.died((dc, info.endpoint));
             }
             Err(error) => self.door.answer(asker, &Tell::refused(error), &[]),
+        }
+        Ok(())
+    }
+
+    /// Unbinds all peers of the container on this node, the asker too. Servers, container and shim processes stay.
+    fn unbind_all(&mut self, asker: Asker, (dc, _): Place) -> Result<(), IpcError> {
+        if !self.is_administrator(asker) {
+            self.door.answer(asker, &Tell::refused(IpcError::Denied), &[]);
+            return Ok(());
+        }
+        self.door.answer(asker, &Tell::done(Endpoint::NONE, &[]), &[]);
+        let is_peer =
+            |role: Role| matches!(role, Role::Peer(_) | Role::Backup(..) | Role::Replica(_));
+        let of = self.kernel.endpoints(dc).filter(|info| is_peer(info.role));
+        let peers: Vec<Endpoint> = of.map(|info| info.endpoint).collect();
+        for endpoint in peers {
+            self.died((dc, endpoint));
         }
         Ok(())
     }
@@ -162,6 +197,7 @@ impl Node {
     fn information(&self, from: Place, asked: &Ask) -> Result<Tell, IpcError> {
         let (dc, _) = from;
         match asked.number {
+            info::DVS => Ok(Tell::done(Endpoint::NONE, self.dvs_info().as_bytes())),
             info::DC => self.dc_info(from).map(|info| Tell::done(Endpoint::NONE, info.as_bytes())),
             info::ENDPOINT => {
                 let info = self.kernel.endpoint(dc, asked.to)?;
@@ -173,6 +209,21 @@ impl Node {
                 Ok(Tell::done(Endpoint::NONE, info.as_bytes()))
             }
             _ => Err(IpcError::Protocol),
+        }
+    }
+
+    fn dvs_info(&self) -> DvsInfo {
+        DvsInfo {
+            version: m3ipc::info::VERSION,
+            node: self.door.node.into(),
+            node_max: crate::frame::NODE_MAX.into(),
+            endpoint_max: count(ENDPOINTS_MAX),
+            well_known_max: WELL_KNOWN_MAX,
+            system_max: SYSTEM_MAX,
+            copy_max: count(COPY_MAX),
+            payload_max: count(PAYLOAD_MAX),
+            door: m3ipc::door::VERSION,
+            link: crate::frame::VERSION,
         }
     }
 
@@ -201,7 +252,8 @@ impl Node {
             state: bit(info.role.receives(), state::RECEIVES)
                 | bit(info.is_reserved, state::RESERVED)
                 | bit(is_server, state::SERVER)
-                | bit(matches!(info.role, Role::Backup(..)), state::BACKUP),
+                | bit(matches!(info.role, Role::Backup(..)), state::BACKUP)
+                | bit(matches!(info.role, Role::Replica(_)), state::REPLICA),
             endpoint: info.endpoint,
             pid: process.map_or(0, |process| process.inner_pid),
             host_pid: info.pid,

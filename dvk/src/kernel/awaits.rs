@@ -118,6 +118,7 @@ impl Container {
     /// What is already known: who is bound as `to`, or why that will never be.
     fn look_for(&self, to: Endpoint, event: Event) -> Option<Result<Endpoint, IpcError>> {
         let bound = match self.find(to) {
+            _ if to.is_replicated() => self.replica(to.index()).ok_or(IpcError::NotBound),
             Found::Bound(endpoint) => Ok(endpoint),
             // It is bound, though nobody may send there.
             Found::No(IpcError::Denied) => {
@@ -417,6 +418,36 @@ impl Kernel {
             self.awaits.watched.keys().filter(|(of, ..)| *of == dc).copied().collect();
         for key in keys {
             self.end_watch(now, key, Err(IpcError::NotBound), out);
+        }
+    }
+
+    /// A container has nothing to do with a node any more: nobody there answers, and who waits there is told.
+    pub(super) fn end_awaits_between(
+        &mut self,
+        now: Nanos,
+        dc: DcId,
+        node: NodeId,
+        out: &mut Vec<Output>,
+    ) {
+        let of = |(asker, question): (&Asker, &Question)| {
+            (question.home == node && question.dc == dc).then_some(*asker)
+        };
+        let askers: Vec<Asker> = self.awaits.questions.iter().filter_map(of).collect();
+        for asker in askers {
+            self.end_await(now, asker, out);
+            out.push(Output::Refused { asker, error: IpcError::NodeDown });
+        }
+        let is_there =
+            |watcher: &Watcher| matches!(watcher, Watcher::There { node: at, .. } if *at == node);
+        let keys: Vec<_> = self
+            .awaits
+            .watched
+            .keys()
+            .filter(|(of, _, watcher)| *of == dc && is_there(watcher))
+            .copied()
+            .collect();
+        for key in keys {
+            self.end_watch(now, key, Err(IpcError::NodeDown), out);
         }
     }
 

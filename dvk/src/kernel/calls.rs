@@ -8,7 +8,9 @@ use crate::limits::{CALLS_BYTES, CALLS_PER_NODE, PEERS_PER_ENDPOINT, SERVER_WAIT
 use crate::server::{Gone, Nanos};
 use bytes::Bytes;
 use m3ipc::limits::PAYLOAD_MAX;
+use m3ipc::message::RELAYED;
 use m3ipc::port::RECEIVED;
+use m3ipc::rights::call::RELAY;
 use m3ipc::{CallId, Cred, DcId, Endpoint, IpcError, Message, NodeId, Tag};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
@@ -403,6 +405,11 @@ impl Kernel {
             call.cancelled = true;
             let to = call.to;
             self.send(now, node, &Frame::Cancel { dc, to, id }, out);
+            if let Some(peer) = self.peers.get_mut(&node)
+                && !matches!(peer.state(), NodeState::Up { .. })
+            {
+                peer.end_cancelled(out);
+            }
         }
     }
 
@@ -464,6 +471,30 @@ impl Peer {
         let call = self.outgoing.remove(key)?;
         self.bytes_out -= call.kept.len();
         Some(call)
+    }
+
+    /// The container has nothing to do with the node any more.
+    pub(super) fn end_outgoing_of(&mut self, dc: DcId, out: &mut Vec<Output>) {
+        let of = |key: &&(DcId, Lane)| key.0 == dc;
+        let keys: Vec<(DcId, Lane)> = self.outgoing.keys().filter(of).copied().collect();
+        for key in keys {
+            if let Some(call) = self.remove_outgoing(&key) {
+                end_outgoing(dc, key.1.source, &call, IpcError::NodeDown, out);
+            }
+        }
+    }
+
+    /// There is no link: whoever has given a call up does not wait until there is one, to know whether it was executed. A
+    /// call to a server of the container does: what the servers have done must not be told as not done.
+    pub(super) fn end_cancelled(&mut self, out: &mut Vec<Output>) {
+        let is_given_up = |call: &OutCall| call.cancelled && !call.to.is_server();
+        let given_up = self.outgoing.iter().filter(|(_, call)| is_given_up(call));
+        let keys: Vec<(DcId, Lane)> = given_up.map(|(key, _)| *key).collect();
+        for key in keys {
+            if let Some(call) = self.remove_outgoing(&key) {
+                end_outgoing(key.0, key.1.source, &call, IpcError::Interrupted, out);
+            }
+        }
     }
 
     /// The node is gone: none of the calls it has will be answered.
@@ -724,7 +755,12 @@ impl Kernel {
             return;
         }
         let (node, call) = (call.node, call.message.call);
+        let may_relay = container.slots.get(from).is_none_or(|bound| bound.rights.may(RELAY));
         self.drop_incoming(dc, lane);
+        if message.status == RELAYED && !may_relay {
+            let message = Message::undelivered(call, IpcError::Protocol);
+            return self.send_answer(now, node, dc, from, id, message, &[], out);
+        }
         if payload.len() > PAYLOAD_MAX || payload.len() != message.payload_len as usize {
             let message = Message::undelivered(call, IpcError::TooLarge);
             return self.send_answer(now, node, dc, from, id, message, &[], out);
@@ -832,6 +868,19 @@ impl Kernel {
             let message = Message::undelivered(call.message.call, error);
             self.send_answer(now, call.node, dc, call.to, call.id(), message, &[], out);
         }
+    }
+
+    /// The container has nothing to do with the node any more: its calls end.
+    pub(super) fn end_incoming_from(
+        &mut self,
+        now: Nanos,
+        dc: DcId,
+        node: NodeId,
+        out: &mut Vec<Output>,
+    ) {
+        let incoming = self.containers.get(&dc).map(|container| &container.incoming);
+        let lanes = incoming.map(|incoming| incoming.lanes_from(node)).unwrap_or_default();
+        self.end_incoming_by(now, dc, &lanes, IpcError::NodeDown, out);
     }
 
     /// The node is gone: nobody waits for the answers to its calls.

@@ -4,6 +4,7 @@
 
 use super::calls::Incoming;
 use super::directory::Directory;
+use super::replicas::Replicas;
 use super::slots::{Binding, Slots};
 use super::{Asker, Dc, EndpointInfo, Kernel, Output, Role};
 use crate::frame::Frame;
@@ -18,12 +19,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 #[derive(Debug)]
 pub(super) struct Container {
     pub(super) dc: Dc,
-    node: NodeId,
+    pub(super) node: NodeId,
     pub(super) slots: Slots,
     /// By slot: the well-known ones of this node, bound or not, and bound agents and peers.
     pub(super) receivers: BTreeMap<u32, Receiver>,
     pub(super) incoming: Incoming,
     pub(super) directory: Directory,
+    pub(super) replicas: Replicas,
     /// Of the last death, see [`Output::Gone`].
     death_number: u64,
 }
@@ -75,6 +77,7 @@ impl Container {
             receivers: BTreeMap::from([(Endpoint::container(node).slot, Receiver::default())]),
             incoming: Incoming::default(),
             directory: Directory::default(),
+            replicas: Replicas::new(),
             // Above those of earlier incarnations of the node, like generations.
             death_number: u64::from(first_generation) << 32,
         };
@@ -95,6 +98,8 @@ impl Container {
         let owner = if to.is_memory() { to.of_memory() } else { to };
         let node = match self.directory.place(owner.slot) {
             Some(place) => place,
+            // What is known of them is known here.
+            None if to.is_replicated() => self.node,
             None if to.is_server() => self.dc.servers.get(&to.slot).copied()?,
             None => to.node(),
         };
@@ -423,8 +428,10 @@ impl Kernel {
             container.receivers.entry(endpoint.slot).or_default();
         }
         self.number_bound(now, dc, endpoint, out);
-        if let Role::Backup(of, true) = role {
-            self.register_backups(now, dc, of.slot, out);
+        match role {
+            Role::Backup(of, true) => self.register_backups(now, dc, of.slot, out),
+            Role::Replica(_) => self.own_replica(now, dc, endpoint, false, out),
+            _ => {}
         }
         Ok(Bound::New(endpoint))
     }
@@ -432,7 +439,7 @@ impl Kernel {
     /// A number whose endpoint has moved away, or is moving, is taken.
     fn check_number(&self, dc: DcId, role: Role) -> Result<(), IpcError> {
         match role {
-            Role::Peer(number @ 1..=WELL_KNOWN_MAX)
+            Role::Peer(number @ 1..=WELL_KNOWN_MAX) | Role::Replica(number)
                 if !self.is_number_free(dc, Endpoint::well_known(self.node, number).slot) =>
             {
                 Err(IpcError::InUse)
@@ -523,6 +530,7 @@ impl Kernel {
         to: Endpoint,
         out: &mut Vec<Output>,
     ) -> Result<(), IpcError> {
+        let to = self.actual(dc, to)?;
         let container = self.containers.get_mut(&dc).ok_or(IpcError::NotBound)?;
         let binding = container.slots.get(from).ok_or(IpcError::Stale)?;
         let requester = binding.endpoint;
@@ -595,8 +603,10 @@ impl Kernel {
             self.forget_outgoing(node, dc, dead, to);
             self.send(now, node, &Frame::Gone { dc, to, gone: dead }, out);
         }
-        if let Role::Backup(of, _) = binding.role {
-            self.forget_backup(now, dc, of, dead, out);
+        match binding.role {
+            Role::Backup(of, _) => self.forget_backup(now, dc, of, dead, out),
+            Role::Replica(_) => self.own_replica(now, dc, dead, true, out),
+            _ => {}
         }
     }
 
@@ -621,6 +631,45 @@ impl Kernel {
             }
             None => {}
         }
+    }
+}
+
+impl Kernel {
+    /// An administrator notifies `to` in the name of another, or of this node's hardware.
+    #[expect(clippy::too_many_arguments, reason = "the fields of Input::NotifyAs")]
+    pub(super) fn notify_as(
+        &mut self,
+        now: Nanos,
+        dc: DcId,
+        source: Endpoint,
+        to: Endpoint,
+        value: u64,
+        privileged: bool,
+        out: &mut Vec<Output>,
+    ) -> Result<Endpoint, IpcError> {
+        if !privileged {
+            return Err(IpcError::Denied);
+        }
+        let to = self.actual(dc, to)?;
+        let container = self.containers.get_mut(&dc).ok_or(IpcError::NotBound)?;
+        if source == Endpoint::HARDWARE {
+            // A node has its own hardware only.
+            let to = container.resolve(to)?.endpoint;
+            container.notify(source, to, value, out);
+            return Ok(source);
+        }
+        let home = container.home(to).ok_or(IpcError::NotBound)?;
+        let binding = container.slots.get(container.resolve(source)?.endpoint);
+        let binding = binding.ok_or(IpcError::Stale)?;
+        let source = binding.endpoint;
+        if !binding.rights.may(call::NOTIFY) || !binding.rights.to.contains(to) {
+            return Err(IpcError::Denied);
+        }
+        if home == self.node {
+            container.resolve(to)?;
+        }
+        self.local_notify(now, dc, source, to, value, out);
+        Ok(source)
     }
 }
 

@@ -248,7 +248,7 @@ impl Kernel {
     fn wake(&self, dc: DcId, to: Endpoint, out: &mut Vec<Output>) -> Result<Endpoint, IpcError> {
         let container = self.containers.get(&dc).ok_or(IpcError::NotBound)?;
         let binding = container.resolve(to)?;
-        if !matches!(binding.role, Role::Peer(_)) {
+        if !matches!(binding.role, Role::Peer(_) | Role::Replica(_)) {
             return Err(IpcError::Denied);
         }
         out.push(Output::Wake { dc, endpoint: binding.endpoint });
@@ -545,7 +545,7 @@ impl Kernel {
     }
 
     /// The nodes of the container that are to be told, but this one and `but`.
-    fn others(&self, dc: DcId, but: NodeId) -> BTreeSet<NodeId> {
+    pub(super) fn others(&self, dc: DcId, but: NodeId) -> BTreeSet<NodeId> {
         let nodes = self.containers.get(&dc).map(|container| container.dc.nodes.clone());
         let is_there = |node: &NodeId| {
             *node != but
@@ -873,11 +873,10 @@ impl Kernel {
         if let Some(ours) = ours.filter(|ours| ours.epoch >= entry.epoch) {
             let is_same = (ours.endpoint, ours.node, ours.epoch, ours.is_over)
                 == (entry.endpoint, entry.node, entry.epoch, entry.is_over);
-            // Of two that took over at the same time, one.
+            // Of two that took over at the same time, one; its home tells of both, one after the other.
             let wins = ours.epoch == entry.epoch
-                && ours.is_claim
-                && from == entry.node
-                && entry.node < ours.node;
+                && entry.node < ours.node
+                && (from == home || ours.is_claim && from == entry.node);
             return match (is_same, wins) {
                 (true, _) => Verdict::Known,
                 (false, true) => Verdict::Believed,
@@ -1138,7 +1137,19 @@ impl Kernel {
     pub(super) fn directory_without(&mut self, now: Nanos, node: NodeId, out: &mut Vec<Output>) {
         let dcs: Vec<DcId> = self.containers.keys().copied().collect();
         for dc in dcs {
-            let Some(container) = self.containers.get_mut(&dc) else { continue };
+            self.directory_of_without(now, dc, node, out);
+        }
+    }
+
+    /// The same for one container.
+    pub(super) fn directory_of_without(
+        &mut self,
+        now: Nanos,
+        dc: DcId,
+        node: NodeId,
+        out: &mut Vec<Output>,
+    ) {
+        if let Some(container) = self.containers.get_mut(&dc) {
             container.directory.standing_by.retain(|(_, of, _)| *of != node);
             let lost: Vec<Endpoint> = container
                 .directory
@@ -1158,6 +1169,7 @@ impl Kernel {
             }
             self.judge_claims(now, dc, out);
             self.claim(now, dc, node, out);
+            self.replicas_without(now, dc, node, out);
         }
     }
 

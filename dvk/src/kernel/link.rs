@@ -124,6 +124,11 @@ impl Peer {
         }
     }
 
+    fn lose_link(&mut self, now: Nanos, out: &mut Vec<Output>) {
+        self.link = Link::Lost { since: now };
+        self.end_cancelled(out);
+    }
+
     /// Sends a frame, now if there is a link. A sequenced one is kept until it is received; of the others,
     /// and to a node that is down, it is lost.
     fn send(&mut self, now: Nanos, frame: &Frame<'_>, out: &mut Vec<Output>) -> Bytes {
@@ -265,6 +270,7 @@ impl Kernel {
         peer.send(now, &Frame::Ping { sent: now }, out);
         if is_new {
             self.introduce_directory(now, node, out);
+            self.introduce_replicas(now, node, out);
         }
     }
 
@@ -289,12 +295,18 @@ impl Kernel {
         }
     }
 
-    pub(super) fn link_down(&mut self, now: Nanos, node: NodeId, gone: LinkId) {
+    pub(super) fn link_down(
+        &mut self,
+        now: Nanos,
+        node: NodeId,
+        gone: LinkId,
+        out: &mut Vec<Output>,
+    ) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         if let Link::Up { link, .. } = peer.link
             && link == gone
         {
-            peer.link = Link::Lost { since: now };
+            peer.lose_link(now, out);
         }
     }
 
@@ -412,6 +424,9 @@ impl Kernel {
             Frame::StandBy { dc, to, backup, is_over } => {
                 self.stand_by(now, node, *dc, *to, *backup, *is_over, out);
             }
+            Frame::Replica { dc, endpoint, is_over } => {
+                self.remote_replica(now, node, *dc, *endpoint, *is_over, out);
+            }
             Frame::Hello(_) | Frame::Ping { .. } | Frame::Pong { .. } | Frame::Received => {}
         }
     }
@@ -439,6 +454,7 @@ impl Kernel {
             | Frame::Adopted { .. }
             | Frame::Moved { .. }
             | Frame::StandBy { .. }
+            | Frame::Replica { .. }
             | Frame::Hello(_)
             | Frame::Ping { .. }
             | Frame::Pong { .. }
@@ -496,7 +512,7 @@ impl Kernel {
             match peer.link {
                 Link::Up { link, heard, .. } if heard + LINK_SILENCE <= now => {
                     out.push(Output::DropLink { node: peer.node, link, reason: LinkError::Silent });
-                    peer.link = Link::Lost { since: now };
+                    peer.lose_link(now, out);
                 }
                 Link::Up { spoke, .. } if spoke + PING_EVERY <= now => {
                     peer.send(now, &Frame::Ping { sent: now }, out);
@@ -525,20 +541,85 @@ impl Kernel {
         if !privileged {
             return Err(IpcError::Denied);
         }
+        match steer {
+            Steer::Leave => return self.leave(now, dc, node, out),
+            Steer::Enter => return self.enter(now, dc, node, out),
+            Steer::Disconnect | Steer::Down | Steer::Connect => {}
+        }
         let peer = self.peers.get_mut(&node).filter(|_| spans).ok_or(IpcError::NotBound)?;
         peer.is_cut = steer != Steer::Connect;
         match steer {
             Steer::Disconnect => {
                 if let Link::Up { link, .. } = peer.link {
                     out.push(Output::DropLink { node, link, reason: LinkError::Cut });
-                    peer.link = Link::Lost { since: now };
+                    peer.lose_link(now, out);
                 }
             }
             Steer::Down if !matches!(peer.link, Link::Down { .. }) => {
                 self.give_up(now, node, LinkError::Cut, out);
             }
-            Steer::Down | Steer::Connect => {}
+            Steer::Down | Steer::Connect | Steer::Leave | Steer::Enter => {}
         }
+        Ok(())
+    }
+
+    /// This node's part of a container has nothing to do with `node` any more. Both sides' calls between the two end; others
+    /// of the session go on.
+    fn leave(
+        &mut self,
+        now: Nanos,
+        dc: DcId,
+        node: NodeId,
+        out: &mut Vec<Output>,
+    ) -> Result<(), IpcError> {
+        let own = self.node;
+        let container = self.containers.get_mut(&dc).ok_or(IpcError::NotBound)?;
+        if node == own || container.dc.servers.values().any(|home| *home == node) {
+            // What would be left is no container.
+            return Err(IpcError::InUse);
+        }
+        if !container.dc.nodes.contains(&node) {
+            return Err(IpcError::NotBound);
+        }
+        let mut known = Vec::new();
+        for binding in container.slots.iter_mut() {
+            let there = binding.reached.iter().filter(|(reached, _)| *reached == node);
+            known.extend(there.map(|(_, to)| (binding.endpoint, *to)));
+            binding.reached.retain(|(reached, _)| *reached != node);
+        }
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.end_outgoing_of(dc, out);
+        }
+        for (gone, to) in known {
+            self.send(now, node, &Frame::Gone { dc, to, gone }, out);
+        }
+        self.end_incoming_from(now, dc, node, out);
+        self.end_awaits_between(now, dc, node, out);
+        if let Some(container) = self.containers.get_mut(&dc) {
+            container.tell_all(Gone::Node(node), out);
+        }
+        self.directory_of_without(now, dc, node, out);
+        if let Some(container) = self.containers.get_mut(&dc) {
+            container.dc.nodes.remove(&node);
+        }
+        Ok(())
+    }
+
+    /// A container spans `node` (again), a member of the cluster.
+    fn enter(
+        &mut self,
+        now: Nanos,
+        dc: DcId,
+        node: NodeId,
+        out: &mut Vec<Output>,
+    ) -> Result<(), IpcError> {
+        self.peers.get(&node).ok_or(IpcError::NotBound)?;
+        let container = self.containers.get_mut(&dc).ok_or(IpcError::NotBound)?;
+        if !container.dc.nodes.insert(node) {
+            return Err(IpcError::InUse);
+        }
+        self.introduce_directory(now, node, out);
+        self.introduce_replicas(now, node, out);
         Ok(())
     }
 

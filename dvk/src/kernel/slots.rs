@@ -100,7 +100,10 @@ impl Slots {
             Role::Peer(index @ 1..=WELL_KNOWN_MAX) => {
                 self.take_well_known(Endpoint::well_known(self.node, index).slot, IpcError::InUse)?
             }
-            Role::Peer(1..) => return Err(IpcError::NotBound),
+            Role::Replica(index) if Endpoint::replicated(index).is_replicated() => {
+                self.take_well_known(Endpoint::well_known(self.node, index).slot, IpcError::InUse)?
+            }
+            Role::Peer(1..) | Role::Replica(_) => return Err(IpcError::NotBound),
             Role::Memory(of) => self.take_memory(of, pid)?,
             Role::Process | Role::Agent | Role::Peer(0) | Role::Backup(..) => self.take()?,
         };
@@ -141,7 +144,10 @@ impl Slots {
         let next = endpoint.generation.checked_add(1);
         self.highest_generation = self.highest_generation.max(next.unwrap_or(u32::MAX));
         match (binding.role, next) {
-            (Role::Server(_) | Role::Container | Role::Peer(1..), Some(next)) => {
+            (
+                Role::Server(_) | Role::Container | Role::Peer(1..) | Role::Replica(_),
+                Some(next),
+            ) => {
                 self.well_known.insert(endpoint.slot, next);
             }
             // It goes with the endpoint whose memory it is.
@@ -163,7 +169,7 @@ impl Slots {
     /// The memory side of a peer of the same process.
     fn take_memory(&mut self, of: Endpoint, pid: u32) -> Result<Endpoint, IpcError> {
         let peer = self.get(of).ok_or(IpcError::Stale)?;
-        if peer.pid != pid || !matches!(peer.role, Role::Peer(_)) {
+        if peer.pid != pid || !matches!(peer.role, Role::Peer(_) | Role::Replica(_)) {
             return Err(IpcError::Denied);
         }
         let endpoint = of.memory();

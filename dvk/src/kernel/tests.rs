@@ -15,6 +15,8 @@ use m3ipc::rights::{Allowed, Rights, level};
 use m3ipc::{CallId, Cred, DcId, Endpoint, IpcError, Message, NodeId, Tag};
 use std::collections::{BTreeMap, BTreeSet};
 
+mod replicas;
+
 const N1: NodeId = NodeId(1);
 const N2: NodeId = NodeId(2);
 const N3: NodeId = NodeId(3);
@@ -85,10 +87,12 @@ impl Bench {
     }
 
     fn bind(&mut self, dc: DcId, role: Role, pid: u32) -> Endpoint {
-        match self.hello(dc, role, pid, 0).first() {
-            Some(Output::Welcome { endpoint, .. }) => *endpoint,
-            other => panic!("not welcome: {other:?}"),
-        }
+        let out = self.hello(dc, role, pid, 0);
+        let welcome = out.iter().find_map(|output| match output {
+            Output::Welcome { endpoint, .. } => Some(*endpoint),
+            _ => None,
+        });
+        welcome.unwrap_or_else(|| panic!("not welcome: {out:?}"))
     }
 
     fn open(&mut self, dc: DcId, from: Endpoint, to: Endpoint) -> Vec<Output> {
@@ -402,9 +406,9 @@ impl Pair {
         self.link += 1;
     }
 
-    fn link_down(&mut self, node: NodeId) {
+    fn link_down(&mut self, node: NodeId) -> Vec<Output> {
         let (other, link) = (NodeId(3 - node.0), LinkId(self.link));
-        self.at(node).step(Input::LinkDown { node: other, link });
+        self.at(node).step(Input::LinkDown { node: other, link })
     }
 
     /// All that `from` has sent arrives.
@@ -461,9 +465,9 @@ impl Pair {
         self.sort(node, out);
     }
 
-    fn cancel(&mut self, node: NodeId, to: Endpoint, call: &Message) {
+    fn cancel(&mut self, node: NodeId, to: Endpoint, call: &Message) -> Vec<Output> {
         let out = self.at(node).step(Input::LocalCancel { dc: BLUE, to, id: id(call) });
-        self.sort(node, out);
+        self.sort(node, out)
     }
 
     fn died(&mut self, node: NodeId, endpoint: Endpoint) -> Vec<Output> {
@@ -1175,7 +1179,7 @@ impl Walk {
         let mobile = Endpoint { generation: 1 + u32::from(self.small()), ..mobile };
         let (at, epoch) = (self.pick(&[N1, N2, N3]), self.random.below(6));
         let order = self.order();
-        match self.random.below(17) {
+        match self.random.below(18) {
             9 => Frame::Order { dc, from: message.source, to, number: epoch, order },
             10 | 11 => Frame::Entry { dc, endpoint: mobile, node: at, epoch, is_over: epoch == 3 },
             12 => Frame::Noted { dc, endpoint: mobile, epoch },
@@ -1186,6 +1190,7 @@ impl Walk {
             14 => Frame::Adopted { dc, endpoint: mobile, epoch, status: 0 },
             15 => Frame::Moved { dc, to, id: id(&message), is_received: epoch == 1 },
             16 => Frame::StandBy { dc, to: mobile, backup: message.source, is_over: epoch == 1 },
+            17 => Frame::Replica { dc, endpoint: mobile, is_over: epoch < 3 },
             0..=3 => Frame::Request(Request { dc, to, cred: Cred::ROOT, message, payload: &[] }),
             4 => Frame::Answer(crate::frame::Answer { dc, to, message, payload: &[] }),
             5 => Frame::Cancel { dc, to, id: id(&message) },
@@ -1216,7 +1221,13 @@ impl Walk {
             16 => self.bench.step(Input::Unreceived { dc, to, id: id(&message) }),
             17 => self.bench.step(Input::Pending { dc, to, from: message.source, value: 1 }),
             18 if self.random.chance(50) => {
-                let steer = self.pick(&[Steer::Disconnect, Steer::Down, Steer::Connect]);
+                let steer = self.pick(&[
+                    Steer::Disconnect,
+                    Steer::Down,
+                    Steer::Connect,
+                    Steer::Leave,
+                    Steer::Enter,
+                ]);
                 let node = self.pick(&[N2, N3]);
                 self.bench.step(Input::Steer { asker, dc, node, steer, privileged: true })
             }
@@ -1232,6 +1243,7 @@ impl Walk {
                     Role::Peer(2),
                     Role::Backup(Endpoint::new(N1, 1, 1), true),
                     Role::Backup(Endpoint::new(N2, 2, 1), true),
+                    Role::Replica(64),
                 ]);
                 let nonce = self.random.below(2);
                 self.bench.step(Input::Hello { asker, dc, role, pid, nonce, privileged: true })
@@ -1561,6 +1573,35 @@ fn what_waits_goes_where_the_endpoint_goes_and_what_was_received_is_said_to_be()
 }
 
 #[test]
+fn a_node_that_was_down_or_has_forgotten_learns_where_an_endpoint_is() {
+    let mut moving = moving();
+    let mover = moving.mover;
+    moving.stop(&[]);
+    let commit = Order::Commit { node: N2, backup: Endpoint::NONE };
+    assert_eq!(told(&moving.order(N1, commit)), [Ok(mover)]);
+    // Its home starts again, and knows nothing until it has met the endpoint's place.
+    moving.pair.nodes.insert(N1, Bench::new(N1, 3));
+    let client = moving.pair.at(N1).bind(BLUE, Role::Peer(0), 40);
+    moving.pair.connect();
+    moving.pair.settle();
+    let out = moving.pair.at(N1).open(BLUE, client, mover);
+    assert_eq!(channels(&out), [(client, mover, Some(N2))]);
+    assert_eq!(refusals(&moving.pair.at(N1).hello(BLUE, Role::Peer(70), 41, 0)), [IpcError::InUse]);
+    // And it is told of what came after, when they have given each other up.
+    moving.pair.disconnect();
+    for node in [N1, N2] {
+        moving.pair.wait(node, NODE_DOWN_AFTER + 1);
+    }
+    moving.pair.at(N2).died(BLUE, mover);
+    moving.pair.connect();
+    moving.pair.settle();
+    let out = moving.pair.at(N1).open(BLUE, client, mover);
+    assert_eq!(refusals(&out), [IpcError::Stale]);
+    let again = moving.pair.at(N1).bind(BLUE, Role::Peer(70), 42);
+    assert!(again.generation > mover.generation);
+}
+
+#[test]
 fn a_rollback_delivers_what_waited_and_who_is_not_ready_is_refused() {
     let mut moving = moving();
     let (mover, [_, far]) = (moving.mover, moving.clients);
@@ -1630,4 +1671,28 @@ fn a_link_that_is_cut_stays_so_until_it_is_wanted_again() {
     let out = steer(&mut pair, Steer::Down, true);
     assert_eq!(ended(&out), [(1, Err(IpcError::NodeDown))]);
     assert!(pair.at(N1).kernel.nodes().any(|info| info.node == N2 && info.is_cut));
+}
+
+#[test]
+fn whoever_gives_a_call_up_does_not_wait_for_a_link_unless_it_is_to_a_server() {
+    let (mut pair, client, ipc) = pair();
+    let peer = pair.at(N2).bind(BLUE, Role::Peer(70), 11);
+    pair.settle();
+    let calls = [1, 2, 3].map(|tag| message(client, tag.try_into().unwrap(), tag));
+    pair.call(N1, peer, &calls[0]);
+    pair.settle();
+    assert_eq!(pair.cancel(N1, peer, &calls[0]), [], "the link is there: the other side knows");
+    assert_eq!(ended(&pair.link_down(N1)), [(1, Err(IpcError::Interrupted))]);
+    pair.call(N1, peer, &calls[1]);
+    assert_eq!(ended(&pair.cancel(N1, peer, &calls[1])), [(2, Err(IpcError::Interrupted))]);
+    pair.call(N1, Endpoint::IPC, &calls[2]);
+    assert_eq!(pair.cancel(N1, Endpoint::IPC, &calls[2]), []);
+    // What has been given up is executed or not; its answer is nobody's.
+    pair.connect();
+    let (one, two) = pair.settle();
+    assert_eq!(delivered(&two), [-1, 2, -2, 3, -3]);
+    assert!(ended(&one).is_empty(), "{one:?}");
+    pair.answer(N2, peer, &calls[1]);
+    pair.answer(N2, ipc, &calls[2]);
+    assert_eq!(ended(&pair.settle().0), [(3, Ok(()))]);
 }

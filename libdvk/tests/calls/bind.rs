@@ -159,6 +159,25 @@ fn a_killed_process_is_unbound_and_an_unbound_one_hears_nothing_more() {
 }
 
 #[test]
+fn whoever_is_unbound_while_it_waits_for_an_answer_is_told() {
+    let cluster = Cluster::start();
+    let manager = cluster.bind(1);
+    for node in [1, 2] {
+        let (victim, server) = (cluster.bind(1), cluster.bind(node));
+        let name = server.endpoint();
+        scope(|threads| {
+            let call = || victim.sendrec(name, &mut Message::request(0x1001), &[], &mut [], NEVER);
+            let calls = threads.spawn(call);
+            server.rcvrqst(&mut [], NEVER).unwrap();
+            manager.unbind_other(victim.endpoint()).unwrap();
+            assert_eq!(calls.join().unwrap(), Err(IpcError::NotBound), "node {node}");
+        });
+        let again = victim.sendrec(name, &mut Message::request(0x1001), &[], &mut [], NEVER);
+        assert_eq!(again, Err(IpcError::NotBound));
+    }
+}
+
+#[test]
 fn information_is_about_the_dc_its_nodes_and_its_endpoints() {
     let cluster = Cluster::start();
     let one = cluster.bind_as(1, 76);

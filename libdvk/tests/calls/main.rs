@@ -6,5 +6,6 @@ mod cluster;
 mod copy;
 mod message;
 mod migrate;
+mod replicas;
 mod rights;
 mod scribble;

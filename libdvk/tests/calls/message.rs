@@ -1,8 +1,8 @@
 //! send, receive, sendrec, rcvrqst, reply, notify, on one node and between two.
 
 use crate::cluster::{Cluster, NEVER, NOWAIT, SHORT, wait_until, well_known};
-use dvk_client::{Bound, Endpoint, IpcError, Kind, Message, NodeId};
-use std::sync::atomic::{AtomicU64, Ordering};
+use dvk_client::{Bound, Endpoint, IpcError, Kind, Message, NodeId, Rights, call};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::scope;
 use std::time::{Duration, Instant};
 
@@ -305,24 +305,77 @@ fn a_process_talks_to_more_peers_than_it_keeps_channels() {
 #[test]
 fn a_relayed_request_is_answered_by_the_third() {
     let cluster = Cluster::start();
-    let (client, relay, server) = (cluster.bind(1), cluster.bind(2), cluster.bind(1));
+    let (client, other) = (cluster.bind(1), cluster.bind(2));
+    let (relay, server) = (cluster.bind(2), cluster.bind(1));
     scope(|threads| {
         threads.spawn(|| {
-            let mut payload = [0; 16];
-            let got = relay.rcvrqst(&mut payload, NEVER).unwrap();
-            let caller = got.message.source;
-            let payload = &payload[..got.payload_len];
-            relay.relay(caller, server.endpoint(), &got.message, payload, NEVER).unwrap();
+            for _ in 0..2 {
+                let got = relay.rcvrqst(&mut [0; 16], NEVER).unwrap();
+                assert_eq!(relay.relay(&got.message, Endpoint::PM), Err(IpcError::Denied));
+                relay.relay(&got.message, server.endpoint()).unwrap();
+                // It has no part in the call any more.
+                assert_eq!(
+                    relay.reply(got.message.source, &got.message, b""),
+                    Err(IpcError::NotWaiting)
+                );
+            }
         });
         threads.spawn(|| {
             let mut payload = [0; 16];
-            let got = server.rcvrqst(&mut payload, NEVER).unwrap();
-            assert_eq!((got.message.source, &payload[..3]), (relay.endpoint(), &b"abc"[..]));
-            server.reply(relay.endpoint(), &message(8), b"xyz").unwrap();
+            for client in [&client, &other] {
+                let got = server.rcvrqst(&mut payload, NEVER).unwrap();
+                assert_eq!(got.message.source, client.endpoint());
+                assert_eq!((number(&got.message), &payload[..3]), (1, &b"abc"[..]));
+                let answer = Message { tag: got.message.tag, ..message(8) };
+                server.reply(client.endpoint(), &answer, b"xyz").unwrap();
+            }
         });
-        let mut request = message(1);
-        let mut answer = [0; 16];
-        let len = client.sendrec(relay.endpoint(), &mut request, b"abc", &mut answer, NEVER);
-        assert_eq!((len, number(&request), &answer[..3]), (Ok(3), 8, &b"xyz"[..]));
+        for client in [&client, &other] {
+            let mut request = message(1);
+            let mut answer = [0; 16];
+            let len = client.sendrec(relay.endpoint(), &mut request, b"abc", &mut answer, NEVER);
+            assert_eq!((len, number(&request), &answer[..3]), (Ok(3), 8, &b"xyz"[..]));
+            assert_eq!(request.source, server.endpoint());
+        }
     });
+}
+
+#[test]
+fn a_request_in_a_circle_of_relays_ends_and_only_who_may_passes_it_on() {
+    let cluster = Cluster::start();
+    let client = cluster.bind(1);
+    let circle = [cluster.bind(1), cluster.bind(2)];
+    let is_over = AtomicBool::new(false);
+    scope(|threads| {
+        for at in 0..2 {
+            let (own, next, is_over) = (&circle[at], circle[1 - at].endpoint(), &is_over);
+            threads.spawn(move || {
+                while !is_over.load(Ordering::SeqCst) {
+                    if let Ok(got) = own.rcvrqst(&mut [], Some(Duration::from_millis(20))) {
+                        own.relay(&got.message, next).unwrap();
+                    }
+                }
+            });
+        }
+        let mut request = message(1);
+        let sent = client.sendrec(circle[0].endpoint(), &mut request, b"", &mut [], NEVER);
+        assert_eq!(sent, Err(IpcError::Deadlock));
+        is_over.store(true, Ordering::SeqCst);
+    });
+    let rights = Rights { calls: call::ALL & !call::RELAY, ..circle[0].rights() };
+    for relay in &circle {
+        relay.set_priv(relay.endpoint(), &rights).unwrap();
+        wait_until("it is told", || relay.rights() == rights);
+        scope(|threads| {
+            threads.spawn(|| {
+                let mut request = message(1);
+                client.sendrec(relay.endpoint(), &mut request, b"", &mut [], NEVER).unwrap();
+            });
+            let got = relay.rcvrqst(&mut [], NEVER).unwrap().message;
+            assert_eq!(relay.relay(&got, client.endpoint()), Err(IpcError::Denied));
+            let forged = Message { status: m3ipc::message::RELAYED, ..got };
+            assert_eq!(relay.reply(got.source, &forged, b""), Err(IpcError::Protocol));
+            relay.reply(got.source, &got, b"").unwrap();
+        });
+    }
 }

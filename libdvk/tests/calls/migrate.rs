@@ -288,9 +288,13 @@ fn a_backup_takes_over_when_the_process_dies_and_what_that_had_received_ends() {
             let first = cluster.bind_as(1, NUMBER);
             let name = first.endpoint();
             let clients = [0, 1].map(|_| cluster.bind(from));
-            // That it stands by may be under way.
-            wait_until("it stands by", || clients[0].wait_bind(name, NOWAIT).is_ok());
+            let herald = cluster.bind(to);
             scope(|scope| {
+                // What comes from the backup's node after it says that it stands by.
+                let told = scope.spawn(|| call(&herald, name, 1));
+                let got = first.rcvrqst(&mut [], NEVER).unwrap();
+                first.reply(got.message.source, &got.message, b"").unwrap();
+                assert_eq!(told.join().unwrap(), Ok(1));
                 let received = scope.spawn(|| call(&clients[0], name, 10));
                 first.rcvrqst(&mut [], NEVER).unwrap();
                 let waits = scope.spawn(|| call(&clients[1], name, 20));
