@@ -9,16 +9,19 @@ mod confine;
 mod control;
 mod credentials;
 mod door;
+pub mod figures;
 mod identity;
 mod join;
 mod link;
 mod links;
+mod load;
 mod members;
 mod membership;
 mod node;
 pub mod outside;
 mod proxy;
 mod questions;
+mod sensing;
 pub mod services;
 mod serving;
 mod system;
@@ -35,6 +38,7 @@ use crate::host::solo::monotonic;
 use crate::kernel::{Kernel, NodeState};
 use crate::limits::DESCRIPTORS_MAX;
 use crate::lock_file;
+use crate::server::Nanos;
 use admin::{DcStatus, NodeStatus, Query, Status};
 use anyhow::{Context, Result};
 use certificate::{Clock, system_clock};
@@ -56,6 +60,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Minutes of history that are told at most: so many are kept.
+const HISTORY_MINUTES: u16 = 10;
+const MINUTE: Nanos = 60_000_000_000;
 
 /// Runs the node daemon until SIGTERM, SIGINT or an admin's `Stop`.
 ///
@@ -170,6 +178,8 @@ impl Daemon {
         threads.push(spawn("door", move || door::run(&door))?);
         let proxy = shared();
         threads.push(spawn("proxy", move || proxy::run(&proxy))?);
+        let sensing = shared();
+        threads.push(spawn("sensing", move || sensing::run(&sensing))?);
         if let Some(listener) = self.listener.clone() {
             let accepting = shared();
             threads.push(spawn("accept", move || links::accept(&accepting, &listener))?);
@@ -198,6 +208,11 @@ impl Daemon {
                 Query::Renew => admin::answer(&stream, &renew(&answering)),
                 Query::Group => admin::answer(&stream, &system::status(&answering)),
                 Query::Services => serve(&answering, stream),
+                Query::Loads => admin::answer(&stream, &sensing::figures(&answering, None)),
+                Query::History { node, minutes } => {
+                    let span = MINUTE * Nanos::from(minutes.min(HISTORY_MINUTES));
+                    admin::answer(&stream, &sensing::figures(&answering, Some((node, span))))
+                }
             };
             admin::serve(&listener, uid, &(Arc::new(answer) as admin::Answer));
         })?);

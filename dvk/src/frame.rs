@@ -20,7 +20,7 @@ use m3ipc::{CallId, Cred, DcId, Endpoint, Message, NodeId, Rights};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Version of this protocol. Both nodes must have the same.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Bytes of the header.
 pub const HEADER: usize = 24;

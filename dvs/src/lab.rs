@@ -21,6 +21,7 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use process::ProcessId;
+use rustix::io::FdFlags;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::ffi::OsStrExt;
@@ -46,11 +47,28 @@ impl Default for UpOptions {
     }
 }
 
-/// Options of `lab cut` and `lab mend`.
+/// Options of `lab mend`.
 #[derive(Clone, Debug, clap::Args)]
-pub(crate) struct CutOptions {
+pub(crate) struct CableOptions {
     /// The node, by name or number
     node: String,
+}
+
+/// Options of `lab cut`.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct CutOptions {
+    #[command(flatten)]
+    cable: CableOptions,
+    /// Only what others send to the node gets lost, or only what it sends
+    #[arg(long, value_name = "DIRECTION")]
+    only: Option<Direction>,
+}
+
+/// One of the two directions of a node's cable, as the node sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Direction {
+    In,
+    Out,
 }
 
 /// Options of the node daemon.
@@ -181,6 +199,10 @@ pub(crate) fn muk2(options: &DvkdOptions) -> Result<()> {
 fn start(lab: &Lab) -> Result<Vec<Child>> {
     let network = lab.namespaces.then(|| Network::create(lab.count())).transpose()?;
     if let Some(network) = &network {
+        // It keeps the nodes' namespaces, too: a machine is still there when its dvkd has died, and says that nobody listens.
+        let kept =
+            network.nodes.iter().map(File::try_clone).collect::<std::io::Result<Vec<_>>>()?;
+        kept.iter().try_for_each(|node| rustix::io::fcntl_setfd(node, FdFlags::empty()))?;
         let switch = spawn_in(&network.switch, &mut own_command("dvs-switch", "switch", lab)?)?;
         ProcessId::of(i32::try_from(switch.id())?)
             .ok_or_else(|| anyhow!("the lab's network cannot be kept"))?
@@ -418,28 +440,75 @@ pub(crate) fn down_quietly() -> Result<()> {
     Lab::read(&directory)?.map_or(Ok(()), |lab| take_down(&lab))
 }
 
-/// `dvs lab cut` and `dvs lab mend`: takes a node's cable out of the lab's bridge, or puts it in again.
+/// `dvs lab cut`: takes a node's cable out of the lab's bridge, or lets one of its directions get lost.
 ///
 /// # Errors
 /// One sentence: no lab, no such node, or the nodes have no network of their own.
-pub(crate) fn connect(options: &CutOptions, is_connected: bool) -> Result<()> {
+pub(crate) fn cut(options: &CutOptions) -> Result<()> {
+    let (lab, node) = cable(&options.cable)?;
+    match options.only {
+        None => network::connect(&switch(&lab)?, node.node, false),
+        Some(direction) => lose(&lab, &node, direction, true),
+    }
+}
+
+/// `dvs lab mend`: undoes every [`cut`] of a node.
+///
+/// # Errors
+/// As there.
+pub(crate) fn mend(options: &CableOptions) -> Result<()> {
+    let (lab, node) = cable(options)?;
+    network::connect(&switch(&lab)?, node.node, true)?;
+    [Direction::In, Direction::Out]
+        .into_iter()
+        .try_for_each(|direction| lose(&lab, &node, direction, false))
+}
+
+/// The lab, and the node whose cable is meant.
+fn cable(options: &CableOptions) -> Result<(Lab, LabNode)> {
     let lab = Lab::read(&directory())?;
     let lab = lab.ok_or_else(|| {
         exit::Failure::error(exit::NO_DVS, "no lab is up; \"dvs lab up\" starts one")
     })?;
     let wanted =
         |node: &&LabNode| node.name == options.node || node.node.to_string() == options.node;
-    let node = lab.nodes.iter().find(wanted);
+    let node = lab.nodes.iter().find(wanted).cloned();
     let node = node.with_context(|| format!("there is no node {:?} in the lab", options.node))?;
     ensure!(
         lab.namespaces,
         "only a lab of root has a network that can be cut: in this one nodes are addresses of one machine"
     );
-    let switch = ProcessId::read(&lab.switch_file()).filter(ProcessId::is_alive);
-    let switch = switch.context("the lab's network is gone; \"dvs lab down\" clears it away")?;
-    let path = format!("/proc/{}/ns/net", switch.pid);
-    let namespace = File::open(&path).with_context(|| format!("cannot open {path}"))?;
-    network::connect(&namespace, node.node, is_connected)
+    Ok((lab, node))
+}
+
+/// The namespace of the lab's bridge.
+fn switch(lab: &Lab) -> Result<File> {
+    let namespace = namespace_of(&lab.switch_file())?;
+    namespace.context("the lab's network is gone; \"dvs lab down\" clears it away")
+}
+
+/// The network namespace of the process in a pid file; `None` if it is gone.
+fn namespace_of(pid_file: &Path) -> Result<Option<File>> {
+    let process = ProcessId::read(pid_file).filter(ProcessId::is_alive);
+    let open = |process: ProcessId| {
+        let path = format!("/proc/{}/ns/net", process.pid);
+        File::open(&path).with_context(|| format!("cannot open {path}"))
+    };
+    process.map(open).transpose()
+}
+
+/// Lets what `node` sends or hears get lost, or not any more, as far as the other nodes are alive.
+fn lose(lab: &Lab, node: &LabNode, direction: Direction, is_lost: bool) -> Result<()> {
+    for other in lab.nodes.iter().filter(|other| other.node != node.node) {
+        let (from, to) = match direction {
+            Direction::In => (other, node),
+            Direction::Out => (node, other),
+        };
+        if let Some(namespace) = namespace_of(&lab.pid_file(from))? {
+            network::lose(&namespace, to.node, is_lost)?;
+        }
+    }
+    Ok(())
 }
 
 /// Ends everything that belongs to `lab`, whatever state it is in.
@@ -496,7 +565,7 @@ pub(crate) fn dvkd(options: &DvkdOptions) -> Result<()> {
 ///
 /// # Errors
 /// None.
-pub(crate) fn switch() -> Result<()> {
+pub(crate) fn keep_switch() -> Result<()> {
     rustix::process::setsid().ok();
     rustix::thread::set_name(c"dvs-switch")?;
     let signals = SigSet::from_iter([Signal::SIGTERM]);

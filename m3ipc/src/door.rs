@@ -140,6 +140,9 @@ pub mod info {
     pub const ENDPOINT: u32 = 2;
     /// The node `value`.
     pub const NODE: u32 = 3;
+    /// How busy the node `value` was `kind` seconds ago, and the DC's part on it: records of [`crate::load`].
+    pub const NODE_LOAD: u32 = 4;
+    pub const DC_LOAD: u32 = 5;
 }
 
 /// Opcodes of [`Tell`].
@@ -175,7 +178,7 @@ pub mod tell {
 pub struct Ask {
     pub op: u32,
     pub version: u32,
-    /// HELLO: one of [`kind`].
+    /// HELLO: one of [`kind`]. INFO of a load: seconds ago.
     pub kind: u32,
     /// HELLO of a server or a peer: its number. AWAIT: [`event`]. INFO: [`info`]. ORDER: [`order`]. NODE: [`node`].
     pub number: u32,

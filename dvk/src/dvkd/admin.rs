@@ -36,6 +36,13 @@ pub enum Query {
     Renew,
     /// The system group as this node knows it. The answer is a [`super::services::GroupStatus`], or null.
     Group,
+    /// How busy nodes and DCs are. The answer is a [`super::figures::Figures`].
+    Loads,
+    /// The same of one node, in the last minutes.
+    History {
+        node: u16,
+        minutes: u16,
+    },
     /// Use the services of the system group on this connection: [`super::services`].
     Services,
 }
@@ -43,7 +50,7 @@ pub enum Query {
 impl Query {
     /// Everybody may look; only root and dvkd's own user may change something.
     fn is_harmless(self) -> bool {
-        matches!(self, Query::Status | Query::Group)
+        matches!(self, Query::Status | Query::Group | Query::Loads | Query::History { .. })
     }
 }
 

@@ -733,6 +733,7 @@ fn pass_on(shared: &Shared, node: NodeId, message: Control<'_>) -> Result<(), St
             linking.system.deliver(from, bytes);
             return Ok(());
         }
+        Control::Load(bytes) => return super::sensing::hear(shared, node, bytes),
         Control::Members(document) => Heard::Members { from, document: document.to_vec() },
         Control::Renew(request) => Heard::Renew { from, request: request.to_vec() },
         Control::Renewed(certificate) => Heard::Renewed { from, certificate: certificate.to_vec() },

@@ -11,7 +11,9 @@ use super::door::Door;
 use super::identity::Identity;
 use super::link::Link;
 use super::links::{Linking, Pump};
+use super::load::Loads;
 use super::proxy::{Couriers, Proxies, Version};
+use super::sensing::Traffic;
 use crate::host::solo::monotonic;
 use crate::kernel::{self, Asker, Input, Kernel, LinkId, Output};
 use crate::limits::ENDPOINTS_PER_USER;
@@ -73,6 +75,10 @@ pub(super) struct Node {
     /// To be rung when the lock is free.
     rings: Vec<Arc<Ringer>>,
     pub(super) counters: Counters,
+    /// What each DC has exchanged with other nodes.
+    pub(super) traffic: BTreeMap<DcId, Traffic>,
+    /// How busy the nodes have been.
+    pub(super) loads: Loads,
     /// This daemon's own bell, for those with whom it has channels.
     bell: Arc<OwnedFd>,
 }
@@ -136,6 +142,8 @@ impl Shared {
             unflushed: Vec::new(),
             rings: Vec::new(),
             counters: Counters::default(),
+            traffic: BTreeMap::new(),
+            loads: Loads::default(),
             bell: Arc::new(descriptor),
         };
         Ok(Shared {
@@ -507,6 +515,7 @@ impl Node {
     /// Hands a call of another node to a process of this one.
     fn deliver(&mut self, to: Place, cred: &Cred, message: &m3ipc::Message, payload: &[u8]) {
         self.counters.calls_in += 1;
+        self.traffic.entry(to.0).or_default().note_in(to.1, payload.len());
         let id = m3ipc::CallId { source: message.source, tag: message.tag };
         let receiver = self.processes.get(&to).and_then(|process| process.receiver.clone());
         let result = match receiver {
