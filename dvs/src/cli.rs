@@ -116,6 +116,8 @@ pub(crate) enum LabCommand {
     Cut(lab::CutOptions),
     /// Mend what was cut
     Mend(lab::CableOptions),
+    /// End a node's dvkd, if it is alive, and start it again
+    Restart(lab::CableOptions),
     /// End the lab: its processes, its mounts, its directory
     Down,
 }
@@ -218,6 +220,7 @@ pub(crate) fn execute(command: Command) -> Result<u8> {
         Command::Lab { command: LabCommand::Down } => lab::down()?,
         Command::Lab { command: LabCommand::Cut(options) } => lab::cut(&options)?,
         Command::Lab { command: LabCommand::Mend(options) } => lab::mend(&options)?,
+        Command::Lab { command: LabCommand::Restart(options) } => lab::restart(&options)?,
         Command::Ps(options) => ps::main(&options)?,
         Command::Ipcs(options) => ipcs::main(&options)?,
         Command::Top(options) => top::top(&options)?,

@@ -1,16 +1,19 @@
-//! A lab of three nodes under load, of which one is killed, cut off, or heard or hears no more: the other two go on.
+//! A lab of three nodes under load, of which one is killed, cut off, or heard or hears no more: the other two go on, and
+//! have it back.
 //!
-//! What clients of the two wait for at most is printed. Root and /dev/fuse are needed; without them the tests say so
-//! and pass.
+//! What clients of the two wait for at most is printed, and is a second at most on a machine that has time for it. A
+//! machine that is busy with something else stops everybody now and then. How long is measured beside (a thread that
+//! wakes up and has a few bytes synced to the same disk, as each step of an election does) and printed: each of the steps
+//! may take so much longer. Root and /dev/fuse are needed; without them the tests say so and pass.
 
 #![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 use dvk::dvkd::services::{self, Client, Failure, GroupStatus, Op, Reply, Request, Standing};
 use dvk_client::{Bound, Endpoint, IpcError, Message};
 use rustix::process::{Pid, Signal, kill_process};
-use std::collections::BTreeSet;
-use std::fs;
-use std::io::{BufRead, BufReader};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Mutex;
@@ -20,8 +23,12 @@ use std::time::{Duration, Instant};
 /// How long something may take that takes no time at all on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What nobody on the two nodes may wait for at most. One second is wanted, and kept on a machine that has time for it.
-const BOUND: Duration = Duration::from_secs(5);
+/// What nobody on the two nodes may wait for at most.
+const WITHIN: Duration = Duration::from_secs(1);
+
+/// Waits for a CPU and a disk one after the other, from the last sign of life of a leader to the first answer of the
+/// next: the silence is noticed, vote, its answer, first entry, its answer, entry of the client, its answer.
+const STEPS: u32 = 7;
 
 /// Acknowledgements of each client that show that it is served.
 const SERVED: usize = 50;
@@ -73,6 +80,14 @@ impl Lab {
         output
     }
 
+    fn tell_logs(&self) {
+        for (node, name) in NODES.iter().enumerate() {
+            if let Ok(log) = fs::read_to_string(self.run(node).join("dvkd.log")) {
+                eprintln!("--- {name}\n{log}");
+            }
+        }
+    }
+
     fn kill(&self, node: usize) {
         let file = fs::read_to_string(self.run(node).join("dvkd.pid")).unwrap();
         let pid = file.split(' ').next().unwrap().parse().unwrap();
@@ -101,10 +116,7 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            for node in 0..3 {
-                let log = fs::read_to_string(self.run(node).join("dvkd.log")).unwrap_or_default();
-                eprintln!("--- {}\n{log}", NODES[node]);
-            }
+            self.tell_logs();
         }
         self.command(&["lab", "down"]).output().unwrap();
     }
@@ -144,10 +156,6 @@ enum Trouble {
 }
 
 impl Trouble {
-    fn is_mended(self) -> bool {
-        !matches!(self, Trouble::Killed)
-    }
-
     fn begin(self, lab: &Lab, node: usize) {
         let words = ["lab", "cut", NODES[node]];
         let cut = |more: &[&str]| drop(lab.succeeds(&[&words[..], more].concat()));
@@ -157,6 +165,23 @@ impl Trouble {
             Trouble::Deaf => cut(&["--only", "in"]),
             Trouble::Mute => cut(&["--only", "out"]),
         }
+    }
+
+    fn end(self, lab: &Lab, node: usize) {
+        let word = if matches!(self, Trouble::Killed) { "restart" } else { "mend" };
+        lab.succeeds(&["lab", word, NODES[node]]);
+    }
+}
+
+/// How long the machine makes everybody wait, until it is told to stop.
+fn measure_stalls(lab: &Lab, worst: &Mutex<Duration>, stop: &AtomicBool) {
+    let mut file = File::create(lab.directory.path().join("stalls")).unwrap();
+    while !stop.load(Ordering::SeqCst) {
+        let begin = Instant::now();
+        std::thread::sleep(PACE);
+        file.write_all(b"x").and_then(|()| file.sync_data()).unwrap();
+        let mut worst = worst.lock().unwrap();
+        *worst = worst.max(begin.elapsed().saturating_sub(PACE));
     }
 }
 
@@ -190,24 +215,29 @@ impl Gauge {
     }
 }
 
-/// Puts keys on a node until it is told to stop; returns those that are acknowledged.
-fn put(lab: &Lab, node: usize, prefix: &str, gauge: &Gauge, stop: &AtomicBool) -> Vec<String> {
+/// Keys, and the revisions that made them.
+type Keys = BTreeMap<String, u64>;
+
+/// Puts keys on a node until it is told to stop, and reads each back; returns those that are acknowledged.
+fn put(lab: &Lab, node: usize, prefix: &str, gauge: &Gauge, stop: &AtomicBool) -> Keys {
     let mut client = Client::connect(&lab.run(node)).unwrap();
-    let mut acknowledged = Vec::new();
+    let mut ask = |op| client.ask(&Request { op, timeout_ms: None }, |_| ()).unwrap();
+    let mut acknowledged = Keys::new();
+    let mut last = 0;
     for number in 0.. {
         if stop.load(Ordering::SeqCst) {
             break;
         }
         let key = format!("{prefix}-{}-{number}", NODES[node]);
-        let op = Op::Put {
-            key: key.as_str().into(),
-            value: "x".into(),
-            lease: services::Lease::default(),
-        };
-        match client.ask(&Request { op, timeout_ms: None }, |_| ()).unwrap() {
-            Reply::Changed { .. } => {
+        let lease = services::Lease::default();
+        let op = Op::Put { key: key.as_str().into(), value: "x".into(), lease };
+        match ask(op) {
+            Reply::Changed { revision, .. } => {
+                assert!(revision > last, "{key}: revision {revision} after {last}");
+                last = revision;
                 gauge.note();
-                acknowledged.push(key);
+                read_back(&mut ask, &key, revision);
+                acknowledged.insert(key, revision);
             }
             // How long that lasts is what is measured. The first may have happened.
             Reply::Failed { failure: Failure::Unavailable | Failure::Fenced, .. } => {}
@@ -218,18 +248,38 @@ fn put(lab: &Lab, node: usize, prefix: &str, gauge: &Gauge, stop: &AtomicBool) -
     acknowledged
 }
 
+/// A key is there as it was acknowledged, if anything is to be had now.
+fn read_back(ask: &mut impl FnMut(Op) -> Reply, key: &str, revision: u64) {
+    match ask(Op::Get { key: key.into() }) {
+        Reply::Value { entry } => {
+            let found = entry.map(|entry| entry.modified);
+            assert_eq!(found, Some(revision), "{key}");
+        }
+        Reply::Failed { failure: Failure::Unavailable | Failure::Fenced, .. } => {}
+        other => panic!("get of {key}: {other:?}"),
+    }
+}
+
 /// The keys with this prefix that a node has.
-fn keys(lab: &Lab, node: usize, prefix: &str) -> BTreeSet<String> {
+fn keys(lab: &Lab, node: usize, prefix: &str) -> Keys {
     let mut client = Client::connect(&lab.run(node)).unwrap();
-    let mut found = BTreeSet::new();
+    let mut found = Keys::new();
     let mut start: services::Text = prefix.into();
     loop {
         let op = Op::Range { start: start.clone(), end: None, limit: 500 };
-        let reply = client.ask(&Request { op, timeout_ms: None }, |_| ()).unwrap();
-        let Reply::Range { entries, more, .. } = reply else { panic!("{reply:?}") };
+        let request = Request { op, timeout_ms: None };
+        let mut reply = None;
+        // A node that has just come back may be choosing a leader with the others.
+        wait_until("keys are told", || {
+            let told = client.ask(&request, |_| ()).unwrap();
+            let is_told = !matches!(told, Reply::Failed { .. });
+            reply = Some(told);
+            is_told
+        });
+        let Some(Reply::Range { entries, more, .. }) = reply else { panic!("{reply:?}") };
         for entry in entries {
             start = services::Text([&entry.key.0[..], &[0]].concat());
-            found.insert(String::from_utf8(entry.key.0).unwrap());
+            found.insert(String::from_utf8(entry.key.0).unwrap(), entry.modified);
         }
         if !more {
             return found;
@@ -237,44 +287,61 @@ fn keys(lab: &Lab, node: usize, prefix: &str) -> BTreeSet<String> {
     }
 }
 
+/// How many calls have come from each, numbered from 0: each once, and in order.
+type Calls = BTreeMap<Endpoint, u64>;
+
 /// Answers until it is told to stop, when nobody asks any more.
-fn answer(server: &Bound, stop: &AtomicBool) {
-    let mut payload = [0; 64];
+fn answer(server: &Bound, stop: &AtomicBool) -> Calls {
+    let mut calls = Calls::new();
+    let mut payload = [0; 8];
     while !stop.load(Ordering::SeqCst) {
         match server.rcvrqst(&mut payload, Some(Duration::from_millis(100))) {
-            // Whoever asked may have gone.
-            Ok(got) => drop(server.reply(got.message.source, &got.message, b"")),
+            Ok(got) => {
+                let count = calls.entry(got.message.source).or_default();
+                assert_eq!(u64::from_le_bytes(payload), *count, "of {:?}", got.message.source);
+                *count += 1;
+                // Whoever asked may have gone.
+                server.reply(got.message.source, &got.message, &payload).ok();
+            }
             Err(IpcError::TimedOut) => {}
             // Its node has been killed.
-            Err(_) => return,
+            Err(_) => break,
         }
     }
+    calls
 }
 
 /// One call to a peer.
-fn call(client: &Bound, server: Endpoint, timeout: Duration) -> Result<(), IpcError> {
+fn call(client: &Bound, to: Endpoint, number: u64) -> Result<(), IpcError> {
+    let (number, mut answer) = (number.to_le_bytes(), [0; 8]);
     let mut message = Message::request(0x1001);
-    client.sendrec(server, &mut message, b"", &mut [0; 64], Some(timeout)).map(drop)
+    client.sendrec(to, &mut message, &number, &mut answer, Some(PATIENCE))?;
+    assert_eq!(answer, number, "the answer to another call");
+    Ok(())
 }
 
-/// Calls until it is told to stop. Not one may fail.
-fn call_on(client: &Bound, server: Endpoint, gauge: &Gauge, stop: &AtomicBool) {
+/// Calls until it is told to stop. Not one may fail. Returns how many there were.
+fn call_on(client: &Bound, to: Endpoint, gauge: &Gauge, stop: &AtomicBool) -> u64 {
+    let mut number = 0;
     while !stop.load(Ordering::SeqCst) {
-        call(client, server, PATIENCE).unwrap_or_else(|error| panic!("{}: {error:?}", gauge.what));
+        call(client, to, number).unwrap_or_else(|error| panic!("{}: {error:?}", gauge.what));
+        number += 1;
         gauge.note();
         std::thread::sleep(PACE);
     }
+    number
 }
 
 /// Calls the node that is to be in trouble until a call ends with an error; returns that, and how long it took.
-fn call_until_it_fails(client: &Bound, server: Endpoint) -> (IpcError, Duration) {
-    loop {
+fn call_until_it_fails(client: &Bound, to: Endpoint) -> (IpcError, Duration) {
+    for number in 0.. {
         let begin = Instant::now();
-        if let Err(error) = call(client, server, PATIENCE) {
+        if let Err(error) = call(client, to, number) {
             return (error, begin.elapsed());
         }
         std::thread::sleep(PACE);
     }
+    unreachable!("it counts for ever")
 }
 
 /// Reads what a shell has appended until it ends, well; returns the lines.
@@ -287,7 +354,7 @@ fn follow(mut shell: Child, gauge: &Gauge) -> Vec<String> {
 
 /// What clients of two nodes were told that has happened.
 struct Acknowledged {
-    keys: Vec<String>,
+    keys: Keys,
     /// Lines, by the file that they were appended to.
     lines: Vec<(String, Vec<String>)>,
 }
@@ -297,7 +364,7 @@ impl Acknowledged {
     fn check(&self, lab: &Lab, prefix: &str, nodes: &[usize]) {
         for node in nodes {
             let found = keys(lab, *node, prefix);
-            let lost = self.keys.iter().find(|key| !found.contains(*key));
+            let lost = self.keys.iter().find(|(key, made)| found.get(*key) != Some(*made));
             assert_eq!(lost, None, "acknowledged, and lost on {}", NODES[*node]);
             for (file, lines) in &self.lines {
                 let path = format!("/dvs/{file}");
@@ -306,6 +373,20 @@ impl Acknowledged {
                 let found: Vec<&str> = text.lines().collect();
                 assert_eq!(found, *lines, "{file} on {}", NODES[*node]);
             }
+        }
+    }
+}
+
+/// Ends the clients when the test has failed; else they have ended.
+struct Ender<'a>(&'a Load<'a>);
+
+impl Drop for Ender<'_> {
+    fn drop(&mut self) {
+        self.0.stop.store(true, Ordering::SeqCst);
+        self.0.over.store(true, Ordering::SeqCst);
+        if std::thread::panicking() {
+            self.0.lab.tell_logs();
+            self.0.lab.command(&["lab", "down"]).output().unwrap();
         }
     }
 }
@@ -319,6 +400,7 @@ struct Load<'a> {
     puts: [Gauge; 2],
     calls: [Gauge; 2],
     appends: Vec<(usize, Gauge)>,
+    stalls: Mutex<Duration>,
     /// For the clients; their servers go on until they have ended.
     stop: AtomicBool,
     over: AtomicBool,
@@ -338,6 +420,7 @@ impl Load<'_> {
             puts: gauges("system group"),
             calls: gauges("call to the other"),
             appends,
+            stalls: Mutex::default(),
             stop: AtomicBool::new(false),
             over: AtomicBool::new(false),
         }
@@ -369,9 +452,10 @@ impl Load<'_> {
         let callers = [lab.bind(a), lab.bind(b)];
         let losers = [lab.bind(a), lab.bind(b)];
         std::thread::scope(|scope| {
-            for server in &servers {
-                scope.spawn(move || answer(server, &self.over));
-            }
+            let _ender = Ender(self);
+            let answering =
+                servers.each_ref().map(|server| scope.spawn(|| answer(server, &self.over)));
+            scope.spawn(|| measure_stalls(lab, &self.stalls, &self.over));
             let putting = self.pair.iter().zip(&self.puts).map(|(node, gauge)| {
                 scope.spawn(move || put(lab, *node, self.prefix, gauge, stop))
             });
@@ -401,8 +485,7 @@ impl Load<'_> {
             self.served();
             self.print_and_check();
             stop.store(true, Ordering::SeqCst);
-            calling.into_iter().for_each(|one| one.join().unwrap());
-            self.over.store(true, Ordering::SeqCst);
+            let made: Vec<u64> = calling.into_iter().map(|one| one.join().unwrap()).collect();
             for (node, _) in &self.appends {
                 let end = format!("/dvs/{}.end", self.file(*node));
                 lab.succeeds(&["run", "--node", NODES[*node], "--", "touch", &end]);
@@ -410,6 +493,10 @@ impl Load<'_> {
             let keys = putting.into_iter().flat_map(|one| one.join().unwrap()).collect();
             let files = self.appends.iter().map(|(node, _)| self.file(*node));
             let lines = files.zip(appending.into_iter().map(|one| one.join().unwrap())).collect();
+            self.over.store(true, Ordering::SeqCst);
+            let [to_a, to_b, _] = answering.map(|one| one.join().unwrap());
+            let received = [to_b.get(&callers[0].endpoint()), to_a.get(&callers[1].endpoint())];
+            assert_eq!(received.map(|count| count.copied().unwrap_or(0)), made[..]);
             Acknowledged { keys, lines }
         })
     }
@@ -419,7 +506,10 @@ impl Load<'_> {
         for (gauge, worst) in self.gauges().zip(&worst) {
             eprintln!("  {:<26} {:>5} ms at most", gauge.what, worst.as_millis());
         }
-        assert!(worst.iter().all(|gap| *gap < BOUND), "{worst:?}");
+        let stall = *self.stalls.lock().unwrap();
+        eprintln!("  {:<26} {:>5} ms at most", "(the machine stalls)", stall.as_millis());
+        let bound = WITHIN + STEPS * stall;
+        assert!(worst.iter().all(|gap| *gap < bound), "{worst:?}, with stalls of {stall:?}");
     }
 }
 
@@ -431,14 +521,12 @@ fn survive(lab: &Lab, trouble: Trouble, victim: usize) {
     eprintln!("{} {trouble:?}; the group's leader was n{leader}", NODES[victim]);
     let acknowledged = load.run(trouble, victim);
     acknowledged.check(lab, &prefix, &load.pair);
-    if trouble.is_mended() {
-        lab.succeeds(&["lab", "mend", NODES[victim]]);
-        let mended = Instant::now();
-        settled(lab);
-        eprintln!("  back in the group {:.1?} after it was mended", mended.elapsed());
-        acknowledged.check(lab, &prefix, &[victim]);
-        comes_back(lab, victim);
-    }
+    trouble.end(lab, victim);
+    let mended = Instant::now();
+    settled(lab);
+    eprintln!("  back in the group {:.1?} after that ended", mended.elapsed());
+    acknowledged.check(lab, &prefix, &[0, 1, 2]);
+    comes_back(lab, victim);
 }
 
 /// Calls reach the node again, and its own others.
@@ -451,7 +539,7 @@ fn comes_back(lab: &Lab, node: usize) {
             scope.spawn(|| answer(server, &stop));
         }
         for (client, server) in clients.iter().zip(&servers) {
-            call(client, server.endpoint(), PATIENCE).unwrap();
+            call(client, server.endpoint(), 0).unwrap();
         }
         stop.store(true, Ordering::SeqCst);
     });
@@ -465,11 +553,8 @@ fn each_is(trouble: Trouble) {
 }
 
 #[test]
-fn two_nodes_go_on_when_the_third_is_killed() {
-    for victim in 0..3 {
-        let Some(lab) = Lab::up() else { return };
-        survive(&lab, Trouble::Killed, victim);
-    }
+fn two_nodes_go_on_when_the_third_is_killed_and_have_it_back() {
+    each_is(Trouble::Killed);
 }
 
 #[test]

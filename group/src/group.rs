@@ -280,8 +280,8 @@ impl Group {
     /// Bytes from another node have come. May be called by any thread.
     pub fn deliver(&self, from: u64, bytes: &[u8]) {
         match Wire::decode(bytes) {
-            Ok(Wire::Ping { hears }) => {
-                locked(&self.0.contact).heard(from, &hears, self.local_time());
+            Ok(Wire::Ping { hears, log }) => {
+                locked(&self.0.contact).heard(from, &hears, log, self.local_time());
             }
             Ok(Wire::Tell { id, tell }) => self.0.network.told(id, tell),
             Ok(Wire::Ask { id, ask }) => {
