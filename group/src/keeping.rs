@@ -50,18 +50,14 @@ pub(crate) async fn contact(group: Group) {
         }
         let majority = group.with_contact(|contact| contact.has_majority(&voters, now));
         let leader = group.leader();
-        let ahead = group.with_contact(|contact| {
-            let is_led =
-                leader.is_some_and(|leader| leader == group.node() || contact.reaches(leader, now));
-            if is_led { None } else { Some(contact.ahead(&everybody, log, now)) }
+        let (ahead, is_led) = group.with_contact(|contact| {
+            let is_led = |leader| leader == group.node() || contact.reaches(leader, now);
+            let others = everybody.iter().copied().filter(|node| Some(*node) != leader);
+            (contact.ahead(&others.collect(), log, now), leader.is_some_and(is_led))
         });
-        missed = ahead.and(missed.or(Some(Instant::now())));
-        let is_its_turn = match (ahead, missed) {
-            (Some(ahead), Some(missed)) => {
-                missed.elapsed() >= TURN * u32::try_from(ahead).unwrap_or(u32::MAX)
-            }
-            _ => true,
-        };
+        missed = if is_led { None } else { missed.or(Some(Instant::now())) };
+        let patience = TURN * u32::try_from(ahead).unwrap_or(u32::MAX);
+        let is_its_turn = ahead == 0 || missed.is_some_and(|since| since.elapsed() >= patience);
         group.0.raft.runtime_config().elect(majority && is_its_turn);
         group.0.raft.runtime_config().heartbeat(majority);
         group.0.network.mute(!majority);
