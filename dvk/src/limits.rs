@@ -190,6 +190,9 @@ pub const RENEWAL_WAIT: Duration = Duration::from_secs(3);
 /// Bytes of the document that lists the members: 4 095 of about 100.
 pub const MEMBERS_BYTES: usize = 512 << 10;
 
+/// Containers that span all nodes: each is a process on every node, and three more at its home.
+pub const DCS_MAX: usize = 64;
+
 /// Bytes of a request to join, or for a certificate: a key, a name, an address.
 pub const JOIN_BYTES: usize = 4096;
 

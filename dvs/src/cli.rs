@@ -141,6 +141,8 @@ pub(crate) enum TokenCommand {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum DcCommand {
+    /// Make one that spans all nodes, also those that join later
+    Create(dc::CreateOptions),
     /// List the distributed containers
     Ls(JsonOption),
 }
@@ -231,6 +233,7 @@ pub(crate) fn execute(command: Command) -> Result<u8> {
         Command::Init(options) => init::main(&options)?,
         Command::Token { command: TokenCommand::Create(options) } => token::create(&options)?,
         Command::Join(options) => join::main(&options)?,
+        Command::Dc { command: DcCommand::Create(options) } => dc::create(&options)?,
         Command::Dc { command: DcCommand::Ls(options) } => dc::list(options.json)?,
         Command::Mount(options) => mount::main(&options)?,
         Command::Kv { command } => kv::main(&command)?,

@@ -23,7 +23,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A question.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Query {
     Status,
     /// Stop everything. The connection is closed when dvkd is about to exit.
@@ -31,6 +31,11 @@ pub enum Query {
     /// Take a node's membership away. Where the authority is. The answer is an [`Outcome`].
     Revoke {
         node: u16,
+    },
+    /// Make a container that spans all nodes. Where the authority is. The answer is an [`Outcome`].
+    CreateDc {
+        name: String,
+        home: u16,
     },
     /// Get a new certificate for this node. The answer is an [`Outcome`].
     Renew,
@@ -49,7 +54,7 @@ pub enum Query {
 
 impl Query {
     /// Everybody may look; only root and dvkd's own user may change something.
-    fn is_harmless(self) -> bool {
+    fn is_harmless(&self) -> bool {
         matches!(self, Query::Status | Query::Group | Query::Loads | Query::History { .. })
     }
 }

@@ -5,7 +5,8 @@
 //! handed from thread to thread. Nothing that is done under the lock waits.
 
 use super::admin::Counters;
-use super::config::Config;
+use super::children::Children;
+use super::config::{Config, Dc};
 use super::confine::Confined;
 use super::door::Door;
 use super::identity::Identity;
@@ -38,6 +39,9 @@ pub(super) struct Shared {
     /// Rung by local processes that have a request for another node, or an answer for it.
     pub(super) bell: Bell,
     pub(super) confined: Arc<Confined>,
+    /// The containers that span this node.
+    pub(super) dcs: Mutex<Vec<Dc>>,
+    pub(super) children: Mutex<Children>,
     /// Links to other nodes; `None`: this node is alone.
     pub(super) linking: Option<Linking>,
     node: Mutex<Node>,
@@ -147,6 +151,8 @@ impl Shared {
             bell: Arc::new(descriptor),
         };
         Ok(Shared {
+            dcs: Mutex::new(config.dcs.clone()),
+            children: Mutex::default(),
             config,
             linking,
             confined,
@@ -159,6 +165,11 @@ impl Shared {
             woken: Condvar::new(),
             ring_again: Mutex::default(),
         })
+    }
+
+    /// The containers that span this node now.
+    pub(super) fn dcs(&self) -> Vec<Dc> {
+        self.dcs.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, Node> {
@@ -763,17 +774,16 @@ pub(super) fn kernel_config(
         incarnation,
         first_generation,
         peers: peers.iter().copied().map(NodeId).collect(),
-        dcs: config
-            .dcs
-            .iter()
-            .map(|dc| kernel::Dc {
-                id: DcId(dc.id),
-                nodes: dc.nodes.iter().copied().map(NodeId).collect(),
-                servers: super::children::SERVERS
-                    .iter()
-                    .map(|(_, number)| (*number, NodeId(dc.home)))
-                    .collect(),
-            })
-            .collect(),
+        dcs: config.dcs.iter().map(kernel_dc).collect(),
+    }
+}
+
+/// A container, as the kernel is told of it.
+pub(super) fn kernel_dc(dc: &Dc) -> kernel::Dc {
+    let servers = super::children::SERVERS.iter();
+    kernel::Dc {
+        id: DcId(dc.id),
+        nodes: dc.nodes.iter().copied().map(NodeId).collect(),
+        servers: servers.map(|(_, number)| (*number, NodeId(dc.home))).collect(),
     }
 }

@@ -248,7 +248,7 @@ pub(super) fn figures(shared: &Shared, of: Option<(u16, Nanos)>) -> Figures {
     let mut names: BTreeMap<u16, String> = BTreeMap::from([(own.0, shared.config.name.clone())]);
     let members = shared.linking.as_ref().map(|linking| linking.membership.peers());
     names.extend(members.into_iter().flatten().map(|peer| (peer.node, peer.name)));
-    let dcs = shared.config.dcs.iter().map(|dc| (dc.id, dc.name.clone())).collect();
+    let dcs = shared.dcs().into_iter().map(|dc| (dc.id, dc.name)).collect();
     let now = monotonic();
     let reports = shared.with(|node| match of {
         Some((node_number, span)) => node.loads.since(now, own, NodeId(node_number), span),
