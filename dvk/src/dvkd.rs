@@ -8,17 +8,21 @@ mod config;
 mod confine;
 mod control;
 mod credentials;
+mod dcs;
 mod door;
+pub mod figures;
 mod identity;
 mod join;
 mod link;
 mod links;
+mod load;
 mod members;
 mod membership;
 mod node;
 pub mod outside;
 mod proxy;
 mod questions;
+mod sensing;
 pub mod services;
 mod serving;
 mod system;
@@ -35,6 +39,7 @@ use crate::host::solo::monotonic;
 use crate::kernel::{Kernel, NodeState};
 use crate::limits::DESCRIPTORS_MAX;
 use crate::lock_file;
+use crate::server::Nanos;
 use admin::{DcStatus, NodeStatus, Query, Status};
 use anyhow::{Context, Result};
 use certificate::{Clock, system_clock};
@@ -52,10 +57,14 @@ use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Minutes of history that are told at most: so many are kept.
+const HISTORY_MINUTES: u16 = 10;
+const MINUTE: Nanos = 60_000_000_000;
 
 /// Runs the node daemon until SIGTERM, SIGINT or an admin's `Stop`.
 ///
@@ -85,12 +94,10 @@ pub fn run(config: Config) -> Result<()> {
 #[derive(Debug)]
 pub struct Daemon {
     shared: Arc<Shared>,
-    keepers: Arc<Mutex<Vec<Keeper>>>,
     wish: Arc<Wish>,
     threads: Vec<JoinHandle<()>>,
     listener: Option<Arc<TcpListener>>,
     admin: Arc<UnixListener>,
-    sockets: Vec<PathBuf>,
     _lock: File,
 }
 
@@ -125,7 +132,7 @@ impl Daemon {
     }
 
     /// As [`Daemon::start`], with another clock for certificates and tokens.
-    fn start_at(config: Config, clock: Clock) -> Result<Daemon> {
+    fn start_at(mut config: Config, clock: Clock) -> Result<Daemon> {
         config.check()?;
         raise_descriptor_limit();
         let lock = lock(&config.run)?;
@@ -133,16 +140,15 @@ impl Daemon {
         let membership =
             directory.map(|directory| Membership::open(&config, directory, clock)).transpose()?;
         let peers = membership.as_ref().map(Membership::others).unwrap_or_default();
+        config.dcs.extend(membership.iter().flat_map(Membership::dcs));
+        config.check().context("containers of the configuration and of the DVS")?;
         config.check_spans(&peers)?;
         let listener =
             membership.is_some().then(|| links::listen(config.listen)).transpose()?.map(Arc::new);
         let admin = Arc::new(admin_listener(&config.admin_socket())?);
-        let mut sockets = vec![config.admin_socket()];
         let mut door = Door::new(config.node)?;
         for dc in &config.dcs {
-            let path = config.socket(&dc.name);
-            door.listen(DcId(dc.id), &path)?;
-            sockets.push(path);
+            door.listen(DcId(dc.id), &config.socket(&dc.name))?;
         }
         let first_generation = first_generation(&config.store)?;
         let kernel = node::kernel_config(&config, &peers, random(), first_generation);
@@ -150,16 +156,15 @@ impl Daemon {
         let linking = membership.map(Linking::new);
         let mut daemon = Daemon {
             shared: Arc::new(Shared::new(config, linking, kernel, door)?),
-            keepers: Arc::default(),
             wish: Arc::default(),
             threads: Vec::new(),
             listener,
             admin,
-            sockets,
             _lock: lock,
         };
+        let dcs = daemon.shared.dcs();
+        dcs.iter().try_for_each(|dc| children::start(&daemon.shared, dc))?;
         daemon.start_threads()?;
-        *locked(&daemon.keepers) = children::start(&daemon.shared)?;
         Ok(daemon)
     }
 
@@ -170,6 +175,8 @@ impl Daemon {
         threads.push(spawn("door", move || door::run(&door))?);
         let proxy = shared();
         threads.push(spawn("proxy", move || proxy::run(&proxy))?);
+        let sensing = shared();
+        threads.push(spawn("sensing", move || sensing::run(&sensing))?);
         if let Some(listener) = self.listener.clone() {
             let accepting = shared();
             threads.push(spawn("accept", move || links::accept(&accepting, &listener))?);
@@ -183,21 +190,28 @@ impl Daemon {
             let peers: Vec<u16> = peers.iter().flatten().map(|peer| peer.node).collect();
             links::connect_to(&self.shared, &peers);
         }
-        let (answering, keepers, wish, listener) =
-            (shared(), self.keepers.clone(), self.wish.clone(), self.admin.clone());
+        let (answering, wish, listener) = (shared(), self.wish.clone(), self.admin.clone());
         threads.push(spawn("admin", move || {
             let uid = rustix::process::geteuid().as_raw();
             let answer = move |query: Query, stream: UnixStream| match query {
-                Query::Status => admin::answer(&stream, &status(&answering, &keepers)),
+                Query::Status => admin::answer(&stream, &status(&answering)),
                 Query::Stop => {
                     locked(&wish.waiting).push(stream);
                     wish.stop();
                     Ok(())
                 }
                 Query::Revoke { node } => admin::answer(&stream, &revoke(&answering, node)),
+                Query::CreateDc { name, home } => {
+                    admin::answer(&stream, &create_dc(&answering, &name, home))
+                }
                 Query::Renew => admin::answer(&stream, &renew(&answering)),
                 Query::Group => admin::answer(&stream, &system::status(&answering)),
                 Query::Services => serve(&answering, stream),
+                Query::Loads => admin::answer(&stream, &sensing::figures(&answering, None)),
+                Query::History { node, minutes } => {
+                    let span = MINUTE * Nanos::from(minutes.min(HISTORY_MINUTES));
+                    admin::answer(&stream, &sensing::figures(&answering, Some((node, span))))
+                }
             };
             admin::serve(&listener, uid, &(Arc::new(answer) as admin::Answer));
         })?);
@@ -207,7 +221,7 @@ impl Daemon {
 
     /// Stops the children, then everything else.
     pub fn stop(mut self) {
-        children::stop(&self.shared, &mut locked(&self.keepers));
+        children::stop(&self.shared);
         self.shared.halt();
         // accept(2) then returns; nothing to do if it has.
         if let Some(listener) = &self.listener {
@@ -222,7 +236,9 @@ impl Daemon {
                 tracing::error!("a thread of dvkd has panicked");
             }
         }
-        for socket in &self.sockets {
+        let config = &self.shared.config;
+        let doors = self.shared.dcs().into_iter().map(|dc| config.socket(&dc.name));
+        for socket in doors.chain([config.admin_socket()]) {
             // Whoever comes next replaces a socket that nobody listens at.
             std::fs::remove_file(socket).ok();
         }
@@ -231,7 +247,7 @@ impl Daemon {
 
     /// What an admin would be told.
     pub fn status(&self) -> Status {
-        status(&self.shared, &self.keepers)
+        status(&self.shared)
     }
 }
 
@@ -243,6 +259,17 @@ fn revoke(shared: &Arc<Shared>, node: u16) -> admin::Outcome {
         Ok(format!("Node {node} has been revoked."))
     };
     revoked().map_err(|error| format!("{error:#}"))
+}
+
+fn create_dc(shared: &Arc<Shared>, name: &str, home: u16) -> admin::Outcome {
+    let created = || -> Result<String> {
+        let linking = shared.linking.as_ref().context("this node is alone: it has no members")?;
+        let change = linking.membership.create_dc(name, home, &shared.dcs())?;
+        links::apply(shared, linking, &change);
+        let socket = shared.config.socket(name);
+        Ok(format!("Container {name} spans all nodes; here its door is {}.", socket.display()))
+    };
+    created().map_err(|error| format!("{error:#}"))
 }
 
 fn renew(shared: &Shared) -> admin::Outcome {
@@ -270,8 +297,8 @@ fn serve(shared: &Arc<Shared>, stream: UnixStream) -> Result<()> {
     })
 }
 
-fn status(shared: &Shared, keepers: &Mutex<Vec<Keeper>>) -> Status {
-    let config = &shared.config;
+fn status(shared: &Shared) -> Status {
+    let (config, dcs) = (&shared.config, shared.dcs());
     let mut status = shared.with(|node| {
         let up: BTreeSet<u16> = node
             .kernel
@@ -279,8 +306,8 @@ fn status(shared: &Shared, keepers: &Mutex<Vec<Keeper>>) -> Status {
             .filter(|info| matches!(info.state, NodeState::Up { .. }))
             .map(|info| info.node.0)
             .collect();
-        let dcs =
-            config.dcs.iter().map(|dc| dc_status(config, dc, node, &locked(keepers))).collect();
+        let children = locked(&shared.children);
+        let dcs = dcs.iter().map(|dc| dc_status(config, dc, node, &children.keepers)).collect();
         let members = shared.linking.as_ref().map(|linking| linking.membership.peers());
         let peers = members.into_iter().flatten().map(|peer| NodeStatus {
             up: up.contains(&peer.node),

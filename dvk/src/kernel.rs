@@ -222,6 +222,8 @@ pub enum Input<'a> {
 
     /// A container is there, on this node and the others it names.
     DcStart { dc: &'a Dc },
+    /// A container spans these nodes, too: they have just become members.
+    DcSpan { dc: DcId, nodes: &'a BTreeSet<NodeId> },
     /// A container of this node is over; its processes are dead or soon will be.
     DcStop { dc: DcId },
 }
@@ -504,6 +506,7 @@ impl Kernel {
             Input::NodeRevoked { node } => self.node_revoked(now, node, out),
             Input::NodeRefused { node } => self.node_refused(now, node, out),
             Input::DcStart { dc } => self.dc_start(dc),
+            Input::DcSpan { dc, nodes } => self.dc_span(dc, nodes),
             Input::DcStop { dc } => self.dc_stop(now, dc, out),
         }
         self.give_up_overfull(now, out);

@@ -190,6 +190,9 @@ pub const RENEWAL_WAIT: Duration = Duration::from_secs(3);
 /// Bytes of the document that lists the members: 4 095 of about 100.
 pub const MEMBERS_BYTES: usize = 512 << 10;
 
+/// Containers that span all nodes: each is a process on every node, and three more at its home.
+pub const DCS_MAX: usize = 64;
+
 /// Bytes of a request to join, or for a certificate: a key, a name, an address.
 pub const JOIN_BYTES: usize = 4096;
 
@@ -221,6 +224,28 @@ pub const HANDSHAKES_PER_ADDRESS: usize = 16;
 
 /// Refused connections per second that are worth a warning in the log; strangers must not fill it.
 pub const REFUSALS_LOGGED: u32 = 10;
+
+/// How often a node looks how busy it is: as often as people look.
+pub const LOAD_EVERY: Nanos = SECOND;
+
+/// Looks of its own that a node keeps: ten minutes. DCs of a report; a look with this many makes 6 KB.
+pub const LOAD_HISTORY: usize = 600;
+pub const LOAD_DCS: usize = 64;
+
+/// Reports of one other node that are kept, one in ten seconds: ten minutes. And those of all other nodes: with more than 273
+/// nodes less time is kept of each. Usually 0.3 KB each, 6 KB at most.
+pub const LOAD_HISTORY_OTHERS: usize = 60;
+pub const LOAD_KEEP_EVERY: Nanos = 10 * SECOND;
+pub const LOAD_REPORTS: usize = 16_384;
+
+/// Bytes of a report on a link.
+pub const LOAD_BYTES: usize = 6 << 10;
+
+/// Other nodes that are told at one look; with more of them each is told less often.
+pub const LOAD_PEERS_PER_LOOK: usize = 16;
+
+/// Processes of a DC that are looked at in a second: each is a file of /proc that takes 10 µs.
+pub const LOAD_PROCESSES: usize = 64;
 
 /// Bytes of a message of the system group: the longest that it makes (two commands of 72 KiB and what is around them).
 pub const GROUP_BYTES: usize = 210 << 10;

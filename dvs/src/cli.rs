@@ -2,7 +2,7 @@
 
 use crate::{
     barrier, container, dc, demo, group, hold, init, ipcs, join, kv, lab, mount, node, ps, run,
-    server, state, token,
+    server, state, token, top,
 };
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
@@ -42,6 +42,10 @@ pub(crate) enum Command {
     Ps(ListOptions),
     /// Semaphores and message queues of all nodes
     Ipcs(ListOptions),
+    /// How busy the nodes and distributed containers are
+    Top(top::TopOptions),
+    /// How busy a node has been in the last minutes
+    History(top::HistoryOptions),
     /// Nodes
     Node {
         #[command(subcommand)]
@@ -111,7 +115,9 @@ pub(crate) enum LabCommand {
     /// Cut a node off from all others, as a broken cable would
     Cut(lab::CutOptions),
     /// Mend what was cut
-    Mend(lab::CutOptions),
+    Mend(lab::CableOptions),
+    /// End a node's dvkd, if it is alive, and start it again
+    Restart(lab::CableOptions),
     /// End the lab: its processes, its mounts, its directory
     Down,
 }
@@ -135,6 +141,8 @@ pub(crate) enum TokenCommand {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum DcCommand {
+    /// Make one that spans all nodes, also those that join later
+    Create(dc::CreateOptions),
     /// List the distributed containers
     Ls(JsonOption),
 }
@@ -212,16 +220,20 @@ pub(crate) fn execute(command: Command) -> Result<u8> {
         Command::Lab { command: LabCommand::Up(options) } => lab::up(&options)?,
         Command::Lab { command: LabCommand::Status(options) } => return lab::status(options.json),
         Command::Lab { command: LabCommand::Down } => lab::down()?,
-        Command::Lab { command: LabCommand::Cut(options) } => lab::connect(&options, false)?,
-        Command::Lab { command: LabCommand::Mend(options) } => lab::connect(&options, true)?,
+        Command::Lab { command: LabCommand::Cut(options) } => lab::cut(&options)?,
+        Command::Lab { command: LabCommand::Mend(options) } => lab::mend(&options)?,
+        Command::Lab { command: LabCommand::Restart(options) } => lab::restart(&options)?,
         Command::Ps(options) => ps::main(&options)?,
         Command::Ipcs(options) => ipcs::main(&options)?,
+        Command::Top(options) => top::top(&options)?,
+        Command::History(options) => top::history(&options)?,
         Command::Node { command: NodeCommand::Ls(options) } => node::list(options.json)?,
         Command::Node { command: NodeCommand::Revoke(options) } => node::revoke(&options)?,
         Command::Node { command: NodeCommand::Renew(options) } => node::renew(&options)?,
         Command::Init(options) => init::main(&options)?,
         Command::Token { command: TokenCommand::Create(options) } => token::create(&options)?,
         Command::Join(options) => join::main(&options)?,
+        Command::Dc { command: DcCommand::Create(options) } => dc::create(&options)?,
         Command::Dc { command: DcCommand::Ls(options) } => dc::list(options.json)?,
         Command::Mount(options) => mount::main(&options)?,
         Command::Kv { command } => kv::main(&command)?,
@@ -244,7 +256,7 @@ fn execute_internal(command: Command) -> Result<()> {
         Command::IpcServer(options) => server::ipc(&options),
         Command::Container(options) => container::main(&options),
         Command::MountAgent(options) => mount::agent(&options),
-        Command::Switch => lab::switch(),
+        Command::Switch => lab::keep_switch(),
         Command::Start { launch, report } => container::start::main(launch, report),
         _ => Ok(()),
     }

@@ -1,8 +1,44 @@
-//! `dvs dc ls`: the distributed containers that can be reached from here.
+//! `dvs dc`: the distributed containers that can be reached from here, and new ones.
 
 use crate::place::Place;
-use crate::table::{Cell, Table};
-use anyhow::Result;
+use crate::state;
+use crate::table::{self, Cell, Table};
+use anyhow::{Context, Result};
+use dvk::dvkd::admin::{self, Query};
+
+/// What the help of `dvs dc create` says at its end.
+const HELP: &str = "\
+Run it on the node where \"dvs init\" was run. The container spans all nodes, and those that join later have it from \
+their start; its servers run at its home. On each node its door is run/dc-NAME.sock in the node's state directory.";
+
+/// Options of `dvs dc create`.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = HELP)]
+pub(crate) struct CreateOptions {
+    /// Its name
+    name: String,
+    /// The node where its servers run, by name or number [default: this one]
+    #[arg(long, value_name = "NODE")]
+    home: Option<String>,
+    #[command(flatten)]
+    state: state::StateOption,
+}
+
+/// `dvs dc create`.
+///
+/// # Errors
+/// One sentence: no dvkd answers, it has not the authority, there is one with that name, or no such node.
+pub(crate) fn create(options: &CreateOptions) -> Result<()> {
+    let config = options.state.config()?;
+    let nodes = admin::status(&config.run)?.nodes;
+    let find = |name: &String| {
+        let known = nodes.iter().find(|one| one.name == *name || one.node.to_string() == *name);
+        known.map(|known| known.node).with_context(|| format!("there is no node {name:?}"))
+    };
+    let home = options.home.as_ref().map_or(Ok(config.node), find)?;
+    let query = Query::CreateDc { name: options.name.clone(), home };
+    table::say(&(admin::command(&config.run, query)? + "\n"))
+}
 
 /// `dvs dc ls`.
 ///

@@ -21,8 +21,10 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use process::ProcessId;
+use rustix::io::FdFlags;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -46,11 +48,28 @@ impl Default for UpOptions {
     }
 }
 
-/// Options of `lab cut` and `lab mend`.
+/// Options of `lab mend` and `lab restart`.
 #[derive(Clone, Debug, clap::Args)]
-pub(crate) struct CutOptions {
+pub(crate) struct CableOptions {
     /// The node, by name or number
     node: String,
+}
+
+/// Options of `lab cut`.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct CutOptions {
+    #[command(flatten)]
+    cable: CableOptions,
+    /// Only what others send to the node gets lost, or only what it sends
+    #[arg(long, value_name = "DIRECTION")]
+    only: Option<Direction>,
+}
+
+/// One of the two directions of a node's cable, as the node sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Direction {
+    In,
+    Out,
 }
 
 /// Options of the node daemon.
@@ -181,28 +200,40 @@ pub(crate) fn muk2(options: &DvkdOptions) -> Result<()> {
 fn start(lab: &Lab) -> Result<Vec<Child>> {
     let network = lab.namespaces.then(|| Network::create(lab.count())).transpose()?;
     if let Some(network) = &network {
-        let switch = spawn_in(&network.switch, &mut own_command("dvs-switch", "switch", lab)?)?;
-        ProcessId::of(i32::try_from(switch.id())?)
-            .ok_or_else(|| anyhow!("the lab's network cannot be kept"))?
-            .write(&lab.switch_file())?;
+        keep(lab, network)?;
     }
     found(lab)?;
-    let mut children = Vec::new();
-    for node in &lab.nodes {
-        let mut command = prepare_node(lab, node)?;
-        let namespace = network
-            .as_ref()
-            .and_then(|network| network.nodes.get(usize::from(node.node).checked_sub(1)?));
-        let child = match namespace {
-            Some(namespace) => spawn_in(namespace, &mut command)?,
-            None => command.spawn().context("cannot start dvkd")?,
-        };
-        if let Some(process) = ProcessId::of(i32::try_from(child.id())?) {
-            process.write(&lab.pid_file(node))?;
-        }
-        children.push(child);
+    lab.nodes.iter().map(|node| start_node(lab, node)).collect()
+}
+
+/// Starts the process that keeps the lab's network, also the nodes' namespaces: a machine is still there when its dvkd
+/// has died, and says that nobody listens.
+fn keep(lab: &Lab, network: &Network) -> Result<()> {
+    let kept = network.nodes.iter().map(File::try_clone).collect::<std::io::Result<Vec<_>>>()?;
+    kept.iter().try_for_each(|node| rustix::io::fcntl_setfd(node, FdFlags::empty()))?;
+    let switch = spawn_in(&network.switch, &mut own_command("dvs-switch", "switch", lab)?)?;
+    for (node, kept) in lab.nodes.iter().zip(&kept) {
+        let path = format!("/proc/{}/fd/{}", switch.id(), kept.as_raw_fd());
+        fs::create_dir_all(lab.run(node))?;
+        fs::write(lab.namespace_file(node), path)?;
     }
-    Ok(children)
+    ProcessId::of(i32::try_from(switch.id())?)
+        .ok_or_else(|| anyhow!("the lab's network cannot be kept"))?
+        .write(&lab.switch_file())
+}
+
+/// Starts a node's daemon, in its namespace if it has one.
+fn start_node(lab: &Lab, node: &LabNode) -> Result<Child> {
+    let mut command = prepare_node(lab, node)?;
+    let child = if lab.namespaces {
+        spawn_in(&namespace(lab, node)?, &mut command)?
+    } else {
+        command.spawn().context("cannot start dvkd")?
+    };
+    if let Some(process) = ProcessId::of(i32::try_from(child.id())?) {
+        process.write(&lab.pid_file(node))?;
+    }
+    Ok(child)
 }
 
 /// Makes the lab's authority, kept by its first node, and the nodes' certificates.
@@ -232,7 +263,8 @@ fn prepare_node(lab: &Lab, node: &LabNode) -> Result<Command> {
     let file = run.join("dvkd.toml");
     fs::write(&file, config.to_toml()?)
         .with_context(|| format!("cannot write {}", file.display()))?;
-    let log = File::create(lab.log(node))?;
+    // Of one that is started again, what was before stays.
+    let log = File::options().create(true).append(true).open(lab.log(node))?;
     let role = if lab.private { "muk2" } else { "dvkd" };
     let mut command = own_command(role, role, lab)?;
     command.arg("--daemon").arg("--config").arg(file);
@@ -418,28 +450,109 @@ pub(crate) fn down_quietly() -> Result<()> {
     Lab::read(&directory)?.map_or(Ok(()), |lab| take_down(&lab))
 }
 
-/// `dvs lab cut` and `dvs lab mend`: takes a node's cable out of the lab's bridge, or puts it in again.
+/// `dvs lab cut`: takes a node's cable out of the lab's bridge, or lets one of its directions get lost.
 ///
 /// # Errors
 /// One sentence: no lab, no such node, or the nodes have no network of their own.
-pub(crate) fn connect(options: &CutOptions, is_connected: bool) -> Result<()> {
+pub(crate) fn cut(options: &CutOptions) -> Result<()> {
+    let (lab, node) = cable(&options.cable)?;
+    match options.only {
+        None => network::connect(&switch(&lab)?, node.node, false),
+        Some(direction) => lose(&lab, &node, direction, true),
+    }
+}
+
+/// `dvs lab mend`: undoes every [`cut`] of a node.
+///
+/// # Errors
+/// As there.
+pub(crate) fn mend(options: &CableOptions) -> Result<()> {
+    let (lab, node) = cable(options)?;
+    network::connect(&switch(&lab)?, node.node, true)?;
+    [Direction::In, Direction::Out]
+        .into_iter()
+        .try_for_each(|direction| lose(&lab, &node, direction, false))
+}
+
+/// `dvs lab restart`: ends a node's dvkd, if it is alive, and starts another in its place.
+///
+/// # Errors
+/// One sentence: no lab, no such node, or the new one does not start.
+pub(crate) fn restart(options: &CableOptions) -> Result<()> {
+    let _lock = state::lock(&directory())?;
+    let (lab, node) = known(options)?;
+    if let Some(process) = ProcessId::read(&lab.pid_file(&node)) {
+        process.end(DOWN_PATIENCE)?;
+    }
+    let mut child = start_node(&lab, &node)?;
+    let limit = Instant::now() + UP_PATIENCE;
+    while admin::status(&lab.run(&node)).is_err() {
+        let line = || state::last_line(&lab.log(&node));
+        if let Some(status) = child.try_wait()? {
+            bail!("dvkd of node {} has ended ({status}): {}", node.name, line());
+        }
+        ensure!(Instant::now() < limit, "dvkd of node {} does not answer: {}", node.name, line());
+        std::thread::sleep(ASK_EVERY);
+    }
+    Ok(())
+}
+
+/// The lab, and the node that is meant.
+fn known(options: &CableOptions) -> Result<(Lab, LabNode)> {
     let lab = Lab::read(&directory())?;
     let lab = lab.ok_or_else(|| {
         exit::Failure::error(exit::NO_DVS, "no lab is up; \"dvs lab up\" starts one")
     })?;
     let wanted =
         |node: &&LabNode| node.name == options.node || node.node.to_string() == options.node;
-    let node = lab.nodes.iter().find(wanted);
+    let node = lab.nodes.iter().find(wanted).cloned();
     let node = node.with_context(|| format!("there is no node {:?} in the lab", options.node))?;
+    Ok((lab, node))
+}
+
+/// As [`known`], in a lab with a network.
+fn cable(options: &CableOptions) -> Result<(Lab, LabNode)> {
+    let (lab, node) = known(options)?;
     ensure!(
         lab.namespaces,
         "only a lab of root has a network that can be cut: in this one nodes are addresses of one machine"
     );
-    let switch = ProcessId::read(&lab.switch_file()).filter(ProcessId::is_alive);
-    let switch = switch.context("the lab's network is gone; \"dvs lab down\" clears it away")?;
-    let path = format!("/proc/{}/ns/net", switch.pid);
-    let namespace = File::open(&path).with_context(|| format!("cannot open {path}"))?;
-    network::connect(&namespace, node.node, is_connected)
+    Ok((lab, node))
+}
+
+/// The process that keeps the lab's network, if it is alive.
+fn switch_process(lab: &Lab) -> Result<ProcessId> {
+    let process = ProcessId::read(&lab.switch_file()).filter(ProcessId::is_alive);
+    process.context("the lab's network is gone; \"dvs lab down\" clears it away")
+}
+
+/// The namespace of the lab's bridge.
+fn switch(lab: &Lab) -> Result<File> {
+    open_namespace(&format!("/proc/{}/ns/net", switch_process(lab)?.pid))
+}
+
+/// The namespace of a node, whether its dvkd is alive or not.
+fn namespace(lab: &Lab, node: &LabNode) -> Result<File> {
+    switch_process(lab)?;
+    let file = lab.namespace_file(node);
+    let path = fs::read_to_string(&file);
+    open_namespace(&path.with_context(|| format!("cannot read {}", file.display()))?)
+}
+
+fn open_namespace(path: &str) -> Result<File> {
+    File::open(path).with_context(|| format!("cannot open {path}"))
+}
+
+/// Lets what `node` sends or hears get lost, or not any more.
+fn lose(lab: &Lab, node: &LabNode, direction: Direction, is_lost: bool) -> Result<()> {
+    for other in lab.nodes.iter().filter(|other| other.node != node.node) {
+        let (from, to) = match direction {
+            Direction::In => (other, node),
+            Direction::Out => (node, other),
+        };
+        network::lose(&namespace(lab, from)?, to.node, is_lost)?;
+    }
+    Ok(())
 }
 
 /// Ends everything that belongs to `lab`, whatever state it is in.
@@ -496,7 +609,7 @@ pub(crate) fn dvkd(options: &DvkdOptions) -> Result<()> {
 ///
 /// # Errors
 /// None.
-pub(crate) fn switch() -> Result<()> {
+pub(crate) fn keep_switch() -> Result<()> {
     rustix::process::setsid().ok();
     rustix::thread::set_name(c"dvs-switch")?;
     let signals = SigSet::from_iter([Signal::SIGTERM]);

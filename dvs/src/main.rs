@@ -29,6 +29,7 @@ mod state;
 mod table;
 mod terminal;
 mod token;
+mod top;
 
 use std::process::ExitCode;
 

@@ -1,8 +1,10 @@
-//! A real DVS, not a lab: `dvs init`, `dvs token create`, `dvs join`, and what becomes of a node that is revoked.
+//! A real DVS, not a lab: `dvs init`, `dvs token create`, `dvs join`, `dvs dc create`, and what becomes of a node that is
+//! revoked.
 
 #![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 use dvk::dvkd::admin::{self, Status};
+use dvk_client::{Bound, Message};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -69,6 +71,12 @@ impl World {
 
     fn status(&self, machine: &str) -> Option<Status> {
         admin::status(&self.state(machine).join("run")).ok()
+    }
+
+    /// A process that is bound in a container, on this machine.
+    fn bind(&self, machine: &str, dc: &str) -> Option<Bound> {
+        let socket = self.state(machine).join("run").join(format!("dc-{dc}.sock"));
+        Bound::bind(Some(&socket), 0).ok()
     }
 
     /// The other nodes to which `machine` has a link.
@@ -142,6 +150,54 @@ fn machines_become_nodes_and_one_of_them_is_revoked() {
     wait_until("c is out", || {
         world.linked("a") == ["b"] && world.linked("b") == ["a"] && world.linked("c").is_empty()
     });
+}
+
+/// A call from one to the other.
+fn call(from: &Bound, to: &Bound) {
+    let patience = Some(PATIENCE);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let got = to.rcvrqst(&mut [0; 8], patience).unwrap();
+            to.reply(got.message.source, &got.message, b"").unwrap();
+        });
+        let mut request = Message::request(0x1001);
+        from.sendrec(to.endpoint(), &mut request, b"", &mut [0; 8], patience).unwrap();
+    });
+}
+
+#[test]
+fn a_node_that_joins_has_the_containers_that_were_made_before() {
+    let world = World::new();
+    let addresses = addresses(2);
+    let [a, b] = &addresses[..] else { panic!("two") };
+    let (a, b) = (a.to_string(), b.to_string());
+    world.succeeds("a", &["init", "--name", "a", "--listen", &a]);
+    let first = world.start("a");
+    let said = world.succeeds("a", &["dc", "create", "early"]);
+    assert!(said.contains("dc-early.sock"), "{said}");
+    world.fails("a", &["dc", "create", "early"], "there is a container \"early\" already");
+    world.fails("a", &["dc", "create", "a/b"], "is not a name");
+    world.fails("a", &["dc", "create", "c", "--home", "x"], "there is no node \"x\"");
+    let at_a = world.bind("a", "early").unwrap();
+    let token = world.succeeds("a", &["token", "create"]);
+    world.succeeds("b", &as_strs(&join_words(&a, token.trim(), "b", &b)));
+    let second = world.start("b");
+    let are_linked = || world.linked("a") == ["b"] && world.linked("b") == ["a"];
+    wait_until("a and b have a link", are_linked);
+    // It is there from its start on.
+    let at_b = world.bind("b", "early").unwrap();
+    call(&at_a, &at_b);
+    call(&at_b, &at_a);
+    world.fails("b", &["dc", "create", "late"], "is on node a; ask there");
+    world.succeeds("a", &["dc", "create", "late", "--home", "b"]);
+    wait_until("b has the new one", || world.bind("b", "late").is_some());
+    call(&world.bind("a", "late").unwrap(), &world.bind("b", "late").unwrap());
+    assert_eq!(world.status("a").unwrap().dcs[1].home, 2);
+    // Both have them when they are started again.
+    drop((at_a, at_b, first, second));
+    let _daemons = ["a", "b"].map(|machine| world.start(machine));
+    wait_until("a and b have a link again", are_linked);
+    call(&world.bind("a", "early").unwrap(), &world.bind("b", "early").unwrap());
 }
 
 fn join_words(address: &str, token: &str, name: &str, listen: &str) -> [String; 8] {

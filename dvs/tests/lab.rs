@@ -548,3 +548,39 @@ fn a_tree_can_be_mounted_on_the_host_and_goes_with_the_lab() {
     assert!(lab.dvs(&["lab", "down"]).status().unwrap().success());
     assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0);
 }
+
+#[test]
+fn each_node_tells_how_busy_all_are() {
+    let Some(lab) = Lab::up(2) else { return };
+    let rows = |arguments: &[&str]| -> Vec<serde_json::Value> {
+        let output = lab.dvs(arguments).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let (mut child, _) =
+        lab.start("n2", "echo here; while sleep 0.01; do ls /dvs; done >/dev/null");
+    for asked in ["n1", "n2"] {
+        wait_until("calls of n2's program to n1's file server are seen", || {
+            let rows = rows(&["top", "--json", "--node", asked]);
+            let is_busy = |row: &&serde_json::Value| row["vfs"].as_u64() > Some(0);
+            let served = rows.iter().find(is_busy);
+            let nodes = rows.iter().filter(|row| row["rtt-us"].as_u64() > Some(0));
+            served.is_some_and(|row| row["dc"] == "lab" && row["node"] == "n1")
+                && nodes.count() == 2
+        });
+    }
+    // Without --json both tables, each with its heading, and once.
+    let output = lab.dvs(&["top"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.starts_with("NODE ") && text.contains("\n\nDC "), "{text}");
+    wait_until("n1's past is there", || {
+        let rows = rows(&["history", "n1", "--json"]);
+        rows.iter().filter(|row| row["load1"].is_string()).count() >= 2
+    });
+    let unknown = lab.dvs(&["history", "n9"]).output().unwrap();
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(stderr(&unknown).contains("no node \"n9\""), "{unknown:?}");
+    signal(&child, Signal::TERM);
+    child.wait().unwrap();
+}

@@ -14,5 +14,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
         let _ = m3ipc::info::decode::<m3ipc::info::DcInfo>(record);
         let _ = m3ipc::info::decode::<m3ipc::info::EndpointInfo>(record);
         let _ = m3ipc::info::decode::<m3ipc::info::NodeInfo>(record);
+        let _ = m3ipc::info::decode::<m3ipc::load::NodeLoad>(record);
+        let _ = m3ipc::info::decode::<m3ipc::load::DcLoad>(record);
     }
 });

@@ -52,7 +52,7 @@ impl Config {
             peers: first_voters.iter().copied().collect(),
             first_voters,
             founds: true,
-            // A new leader is there after 0.5 s, at most 0.9: that must not fence anybody.
+            // A new leader is there after 0.5 s, seldom 1: that must not fence anybody.
             lease: 2000,
             gone: Duration::from_secs(60),
             snapshot_each: 5000,
@@ -179,8 +179,10 @@ impl Group {
         let settings = openraft::Config {
             cluster_name: "dvs".into(),
             heartbeat_interval: millis(HEARTBEAT),
+            // Whoever may stand does when it has heard no leader for twice that. Voters stand in turn (`contact`), so it
+            // need not be drawn from a wide range.
             election_timeout_min: 150,
-            election_timeout_max: 300,
+            election_timeout_max: 200,
             max_payload_entries: 256,
             snapshot_policy: SnapshotPolicy::LogsSinceLast(config.snapshot_each),
             max_in_snapshot_log_to_keep: config.snapshot_each / 4,
@@ -280,8 +282,8 @@ impl Group {
     /// Bytes from another node have come. May be called by any thread.
     pub fn deliver(&self, from: u64, bytes: &[u8]) {
         match Wire::decode(bytes) {
-            Ok(Wire::Ping { hears }) => {
-                locked(&self.0.contact).heard(from, &hears, self.local_time());
+            Ok(Wire::Ping { hears, log }) => {
+                locked(&self.0.contact).heard(from, &hears, log, self.local_time());
             }
             Ok(Wire::Tell { id, tell }) => self.0.network.told(id, tell),
             Ok(Wire::Ask { id, ask }) => {
@@ -445,11 +447,12 @@ impl Group {
                 let tell = if to == self.node() {
                     Some(self.serve(ask()).await)
                 } else {
-                    // Whoever led may be dead: no need to wait for it when there is another.
+                    // Whoever led, or is asked who leads, may be dead: no need to wait for it when another does.
+                    let is_open = self.leader().is_none_or(|leader| leader == to);
                     tokio::select! {
                         biased;
                         tell = self.0.network.ask(to, ask(), ATTEMPT) => tell,
-                        () = self.replaced(to), if self.leader() == Some(to) => None,
+                        () = self.replaced(to), if is_open => None,
                     }
                 };
                 match wanted(tell.unwrap_or(Tell::Failed)) {

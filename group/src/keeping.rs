@@ -29,21 +29,36 @@ pub(crate) async fn leader(group: Group) {
     }
 }
 
+/// How long one who has lost its leader waits for another to be elected, for each that should stand before it: as long as
+/// that takes, from the moment when the leader is missed.
+const TURN: Duration = Duration::from_millis(550);
+
 /// Tells the voters that this node is here and whom it hears; without a majority of them it neither stands for
 /// election nor speaks as a leader.
 pub(crate) async fn contact(group: Group) {
+    let mut missed = None;
     while group.is_running() {
         let now = group.local_time();
         let voters = group.voters();
         let everybody: BTreeSet<RaftId> = voters.iter().flatten().copied().collect();
         let hears = group.with_contact(|contact| contact.hears(now));
+        let log = group.0.raft.metrics().borrow().last_log_index.map_or(0, |last| last + 1);
         if everybody.contains(&group.node()) {
             for node in everybody.iter().filter(|node| **node != group.node()) {
-                group.0.network.send(*node, &Wire::Ping { hears: hears.clone() });
+                group.0.network.send(*node, &Wire::Ping { hears: hears.clone(), log });
             }
         }
         let majority = group.with_contact(|contact| contact.has_majority(&voters, now));
-        group.0.raft.runtime_config().elect(majority);
+        let leader = group.leader();
+        let (ahead, is_led) = group.with_contact(|contact| {
+            let is_led = |leader| leader == group.node() || contact.reaches(leader, now);
+            let others = everybody.iter().copied().filter(|node| Some(*node) != leader);
+            (contact.ahead(&others.collect(), log, now), leader.is_some_and(is_led))
+        });
+        missed = if is_led { None } else { missed.or(Some(Instant::now())) };
+        let patience = TURN * u32::try_from(ahead).unwrap_or(u32::MAX);
+        let is_its_turn = ahead == 0 || missed.is_some_and(|since| since.elapsed() >= patience);
+        group.0.raft.runtime_config().elect(majority && is_its_turn);
         group.0.raft.runtime_config().heartbeat(majority);
         group.0.network.mute(!majority);
         sleep(HEARTBEAT).await;

@@ -7,7 +7,7 @@ use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest, V
 use serde::{Deserialize, Serialize};
 
 /// Version of these messages: their first byte.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 /// Bytes of the longest message: as many log entries as are read at once, one more, and what is around them.
 pub const WIRE_MAX: usize = 2 * COMMAND_MAX + (64 << 10);
@@ -17,9 +17,10 @@ pub(crate) const PIECE: usize = 48 << 10;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Wire {
-    /// I am here, and these I have heard of late.
+    /// I am here, these I have heard of late, and so many entries are in my log.
     Ping {
         hears: Vec<RaftId>,
+        log: u64,
     },
     Ask {
         id: u64,
@@ -127,7 +128,7 @@ mod tests {
             leader_commit: Some(log_id),
         };
         vec![
-            Wire::Ping { hears: vec![1, 2] },
+            Wire::Ping { hears: vec![1, 2], log: 7 },
             Wire::Ask { id: 1, ask: Ask::Append(append) },
             Wire::Ask { id: 2, ask: Ask::Submit(command) },
             Wire::Tell {
@@ -155,7 +156,7 @@ mod tests {
         let mut bytes = messages()[0].encode();
         bytes[0] = 9;
         let error = Wire::decode(&bytes).unwrap_err().to_string();
-        assert_eq!(error, "the other node's group speaks version 9, this one 1");
+        assert_eq!(error, "the other node's group speaks version 9, this one 2");
     }
 
     proptest! {

@@ -337,6 +337,33 @@ int dvk_node_up(int nodeid);
 int dvk_getpriv(dvk_ep_t ep, dvk_priv *rights);
 int dvk_setpriv(dvk_ep_t ep, const dvk_priv *rights);
 
+/* ---- performance sensing ---- */
+
+/* How busy a node is. Each dvkd looks once a second and tells the others; rates are means over span_ms, the time since
+ * the look before; a figure that cannot be had is 0. age_ms: how old the figures are (a node that is cut off tells nothing
+ * new). busy: thousandths of one processor (proc_stat(5)); load1, load5, load15: hundredths (proc_loadavg(5)); memory in
+ * bytes: MemTotal and MemAvailable (proc_meminfo(5)); links: nodes to which it has a link; calls and bytes per second to
+ * and from other nodes, of all DCs; round_trip: nanoseconds, the mean over its links. */
+typedef struct dvk_node_load {
+    uint32_t version, node, age_ms, span_ms; /* DVK_INFO_VERSION */
+    uint32_t cpus, busy, load1, load5, load15, links, endpoints, reserved;
+    uint64_t memory_total, memory_available, calls_out, calls_in, bytes_out, bytes_in, round_trip;
+} dvk_node_load;
+
+/* How busy the caller's DC is on a node: endpoints bound there, the processes that they are of, these processes'
+ * processor time (busy) and memory (bytes; what they share counts for each); calls of other nodes per second to the
+ * servers of files, of processes, of semaphores and queues, and to all other endpoints (served); calls and bytes of requests
+ * per second to and from other nodes. Calls between two processes of one node pass no dvkd and are not counted. */
+typedef struct dvk_dc_load {
+    uint32_t version, dc, node, age_ms, span_ms, endpoints, processes, busy, served[4];
+    uint64_t memory, calls_out, calls_in, bytes_out, bytes_in;
+} dvk_dc_load;
+
+/* The figures of seconds_ago (0: the last ones), or the last before that. Ten minutes are kept: each second of this node,
+ * every tenth of others. -EDVSNOTBIND: the DC has no such node. -EDVSAGAIN: nothing is known of it for that time. */
+int dvk_getnodeload(int nodeid, long seconds_ago, dvk_node_load *load);
+int dvk_getdcload(int nodeid, long seconds_ago, dvk_dc_load *load);
+
 #ifdef __cplusplus
 }
 #endif

@@ -273,6 +273,17 @@ impl Bound {
         self.core.inbox.ask(asked).map(|(told, _)| told)
     }
 
+    /// A record about how busy `node` was.
+    pub(crate) fn load<T>(&self, what: u32, node: NodeId, ago: Duration) -> Result<T, IpcError>
+    where
+        T: zerocopy::FromBytes + zerocopy::KnownLayout + zerocopy::Immutable,
+    {
+        let seconds = u32::try_from(ago.as_secs()).unwrap_or(u32::MAX);
+        let asked =
+            Ask { number: what, value: node.0.into(), ..Ask::new(ask::INFO, Endpoint::NONE) };
+        self.record(Ask { kind: seconds, ..asked })
+    }
+
     fn record<T>(&self, asked: Ask) -> Result<T, IpcError>
     where
         T: zerocopy::FromBytes + zerocopy::KnownLayout + zerocopy::Immutable,

@@ -12,6 +12,7 @@ use crate::bound::Bound;
 use crate::memory::{Access, Grant};
 use m3ipc::connection::Connection;
 use m3ipc::info::{DcInfo, DvsInfo, EndpointInfo, NodeInfo};
+use m3ipc::load::{DcLoad, NodeLoad};
 use m3ipc::port::Kind;
 use m3ipc::{Endpoint, IpcError, Message, NodeId, Rights};
 use std::cell::RefCell;
@@ -854,6 +855,43 @@ pub unsafe extern "C" fn dvk_getnodeinfo(nodeid: c_int, info: *mut NodeInfo) -> 
         // SAFETY: dvk.h: a record's place.
         unsafe { put(info, found) }
     })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_getnodeload(
+    nodeid: c_int,
+    seconds_ago: c_long,
+    load: *mut NodeLoad,
+) -> c_int {
+    with(|bound| {
+        let (node, ago) = (node_of(nodeid)?, ago(seconds_ago)?);
+        let found = bound.node_load(node, ago)?;
+        // SAFETY: dvk.h: a record's place.
+        unsafe { put(load, found) }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_getdcload(
+    nodeid: c_int,
+    seconds_ago: c_long,
+    load: *mut DcLoad,
+) -> c_int {
+    with(|bound| {
+        let (node, ago) = (node_of(nodeid)?, ago(seconds_ago)?);
+        let found = bound.dc_load(node, ago)?;
+        // SAFETY: dvk.h: a record's place.
+        unsafe { put(load, found) }
+    })
+}
+
+fn node_of(nodeid: c_int) -> Result<NodeId, IpcError> {
+    u16::try_from(nodeid).map(NodeId).map_err(|_| IpcError::NotBound)
+}
+
+/// A time that is not in the future.
+fn ago(seconds: c_long) -> Result<Duration, IpcError> {
+    u64::try_from(seconds).map(Duration::from_secs).map_err(|_| IpcError::WouldBlock)
 }
 
 #[unsafe(no_mangle)]

@@ -9,10 +9,12 @@ mod ask;
 mod bound;
 pub mod capi;
 mod inbox;
+mod load;
 mod memory;
 
 pub use bound::{Bound, Got};
 pub use m3ipc::info::{DcInfo, DvsInfo, EndpointInfo, NodeInfo};
+pub use m3ipc::load::{DcLoad, NodeLoad};
 pub use m3ipc::port::Kind;
 pub use m3ipc::rights::{Allowed, Rights, call, level};
 pub use m3ipc::{DcId, Endpoint, IpcError, Message, NodeId};

@@ -47,6 +47,8 @@ fn c_type(rust: &str) -> String {
         "DcInfo" => "dvk_dc_info",
         "EndpointInfo" => "dvk_proc_info",
         "NodeInfo" => "dvk_node_info",
+        "NodeLoad" => "dvk_node_load",
+        "DcLoad" => "dvk_dc_load",
         "Rights" => "dvk_priv",
         other => panic!("{other}?"),
     }
@@ -84,7 +86,7 @@ fn every_function_is_declared_with_its_types_and_no_other() {
 
 #[test]
 fn a_c_program_sees_records_of_the_same_size_and_links() {
-    use dvk_client::{DcInfo, EndpointInfo, Message, NodeInfo, Rights};
+    use dvk_client::{DcInfo, DcLoad, EndpointInfo, Message, NodeInfo, NodeLoad, Rights};
     let folder = tempfile::tempdir().unwrap();
     let source = folder.path().join("sizes.c");
     let sizes = [
@@ -92,6 +94,8 @@ fn a_c_program_sees_records_of_the_same_size_and_links() {
         ("dvk_dc_info", size_of::<DcInfo>()),
         ("dvk_proc_info", size_of::<EndpointInfo>()),
         ("dvk_node_info", size_of::<NodeInfo>()),
+        ("dvk_node_load", size_of::<NodeLoad>()),
+        ("dvk_dc_load", size_of::<DcLoad>()),
         ("dvk_priv", size_of::<Rights>()),
     ];
     let mut text = String::from("#include <dvk.h>\n#include <stddef.h>\n");

@@ -154,6 +154,9 @@ pub mod info {
     pub const NODE: u32 = 3;
     /// The DVS.
     pub const DVS: u32 = 4;
+    /// How busy the node `value` was `kind` seconds ago, and the DC's part on it: records of [`crate::load`].
+    pub const NODE_LOAD: u32 = 5;
+    pub const DC_LOAD: u32 = 6;
 }
 
 /// Opcodes of [`Tell`].
@@ -189,7 +192,7 @@ pub mod tell {
 pub struct Ask {
     pub op: u32,
     pub version: u32,
-    /// HELLO: one of [`kind`].
+    /// HELLO: one of [`kind`]. INFO of a load: seconds ago.
     pub kind: u32,
     /// HELLO of a server or a peer: its number. AWAIT: [`event`]. INFO: [`info`]. ORDER: [`order`]. NODE: [`node`].
     pub number: u32,

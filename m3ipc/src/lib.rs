@@ -18,6 +18,7 @@ pub mod endpoint;
 pub mod errno;
 pub mod info;
 pub mod limits;
+pub mod load;
 pub mod message;
 pub mod port;
 pub mod rights;

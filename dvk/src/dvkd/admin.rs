@@ -23,7 +23,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A question.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Query {
     Status,
     /// Stop everything. The connection is closed when dvkd is about to exit.
@@ -32,18 +32,30 @@ pub enum Query {
     Revoke {
         node: u16,
     },
+    /// Make a container that spans all nodes. Where the authority is. The answer is an [`Outcome`].
+    CreateDc {
+        name: String,
+        home: u16,
+    },
     /// Get a new certificate for this node. The answer is an [`Outcome`].
     Renew,
     /// The system group as this node knows it. The answer is a [`super::services::GroupStatus`], or null.
     Group,
+    /// How busy nodes and DCs are. The answer is a [`super::figures::Figures`].
+    Loads,
+    /// The same of one node, in the last minutes.
+    History {
+        node: u16,
+        minutes: u16,
+    },
     /// Use the services of the system group on this connection: [`super::services`].
     Services,
 }
 
 impl Query {
     /// Everybody may look; only root and dvkd's own user may change something.
-    fn is_harmless(self) -> bool {
-        matches!(self, Query::Status | Query::Group)
+    fn is_harmless(&self) -> bool {
+        matches!(self, Query::Status | Query::Group | Query::Loads | Query::History { .. })
     }
 }
 

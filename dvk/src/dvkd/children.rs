@@ -59,21 +59,29 @@ impl State {
     }
 }
 
-/// Starts all children of this node.
-pub(super) fn start(shared: &Arc<Shared>) -> Result<Vec<Keeper>> {
+/// All children of a daemon.
+#[derive(Debug, Default)]
+pub(super) struct Children {
+    pub(super) keepers: Vec<Keeper>,
+    /// The daemon stops: there will be no more.
+    is_closed: bool,
+}
+
+/// Starts the children that a container has on this node.
+pub(super) fn start(shared: &Arc<Shared>, dc: &Dc) -> Result<()> {
     let config = &shared.config;
-    let mut keepers = Vec::new();
-    if config.command.is_empty() {
-        return Ok(keepers);
+    let mut children = shared.children.lock().unwrap_or_else(PoisonError::into_inner);
+    if config.command.is_empty() || children.is_closed {
+        return Ok(());
     }
-    for dc in &config.dcs {
-        let servers = SERVERS.iter().filter(|_| dc.home == config.node && !config.servers_inside);
-        for (role, _) in servers {
-            keepers.push(Keeper::start(shared, dc, role, server_arguments(config, dc, role))?);
-        }
-        keepers.push(Keeper::start(shared, dc, CONTAINER, container_arguments(config, dc))?);
+    let servers = SERVERS.iter().filter(|_| dc.home == config.node && !config.servers_inside);
+    for (role, _) in servers {
+        let keeper = Keeper::start(shared, dc, role, server_arguments(config, dc, role))?;
+        children.keepers.push(keeper);
     }
-    Ok(keepers)
+    let keeper = Keeper::start(shared, dc, CONTAINER, container_arguments(config, dc))?;
+    children.keepers.push(keeper);
+    Ok(())
 }
 
 fn server_arguments(config: &Config, dc: &Dc, role: &str) -> Vec<PathBuf> {
@@ -184,7 +192,12 @@ impl Keeper {
 }
 
 /// Stops all children: first the containers, which need the servers to end well, then the servers.
-pub(super) fn stop(shared: &Shared, keepers: &mut [Keeper]) {
+pub(super) fn stop(shared: &Shared) {
+    let mut children = shared.children.lock().unwrap_or_else(PoisonError::into_inner);
+    children.is_closed = true;
+    // Whoever asks for the status locks the node first, and then these.
+    let mut keepers = std::mem::take(&mut children.keepers);
+    drop(children);
     for servers in [false, true] {
         let deadline = Instant::now() + CHILD_STOP_TIMEOUT;
         for keeper in keepers.iter().filter(|keeper| keeper.is_server() == servers) {

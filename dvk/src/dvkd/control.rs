@@ -4,7 +4,7 @@
 //! its last two fields; the body is bytes. What may be lost is said again on the next link.
 
 use crate::frame::{FrameError, HEADER};
-use crate::limits::{GROUP_BYTES, JOIN_BYTES, MEMBERS_BYTES};
+use crate::limits::{GROUP_BYTES, JOIN_BYTES, LOAD_BYTES, MEMBERS_BYTES};
 use bytes::Bytes;
 
 /// One such message.
@@ -20,6 +20,8 @@ pub(super) enum Control<'a> {
     NotRenewed(&'a [u8]),
     /// A message of the system group (`::group::wire`). It may get lost, and overtake others.
     Group(&'a [u8]),
+    /// How busy the sender is (`super::load`). It may get lost, and overtake others.
+    Load(&'a [u8]),
 }
 
 // The group can say all that it has to say.
@@ -42,6 +44,7 @@ mod kind {
     pub(super) const RENEWED: u16 = FIRST + 2;
     pub(super) const NOT_RENEWED: u16 = FIRST + 3;
     pub(super) const GROUP: u16 = FIRST + 4;
+    pub(super) const LOAD: u16 = FIRST + 5;
 }
 
 impl Control<'_> {
@@ -52,6 +55,7 @@ impl Control<'_> {
             Control::Renewed(body) => (kind::RENEWED, body),
             Control::NotRenewed(body) => (kind::NOT_RENEWED, body),
             Control::Group(body) => (kind::GROUP, body),
+            Control::Load(body) => (kind::LOAD, body),
         }
     }
 
@@ -74,6 +78,7 @@ fn body_max(kind: u16) -> Option<usize> {
         kind::MEMBERS => Some(MEMBERS_BYTES),
         kind::RENEW | kind::RENEWED | kind::NOT_RENEWED => Some(JOIN_BYTES),
         kind::GROUP => Some(GROUP_BYTES),
+        kind::LOAD => Some(LOAD_BYTES),
         _ => None,
     }
 }
@@ -108,6 +113,7 @@ pub(super) fn next(bytes: &[u8]) -> Result<Next<'_>, FrameError> {
         kind::RENEW => Control::Renew(body),
         kind::RENEWED => Control::Renewed(body),
         kind::NOT_RENEWED => Control::NotRenewed(body),
+        kind::LOAD => Control::Load(body),
         _ => Control::Group(body),
     };
     Ok(Next::Control(control, length))
@@ -119,13 +125,14 @@ mod tests {
     use crate::frame::{Frame, Packet};
     use proptest::prelude::*;
 
-    fn all() -> [Control<'static>; 5] {
+    fn all() -> [Control<'static>; 6] {
         [
             Control::Members(b"list"),
             Control::Renew(b"request"),
             Control::Renewed(b""),
             Control::NotRenewed(b"no"),
             Control::Group(b"append"),
+            Control::Load(b"figures"),
         ]
     }
 

@@ -56,6 +56,7 @@ pub fn found(nodes: &[(Peer, PathBuf)]) -> Result<()> {
         revision: 1,
         authority: first.node,
         nodes: Vec::with_capacity(nodes.len()),
+        dcs: Vec::new(),
     };
     let mut keys = Vec::with_capacity(nodes.len());
     for (node, directory) in nodes {

@@ -6,6 +6,7 @@
 
 use super::certificate::Subject;
 use super::control::{self, Control, Next};
+use super::dcs;
 use super::link::{Link, Reading};
 use super::membership::{Change, Membership, Renewal};
 use super::node::Shared;
@@ -385,6 +386,7 @@ pub(super) fn renew(shared: &Arc<Shared>) {
 /// Acts on another list of members, and passes it on.
 pub(super) fn apply(shared: &Arc<Shared>, linking: &Linking, change: &Change) {
     let announcement = linking.membership.announcement();
+    dcs::follow(shared, linking);
     for node in &change.revoked {
         // Its last words from here, so that its log says why; it may be gone, or not listen.
         tell(shared, *node, &announcement);
@@ -733,6 +735,7 @@ fn pass_on(shared: &Shared, node: NodeId, message: Control<'_>) -> Result<(), St
             linking.system.deliver(from, bytes);
             return Ok(());
         }
+        Control::Load(bytes) => return super::sensing::hear(shared, node, bytes),
         Control::Members(document) => Heard::Members { from, document: document.to_vec() },
         Control::Renew(request) => Heard::Renew { from, request: request.to_vec() },
         Control::Renewed(certificate) => Heard::Renewed { from, certificate: certificate.to_vec() },

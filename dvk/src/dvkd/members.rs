@@ -1,12 +1,13 @@
-//! The list of the nodes of a DVS: one document with a revision, signed by the authority.
+//! The list of the nodes of a DVS, and of the containers that span them all: one document with a revision, signed by the
+//! authority.
 //!
 //! Every node has a copy. The newest revision counts; it travels over links and when a node joins. A number
 //! that was revoked is never given out again.
 
 use super::authority::Authority;
 use super::certificate::dvs_of;
-use super::config::{check_name, check_node};
-use crate::limits::MEMBERS_BYTES;
+use super::config::{Dc, check_name, check_node};
+use crate::limits::{DCS_MAX, MEMBERS_BYTES};
 use anyhow::{Context, Result, ensure};
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,17 @@ pub(super) struct Members {
     pub(super) authority: u16,
     /// In the order of their numbers.
     pub(super) nodes: Vec<Member>,
+    /// In the order of their numbers.
+    pub(super) dcs: Vec<Spanning>,
+}
+
+/// A container that spans all nodes, also those that join later.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Spanning {
+    pub(super) id: u32,
+    pub(super) name: String,
+    /// The node where its servers run.
+    pub(super) home: u16,
 }
 
 /// A node of a DVS.
@@ -47,7 +59,7 @@ struct Signed<'a> {
 }
 
 /// In front of what is signed: nothing else that the authority signs begins like this.
-const CONTEXT: &[u8] = b"DVS members 1\0";
+const CONTEXT: &[u8] = b"DVS members 2\0";
 
 impl Members {
     pub(super) fn find(&self, node: u16) -> Option<&Member> {
@@ -68,6 +80,19 @@ impl Members {
         let member = self.find(node).with_context(|| format!("node {node} is not a member"))?;
         ensure!(!member.revoked, "node {node} has been revoked");
         Ok(())
+    }
+
+    /// The containers, each on all nodes: one that has been revoked never comes back, so it does no harm.
+    pub(super) fn dcs(&self) -> Vec<Dc> {
+        let nodes: Vec<u16> = self.nodes.iter().map(|member| member.node).collect();
+        let dc = |spanning: &Spanning| Dc {
+            id: spanning.id,
+            name: spanning.name.clone(),
+            nodes: nodes.clone(),
+            home: spanning.home,
+            maps: Vec::new(),
+        };
+        self.dcs.iter().map(dc).collect()
     }
 
     /// A number that no node has had yet.
@@ -128,7 +153,23 @@ impl Members {
             ensure!(names.insert(&member.name), "there are two nodes {}", member.name);
             last = member.node;
         }
+        self.check_dcs()?;
         self.check(self.authority).context("the authority")
+    }
+
+    fn check_dcs(&self) -> Result<()> {
+        ensure!(self.dcs.len() <= DCS_MAX, "there are more than {DCS_MAX} containers");
+        let mut names = BTreeSet::new();
+        let mut last = 0;
+        for dc in &self.dcs {
+            check_name(&dc.name)?;
+            ensure!(dc.id > last, "container {} is out of order", dc.id);
+            ensure!(names.insert(&dc.name), "there are two containers {}", dc.name);
+            let home = self.find(dc.home);
+            home.with_context(|| format!("container {} is at home nowhere", dc.name))?;
+            last = dc.id;
+        }
+        Ok(())
     }
 }
 
@@ -151,7 +192,9 @@ pub(super) mod tests {
     fn signed() -> (Authority, Members, Vec<u8>) {
         let authority = Authority::create(&system_clock()).unwrap();
         let nodes = vec![member(1), member(2), member(9)];
-        let members = Members { dvs: authority.dvs(), revision: 3, authority: 1, nodes };
+        let dc = |id: u32, home| Spanning { id, name: format!("dc{id}"), home };
+        let dcs = vec![dc(3, 1), dc(8, 9)];
+        let members = Members { dvs: authority.dvs(), revision: 3, authority: 1, nodes, dcs };
         let bytes = members.sign(&authority).unwrap();
         (authority, members, bytes)
     }
@@ -193,6 +236,11 @@ pub(super) mod tests {
         check(|members| members.nodes[1].name = "n1".into(), "two nodes n1");
         check(|members| members.nodes[1].name = "../n".into(), "not a name");
         check(|members| members.authority = 5, "node 5 is not a member");
+        check(|members| members.dcs[1].id = 3, "out of order");
+        check(|members| members.dcs[0].id = 0, "out of order");
+        check(|members| members.dcs[1].name = "dc3".into(), "two containers dc3");
+        check(|members| members.dcs[1].name = "a/b".into(), "not a name");
+        check(|members| members.dcs[1].home = 3, "dc8 is at home nowhere");
         check(|members| members.nodes[0].revoked = true, "node 1 has been revoked");
     }
 

@@ -5,15 +5,15 @@
 
 use super::authority::Authority;
 use super::certificate::{Clock, NodeKey, Subject, Validity, dvs_of, fingerprint, seconds};
-use super::config::{Config, Peer};
+use super::config::{Config, Dc, Peer};
 use super::control::Control;
 use super::credentials::{self, Credentials};
 use super::join::{Granted, Request};
-use super::members::{Member, Members};
+use super::members::{Member, Members, Spanning};
 use super::tls::{Configs, Trust};
 use super::token;
 use crate::frame::VERSION;
-use crate::limits::{RENEWAL_PAUSE, RENEWAL_WAIT};
+use crate::limits::{DCS_MAX, RENEWAL_PAUSE, RENEWAL_WAIT};
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use rustls::pki_types::CertificateDer;
@@ -279,6 +279,35 @@ impl Membership {
             Ok(())
         })?;
         tracing::info!(node, "a node has been revoked");
+        Ok(change)
+    }
+
+    /// The containers that span all nodes.
+    pub(super) fn dcs(&self) -> Vec<Dc> {
+        self.members().dcs()
+    }
+
+    /// Makes a container that spans all nodes, also those that join later. `known` are those of this node.
+    ///
+    /// # Errors
+    /// One sentence: there is one with this name, its home is no member, or the authority is elsewhere.
+    pub(super) fn create_dc(&self, name: &str, home: u16, known: &[Dc]) -> Result<Change> {
+        let change = self.change(|members| {
+            members.check(home)?;
+            super::config::check_name(name)?;
+            let mut names = members.dcs.iter().map(|dc| &dc.name);
+            ensure!(
+                names.all(|known| known != name) && known.iter().all(|dc| dc.name != name),
+                "there is a container {name:?} already; choose another name"
+            );
+            ensure!(members.dcs.len() < DCS_MAX, "there are {DCS_MAX} containers already");
+            // Never that of one before, which may be in the configuration of any node.
+            let used = members.dcs.iter().map(|dc| dc.id).chain(known.iter().map(|dc| dc.id));
+            let id = used.max().unwrap_or(0).checked_add(1).context("there are no more numbers")?;
+            members.dcs.push(Spanning { id, name: name.to_owned(), home });
+            Ok(())
+        })?;
+        tracing::info!(name, home, "a container has been made");
         Ok(change)
     }
 

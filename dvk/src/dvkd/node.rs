@@ -5,13 +5,16 @@
 //! handed from thread to thread. Nothing that is done under the lock waits.
 
 use super::admin::Counters;
-use super::config::Config;
+use super::children::Children;
+use super::config::{Config, Dc};
 use super::confine::Confined;
 use super::door::Door;
 use super::identity::Identity;
 use super::link::Link;
 use super::links::{Linking, Pump};
+use super::load::Loads;
 use super::proxy::{Couriers, Proxies, Version};
+use super::sensing::Traffic;
 use crate::host::solo::monotonic;
 use crate::kernel::{self, Asker, Input, Kernel, LinkId, Output};
 use crate::limits::ENDPOINTS_PER_USER;
@@ -36,6 +39,9 @@ pub(super) struct Shared {
     /// Rung by local processes that have a request for another node, or an answer for it.
     pub(super) bell: Bell,
     pub(super) confined: Arc<Confined>,
+    /// The containers that span this node.
+    pub(super) dcs: Mutex<Vec<Dc>>,
+    pub(super) children: Mutex<Children>,
     /// Links to other nodes; `None`: this node is alone.
     pub(super) linking: Option<Linking>,
     node: Mutex<Node>,
@@ -73,6 +79,10 @@ pub(super) struct Node {
     /// To be rung when the lock is free.
     rings: Vec<Arc<Ringer>>,
     pub(super) counters: Counters,
+    /// What each DC has exchanged with other nodes.
+    pub(super) traffic: BTreeMap<DcId, Traffic>,
+    /// How busy the nodes have been.
+    pub(super) loads: Loads,
     /// This daemon's own bell, for those with whom it has channels.
     bell: Arc<OwnedFd>,
 }
@@ -136,9 +146,13 @@ impl Shared {
             unflushed: Vec::new(),
             rings: Vec::new(),
             counters: Counters::default(),
+            traffic: BTreeMap::new(),
+            loads: Loads::default(),
             bell: Arc::new(descriptor),
         };
         Ok(Shared {
+            dcs: Mutex::new(config.dcs.clone()),
+            children: Mutex::default(),
             config,
             linking,
             confined,
@@ -151,6 +165,11 @@ impl Shared {
             woken: Condvar::new(),
             ring_again: Mutex::default(),
         })
+    }
+
+    /// The containers that span this node now.
+    pub(super) fn dcs(&self) -> Vec<Dc> {
+        self.dcs.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, Node> {
@@ -512,6 +531,7 @@ impl Node {
     /// Hands a call of another node to a process of this one.
     fn deliver(&mut self, to: Place, cred: &Cred, message: &m3ipc::Message, payload: &[u8]) {
         self.counters.calls_in += 1;
+        self.traffic.entry(to.0).or_default().note_in(to.1, payload.len());
         let id = m3ipc::CallId { source: message.source, tag: message.tag };
         let receiver = self.processes.get(&to).and_then(|process| process.receiver.clone());
         let result = match receiver {
@@ -759,17 +779,16 @@ pub(super) fn kernel_config(
         incarnation,
         first_generation,
         peers: peers.iter().copied().map(NodeId).collect(),
-        dcs: config
-            .dcs
-            .iter()
-            .map(|dc| kernel::Dc {
-                id: DcId(dc.id),
-                nodes: dc.nodes.iter().copied().map(NodeId).collect(),
-                servers: super::children::SERVERS
-                    .iter()
-                    .map(|(_, number)| (*number, NodeId(dc.home)))
-                    .collect(),
-            })
-            .collect(),
+        dcs: config.dcs.iter().map(kernel_dc).collect(),
+    }
+}
+
+/// A container, as the kernel is told of it.
+pub(super) fn kernel_dc(dc: &Dc) -> kernel::Dc {
+    let servers = super::children::SERVERS.iter();
+    kernel::Dc {
+        id: DcId(dc.id),
+        nodes: dc.nodes.iter().copied().map(NodeId).collect(),
+        servers: servers.map(|(_, number)| (*number, NodeId(dc.home))).collect(),
     }
 }

@@ -1,8 +1,10 @@
-//! All decoders of what other machines send before or beside the frames of the kernel, for `fuzz/`.
+//! All decoders of what other machines send before or beside the frames of the kernel, and of what Linux tells in
+//! /proc, for `fuzz/`.
 
 use super::certificate::{Subject, Validity, requested_key};
 use super::control::{self, Next};
 use super::join;
+use super::load;
 use super::members::Members;
 use super::token::Token;
 use rustls::pki_types::CertificateDer;
@@ -13,6 +15,7 @@ pub fn decode_all(bytes: &[u8]) {
         assert_eq!(&control.encode()[..], &bytes[..length]);
     }
     join::decode_all(bytes);
+    load::decode_all(bytes);
     requested_key(bytes).ok();
     let certificate = CertificateDer::from(bytes);
     Subject::of(&certificate).ok();

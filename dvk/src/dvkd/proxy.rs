@@ -413,6 +413,7 @@ impl Node {
                 self.proxies.lanes.insert((proxy.number, lane), id);
                 self.proxies.open.insert((dc, id), (proxy.clone(), lane));
                 let payload = &buffer[range];
+                self.traffic.entry(dc).or_default().note_out(payload.len());
                 self.step(Input::LocalRequest {
                     dc,
                     to: proxy.to,

@@ -1,18 +1,21 @@
 //! What a bound process asks its daemon beside calls: wait for an endpoint, pids, information, rights, binding others.
 
 use super::identity;
+use super::load::Report;
 use super::node::{Node, Place};
+use crate::host::solo::monotonic;
 use crate::kernel::{self, Asker, Event, Input, NodeState, Order, Role, Steer};
 use crate::limits::ENDPOINTS_MAX;
 use m3ipc::door::{Ask, Tell, ask, event, info, node, order};
 use m3ipc::info::{DcInfo, DvsInfo, EndpointInfo, NodeInfo, link, state};
 use m3ipc::limits::{COPY_MAX, PAYLOAD_MAX, SYSTEM_MAX, WELL_KNOWN_MAX};
-use m3ipc::{Endpoint, IpcError, NodeId};
+use m3ipc::{DcId, Endpoint, IpcError, NodeId};
 use rustix::fd::OwnedFd;
 use zerocopy::IntoBytes;
 
-/// Nanoseconds of a millisecond.
+/// Nanoseconds of a millisecond, and of a second.
 const MILLISECOND: u64 = 1_000_000;
+const SECOND: u64 = 1_000 * MILLISECOND;
 
 impl Node {
     /// Answers a question of the process at `from`, at once or later. `fd` came with it.
@@ -208,6 +211,14 @@ impl Node {
                 let info = self.node_info(from, NodeId(node))?;
                 Ok(Tell::done(Endpoint::NONE, info.as_bytes()))
             }
+            info::NODE_LOAD => self
+                .load(from, asked)
+                .map(|found| Tell::done(Endpoint::NONE, found.node.as_bytes())),
+            info::DC_LOAD => {
+                let report = self.load(from, asked)?;
+                let part = report.dc(dc).ok_or(IpcError::WouldBlock)?;
+                Ok(Tell::done(Endpoint::NONE, part.as_bytes()))
+            }
             _ => Err(IpcError::Protocol),
         }
     }
@@ -225,6 +236,21 @@ impl Node {
             door: m3ipc::door::VERSION,
             link: crate::frame::VERSION,
         }
+    }
+
+    /// What a node of the asker's DC has reported of how busy it is.
+    fn load(&self, (dc, _): Place, asked: &Ask) -> Result<Report, IpcError> {
+        let node = u16::try_from(asked.value).map(NodeId).map_err(|_| IpcError::NotBound)?;
+        if !self.spans(dc, node) {
+            return Err(IpcError::NotBound);
+        }
+        let ago = u64::from(asked.kind) * SECOND;
+        let found = self.loads.at(monotonic(), NodeId(self.door.node), node, ago);
+        found.ok_or(IpcError::WouldBlock)
+    }
+
+    fn spans(&self, dc: DcId, node: NodeId) -> bool {
+        self.kernel.dcs().any(|known| known.id == dc && known.nodes.contains(&node))
     }
 
     fn dc_info(&self, (dc, _): Place) -> Result<DcInfo, IpcError> {
@@ -266,8 +292,7 @@ impl Node {
 
     /// Only nodes of the asker's DC are told of.
     fn node_info(&self, (dc, _): Place, node: NodeId) -> Result<NodeInfo, IpcError> {
-        let spans = self.kernel.dcs().any(|known| known.id == dc && known.nodes.contains(&node));
-        if !spans {
+        if !self.spans(dc, node) {
             return Err(IpcError::NotBound);
         }
         let mut record = NodeInfo {

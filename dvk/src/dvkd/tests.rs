@@ -19,6 +19,7 @@ use m3ipc::{CallId, Cred, DcId, Endpoint, IpcError, Message, NodeId, Sendrec, Wa
 use rustix::fd::AsFd;
 use std::net::TcpStream;
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -651,7 +652,7 @@ fn children_are_kept_running_and_stopped() {
     // These children do not listen to dvkd, so the servers must be killed; the test does not wait for that.
     for pid in &last[..3] {
         let pid = rustix::process::Pid::from_raw(i32::try_from(*pid).unwrap()).unwrap();
-        locked(&daemon.keepers).iter().for_each(|keeper| keeper.stop(None));
+        locked(&daemon.shared.children).keepers.iter().for_each(|keeper| keeper.stop(None));
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
     }
     daemon.stop();

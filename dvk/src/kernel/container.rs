@@ -364,6 +364,13 @@ impl Kernel {
             .or_insert_with(|| Container::new(dc.clone(), node, first_generation));
     }
 
+    /// More nodes, that this node has not had anything to do with yet.
+    pub(super) fn dc_span(&mut self, dc: DcId, nodes: &BTreeSet<NodeId>) {
+        if let Some(container) = self.containers.get_mut(&dc) {
+            container.dc.nodes.extend(nodes);
+        }
+    }
+
     pub(super) fn dc_stop(&mut self, now: Nanos, dc: DcId, out: &mut Vec<Output>) {
         let Some(container) = self.containers.get(&dc) else { return };
         let bound: Vec<Endpoint> = container.slots.iter().map(|binding| binding.endpoint).collect();

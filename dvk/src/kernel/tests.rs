@@ -1129,6 +1129,29 @@ fn a_container_that_stops_ends_everything_in_it_and_nothing_else() {
     assert!(next.slot == client.slot && next.generation > client.generation, "{next:?}");
 }
 
+#[test]
+fn a_container_spans_a_node_that_joins_as_soon_as_it_is_told_so() {
+    let (mut pair, _, _) = pair();
+    let nodes = BTreeSet::from([N1, N2]);
+    let red = Dc { nodes: nodes.clone(), ..config(N1, 1).dcs[1].clone() };
+    pair.at(N2).step(Input::DcStart { dc: &red });
+    let vfs = pair.at(N1).bind(RED, Role::Server(1), 40);
+    let client = pair.at(N2).bind(RED, Role::Process, 41);
+    let call = |pair: &mut Pair, sequence: u64| {
+        let out = pair.at(N2).request(RED, Endpoint::VFS, &message(client, 0, sequence), &[]);
+        pair.sort(N2, out);
+        pair.settle()
+    };
+    let (_, out) = call(&mut pair, 1);
+    assert_eq!(ended(&out), [(1, Err(IpcError::Denied))], "node 1 does not know yet");
+    let own = pair.at(N1).bind(RED, Role::Process, 42);
+    assert_eq!(refusals(&pair.at(N1).open(RED, own, client)), [IpcError::NotBound]);
+    pair.at(N1).step(Input::DcSpan { dc: RED, nodes: &nodes });
+    let (out, _) = call(&mut pair, 2);
+    assert!(matches!(out[..], [Output::Deliver { to, .. }] if to == vfs), "{out:?}");
+    assert_eq!(channels(&pair.at(N1).open(RED, own, client)).len(), 1);
+}
+
 /// Anything in any order: from the daemon what it may say, from the other nodes whatever is a frame.
 struct Walk {
     bench: Bench,

@@ -1,7 +1,8 @@
 //! The lab's network as root: a namespace per node, and a bridge that has a namespace of its own.
 //!
 //! Nothing is made in the namespace of the caller, and no packet passes it. A namespace lives as
-//! long as a descriptor or a process in it, so the network needs no tidying: it ends with the lab.
+//! long as a descriptor or a process in it (the lab's switch has them all), so the network needs no tidying: it ends with
+//! the lab.
 
 use anyhow::{Context, Result, anyhow};
 use nix::net::if_::if_nametoindex;
@@ -59,6 +60,19 @@ pub(crate) fn connect(switch: &File, node: u16, is_connected: bool) -> Result<()
     })
     .with_context(|| format!("cannot change the network of node {node}"))
 }
+
+/// What the node in the namespace `sender` sends to node `to` gets lost, silently, or reaches it again. The other
+/// direction is left alone.
+///
+/// # Errors
+/// What the kernel refused.
+pub(crate) fn lose(sender: &File, to: u16, is_lost: bool) -> Result<()> {
+    inside(sender, async move |links| links.mislead("eth0", address(to), is_lost).await)
+        .with_context(|| format!("cannot change what reaches node {to}"))
+}
+
+/// A hardware address that nobody has (locally administered): frames for it reach every node, and none takes them.
+const NOBODY: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
 /// A new network namespace without anything in it.
 fn new_namespace() -> Result<File> {
@@ -156,6 +170,22 @@ impl Links {
         Ok(self.handle.link().set(change(link).build()).execute().await?)
     }
 
+    /// Sends what is for `to` to nobody, or has the kernel find out anew where it is.
+    async fn mislead(&self, name: &str, to: Ipv4Addr, is_misled: bool) -> Result<()> {
+        let neighbours = self.handle.neighbours();
+        let entry = neighbours.add(if_nametoindex(name)?, to.into());
+        let mut entry = entry.link_layer_address(&NOBODY).replace();
+        if is_misled {
+            return Ok(entry.execute().await?);
+        }
+        match neighbours.del(entry.message_mut().clone()).execute().await {
+            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ENOENT => {
+                Ok(())
+            }
+            result => Ok(result?),
+        }
+    }
+
     async fn add_address(&self, name: &str, address: Ipv4Addr) -> Result<()> {
         let index = if_nametoindex(name)?;
         Ok(self.handle.address().add(index, IpAddr::V4(address), PREFIX).execute().await?)
@@ -166,7 +196,7 @@ impl Links {
 mod tests {
     use super::*;
     use std::io::{Read, Write};
-    use std::net::{TcpListener, TcpStream};
+    use std::net::{TcpListener, TcpStream, UdpSocket};
 
     fn in_namespace<T: Send>(namespace: &File, work: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
@@ -197,5 +227,34 @@ mod tests {
         let mut bytes = [0; 5];
         server.read_exact(&mut bytes).unwrap();
         assert_eq!(&bytes, b"hello");
+    }
+
+    #[test]
+    fn what_one_node_sends_to_another_gets_lost_and_what_it_hears_does_not() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("SKIPPED: network namespaces need root");
+            return;
+        }
+        let network = Network::create(2).unwrap();
+        let [one, two] = [0, 1].map(|node| {
+            let own = address(u16::try_from(node).unwrap() + 1);
+            let socket = in_namespace(&network.nodes[node], || UdpSocket::bind((own, 7000)));
+            let socket = socket.unwrap();
+            socket.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+            socket
+        });
+        let mut bytes = [0; 1];
+        let mut arrives = |from: &UdpSocket, at: &UdpSocket, to: u16, byte: u8| {
+            from.send_to(&[byte], (address(to), 7000)).unwrap();
+            at.recv(&mut bytes).unwrap();
+            bytes[0]
+        };
+        assert_eq!(arrives(&one, &two, 2, 1), 1);
+        lose(&network.nodes[0], 2, true).unwrap();
+        one.send_to(&[2], (address(2), 7000)).unwrap();
+        assert_eq!(arrives(&two, &one, 1, 3), 3, "the other direction is as it was");
+        lose(&network.nodes[0], 2, false).unwrap();
+        lose(&network.nodes[0], 2, false).unwrap();
+        assert_eq!(arrives(&one, &two, 2, 4), 4, "2 was lost");
     }
 }

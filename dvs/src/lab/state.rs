@@ -222,6 +222,11 @@ impl Lab {
         self.run(node).join("dvkd.pid")
     }
 
+    /// Says where the node's network namespace is to be found.
+    pub(super) fn namespace_file(&self, node: &LabNode) -> PathBuf {
+        self.run(node).join("namespace")
+    }
+
     pub(super) fn switch_file(&self) -> PathBuf {
         self.directory.join("switch.pid")
     }
