@@ -17,6 +17,7 @@ mod members;
 mod membership;
 mod node;
 pub mod outside;
+mod programs;
 mod proxy;
 mod questions;
 pub mod services;
@@ -35,6 +36,7 @@ use crate::host::solo::monotonic;
 use crate::kernel::{Kernel, NodeState};
 use crate::limits::DESCRIPTORS_MAX;
 use crate::lock_file;
+use ::group::Realm;
 use admin::{DcStatus, NodeStatus, Query, Status};
 use anyhow::{Context, Result};
 use certificate::{Clock, system_clock};
@@ -197,7 +199,8 @@ impl Daemon {
                 Query::Revoke { node } => admin::answer(&stream, &revoke(&answering, node)),
                 Query::Renew => admin::answer(&stream, &renew(&answering)),
                 Query::Group => admin::answer(&stream, &system::status(&answering)),
-                Query::Services => serve(&answering, stream),
+                Query::Services => serve(&answering, stream, Realm::System),
+                Query::ServicesOf { dc } => serve(&answering, stream, Realm::Dc(dc)),
             };
             admin::serve(&listener, uid, &(Arc::new(answer) as admin::Answer));
         })?);
@@ -256,17 +259,18 @@ fn renew(shared: &Shared) -> admin::Outcome {
 }
 
 /// Hands a connection over to the system group.
-fn serve(shared: &Arc<Shared>, stream: UnixStream) -> Result<()> {
+fn serve(shared: &Arc<Shared>, stream: UnixStream, realm: Realm) -> Result<()> {
     let refused = match &shared.linking {
         Some(linking) => {
             let kept = stream.try_clone()?;
-            linking.system.serve(shared, kept).err()
+            linking.system.serve(shared, kept, realm).err()
         }
         None => Some("this node is alone: it has no system group".into()),
     };
     refused.map_or(Ok(()), |why| {
         let failure = services::Failure::Unavailable;
-        admin::answer(&stream, &services::Reply::Failed { failure, why })
+        let reply = services::Reply::Failed { failure, why };
+        admin::answer(&stream, &services::Told { id: 0, reply })
     })
 }
 

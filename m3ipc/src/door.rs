@@ -32,7 +32,7 @@ use crate::errno::IpcError;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of this protocol and of the channel's layout. Both sides must have the same.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// Environment variable with the path of the DC's socket; [`SOCKET_PATH`] if it is not set.
 pub const SOCKET_ENV: &str = "DVS_SOCKET";
@@ -58,6 +58,9 @@ pub mod kind {
     /// Stands by for the endpoint `to`, to become it. `number` not 0: by itself when that dies. Only for the dvkd's own
     /// user.
     pub const BACKUP: u32 = 7;
+    /// Uses the services of the system group. `number` is the version of their records, which are exchanged from here
+    /// on: WELCOME is one of them.
+    pub const SERVICES: u32 = 8;
 }
 
 /// Bits of `flags` in [`Tell`] records.
@@ -177,7 +180,7 @@ pub struct Ask {
     pub version: u32,
     /// HELLO: one of [`kind`].
     pub kind: u32,
-    /// HELLO of a server or a peer: its number. AWAIT: [`event`]. INFO: [`info`]. ORDER: [`order`]. NODE: [`node`].
+    /// HELLO of a server or a peer: its number; of SERVICES: a version. AWAIT: [`event`]. INFO: [`info`]. ORDER: [`order`]. NODE: [`node`].
     pub number: u32,
     /// HELLO: told apart are the images that one pid runs one after the other (exec). Else the question's number.
     pub nonce: u64,

@@ -7,17 +7,17 @@ use super::control::Control;
 use super::credentials::{Founders, founders, write_founders};
 use super::links::{self, Linking};
 use super::node::Shared;
+use super::programs::Seats;
 use super::services::{GroupStatus, MemberStatus, Standing};
 use super::serving::{self, Context as Serving};
 use crate::kernel::NodeState;
-use crate::limits::{GROUP_BYTES, GROUP_RESTART, SERVICES_MAX};
+use crate::limits::{GROUP_BYTES, GROUP_RESTART};
 use ::group::disk::FjallDisk;
 use ::group::fence::Fence;
-use ::group::{Config, Group, Transport};
+use ::group::{Config, Group, Realm, Transport};
 use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 use tokio::runtime::{Builder, Handle};
@@ -40,7 +40,7 @@ pub(super) struct System {
     runtime: OnceLock<Handle>,
     stop: Notify,
     /// Connections that use the services.
-    pub(super) connections: Arc<AtomicUsize>,
+    pub(super) seats: Seats,
 }
 
 /// The group while it is at work; those who use it look whether `_alive` is still there.
@@ -84,26 +84,35 @@ impl System {
         }
     }
 
-    /// Serves a connection of the command line until it ends.
+    /// The group, whether it still is at work, and where its work is done.
     ///
     /// # Errors
-    /// The group is not at work, or there are too many.
-    pub(super) fn serve(&self, shared: &Arc<Shared>, stream: UnixStream) -> Result<(), String> {
+    /// One sentence: it is not at work.
+    pub(super) fn at_work(&self) -> Result<(Group, watch::Receiver<()>, &Handle), String> {
         let found = self.with(|running| (running.group.clone(), running.alive.clone()));
         let (Some((group, alive)), Some(runtime)) = (found, self.runtime.get()) else {
             return Err("the system group is being started on this node; try again".into());
         };
-        if self.connections.fetch_add(1, Ordering::SeqCst) >= SERVICES_MAX {
-            self.connections.fetch_sub(1, Ordering::SeqCst);
-            return Err(format!(
-                "{SERVICES_MAX} programs use the system group on this node already"
-            ));
-        }
-        let serving = Serving { group, shared: Arc::downgrade(shared) };
-        let count = self.connections.clone();
+        Ok((group, alive, runtime))
+    }
+
+    /// Serves a connection of the command line until it ends.
+    ///
+    /// # Errors
+    /// The group is not at work, or there are too many.
+    pub(super) fn serve(
+        &self,
+        shared: &Arc<Shared>,
+        stream: UnixStream,
+        realm: Realm,
+    ) -> Result<(), String> {
+        let (group, alive, runtime) = self.at_work()?;
+        let (seat, gate) = self.seats.take(None)?;
+        let shared = Arc::downgrade(shared);
+        let serving = Serving { group, shared, realm, gate, is_talkative: true };
         runtime.spawn(async move {
-            serving::serve(stream, serving, alive).await;
-            count.fetch_sub(1, Ordering::SeqCst);
+            serving::serve(stream.into(), None, serving, alive).await;
+            drop(seat);
         });
         Ok(())
     }
@@ -203,7 +212,7 @@ async fn keep(shared: &Shared, linking: &Linking, group: Group) {
     linking.system.set(None);
     // Those who use it end their sessions first.
     let done = async {
-        while linking.system.connections.load(Ordering::SeqCst) > 0 {
+        while linking.system.seats.taken() > 0 {
             sleep(Duration::from_millis(1)).await;
         }
     };

@@ -1,11 +1,12 @@
 //! Keys and values: one revision for the whole store, counted up by each change.
 
-use super::{Hold, Holds, State, bounded};
+use super::{Hold, Holds, State, bounded, shared};
 use crate::command::{Answer, ClientId, Done, Limit, Refusal};
 use crate::limits::{
-    HISTORY_BYTES_MAX, HISTORY_MAX, KEY_MAX, KEYS_MAX, KV_BYTES_MAX, RANGE_BYTES_MAX, RANGE_MAX,
-    VALUE_MAX,
+    DC_KEYS_MAX, DC_KV_BYTES_MAX, HISTORY_BYTES_MAX, HISTORY_MAX, KEY_MAX, KEYS_MAX, KV_BYTES_MAX,
+    RANGE_BYTES_MAX, RANGE_MAX, VALUE_MAX,
 };
+use crate::realm::Realm;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
@@ -61,6 +62,16 @@ pub(super) struct Kv {
     bytes: usize,
     #[serde(skip)]
     history_bytes: usize,
+    /// Keys and bytes of each container.
+    #[serde(skip)]
+    shares: BTreeMap<Realm, Share>,
+}
+
+/// Keys and their bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Share {
+    keys: usize,
+    bytes: usize,
 }
 
 impl State {
@@ -178,7 +189,8 @@ impl Event {
 
 impl Kv {
     fn fits(&self, key: &[u8], value: &[u8]) -> Result<(), Refusal> {
-        bounded(key.len(), KEY_MAX, Limit::KeyBytes)?;
+        let (realm, plain) = Realm::of_key(key);
+        bounded(plain.len(), KEY_MAX, Limit::KeyBytes)?;
         bounded(value.len(), VALUE_MAX, Limit::ValueBytes)?;
         let (more, old) = match self.keys.get(key) {
             Some(entry) => (0, key.len() + entry.value.len()),
@@ -186,7 +198,28 @@ impl Kv {
         };
         bounded(self.keys.len() + more, KEYS_MAX, Limit::Keys)?;
         let bytes = self.bytes.saturating_sub(old) + key.len() + value.len();
-        bounded(bytes, KV_BYTES_MAX, Limit::StoreBytes)
+        bounded(bytes, KV_BYTES_MAX, Limit::StoreBytes)?;
+        let share = self.shares.get(&realm).copied().unwrap_or_default();
+        shared(realm, share.keys + more, DC_KEYS_MAX, Limit::Keys)?;
+        let bytes = share.bytes.saturating_sub(old) + key.len() + value.len();
+        shared(realm, bytes, DC_KV_BYTES_MAX, Limit::StoreBytes)
+    }
+
+    /// A key of so many bytes with its value is there, or is gone.
+    fn count(&mut self, key: &[u8], bytes: usize, is_there: bool) {
+        let (realm, _) = Realm::of_key(key);
+        let share = self.shares.entry(realm).or_default();
+        if is_there {
+            (share.keys, share.bytes) = (share.keys + 1, share.bytes + bytes);
+            self.bytes += bytes;
+            return;
+        }
+        share.keys = share.keys.saturating_sub(1);
+        share.bytes = share.bytes.saturating_sub(bytes);
+        if share.keys == 0 {
+            self.shares.remove(&realm);
+        }
+        self.bytes = self.bytes.saturating_sub(bytes);
     }
 
     fn store(&mut self, key: Vec<u8>, value: Vec<u8>, lease: Option<ClientId>) {
@@ -197,7 +230,10 @@ impl Kv {
             }
             None => (self.revision, 1, 0),
         };
-        self.bytes = self.bytes.saturating_sub(old) + key.len() + value.len();
+        if version > 1 {
+            self.count(&key, old, false);
+        }
+        self.count(&key, key.len() + value.len(), true);
         self.record(key.clone(), Some(value.clone()));
         let entry = Entry { value, created, modified: self.revision, version, lease };
         self.keys.insert(key, entry);
@@ -206,7 +242,7 @@ impl Kv {
     /// Deletes a key, if it is there.
     pub(super) fn expire(&mut self, key: &[u8]) {
         let Some(entry) = self.keys.remove(key) else { return };
-        self.bytes = self.bytes.saturating_sub(key.len() + entry.value.len());
+        self.count(key, key.len() + entry.value.len(), false);
         self.revision = self.revision.saturating_add(1);
         self.record(key.to_vec(), None);
     }
@@ -223,7 +259,11 @@ impl Kv {
     }
 
     pub(super) fn rebuild(&mut self, holds: &mut Holds) {
-        self.bytes = self.keys.iter().map(|(key, entry)| key.len() + entry.value.len()).sum();
+        let keys =
+            self.keys.iter().map(|(key, entry)| (key.clone(), key.len() + entry.value.len()));
+        for (key, bytes) in keys.collect::<Vec<_>>() {
+            self.count(&key, bytes, true);
+        }
         self.history_bytes = self.history.iter().map(Event::len).sum();
         for (key, entry) in &self.keys {
             if let Some(lease) = entry.lease {

@@ -17,7 +17,12 @@ struct World {
 
 impl World {
     fn open(&mut self, nonce: u64) -> ClientId {
-        match self.send(ClientId::default(), 0, 0, Op::Open { nonce, ttl: TTL }) {
+        match self.send(
+            ClientId::default(),
+            0,
+            0,
+            Op::Open { nonce, ttl: TTL, realm: Realm::System },
+        ) {
             Ok(Done::Opened { client }) => client,
             other => panic!("{other:?}"),
         }
@@ -485,7 +490,7 @@ fn sizes_and_numbers_are_bounded() {
     assert_eq!(limit(world.ask(client, value)), Limit::ValueBytes);
     assert_eq!(limit(world.ask(client, lock(""))), Limit::NameBytes);
     assert_eq!(limit(world.ask(client, lock(&"n".repeat(NAME_MAX + 1)))), Limit::NameBytes);
-    let short = Op::Open { nonce: 3, ttl: TTL_MIN - 1 };
+    let short = Op::Open { nonce: 3, ttl: TTL_MIN - 1, realm: Realm::System };
     assert_eq!(limit(world.send(ClientId::default(), 0, 0, short)), Limit::Ttl);
     for number in 0..HOLDS_MAX {
         world.ask(client, lock(&number.to_string())).unwrap();
@@ -520,17 +525,108 @@ fn a_snapshot_of_another_version_is_refused_with_both_versions() {
     let mut bytes = State::default().snapshot();
     bytes[0] = 9;
     let error = State::restore(&bytes).unwrap_err();
-    assert_eq!(error.to_string(), "snapshot version 9, this dvs reads 1");
+    assert_eq!(error.to_string(), "snapshot version 9, this dvs reads 2");
+}
+
+#[test]
+fn a_container_that_takes_all_it_can_leaves_room_for_others_and_gets_it_back() {
+    use crate::limits::{
+        DC_GROUPS_MAX, DC_KEYS_MAX, DC_KV_BYTES_MAX, DC_NAMES_MAX, DC_QUEUES_BYTES_MAX,
+        DC_SESSIONS_MAX,
+    };
+    let mut world = World::default();
+    let (greedy, other) = (Realm::Dc(1), Realm::Dc(2));
+    let mut open = |realm, nonce| match world.send(
+        ClientId::default(),
+        0,
+        0,
+        Op::Open { nonce, ttl: TTL, realm },
+    ) {
+        Ok(Done::Opened { client }) => Ok(client),
+        Err(refusal) => Err(refusal),
+        other => panic!("{other:?}"),
+    };
+    let clients: Vec<_> = (0..).map_while(|nonce| open(greedy, nonce).ok()).collect();
+    assert_eq!(clients.len(), DC_SESSIONS_MAX);
+    let refused = open(greedy, u64::MAX).unwrap_err();
+    assert_eq!(refused.to_string(), "the number of sessions is limited to 1024 for each container");
+    let (own, system) = (open(other, 1 << 40).unwrap(), open(Realm::System, 1 << 41).unwrap());
+    let first = clients[0];
+    let count = |world: &mut World, op: &dyn Fn(Realm, usize) -> Op| {
+        let taken =
+            (0..).take_while(|number| world.ask(first, op(greedy, *number)).is_ok()).count();
+        let refusal = world.ask(first, op(greedy, taken)).unwrap_err();
+        assert!(matches!(refusal, Refusal::Quota { .. }), "{refusal}");
+        world.ask(own, op(other, taken)).unwrap();
+        world.ask(system, op(Realm::System, taken)).unwrap();
+        taken
+    };
+    let put = |realm: Realm, number: usize, value: usize| {
+        let key = realm.key(&number.to_le_bytes()).unwrap();
+        Op::Put { key, value: vec![0; value], lease: None }
+    };
+    assert_eq!(count(&mut world, &|realm, number| put(realm, number, 0)), DC_KEYS_MAX);
+    for number in 0..DC_KEYS_MAX {
+        world.ask(first, Op::Delete { key: greedy.key(&number.to_le_bytes()).unwrap() }).unwrap();
+    }
+    let big = VALUE_MAX - 13;
+    let fit = count(&mut world, &|realm, number| put(realm, number, big));
+    assert_eq!(fit, DC_KV_BYTES_MAX / VALUE_MAX);
+    // Another value in the place of an old one is no more.
+    world.ask(first, put(greedy, 0, big)).unwrap();
+    let lock = |realm: Realm, number: usize| Op::Lock {
+        name: realm.name(&number.to_string()).unwrap(),
+        wait: false,
+    };
+    assert_eq!(count(&mut world, &lock), DC_NAMES_MAX);
+    let name = |realm: Realm, number: usize| realm.name(&format!("g{number}")).unwrap();
+    let join = |realm: Realm, number: usize| Op::Join { group: name(realm, number) };
+    assert_eq!(count(&mut world, &join), DC_GROUPS_MAX);
+    let cast = |realm: Realm, _: usize| Op::Cast {
+        group: name(realm, DC_GROUPS_MAX * usize::from(realm != greedy)),
+        bytes: vec![0; VALUE_MAX],
+    };
+    let casts = count(&mut world, &cast);
+    assert!(
+        (DC_QUEUES_BYTES_MAX / VALUE_MAX - 1..=DC_QUEUES_BYTES_MAX / VALUE_MAX).contains(&casts)
+    );
+    assert_eq!(State::restore(&world.state.snapshot()).as_ref(), Ok(&world.state));
+    // With its sessions all but its keys is free again.
+    world.only_these_live(&[own, system]);
+    let Ok(Done::Opened { client }) =
+        world.send(ClientId::default(), 0, 0, Op::Open { nonce: 5, ttl: TTL, realm: greedy })
+    else {
+        panic!("no room")
+    };
+    world.ask(client, lock(greedy, 0)).unwrap();
+    world.ask(client, join(greedy, 0)).unwrap();
+    world.ask(client, cast(greedy, 0)).unwrap();
+    assert_eq!(world.state.realm_of(client), Some(greedy));
 }
 
 fn any_op() -> impl Strategy<Value = Op> {
-    let name = || prop_oneof![Just("a".to_owned()), Just("b".to_owned())];
-    let key = || prop_oneof![Just(b"k".to_vec()), Just(b"l".to_vec()), Just(vec![])];
+    let dc = Realm::Dc(7);
+    let name = move || {
+        prop_oneof![Just("a".to_owned()), Just("b".to_owned()), Just(dc.name("a").unwrap())]
+    };
+    let key = move || {
+        prop_oneof![
+            Just(b"k".to_vec()),
+            Just(b"l".to_vec()),
+            Just(vec![]),
+            Just(dc.key(b"k").unwrap())
+        ]
+    };
+    let realm = prop_oneof![Just(Realm::System), Just(dc)];
     let client = || (0..8u64).prop_map(ClientId);
     let bytes = || proptest::collection::vec(any::<u8>(), 0..4);
     prop_oneof![
         Just(Op::Tick),
-        (0..4u64, 50..2000u64).prop_map(|(nonce, ttl)| Op::Open { nonce, ttl }),
+        (0..4u64, 50..2000u64, realm).prop_map(|(nonce, ttl, realm)| Op::Open {
+            nonce,
+            ttl,
+            realm
+        }),
         Just(Op::KeepAlive),
         Just(Op::Close),
         (key(), bytes(), proptest::option::of(client())).prop_map(|(key, value, lease)| Op::Put {

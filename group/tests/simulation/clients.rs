@@ -2,6 +2,7 @@
 
 use crate::linear::{Model, Operation};
 use crate::world::World;
+use group::Realm;
 use group::command::{Answer, ClientId, Done, Op, Refusal};
 use group::state::{Delivery, Item};
 use std::collections::BTreeMap;
@@ -24,7 +25,7 @@ impl Client {
         let nonce = world.random(|random| random.next());
         loop {
             if let Some(group) = world.any() {
-                let open = Op::Open { nonce, ttl };
+                let open = Op::Open { nonce, ttl, realm: Realm::System };
                 let opened = group.submit(ClientId::default(), 0, 0, open, PATIENCE).await;
                 if let Ok((_, Ok(Done::Opened { client }))) = opened {
                     return Client { world: world.clone(), id: client, sequence: 0 };
