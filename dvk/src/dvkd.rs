@@ -1,6 +1,7 @@
 //! The node daemon: the door to local processes, the links to other nodes, and the children.
 
 pub mod admin;
+mod answers;
 mod authority;
 mod certificate;
 mod children;
@@ -181,6 +182,8 @@ impl Daemon {
             threads.push(spawn("renewal", move || links::renew(&renewing))?);
             let grouping = shared();
             threads.push(spawn("group", move || system::run(&grouping))?);
+            let serving = shared();
+            threads.push(spawn("services", move || system::serve(&serving))?);
             let peers = self.shared.linking.as_ref().map(|linking| linking.membership.peers());
             let peers: Vec<u16> = peers.iter().flatten().map(|peer| peer.node).collect();
             links::connect_to(&self.shared, &peers);

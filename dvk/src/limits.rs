@@ -243,7 +243,16 @@ pub const DC_SERVICES_MAX: usize = 256;
 
 /// What a container's programs of one node ask the group for at a time; the others wait for their turn. Some containers
 /// that ask without an end do not take all 4096 that a node has.
-pub const DC_SERVICES_OPEN: usize = 64;
+pub const DC_SERVICES_TURNS: usize = 64;
+
+/// Requests that a container's programs of one node have open, most of them waiting: each is looked at after each change
+/// (a microsecond), and in memory with up to 64 KiB. And those of all containers together.
+pub const DC_SERVICES_OPEN: usize = 512;
+pub const PROGRAMS_SERVICES_OPEN: usize = 2048;
+
+/// Lines of more than one packet, up to 400 KiB, that a container's programs of one node are in the middle of sending, or of
+/// being sent. Others wait for their turn; each has [`SERVICE_WRITE_MAX`].
+pub const DC_SERVICES_LONG: usize = 16;
 
 /// Items that a member of a group has dealt with are acknowledged when it waits for the next, at the latest after so many:
 /// each time is a command.

@@ -1,7 +1,7 @@
 //! What the commands that use the system group have in common: whom they ask, how long, and what failures mean.
 
 use crate::exit::{self, Failure as Exit};
-use crate::{state, token};
+use crate::{place, state, token};
 use anyhow::{Context, Result, bail};
 use dvk::dvkd::admin;
 use dvk::dvkd::services::{Client, Failure, Op, Reply, Text};
@@ -18,13 +18,13 @@ as no majority of its voters is there or this node is cut off from it; 125 anyth
 /// Whom to ask.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct Options {
-    /// The node of the lab to ask; every node gives the same answer [default: the first]
+    /// The node of the lab to ask; every node gives the same answer [default: the first; in a container, its own]
     #[arg(long, value_name = "NODE")]
     pub(crate) node: Option<String>,
     /// Give up after: a number with ms, s, m, h or d
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     pub(crate) timeout: Option<Duration>,
-    /// Use the keys and names of this container's programs [default: those of the administrator]
+    /// Use the keys and names of this container's programs [default: those of the administrator; in a container, its own]
     #[arg(long, value_name = "NAME")]
     pub(crate) dc: Option<String>,
     #[command(flatten)]
@@ -39,15 +39,21 @@ pub(crate) struct Services {
 }
 
 impl Options {
-    /// Connects to the node's dvkd.
+    /// Connects to the node's dvkd: as the administrator, or in a container as one of its programs.
     ///
     /// # Errors
     /// One sentence: no dvkd, or it has no system group.
     pub(crate) fn connect(&self) -> Result<Services> {
-        let config = self.state.config_of(self.node.as_deref())?;
-        let dc = self.dc.as_deref().map(|name| dc_number(&config.run, name)).transpose()?;
-        let client = Client::connect(&config.run, dc)
-            .map_err(|error| Exit::error(exit::NODE_DOWN, format!("{error:#}")))?;
+        let is_named = self.node.is_some() || self.dc.is_some() || self.state.is_named();
+        let client = match place::own_door().filter(|_| !is_named) {
+            Some(door) => Client::enter(&door),
+            None => {
+                let config = self.state.config_of(self.node.as_deref())?;
+                let dc = self.dc.as_deref().map(|name| dc_number(&config.run, name)).transpose()?;
+                Client::connect(&config.run, dc)
+            }
+        };
+        let client = client.map_err(|error| Exit::error(exit::NODE_DOWN, format!("{error:#}")))?;
         let timeout = self.timeout.map(|timeout| timeout.as_millis());
         let timeout_ms = timeout.map(|timeout| u64::try_from(timeout).unwrap_or(u64::MAX));
         Ok(Services { client, timeout_ms })

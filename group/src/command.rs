@@ -200,6 +200,8 @@ pub enum Refusal {
     /// A container's share.
     #[error("{what} is limited to {limit} for each container")]
     Quota { what: Limit, limit: u64 },
+    #[error("{what} is limited to {limit} for all containers together")]
+    Quotas { what: Limit, limit: u64 },
     #[error(
         "keys that begin with the byte 0xff, and names that begin with the character 1, are kept for containers"
     )]

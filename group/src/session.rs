@@ -103,7 +103,7 @@ impl Session {
     }
 
     /// The same for somebody of a realm: its names are of that realm, and of those who share a `gate` so many at a time
-    /// have a command under way as it lets through. (Signs of life pass.)
+    /// have a command under way as it lets through. (Signs of life and the end pass.)
     ///
     /// # Errors
     /// As [`Session::open`]; the realm has too many.
@@ -115,8 +115,14 @@ impl Session {
     ) -> Result<Session, Failure> {
         let open = Op::Open { nonce: Jitter.next_u64(), ttl, realm };
         let trust = Duration::from_millis(ttl - ttl / 8);
+        let turn = match &gate {
+            // It is never closed.
+            Some(gate) => gate.clone().acquire_owned().await.ok(),
+            None => None,
+        };
         let until = Instant::now() + trust;
         let (index, answer) = group.submit(ClientId::default(), 0, 0, open, PATIENCE).await?;
+        drop(turn);
         let Done::Opened { client } = answer? else { return Err(Refusal::NoSession.into()) };
         group.reach(index).await;
         let life = Life { until: Mutex::new(until), ended: Signal::new(0) };
@@ -262,8 +268,8 @@ impl Session {
             return Ok(fence);
         }
         let client = self.0.client;
-        self.until(|state| match state.lock_holder(name) {
-            Some(holder) if holder.client == client => Some(Ok(holder.token)),
+        self.until(|state| match state.lock_token(name, client) {
+            Some(token) => Some(Ok(token)),
             _ if state.is_in_lock_line(name, client) => None,
             _ => Some(Err(Refusal::NotHeld.into())),
         })
@@ -299,8 +305,8 @@ impl Session {
             return Ok(epoch);
         }
         let client = self.0.client;
-        self.until(|state| match state.leader(name) {
-            Some(holder) if holder.client == client => Some(Ok(holder.token)),
+        self.until(|state| match state.epoch(name, client) {
+            Some(epoch) => Some(Ok(epoch)),
             _ if state.is_candidate(name, client) => None,
             _ => Some(Err(Refusal::NotHeld.into())),
         })

@@ -269,6 +269,14 @@ fn shared(realm: Realm, count: usize, limit: usize, what: Limit) -> Result<(), R
     Ok(())
 }
 
+/// Is `count`, of all containers, within what they have together?
+fn together(realm: Realm, count: usize, limit: usize, what: Limit) -> Result<(), Refusal> {
+    if realm != Realm::System && count > limit {
+        return Err(Refusal::Quotas { what, limit: limit as u64 });
+    }
+    Ok(())
+}
+
 /// Is it a name?
 fn is_name(name: &str) -> Result<(), Refusal> {
     let (_, plain) = Realm::of_name(name);

@@ -58,8 +58,8 @@ pub mod kind {
     /// Stands by for the endpoint `to`, to become it. `number` not 0: by itself when that dies. Only for the dvkd's own
     /// user.
     pub const BACKUP: u32 = 7;
-    /// Uses the services of the system group. `number` is the version of their records, which are exchanged from here
-    /// on: WELCOME is one of them.
+    /// Uses the services of the system group. `number` is the version of their records; after WELCOME they are what is
+    /// exchanged.
     pub const SERVICES: u32 = 8;
 }
 

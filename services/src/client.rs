@@ -73,15 +73,24 @@ impl Client {
     }
 
     /// Asks; returns the number by which [`Client::next`] finds the answers. It takes `timeout_ms`, or as long as it
-    /// takes others. Waits while [`OPEN_MAX`] requests are open.
+    /// takes others. While [`OPEN_MAX`] requests are open it waits, up to `until`; then there is none.
     ///
     /// # Errors
     /// The connection has ended.
-    pub fn post(&self, op: Op, timeout_ms: Option<u64>) -> Result<u64, Ended> {
+    pub fn post(
+        &self,
+        op: Op,
+        timeout_ms: Option<u64>,
+        until: Option<Instant>,
+    ) -> Result<Option<u64>, Ended> {
         let mut state = self.state();
         // One of them is number 0.
         while state.open.len() > OPEN_MAX && state.ended.is_none() {
-            state = self.news.wait(state).unwrap_or_else(PoisonError::into_inner);
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) {
+                return Ok(None);
+            }
+            state = self.sleep(state, left);
         }
         if let Some(ended) = &state.ended {
             return Err(ended.clone());
@@ -94,7 +103,7 @@ impl Client {
         if written.is_err() {
             self.state().open.remove(&id);
         }
-        written.map(|()| id)
+        written.map(|()| Some(id))
     }
 
     /// The next answer to the request `id`; none if `until` comes first. The last one ends the request.
@@ -136,13 +145,7 @@ impl Client {
         left: Option<Duration>,
     ) -> MutexGuard<'a, State> {
         if state.is_read {
-            return match left {
-                None => self.news.wait(state).unwrap_or_else(PoisonError::into_inner),
-                Some(left) => {
-                    let waited = self.news.wait_timeout(state, left);
-                    waited.unwrap_or_else(PoisonError::into_inner).0
-                }
-            };
+            return self.sleep(state, left);
         }
         state.is_read = true;
         drop(state);
@@ -157,6 +160,20 @@ impl Client {
         }
         self.news.notify_all();
         state
+    }
+
+    /// Waits for another thread to say that there are news.
+    fn sleep<'a>(
+        &'a self,
+        state: MutexGuard<'a, State>,
+        left: Option<Duration>,
+    ) -> MutexGuard<'a, State> {
+        match left {
+            None => self.news.wait(state).unwrap_or_else(PoisonError::into_inner),
+            Some(left) => {
+                self.news.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+            }
+        }
     }
 
     /// One piece; none if nothing comes in time. Zero bytes are the end.
@@ -227,7 +244,7 @@ impl State {
     fn take(&mut self, piece: &[u8]) {
         self.lines.push(piece);
         loop {
-            let line = match self.lines.next() {
+            let line = match self.lines.take() {
                 Ok(Some(line)) => line,
                 Ok(None) => return,
                 Err(()) => return self.end(Ended::Broken),
@@ -281,7 +298,8 @@ mod tests {
             let threads = (0..8_u64).map(|number| {
                 let client = &client;
                 scope.spawn(move || {
-                    let id = client.post(Op::Grant { ttl_ms: number }, None).unwrap();
+                    let id =
+                        client.post(Op::Grant { ttl_ms: number }, None, None).unwrap().unwrap();
                     let reply = client.next(id, Some(Instant::now() + NEVER)).unwrap();
                     assert_eq!(reply, Some(Reply::Leased { lease: number }));
                 })
@@ -300,10 +318,10 @@ mod tests {
     #[test]
     fn what_nobody_waits_for_is_cancelled_and_its_answer_dropped() {
         let (client, mut server) = pair();
-        let first = client.post(Op::Leave { group: "g".into() }, Some(5)).unwrap();
+        let first = client.post(Op::Leave { group: "g".into() }, Some(5), None).unwrap().unwrap();
         assert_eq!(client.next(first, Some(Instant::now())), Ok(None));
         client.forget(first);
-        let second = client.post(Op::Leave { group: "h".into() }, None).unwrap();
+        let second = client.post(Op::Leave { group: "h".into() }, None, None).unwrap().unwrap();
         assert_eq!(request(&mut server).timeout_ms, Some(5));
         assert_eq!(request(&mut server).op, Op::Cancel { id: first });
         tell(&mut server, first, Reply::Done);
@@ -319,13 +337,25 @@ mod tests {
             ("", Ended::Gone),
         ] {
             let (client, mut server) = pair();
-            let id = client.post(Op::Grant { ttl_ms: 1 }, None).unwrap();
+            let id = client.post(Op::Grant { ttl_ms: 1 }, None, None).unwrap().unwrap();
             server.get_mut().write_all(line.as_bytes()).unwrap();
             if ended == Ended::Gone {
                 drop(server);
             }
             assert_eq!(client.next(id, None), Err(ended.clone()));
-            assert_eq!(client.post(Op::Grant { ttl_ms: 1 }, None), Err(ended));
+            assert_eq!(client.post(Op::Grant { ttl_ms: 1 }, None, None), Err(ended));
         }
+    }
+
+    #[test]
+    fn so_many_requests_are_open_and_the_next_gives_up_or_comes_when_one_is_done() {
+        let (client, mut server) = pair();
+        let post = |until| client.post(Op::Grant { ttl_ms: 1 }, None, until).unwrap();
+        let first = post(None).unwrap();
+        (1..OPEN_MAX).for_each(|_| assert!(post(None).is_some()));
+        assert_eq!(post(Some(Instant::now())), None);
+        tell(&mut server, first, Reply::Done);
+        assert_eq!(client.next(first, None), Ok(Some(Reply::Done)));
+        assert!(post(Some(Instant::now())).is_some());
     }
 }

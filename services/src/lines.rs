@@ -20,12 +20,17 @@ impl Lines {
         self.buffer.extend_from_slice(bytes);
     }
 
+    /// Bytes that have come and are not a whole line yet.
+    pub fn waiting(&self) -> usize {
+        self.buffer.len()
+    }
+
     /// The next whole line, without its end; `None`: more must come.
     ///
     /// # Errors
     /// The line is too long.
     #[expect(clippy::result_unit_err, reason = "there is one reason")]
-    pub fn next(&mut self) -> Result<Option<Vec<u8>>, ()> {
+    pub fn take(&mut self) -> Result<Option<Vec<u8>>, ()> {
         let found = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n');
         let Some(end) = found.map(|at| self.searched + at) else {
             self.searched = self.buffer.len();
@@ -58,7 +63,7 @@ mod tests {
             for cut in cuts.iter().cycle() {
                 let (piece, behind) = rest.split_at((*cut).min(rest.len()));
                 lines.push(piece);
-                while let Some(line) = lines.next().unwrap() {
+                while let Some(line) = lines.take().unwrap() {
                     found.push(String::from_utf8(line).unwrap());
                 }
                 rest = behind;
@@ -77,7 +82,7 @@ mod tests {
         let check = |text: &str, fits: bool| {
             let mut lines = Lines::new(3);
             lines.push(text.as_bytes());
-            assert_eq!(lines.next().is_ok(), fits, "{text:?}");
+            assert_eq!(lines.take().is_ok(), fits, "{text:?}");
         };
         check("abc", true);
         check("abc\n", true);

@@ -141,10 +141,11 @@ impl Door {
 
     /// Gives a connection away that has not said who it is.
     pub(super) fn take(&mut self, number: u64) -> Option<(DcId, Identity, OwnedFd)> {
-        let is_new = self.connection(number)?.role.is_none();
-        let Source::Connection(connection) = self.remove(number).filter(|_| is_new)? else {
+        // One that has is not just forgotten: its end is an endpoint's end.
+        if self.connection(number)?.role.is_some() {
             return None;
-        };
+        }
+        let Some(Source::Connection(connection)) = self.remove(number) else { return None };
         let Connection { dc, identity, socket, .. } = *connection;
         Some((dc, identity, socket))
     }

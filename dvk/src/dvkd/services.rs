@@ -6,9 +6,12 @@
 use super::admin::{self, Query};
 use ::group::limits::{KEY_MAX, RANGE_BYTES_MAX, STATE_MAX, VALUE_MAX};
 use ::services::limits::{LINE_MAX, REQUEST_MAX};
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
+use m3ipc::connection::Connection;
+use m3ipc::door::{Ask, kind};
 use serde::{Deserialize, Serialize};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -86,7 +89,24 @@ impl Client {
     /// One sentence: no dvkd there, it is alone or has too much to do, or it is somebody else's.
     pub fn connect(run: &Path, dc: Option<u32>) -> Result<Client> {
         let query = dc.map_or(Query::Services, |dc| Query::ServicesOf { dc });
-        let client = ::services::Client::new(admin::open(run, query)?.into());
+        Client::begin(admin::open(run, query)?.into())
+    }
+
+    /// Connects at the door `socket` of the container that this process lives in.
+    ///
+    /// # Errors
+    /// As [`Client::connect`]; this process lives in another container.
+    pub fn enter(socket: &Path) -> Result<Client> {
+        let shown = socket.display();
+        let refused = |error| anyhow!("dvkd does not let this process in at {shown}: {error:?}");
+        let connection = Connection::connect(socket.as_os_str().as_bytes()).map_err(refused)?;
+        let hello = Ask::hello(kind::SERVICES, ::services::VERSION, 0);
+        connection.hello(hello, None).map_err(refused)?;
+        Client::begin(connection.into())
+    }
+
+    fn begin(socket: OwnedFd) -> Result<Client> {
+        let client = ::services::Client::new(socket);
         match client.next(0, Some(Instant::now() + admin::ANSWER_TIMEOUT)) {
             Ok(Some(Reply::Ready)) => Ok(Client { client, id: 0 }),
             Ok(Some(Reply::Failed { why, .. })) => bail!("{why}"),
@@ -101,7 +121,8 @@ impl Client {
     /// # Errors
     /// dvkd has ended.
     pub fn send(&mut self, op: Op, timeout_ms: Option<u64>) -> Result<()> {
-        self.id = self.client.post(op, timeout_ms)?;
+        // One at a time: there is room.
+        self.id = self.client.post(op, timeout_ms, None)?.unwrap_or_default();
         Ok(())
     }
 

@@ -1,17 +1,20 @@
-//! One connection that uses the system group's services, served by the group's thread.
+//! One connection that uses the system group's services, served by a thread that they have together.
 //!
 //! Each request is a task. What it has found is written by itself, and looked up only when it is its turn to write: a
 //! connection that is not read has one answer in memory, not as many as it has asked for.
+#![expect(unsafe_code, reason = "tokio polls a descriptor of ours")]
 
+use super::answers::{refused, sorted};
 use super::node::Shared;
-use super::services::{Change, Entry, Failure, Item, Lease, Op, Reply, Request, Text, Told};
+use super::programs::Share;
+use super::services::{Failure, Lease, Op, Reply, Request, Text, Told};
 use super::system;
 use crate::limits::{
     SERVICE_ACKNOWLEDGED, SERVICE_PATIENCE, SERVICE_SILENCE, SERVICE_TTL, SERVICE_WRITE_MAX,
 };
 use ::group::command::{ClientId, Done, Op as Command, Refusal};
 use ::group::fence::Fence;
-use ::group::state::{self, Delivery, State};
+use ::group::limits::{KEY_MAX, NAME_MAX, STATE_MAX, VALUE_MAX};
 use ::group::{Failure as Refused, Group, Realm, Session, Unavailable};
 use ::services::Lines;
 use ::services::limits::{CHUNK, OPEN_MAX, REQUEST_MAX};
@@ -24,9 +27,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{Notify, OnceCell, Semaphore, watch};
+use tokio::sync::{Notify, OnceCell, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 /// What a connection is served with.
 pub(super) struct Context {
@@ -34,8 +37,8 @@ pub(super) struct Context {
     pub(super) shared: Weak<Shared>,
     /// Whose keys and names it sees.
     pub(super) realm: Realm,
-    /// How many of those of a container ask the group at a time; none for the administrator.
-    pub(super) gate: Option<Arc<Semaphore>>,
+    /// What it has in common with the others of its container; none for the administrator.
+    pub(super) share: Option<Arc<Share>>,
     /// It is told what its requests wait for.
     pub(super) is_talkative: bool,
 }
@@ -57,12 +60,21 @@ struct Served {
 struct Notes {
     /// What requests wait for.
     awaited: BTreeSet<(u8, String)>,
-    /// Up to which item the members of this session have acknowledged.
-    acknowledged: BTreeMap<String, u64>,
+    /// The groups that this session has joined, by their names in the state.
+    memberships: BTreeMap<String, Membership>,
+}
+
+/// How far a member is.
+#[derive(Clone, Copy, Default)]
+struct Membership {
+    /// It has dealt with what it got up to here, as it says.
+    asked: u64,
+    /// So much of that the group has been told.
+    acknowledged: u64,
 }
 
 /// Why there is no answer of the usual kind.
-enum Trouble {
+pub(super) enum Trouble {
     /// To be said; the connection goes on.
     Failed(Failure, String),
 }
@@ -83,9 +95,14 @@ pub(super) async fn serve(
     cx: Context,
     mut alive: watch::Receiver<()>,
 ) {
-    let Ok(socket) = AsyncFd::new(socket) else { return };
-    let watched = |process| AsyncFd::with_interest(process, Interest::READABLE);
-    let Ok(process) = process.map(watched).transpose() else { return };
+    let Some(socket) = polled(socket, Interest::READABLE | Interest::WRITABLE) else { return };
+    let process = match process {
+        None => None,
+        Some(process) => match polled(process, Interest::READABLE) {
+            None => return,
+            polled => polled,
+        },
+    };
     let (writing, session, opened) = Default::default();
     let notes = Mutex::default();
     let served = Arc::new(Served { cx, socket, writing, session, opened, notes });
@@ -100,6 +117,11 @@ pub(super) async fn serve(
     if let Some(session) = served.session.get() {
         session.clone().close().await;
     }
+}
+
+fn polled(fd: OwnedFd, interest: Interest) -> Option<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is open, and the same descriptor, until it is dropped, which the `AsyncFd` does.
+    unsafe { AsyncFd::register_with_interest(fd, interest) }.ok()
 }
 
 async fn death(process: Option<AsyncFd<OwnedFd>>) {
@@ -121,10 +143,12 @@ impl Served {
         let mut piece = vec![0; CHUNK + 1];
         // They end with this function.
         let mut tasks = JoinSet::new();
-        let mut open: BTreeMap<u64, Arc<Notify>> = BTreeMap::new();
+        let mut open = Open::new();
+        let mut long = None;
+        let mut stalled = pin!(self.stalled());
         loop {
             tokio::select! {
-                got = self.read(&mut piece) => match got? {
+                got = self.read(&mut piece, lines.waiting(), &mut long) => match got? {
                     0 => return Ok(()),
                     length => lines.push(&piece[..length]),
                 },
@@ -134,48 +158,107 @@ impl Served {
                     written?;
                 }
                 () = self.lost() => return self.say(0, &self.cx.lost()).await,
+                group = &mut stalled => {
+                    let why = format!("it did not take what its group {group} sends: its membership is ended");
+                    return self.say(0, &Reply::Lost { why }).await;
+                }
             }
-            let too_long = || Error::new(ErrorKind::InvalidData, "a request is too long");
-            while let Some(line) = lines.next().map_err(|()| too_long())? {
+            while let Some(line) = lines.take().map_err(|()| invalid("a request is too long"))? {
+                long = None;
                 let request = serde_json::from_slice::<Request>(&line);
                 let Some(request) = request.ok().filter(|one| !open.contains_key(&one.id)) else {
                     let why = "a request that is not understood; is it another version?";
                     self.refuse(0, Failure::Refused, why.into()).await?;
-                    return Err(Error::new(ErrorKind::InvalidData, "a request is not understood"));
+                    return Err(invalid("a request is not understood"));
                 };
-                match request.op {
-                    Op::Cancel { id } => open.get(&id).into_iter().for_each(|one| one.notify_one()),
-                    _ if open.len() >= OPEN_MAX => {
-                        let why = format!("a connection has {OPEN_MAX} requests open at most");
-                        self.refuse(request.id, Failure::Limit, why).await?;
-                    }
-                    _ => {
-                        let (id, cancelled) = (request.id, Arc::new(Notify::new()));
-                        open.insert(id, cancelled.clone());
-                        let served = self.clone();
-                        tasks.spawn(async move { (id, served.attend(request, &cancelled).await) });
-                    }
-                }
+                self.clone().begin(request, &mut open, &mut tasks).await?;
             }
         }
     }
 
-    /// A piece of lines; 0 bytes are the end.
-    async fn read(&self, piece: &mut [u8]) -> Result<usize> {
+    /// Begins to answer a request.
+    async fn begin(
+        self: Arc<Served>,
+        request: Request,
+        open: &mut Open,
+        tasks: &mut JoinSet<(u64, Result<()>)>,
+    ) -> Result<()> {
+        if let Op::Cancel { id } = request.op {
+            open.get(&id).into_iter().for_each(|one| one.notify_one());
+            return Ok(());
+        }
+        let id = request.id;
+        if open.len() >= OPEN_MAX {
+            let why = format!("a connection has {OPEN_MAX} requests open at most");
+            return self.refuse(id, Failure::Limit, why).await;
+        }
+        if let Err((failure, why)) = fits(&request.op) {
+            return self.refuse(id, failure, why).await;
+        }
+        let permit = match self.cx.share.as_ref().map(|share| share.open()).transpose() {
+            Ok(permit) => permit,
+            Err(why) => return self.refuse(id, Failure::Limit, why).await,
+        };
+        let cancelled = Arc::new(Notify::new());
+        open.insert(id, cancelled.clone());
+        tasks.spawn(async move {
+            let written = self.attend(request, &cancelled).await;
+            drop(permit);
+            (id, written)
+        });
+        Ok(())
+    }
+
+    /// A piece of lines; 0 bytes are the end. Of a line so many bytes are waiting for the rest; if they are many, it must
+    /// be its turn to have a `long` one, and come soon.
+    async fn read(
+        &self,
+        piece: &mut [u8],
+        waiting: usize,
+        long: &mut Option<Long>,
+    ) -> Result<usize> {
+        if let (None, Some(share)) = (&long, self.cx.share.as_ref().filter(|_| waiting > CHUNK)) {
+            let permit = share.requests.clone().acquire_owned().await.map_err(Error::other)?;
+            *long = Some(Long { until: Instant::now() + SERVICE_WRITE_MAX, _permit: permit });
+        }
+        let Some(long) = long else { return self.receive_piece(piece).await };
+        let come = timeout_at(long.until, self.receive_piece(piece)).await;
+        come.unwrap_or_else(|_| {
+            Err(Error::new(ErrorKind::TimedOut, "a long request does not come whole"))
+        })
+    }
+
+    async fn receive_piece(&self, piece: &mut [u8]) -> Result<usize> {
         loop {
             let mut ready = self.socket.readable().await?;
             let flags = RecvFlags::DONTWAIT;
             let got = ready.try_io(|socket| Ok(recv(socket.get_ref(), &mut *piece, flags)?.0));
             match got {
                 // A packet that is longer than any may be was cut.
-                Ok(Ok(length)) if length > CHUNK => {
-                    return Err(Error::new(ErrorKind::InvalidData, "a packet is too long"));
-                }
+                Ok(Ok(length)) if length > CHUNK => return Err(invalid("a packet is too long")),
                 Ok(Err(error)) if error.kind() == ErrorKind::Interrupted => {}
                 // Nobody reads what it was told; that is its end.
                 Ok(Err(error)) if error.kind() == ErrorKind::ConnectionReset => return Ok(0),
                 Ok(got) => return got,
                 Err(_) => {}
+            }
+        }
+    }
+
+    /// Waits until a group has little room left for more because this session does not take what is there: a process that
+    /// is stopped, or hangs, would stop all others for ever. Gives the group's name.
+    async fn stalled(&self) -> String {
+        let mut stalls = Stalls::default();
+        loop {
+            sleep(SERVICE_SILENCE).await;
+            let Some(client) = self.session.get().map(Session::client) else { continue };
+            let memberships = self.notes().memberships.clone();
+            let held_up = self.cx.group.look(|state| {
+                let held_up = memberships.iter().filter(|(name, _)| state.holds_up(client, name));
+                held_up.map(|(name, member)| (name.clone(), member.asked)).collect()
+            });
+            if let Some(name) = stalls.look(held_up, Instant::now()) {
+                return Realm::of_name(&name).1.to_owned();
             }
         }
     }
@@ -210,6 +293,10 @@ impl Served {
 
     async fn finish(&self, id: u64, answered: Answered) -> Result<()> {
         let _turn = self.writing.lock().await;
+        let _long = match (&answered, &self.cx.share) {
+            (Ok(Answer::Look(_)), Some(share)) => share.answers.acquire().await.ok(),
+            _ => None,
+        };
         let found = match answered {
             Ok(Answer::Say(reply)) => Ok(reply),
             Ok(Answer::Look(op)) => self.cx.look(&op, self.session.get()),
@@ -283,7 +370,8 @@ impl Served {
             Op::Receive { group, after } => self.receive(group, after, limit).await,
             Op::Join { group } => {
                 let name = self.cx.name(&group)?;
-                let joined = self.run(Command::Join { group: name }, patience).await?;
+                let joined = self.run(Command::Join { group: name.clone() }, patience).await?;
+                self.notes().memberships.entry(name).or_default();
                 let member = self.session(patience).await?.client().0;
                 let view = if let Done::Joined { view } = joined { view } else { 0 };
                 Ok(Answer::Say(Reply::Joined { member, view }))
@@ -305,8 +393,7 @@ impl Served {
 
     /// The session, opened when it is first needed.
     async fn session(&self, patience: Duration) -> std::result::Result<&Session, Trouble> {
-        let open =
-            || Session::open_in(&self.cx.group, SERVICE_TTL, self.cx.realm, self.cx.gate.clone());
+        let open = || Session::open_in(&self.cx.group, SERVICE_TTL, self.cx.realm, self.cx.gate());
         let opened = timeout(patience, self.session.get_or_try_init(open)).await;
         let session = self.cx.explain(opened.unwrap_or(Err(Unavailable.into())))?;
         self.opened.notify_one();
@@ -321,7 +408,7 @@ impl Served {
     ) -> std::result::Result<Done, Trouble> {
         let until = Instant::now() + patience;
         let session = self.session(patience).await?;
-        let done = tokio::time::timeout_at(until, session.run(command)).await;
+        let done = timeout_at(until, session.run(command)).await;
         self.cx.explain(done.unwrap_or(Err(Unavailable.into())))
     }
 
@@ -347,7 +434,7 @@ impl Served {
             }
             Op::Leave { group } => {
                 let group = cx.name(&group)?;
-                self.notes().acknowledged.remove(&group);
+                self.notes().memberships.remove(&group);
                 Command::Leave { group }
             }
             // `carry_out` and its callers deal with them.
@@ -427,6 +514,8 @@ impl Served {
             Err(_) => Some(()),
         });
         tokio::select! {
+            // Whoever does not want to wait gets what is there.
+            biased;
             () = found => {}
             () = over(limit.map(|limit| Instant::now() + limit)) => {
                 return Err(Trouble::Failed(Failure::Timeout, "nothing has changed".into()));
@@ -441,14 +530,13 @@ impl Served {
         let until = limit.map(|limit| Instant::now() + limit);
         let session = self.session(limit.unwrap_or(SERVICE_PATIENCE)).await?;
         let name = self.cx.name(&group)?;
-        let known = self.notes().acknowledged.get(&name).copied().unwrap_or(0);
         let next = self.cx.group.look(|state| state.delivery(session.client(), &name, after));
         let next = self.cx.explain(next.map_err(Refused::from))?;
-        if after > known && (next.is_none() || after - known >= SERVICE_ACKNOWLEDGED) {
+        if self.dealt_with(&name, after, next.is_none()) {
             self.cx.explain(session.acknowledge(&name, after).await)?;
-            self.notes().acknowledged.insert(name.clone(), after);
         }
         tokio::select! {
+            biased;
             found = session.receive(&name, after) => drop(self.cx.explain(found)?),
             () = session.lost() => return Ok(Answer::Say(self.cx.lost())),
             () = over(until) => {
@@ -456,6 +544,87 @@ impl Served {
             }
         }
         Ok(Answer::Look(Op::Receive { group, after }))
+    }
+
+    /// A member has dealt with everything up to `after`: shall the group be told?
+    fn dealt_with(&self, name: &str, after: u64, is_idle: bool) -> bool {
+        let mut notes = self.notes();
+        let Some(membership) = notes.memberships.get_mut(name) else { return false };
+        membership.asked = membership.asked.max(after);
+        let news = membership.asked - membership.acknowledged;
+        let tell = news >= SERVICE_ACKNOWLEDGED || (news > 0 && is_idle);
+        if tell {
+            membership.acknowledged = membership.asked;
+        }
+        tell
+    }
+}
+
+/// The groups that wait for this session, how far it was when that was first seen, and when.
+#[derive(Debug, Default)]
+struct Stalls(BTreeMap<String, (u64, Instant)>);
+
+impl Stalls {
+    /// These groups wait for it, which is so far; gives one in which it has not got on for [`SERVICE_WRITE_MAX`].
+    fn look(&mut self, held_up: BTreeMap<String, u64>, now: Instant) -> Option<String> {
+        let known = std::mem::take(&mut self.0);
+        for (name, asked) in held_up {
+            let before = known.get(&name).filter(|(then, _)| *then == asked);
+            let since = before.map_or(now, |(_, since)| *since);
+            if now.duration_since(since) >= SERVICE_WRITE_MAX {
+                return Some(name);
+            }
+            self.0.insert(name, (asked, since));
+        }
+        None
+    }
+}
+
+/// Open requests by their numbers, and how to cancel them.
+type Open = BTreeMap<u64, Arc<Notify>>;
+
+/// The right to have a long request in memory that is not whole yet.
+struct Long {
+    until: Instant,
+    _permit: OwnedSemaphorePermit,
+}
+
+fn invalid(why: &str) -> Error {
+    Error::new(ErrorKind::InvalidData, why)
+}
+
+/// Is what stands in a request as long as it may be? What waits is kept in memory.
+fn fits(op: &Op) -> std::result::Result<(), (Failure, String)> {
+    let check = |what: &str, length: usize, limit: usize| {
+        let why = || (Failure::Limit, format!("{what} has {limit} bytes at most"));
+        if length <= limit { Ok(()) } else { Err(why()) }
+    };
+    let key = |key: &Text| check("a key", key.0.len(), KEY_MAX);
+    let value = |value: &Text| check("a value", value.0.len(), VALUE_MAX);
+    let name = |name: &String| check("a name", name.len(), NAME_MAX);
+    match op {
+        Op::Get { key: one } | Op::Delete { key: one } => key(one),
+        Op::Put { key: one, value: new, .. } | Op::Swap { key: one, value: Some(new), .. } => {
+            key(one).and_then(|()| value(new))
+        }
+        Op::Swap { key: one, value: None, .. } => key(one),
+        Op::Range { start, end, .. } | Op::Watch { start, end, .. } => {
+            key(start).and_then(|()| end.as_ref().map_or(Ok(()), key))
+        }
+        Op::Campaign { name: of, value: new } => name(of).and_then(|()| value(new)),
+        Op::Cast { group, bytes } => name(group).and_then(|()| value(bytes)),
+        Op::Give { group, state, .. } => {
+            name(group).and_then(|()| check("a state", state.0.len(), STATE_MAX))
+        }
+        Op::Lock { name: of, .. }
+        | Op::Unlock { name: of }
+        | Op::Resign { name: of }
+        | Op::Leader { name: of }
+        | Op::Barrier { name: of, .. }
+        | Op::Join { group: of }
+        | Op::Receive { group: of, .. }
+        | Op::Leave { group: of } => name(of),
+        Op::Grant { .. } | Op::Renew { .. } | Op::Cancel { .. } => Ok(()),
     }
 }
 
@@ -470,7 +639,7 @@ async fn over(until: Option<Instant>) {
 }
 
 /// What somebody waits for.
-enum Awaited {
+pub(super) enum Awaited {
     Lock(String),
     Election(String, Text),
     Barrier(String, u32),
@@ -548,36 +717,25 @@ impl Awaited {
     }
 }
 
-fn refused(refusal: &Refusal) -> Trouble {
-    Trouble::Failed(sorted(refusal), refusal.to_string())
-}
-
-/// Who must act.
-fn sorted(refusal: &Refusal) -> Failure {
-    match refusal {
-        Refusal::Taken => Failure::Taken,
-        Refusal::Revision { revision } => Failure::Revision(*revision),
-        Refusal::NotHeld | Refusal::NotMember | Refusal::NoSession => Failure::NotHeld,
-        Refusal::Limit { .. } | Refusal::Quota { .. } => Failure::Limit,
-        _ => Failure::Refused,
-    }
-}
-
 impl Context {
     async fn turn(&self) -> Option<tokio::sync::SemaphorePermit<'_>> {
         // It is never closed.
-        self.gate.as_ref()?.acquire().await.ok()
+        self.share.as_ref()?.gate.acquire().await.ok()
     }
 
-    fn key(&self, key: &Text) -> std::result::Result<Vec<u8>, Trouble> {
+    fn gate(&self) -> Option<Arc<Semaphore>> {
+        self.share.as_ref().map(|share| share.gate.clone())
+    }
+
+    pub(super) fn key(&self, key: &Text) -> std::result::Result<Vec<u8>, Trouble> {
         self.realm.key(&key.0).map_err(|refusal| refused(&refusal))
     }
 
-    fn name(&self, name: &str) -> std::result::Result<String, Trouble> {
+    pub(super) fn name(&self, name: &str) -> std::result::Result<String, Trouble> {
         self.realm.name(name).map_err(|refusal| refused(&refusal))
     }
 
-    fn bounds(&self, start: &Text, end: Option<&Text>) -> (Vec<u8>, Option<Vec<u8>>) {
+    pub(super) fn bounds(&self, start: &Text, end: Option<&Text>) -> (Vec<u8>, Option<Vec<u8>>) {
         self.realm.bounds(&start.0, end.map(|end| &end.0[..]))
     }
 
@@ -591,7 +749,7 @@ impl Context {
     }
 
     /// Why nothing can be decided, if so.
-    fn trouble(&self) -> Option<String> {
+    pub(super) fn trouble(&self) -> Option<String> {
         let shared = self.shared.upgrade()?;
         system::status(&shared).and_then(|status| status.trouble)
     }
@@ -627,111 +785,51 @@ impl Context {
             Trouble::Failed(failure, why)
         })
     }
-
-    /// What the state of this node shows. `session` is the asker's.
-    fn look(&self, op: &Op, session: Option<&Session>) -> std::result::Result<Reply, Trouble> {
-        self.group.look(|state| match op {
-            Op::Get { key } => {
-                let found = state.get(&self.key(key)?).cloned();
-                Ok(Reply::Value { entry: found.map(|found| entry(key.0.clone(), found)) })
-            }
-            Op::Range { start, end, limit } => {
-                let (start, end) = self.bounds(start, end.as_ref());
-                let range = state.range(&start, end.as_deref(), *limit);
-                let own = |key: &[u8]| Realm::of_key(key).1.to_vec();
-                let entries = range.entries.into_iter().map(|(key, found)| entry(own(&key), found));
-                let (revision, more) = (range.revision, range.more);
-                Ok(Reply::Range { revision, entries: entries.collect(), more })
-            }
-            Op::Leader { name } => {
-                let leader = state.leader(&self.name(name)?);
-                let leader = leader.map(|one| (one.token, Text(one.value), one.client.0));
-                Ok(Reply::Leader { leader })
-            }
-            Op::Watch { start, end, from } => self.changes(state, start, end.as_ref(), *from),
-            Op::Receive { group, after } => self.item(state, group, *after, session),
-            _ => Ok(Reply::Done),
-        })
-    }
-
-    fn changes(
-        &self,
-        state: &State,
-        start: &Text,
-        end: Option<&Text>,
-        from: Option<u64>,
-    ) -> std::result::Result<Reply, Trouble> {
-        let Some(from) = from else {
-            return Ok(Reply::Changes { changes: Vec::new(), next: state.revision() + 1 });
-        };
-        let (start, end) = self.bounds(start, end);
-        let found = state.changes(&start, end.as_deref(), from.max(1)).map_err(|first| {
-            let why = format!("changes are remembered from revision {first} on only");
-            Trouble::Failed(Failure::Forgotten(first), why)
-        })?;
-        let changes = found.events.into_iter().map(|event| Change {
-            revision: event.revision,
-            key: Text(Realm::of_key(&event.key).1.to_vec()),
-            value: event.value.map(Text),
-        });
-        Ok(Reply::Changes { changes: changes.collect(), next: found.next })
-    }
-
-    fn item(
-        &self,
-        state: &State,
-        group: &str,
-        after: u64,
-        session: Option<&Session>,
-    ) -> std::result::Result<Reply, Trouble> {
-        let member = session.map(Session::client).unwrap_or_default();
-        let delivery = state.delivery(member, &self.name(group)?, after);
-        let nothing = || refused(&Refusal::NotMember);
-        let delivery = delivery.map_err(|refusal| refused(&refusal))?.ok_or_else(nothing)?;
-        let number = delivery.number();
-        let item = match delivery {
-            Delivery::State { bytes, .. } => Item::State { bytes: Text(bytes) },
-            Delivery::Item { item: state::Item::Message { from, bytes }, .. } => {
-                Item::Message { from: from.0, bytes: Text(bytes) }
-            }
-            Delivery::Item { item: state::Item::View(view), .. } => Item::View {
-                members: view.members.iter().map(|member| member.client.0).collect(),
-                fresh: view.fresh,
-                gives: view.donor() == Some(member),
-            },
-        };
-        Ok(Reply::Item { number, item })
-    }
-
-    /// What somebody waits for, for people.
-    fn why(&self, what: &Awaited) -> String {
-        if let Some(trouble) = self.trouble() {
-            return trouble;
-        }
-        let line = |of: &str, name: &str, holder: Option<state::Holder>| match holder {
-            Some(holder) => {
-                let (_, name) = Realm::of_name(name);
-                let (client, count) = (holder.client.0, holder.waiting);
-                format!("{of} {name} is held by session {client}, {count} waiting")
-            }
-            None => format!("{of} {}", Realm::of_name(name).1),
-        };
-        match what {
-            Awaited::Lock(name) => {
-                line("lock", name, self.group.look(|state| state.lock_holder(name)))
-            }
-            Awaited::Election(name, _) => {
-                line("leadership of", name, self.group.look(|state| state.leader(name)))
-            }
-            Awaited::Barrier(name, _) => {
-                format!("others are not at barrier {} yet", Realm::of_name(name).1)
-            }
-        }
-    }
 }
 
-fn entry(key: Vec<u8>, found: state::Entry) -> Entry {
-    let state::Entry { value, created, modified, version, lease } = found;
-    let lease = lease.map(|client| client.0);
-    Entry { key: Text(key), value: Text(value), created, modified, version, lease }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_stalls_when_it_holds_up_a_group_and_does_not_get_on() {
+        let start = Instant::now();
+        let mut stalls = Stalls::default();
+        let mut look = |asked: &[(&str, u64)], seconds| {
+            let held_up = asked.iter().map(|(name, asked)| ((*name).to_owned(), *asked)).collect();
+            stalls.look(held_up, start + Duration::from_secs(seconds))
+        };
+        let limit = SERVICE_WRITE_MAX.as_secs();
+        assert_eq!(look(&[("a", 1), ("b", 1)], 0), None);
+        assert_eq!(look(&[("a", 1), ("b", 1)], limit - 1), None);
+        // One gets on, the other is not waited for any more.
+        assert_eq!(look(&[("a", 2)], limit), None);
+        assert_eq!(look(&[("a", 2), ("b", 1)], 2 * limit - 1), None);
+        assert_eq!(look(&[("a", 2), ("b", 1)], 2 * limit), Some("a".into()));
+    }
+
+    #[test]
+    fn what_is_longer_than_it_may_be_is_refused_before_it_waits() {
+        let long = |length| Text(vec![0; length]);
+        let check = |op: Op, is_fine: bool| assert_eq!(fits(&op).is_ok(), is_fine, "{op:?}");
+        for (length, is_fine) in [(0, true), (1, false)] {
+            let name = "n".repeat(NAME_MAX + length);
+            check(Op::Get { key: long(KEY_MAX + length) }, is_fine);
+            let put = |key, value| Op::Put { key, value, lease: Lease::None };
+            check(put(long(KEY_MAX + length), long(0)), is_fine);
+            check(put(long(0), long(VALUE_MAX + length)), is_fine);
+            check(Op::Campaign { name: "n".into(), value: long(VALUE_MAX + length) }, is_fine);
+            check(Op::Campaign { name: name.clone(), value: long(0) }, is_fine);
+            check(Op::Cast { group: "g".into(), bytes: long(VALUE_MAX + length) }, is_fine);
+            check(
+                Op::Give { group: "g".into(), view: 1, state: long(STATE_MAX + length) },
+                is_fine,
+            );
+            check(Op::Lock { name: name.clone(), wait: true }, is_fine);
+            check(Op::Receive { group: name, after: 0 }, is_fine);
+            let watch = |start, end| Op::Watch { start, end, from: Some(1) };
+            check(watch(long(KEY_MAX + length), None), is_fine);
+            check(watch(long(0), Some(long(KEY_MAX + length))), is_fine);
+        }
+    }
 }

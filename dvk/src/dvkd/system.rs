@@ -1,7 +1,8 @@
 //! The system group inside the daemon: its thread, its messages over the links, and who begins it.
 //!
 //! The group's work is done by one thread with a runtime of its own. Messages come in on the threads that read links
-//! and go out on the group's; both are bounded, and what is too much gets lost, which the group expects.
+//! and go out on the group's; both are bounded, and what is too much gets lost, which the group expects. Those who use
+//! its services are served by another thread: however much they ask, the group gives its signs of life in time.
 
 use super::control::Control;
 use super::credentials::{Founders, founders, write_founders};
@@ -20,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
-use tokio::runtime::{Builder, Handle};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
@@ -37,8 +38,11 @@ const STOP: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 pub(super) struct System {
     running: Mutex<Option<Running>>,
-    runtime: OnceLock<Handle>,
+    /// Where the services are rendered.
+    serving: OnceLock<Handle>,
     stop: Notify,
+    /// The group's thread has ended.
+    ended: Notify,
     /// Connections that use the services.
     pub(super) seats: Seats,
 }
@@ -90,7 +94,7 @@ impl System {
     /// One sentence: it is not at work.
     pub(super) fn at_work(&self) -> Result<(Group, watch::Receiver<()>, &Handle), String> {
         let found = self.with(|running| (running.group.clone(), running.alive.clone()));
-        let (Some((group, alive)), Some(runtime)) = (found, self.runtime.get()) else {
+        let (Some((group, alive)), Some(runtime)) = (found, self.serving.get()) else {
             return Err("the system group is being started on this node; try again".into());
         };
         Ok((group, alive, runtime))
@@ -107,9 +111,9 @@ impl System {
         realm: Realm,
     ) -> Result<(), String> {
         let (group, alive, runtime) = self.at_work()?;
-        let (seat, gate) = self.seats.take(None)?;
+        let (seat, share) = self.seats.take(None)?;
         let shared = Arc::downgrade(shared);
-        let serving = Serving { group, shared, realm, gate, is_talkative: true };
+        let serving = Serving { group, shared, realm, share, is_talkative: true };
         runtime.spawn(async move {
             serving::serve(stream.into(), None, serving, alive).await;
             drop(seat);
@@ -132,17 +136,32 @@ impl Transport for Links {
     }
 }
 
+/// The body of the thread that renders the services.
+pub(super) fn serve(shared: &Shared) {
+    let Some(linking) = &shared.linking else { return };
+    let runtime = match Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return tracing::error!(%error, "nobody can use the system group's services"),
+    };
+    // Of this thread, too: sessions are told apart by random numbers.
+    ::group::seed(super::random());
+    if linking.system.serving.set(runtime.handle().clone()).is_ok() {
+        runtime.block_on(linking.system.ended.notified());
+    }
+}
+
 /// The body of the group's thread.
 pub(super) fn run(shared: &Arc<Shared>) {
     let Some(linking) = &shared.linking else { return };
-    ::group::seed(super::random());
-    let runtime = match Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return tracing::error!(%error, "the system group cannot be started"),
-    };
-    if linking.system.runtime.set(runtime.handle().clone()).is_err() {
-        return;
+    match Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => work(shared, linking, &runtime),
+        Err(error) => tracing::error!(%error, "the system group cannot be started"),
     }
+    linking.system.ended.notify_one();
+}
+
+fn work(shared: &Arc<Shared>, linking: &Linking, runtime: &Runtime) {
+    ::group::seed(super::random());
     runtime.block_on(async {
         while !shared.is_stopping() {
             match start(shared, linking).await {
@@ -243,7 +262,7 @@ pub(super) fn status(shared: &Shared) -> Option<GroupStatus> {
     let voters: BTreeSet<u16> = group.voters().into_iter().flatten().filter_map(number).collect();
     let up: BTreeMap<u16, bool> = group.look(|state| {
         status.sessions = state.session_count();
-        status.revision = state.revision();
+        status.revision = state.revision(Realm::System);
         state.nodes().map(|(node, entry)| (node, entry.up.is_some())).collect()
     });
     let all: BTreeSet<u16> = names.keys().chain(&voters).chain(up.keys()).copied().collect();

@@ -4,11 +4,11 @@
 //! shall get it has acknowledged it. A member gets all items from the view that it came with; one that
 //! joins a group which others are in first gets its state as of some view, and the items behind that.
 
-use super::{Hold, Holds, State, bounded, count_of, is_name, shared};
+use super::{Hold, Holds, State, bounded, count_of, is_name, shared, together};
 use crate::command::{Answer, ClientId, Done, Limit, Refusal};
 use crate::limits::{
-    DC_GROUPS_MAX, DC_QUEUES_BYTES_MAX, GROUPS_MAX, MEMBERS_MAX, QUEUE_MAX, QUEUES_BYTES_MAX,
-    STATE_MAX, VALUE_MAX,
+    DC_GROUPS_MAX, DC_QUEUES_BYTES_MAX, DCS_QUEUES_BYTES_MAX, GROUPS_MAX, MEMBERS_MAX, QUEUE_MAX,
+    QUEUES_BYTES_MAX, STATE_MAX, VALUE_MAX,
 };
 use crate::realm::Realm;
 use serde::{Deserialize, Serialize};
@@ -90,7 +90,17 @@ impl Kept {
         let (realm, _) = Realm::of_name(name);
         let own = self.of.get(&realm).copied().unwrap_or(0);
         shared(realm, own + more, DC_QUEUES_BYTES_MAX, Limit::Queue)?;
+        let system = self.of.get(&Realm::System).copied().unwrap_or(0);
+        together(realm, self.bytes - system + more, DCS_QUEUES_BYTES_MAX, Limit::Queue)?;
         bounded(self.bytes + more, QUEUES_BYTES_MAX, Limit::Queue)
+    }
+
+    /// Is half of the room taken that the group `name` can have?
+    fn is_half_full(&self, name: &str) -> bool {
+        let (realm, _) = Realm::of_name(name);
+        let own = self.of.get(&realm).copied().unwrap_or(0);
+        let limit = if realm == Realm::System { QUEUES_BYTES_MAX } else { DC_QUEUES_BYTES_MAX };
+        own >= limit / 2
     }
 
     fn change(&mut self, name: &str, more: usize, less: usize) {
@@ -178,6 +188,16 @@ impl State {
     /// How many messages, views and states the group keeps for members that do not have them yet.
     pub fn queued(&self, group: &str) -> usize {
         self.groups.table.get(group).map_or(0, |group| group.items.len() + group.states.len())
+    }
+
+    /// Has the group, or its realm, little room left for more while it keeps items that this member has not acknowledged,
+    /// and no other has acknowledged less?
+    pub fn holds_up(&self, client: ClientId, name: &str) -> bool {
+        let Some(group) = self.groups.table.get(name) else { return false };
+        let member = group.members.iter().find(|member| member.client == client);
+        let first = group.items.front().map(|(number, _)| *number);
+        let is_last = member.is_some_and(|member| first.is_some_and(|first| member.acked < first));
+        is_last && (group.items.len() >= QUEUE_MAX / 2 || self.groups.kept.is_half_full(name))
     }
 
     /// The groups' names.

@@ -1,8 +1,10 @@
 //! Sessions: who lives until when, and the answers that a repeated command gets.
 
-use super::{Serial, bounded, shared};
+use super::{Serial, bounded, shared, together};
 use crate::command::{Answer, ClientId, Done, Limit, Millis, Refusal};
-use crate::limits::{ANSWERS_MAX, DC_SESSIONS_MAX, SESSIONS_MAX, TTL_MAX, TTL_MIN};
+use crate::limits::{
+    ANSWERS_MAX, DC_SESSIONS_MAX, DCS_SESSIONS_MAX, SESSIONS_MAX, TTL_MAX, TTL_MIN,
+};
 use crate::realm::Realm;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -70,6 +72,9 @@ impl Sessions {
         bounded(self.table.len() + 1, SESSIONS_MAX, Limit::Sessions)?;
         let count = self.count.get(&realm).copied().unwrap_or(0) + 1;
         shared(realm, count, DC_SESSIONS_MAX, Limit::Sessions)?;
+        let system = self.count.get(&Realm::System).copied().unwrap_or(0);
+        let all = self.table.len() - system + 1;
+        together(realm, all, DCS_SESSIONS_MAX, Limit::Sessions)?;
         let client = ClientId(serial.next());
         let deadline = now.saturating_add(ttl);
         let session = Session { realm, nonce, ttl, deadline, acked: 0, answers: BTreeMap::new() };

@@ -173,7 +173,7 @@ fn compare_and_swap_obeys_the_revision() {
     assert_eq!((entry.created, entry.modified, entry.version), (1, 3, 2));
     world.ask(client, swap(3, None)).unwrap();
     assert_eq!(world.state.get(b"k"), None);
-    assert_eq!(world.state.revision(), 4);
+    assert_eq!(world.state.revision(Realm::System), 4);
     // Deleting what is not there changes nothing.
     let nothing = world.ask(client, Op::Delete { key: b"k".to_vec() });
     assert_eq!(nothing, Ok(Done::Changed { revision: 4, found: false }));
@@ -225,7 +225,7 @@ fn a_key_ends_with_its_lease_unless_it_was_put_without() {
     }
     world.ask(owner, put("kept", "2")).unwrap();
     world.ask(owner, Op::Delete { key: b"deleted".to_vec() }).unwrap();
-    let before = world.state.revision();
+    let before = world.state.revision(Realm::System);
     world.only_these_live(&[owner]);
     assert_eq!(world.state.get(b"gone"), None);
     assert_eq!(world.state.get(b"kept").unwrap().lease, None);
@@ -602,6 +602,95 @@ fn a_container_that_takes_all_it_can_leaves_room_for_others_and_gets_it_back() {
     world.ask(client, join(greedy, 0)).unwrap();
     world.ask(client, cast(greedy, 0)).unwrap();
     assert_eq!(world.state.realm_of(client), Some(greedy));
+}
+
+#[test]
+fn a_realm_sees_its_own_changes_and_forgets_none_for_anothers() {
+    use crate::limits::{DC_HISTORY_BYTES_MAX, DC_HISTORY_MAX, HISTORY_BYTES_MAX};
+    let mut world = World::default();
+    let client = world.open(1);
+    let (quiet, busy) = (Realm::Dc(1), Realm::Dc(2));
+    let put = |realm: Realm, key: &[u8], length: usize| {
+        let (key, value) = (realm.key(key).unwrap(), vec![7; length]);
+        Op::Put { key, value, lease: None }
+    };
+    let own = |state: &State, realm: Realm, from| {
+        let (start, end) = realm.bounds(b"", None);
+        let changes = state.changes(&start, end.as_deref(), from)?;
+        Ok::<_, u64>(changes.events.into_iter().map(|event| event.revision).collect::<Vec<_>>())
+    };
+    for realm in [quiet, Realm::System] {
+        world.ask(client, put(realm, b"k", 1)).unwrap();
+    }
+    for number in 0..=DC_HISTORY_MAX {
+        world.ask(client, put(busy, b"k", number % 2)).unwrap();
+    }
+    assert_eq!(own(&world.state, busy, 1), Err(2));
+    for _ in 0..2 * HISTORY_BYTES_MAX / VALUE_MAX {
+        world.ask(client, put(busy, b"k", VALUE_MAX)).unwrap();
+    }
+    let last = world.state.revision(busy);
+    let kept = (DC_HISTORY_BYTES_MAX / VALUE_MAX - 1) as u64;
+    assert_eq!(own(&world.state, busy, 1), Err(last - kept + 1));
+    // Many together have as much as there is for all; whoever has most forgets first.
+    for dc in 10..30 {
+        for _ in 0..2 * kept {
+            world.ask(client, put(Realm::Dc(dc), b"k", VALUE_MAX)).unwrap();
+        }
+    }
+    for realm in [quiet, Realm::System] {
+        assert_eq!((world.state.revision(realm), own(&world.state, realm, 1)), (1, Ok(vec![1])));
+    }
+    assert_eq!(State::restore(&world.state.snapshot()).as_ref(), Ok(&world.state));
+}
+
+#[test]
+fn containers_together_leave_room_for_the_system() {
+    let mut world = World::default();
+    let client = world.open(1);
+    let put = |realm: Realm, number: u8| {
+        let key = realm.key(&[number]).unwrap();
+        Op::Put { key, value: vec![0; VALUE_MAX - 32], lease: None }
+    };
+    let refusal = (1..).find_map(|dc| {
+        let refused = |number| world.ask(client, put(Realm::Dc(dc), number)).err();
+        (0..60).find_map(refused)
+    });
+    let refusal = refusal.unwrap().to_string();
+    assert!(refusal.ends_with("is limited to 12582912 for all containers together"), "{refusal}");
+    for number in 0..60 {
+        world.ask(client, put(Realm::System, number)).unwrap();
+    }
+}
+
+#[test]
+fn a_member_that_takes_nothing_holds_its_group_up_when_half_the_room_is_full() {
+    use crate::limits::{DC_QUEUES_BYTES_MAX, QUEUE_MAX};
+    let realm = Realm::Dc(1);
+    let check = |length: usize, casts: usize| {
+        let mut world = World::default();
+        let (reads, sleeps) = (world.open(1), world.open(2));
+        let name = || realm.name("g").unwrap();
+        for client in [reads, sleeps] {
+            world.ask(client, Op::Join { group: name() }).unwrap();
+        }
+        let cast = |world: &mut World| {
+            let cast = Op::Cast { group: name(), bytes: vec![0; length] };
+            let sent = world.ask(reads, cast);
+            let Ok(Done::Sent { number }) = sent else { panic!("{sent:?}") };
+            world.ask(reads, Op::Acknowledge { group: name(), number }).unwrap();
+        };
+        (1..casts).for_each(|_| cast(&mut world));
+        assert!(!world.state.holds_up(sleeps, &name()), "{length}");
+        cast(&mut world);
+        cast(&mut world);
+        assert!(world.state.holds_up(sleeps, &name()), "{length}");
+        assert!(!world.state.holds_up(reads, &name()), "{length}");
+        world.ask(sleeps, Op::Leave { group: name() }).unwrap();
+        assert!(!world.state.holds_up(sleeps, &name()), "{length}");
+    };
+    check(1, QUEUE_MAX / 2 - 2);
+    check(VALUE_MAX, DC_QUEUES_BYTES_MAX / 2 / VALUE_MAX - 1);
 }
 
 fn any_op() -> impl Strategy<Value = Op> {

@@ -216,7 +216,7 @@ async fn perform(client: &mut Client, call: &Call) -> Option<Seen> {
             let group = client.world.any()?;
             let look = |state: &group::state::State| {
                 let value = state.get(&[key]).map(|entry| (entry.value[0], entry.modified));
-                Seen::Value { value, revision: state.revision() }
+                Seen::Value { value, revision: state.revision(Realm::System) }
             };
             return group.read(look, PATIENCE).await.ok();
         }

@@ -162,10 +162,10 @@ fn without_a_majority_nothing_is_answered_and_nothing_is_made_up() {
     run(async |world| {
         let one = world.group(1).unwrap();
         let patience = Duration::from_secs(2);
-        one.read(|state| state.revision(), patience).await.unwrap();
+        one.read(|state| state.revision(Realm::System), patience).await.unwrap();
         world.crash(2);
         world.crash(3);
-        assert!(one.read(|state| state.revision(), patience).await.is_err());
+        assert!(one.read(|state| state.revision(Realm::System), patience).await.is_err());
         let open = Op::Open { nonce: 1, ttl: 1000, realm: Realm::System };
         let client = group::command::ClientId::default();
         assert!(one.submit(client, 0, 0, open, patience).await.is_err());
