@@ -4,6 +4,7 @@
 mod bind;
 mod cluster;
 mod copy;
+mod group;
 mod message;
 mod migrate;
 mod rights;
