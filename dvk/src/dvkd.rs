@@ -1,6 +1,7 @@
 //! The node daemon: the door to local processes, the links to other nodes, and the children.
 
 pub mod admin;
+mod answers;
 mod authority;
 mod certificate;
 mod children;
@@ -20,6 +21,7 @@ mod members;
 mod membership;
 mod node;
 pub mod outside;
+mod programs;
 mod proxy;
 mod questions;
 mod sensing;
@@ -40,6 +42,7 @@ use crate::kernel::{Kernel, NodeState};
 use crate::limits::DESCRIPTORS_MAX;
 use crate::lock_file;
 use crate::server::Nanos;
+use ::group::Realm;
 use admin::{DcStatus, NodeStatus, Query, Status};
 use anyhow::{Context, Result};
 use certificate::{Clock, system_clock};
@@ -186,6 +189,8 @@ impl Daemon {
             threads.push(spawn("renewal", move || links::renew(&renewing))?);
             let grouping = shared();
             threads.push(spawn("group", move || system::run(&grouping))?);
+            let serving = shared();
+            threads.push(spawn("services", move || system::serve(&serving))?);
             let peers = self.shared.linking.as_ref().map(|linking| linking.membership.peers());
             let peers: Vec<u16> = peers.iter().flatten().map(|peer| peer.node).collect();
             links::connect_to(&self.shared, &peers);
@@ -206,12 +211,13 @@ impl Daemon {
                 }
                 Query::Renew => admin::answer(&stream, &renew(&answering)),
                 Query::Group => admin::answer(&stream, &system::status(&answering)),
-                Query::Services => serve(&answering, stream),
                 Query::Loads => admin::answer(&stream, &sensing::figures(&answering, None)),
                 Query::History { node, minutes } => {
                     let span = MINUTE * Nanos::from(minutes.min(HISTORY_MINUTES));
                     admin::answer(&stream, &sensing::figures(&answering, Some((node, span))))
                 }
+                Query::Services => serve(&answering, stream, Realm::System),
+                Query::ServicesOf { dc } => serve(&answering, stream, Realm::Dc(dc)),
             };
             admin::serve(&listener, uid, &(Arc::new(answer) as admin::Answer));
         })?);
@@ -283,17 +289,18 @@ fn renew(shared: &Shared) -> admin::Outcome {
 }
 
 /// Hands a connection over to the system group.
-fn serve(shared: &Arc<Shared>, stream: UnixStream) -> Result<()> {
+fn serve(shared: &Arc<Shared>, stream: UnixStream, realm: Realm) -> Result<()> {
     let refused = match &shared.linking {
         Some(linking) => {
             let kept = stream.try_clone()?;
-            linking.system.serve(shared, kept).err()
+            linking.system.serve(shared, kept, realm).err()
         }
         None => Some("this node is alone: it has no system group".into()),
     };
     refused.map_or(Ok(()), |why| {
         let failure = services::Failure::Unavailable;
-        admin::answer(&stream, &services::Reply::Failed { failure, why })
+        let reply = services::Reply::Failed { failure, why };
+        admin::answer(&stream, &services::Told { id: 0, reply })
     })
 }
 

@@ -262,8 +262,26 @@ pub const GROUP_RESTART: Duration = Duration::from_secs(2);
 /// one, without a thread.
 pub const SERVICES_MAX: usize = 1024;
 
-/// Bytes of one line of a service's connection: a range of keys of 64 KiB and one more, each byte as `\u001f`.
-pub const SERVICE_LINE_MAX: usize = 1 << 20;
+/// Of them those of programs in containers, so that the administrator always has some; and those of one container.
+pub const PROGRAMS_SERVICES_MAX: usize = 768;
+pub const DC_SERVICES_MAX: usize = 256;
+
+/// What a container's programs of one node ask the group for at a time; the others wait for their turn. Some containers
+/// that ask without an end do not take all 4096 that a node has.
+pub const DC_SERVICES_TURNS: usize = 64;
+
+/// Requests that a container's programs of one node have open, most of them waiting: each is looked at after each change
+/// (a microsecond), and in memory with up to 64 KiB. And those of all containers together.
+pub const DC_SERVICES_OPEN: usize = 512;
+pub const PROGRAMS_SERVICES_OPEN: usize = 2048;
+
+/// Lines of more than one packet, up to 400 KiB, that a container's programs of one node are in the middle of sending, or of
+/// being sent. Others wait for their turn; each has [`SERVICE_WRITE_MAX`].
+pub const DC_SERVICES_LONG: usize = 16;
+
+/// Items that a member of a group has dealt with are acknowledged when it waits for the next, at the latest after so many:
+/// each time is a command.
+pub const SERVICE_ACKNOWLEDGED: u64 = 64;
 
 /// How long a service's connection may take to read an answer: whoever does not is taken for dead.
 pub const SERVICE_WRITE_MAX: Duration = Duration::from_secs(10);

@@ -137,21 +137,27 @@ fn shown(status: &GroupStatus) -> String {
 fn listen(options: &ListenOptions) -> Result<()> {
     let mut services = options.options.connect()?;
     let mut left = options.count.unwrap_or(usize::MAX);
-    let mut reply = services.ask(Op::Listen { group: options.name.clone() })?;
-    loop {
-        match reply {
-            Reply::Joined { member, .. } => eprintln!("dvs: this is member {member}"),
-            Reply::Item { number, item } => {
-                left -= usize::from(matches!(item, Item::Message { .. }));
-                say_item(number, item, options.json.json)?;
-            }
-            other => return unexpected(&other),
-        }
-        if left == 0 {
-            return Ok(());
-        }
-        reply = services.next()?;
+    let group = &options.name;
+    match services.ask(Op::Join { group: group.clone() })? {
+        Reply::Joined { member, .. } => eprintln!("dvs: this is member {member}"),
+        other => return unexpected(&other),
     }
+    let mut after = 0;
+    while left > 0 {
+        let (number, item) = match services.ask(Op::Receive { group: group.clone(), after })? {
+            Reply::Item { number, item } => (number, item),
+            other => return unexpected(&other),
+        };
+        left -= usize::from(matches!(item, Item::Message { .. }));
+        if matches!(item, Item::View { gives: true, .. }) {
+            // A listener has no state.
+            let state = Text::default();
+            services.ask(Op::Give { group: group.clone(), view: number, state })?;
+        }
+        say_item(number, item, options.json.json)?;
+        after = number;
+    }
+    Ok(())
 }
 
 fn say_item(number: u64, item: Item, json: bool) -> Result<()> {
@@ -160,7 +166,10 @@ fn say_item(number: u64, item: Item, json: bool) -> Result<()> {
             Item::Message { from, bytes } => {
                 serde_json::json!({ "number": number, "from": from, "message": bytes })
             }
-            Item::View { members } => serde_json::json!({ "number": number, "members": members }),
+            Item::View { members, .. } => {
+                serde_json::json!({ "number": number, "members": members })
+            }
+            Item::State { bytes } => serde_json::json!({ "number": number, "state": bytes }),
         };
         return say(&format!("{object}\n"));
     }
@@ -168,7 +177,8 @@ fn say_item(number: u64, item: Item, json: bool) -> Result<()> {
         Item::Message { from, bytes } => {
             say(&format!("{number}\tmessage\t{from}\t{}\n", String::from_utf8_lossy(&bytes.0)))
         }
-        Item::View { members } => {
+        Item::State { .. } => say(&format!("{number}\tstate\n")),
+        Item::View { members, .. } => {
             let members: Vec<String> = members.iter().map(u64::to_string).collect();
             say(&format!("{number}\tview\t{}\n", members.join(" ")))
         }
@@ -177,6 +187,7 @@ fn say_item(number: u64, item: Item, json: bool) -> Result<()> {
 
 fn send(options: &SendOptions) -> Result<()> {
     let mut services = options.options.connect()?;
+    services.ask(Op::Join { group: options.name.clone() })?;
     for message in &options.messages {
         send_one(&mut services, &options.name, text(message))?;
     }

@@ -126,8 +126,7 @@ fn run(
         return Err(Exit::error(exit::NODE_DOWN, why));
     }
     // If that is not answered soon, the end of the connection does it.
-    services.client.stream().set_read_timeout(Some(HELD_RELEASE_PATIENCE))?;
-    services.ask(release).ok();
+    services.ask_for(release, HELD_RELEASE_PATIENCE).ok();
     Ok(code(status))
 }
 
@@ -161,7 +160,6 @@ fn attend(
     child: &mut Child,
     signals: &SignalFd,
 ) -> Result<(ExitStatus, Option<String>)> {
-    let stream = services.client.stream();
     let pid = Pid::from_raw(i32::try_from(child.id())?);
     let mut lost: Option<(String, Instant)> = None;
     loop {
@@ -173,7 +171,7 @@ fn attend(
         });
         let mut all = vec![PollFd::new(signals, PollFlags::IN)];
         if lost.is_none() {
-            all.push(PollFd::new(&*stream, PollFlags::IN));
+            all.push(PollFd::from_borrowed_fd(services.client.as_fd(), PollFlags::IN));
         }
         match poll(&mut all, patience.as_ref()) {
             Err(rustix::io::Errno::INTR) => continue,

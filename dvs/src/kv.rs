@@ -239,23 +239,22 @@ fn watch(options: &WatchOptions) -> Result<()> {
         (None, None) => bail!("watch what?"),
     };
     let mut left = options.count.unwrap_or(usize::MAX);
-    let mut reply = services.ask(Op::Watch { start, end, from: options.rev })?;
-    loop {
-        match reply {
-            Reply::Watching { from } => eprintln!("dvs: watching from revision {from} on"),
-            Reply::Changes { changes } => {
-                for change in changes.iter().take(left) {
-                    say_change(change, options.json.json)?;
-                }
-                left -= changes.len().min(left);
-            }
-            other => return unexpected(&other),
+    let mut from = options.rev;
+    while left > 0 {
+        let watch = Op::Watch { start: start.clone(), end: end.clone(), from };
+        let Reply::Changes { changes, next } = services.ask(watch)? else {
+            bail!("dvkd's answer is not understood; is it another version?");
+        };
+        for change in changes.iter().take(left) {
+            say_change(change, options.json.json)?;
         }
-        if left == 0 {
-            return Ok(());
+        left -= changes.len().min(left);
+        if from.is_none() {
+            eprintln!("dvs: watching from revision {next} on");
         }
-        reply = services.next()?;
+        from = Some(next);
     }
+    Ok(())
 }
 
 fn say_change(change: &Change, json: bool) -> Result<()> {

@@ -217,7 +217,7 @@ fn watch(
 }
 
 /// The door of the container that this process is in, if it is in one.
-fn own_door() -> Option<PathBuf> {
+pub(crate) fn own_door() -> Option<PathBuf> {
     let named = std::env::var_os(door::SOCKET_ENV).map(PathBuf::from);
     named.or_else(|| Some(PathBuf::from(door::SOCKET_PATH)).filter(|path| path.exists()))
 }

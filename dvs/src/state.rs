@@ -31,6 +31,11 @@ impl StateOption {
         named.unwrap_or_else(|| DIRECTORY.into())
     }
 
+    /// Has anybody said which?
+    pub(crate) fn is_named(&self) -> bool {
+        self.state.is_some() || std::env::var_os(VARIABLE).is_some()
+    }
+
     /// The configuration of a node that is there.
     ///
     /// # Errors
@@ -44,8 +49,7 @@ impl StateOption {
     /// # Errors
     /// One sentence: there is none.
     pub(crate) fn config_of(&self, node: Option<&str>) -> Result<Config> {
-        let is_named = self.state.is_some() || std::env::var_os(VARIABLE).is_some();
-        let lab = if is_named { None } else { Lab::read(&lab::directory())? };
+        let lab = if self.is_named() { None } else { Lab::read(&lab::directory())? };
         let is_it = |number: u16, name: &str| {
             node.is_none_or(|wanted| name == wanted || number.to_string() == wanted)
         };

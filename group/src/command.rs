@@ -1,6 +1,7 @@
 //! What is asked of the replicated state, what it answers, and the bytes of both.
 
 use crate::limits::COMMAND_MAX;
+use crate::realm::Realm;
 use serde::{Deserialize, Serialize};
 
 /// A time or duration in milliseconds of the group's clock.
@@ -38,8 +39,8 @@ pub enum Op {
     /// Nothing but the time. The leader says it when a session is due.
     Tick,
     /// Opens a session that lives `ttl` after its last sign of life. The same `nonce` (random) while
-    /// the session lives gives the same session.
-    Open { nonce: u64, ttl: Millis },
+    /// the session lives gives the same session. It counts as one of `realm`'s.
+    Open { nonce: u64, ttl: Millis, realm: Realm },
     /// A sign of life.
     KeepAlive,
     /// Ends the session and what it holds.
@@ -196,6 +197,15 @@ pub enum Refusal {
     /// Another with the same name, or an incarnation that lives.
     #[error("there is another of this name")]
     Exists,
+    /// A container's share.
+    #[error("{what} is limited to {limit} for each container")]
+    Quota { what: Limit, limit: u64 },
+    #[error("{what} is limited to {limit} for all containers together")]
+    Quotas { what: Limit, limit: u64 },
+    #[error(
+        "keys that begin with the byte 0xff, and names that begin with the character 1, are kept for containers"
+    )]
+    Reserved,
 }
 
 /// What there is too much of.

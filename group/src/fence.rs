@@ -11,6 +11,7 @@
 
 use crate::command::{ClientId, Done, Millis, NodeId, Op, Refusal, TableOp};
 use crate::group::{Group, Unavailable};
+use crate::realm::Realm;
 use crate::types::Jitter;
 use rand_core::RngCore;
 use std::time::Duration;
@@ -59,7 +60,7 @@ async fn sign_on(group: &Group) -> Result<Option<(ClientId, u64)>, Unavailable> 
     let config = &group.0.config;
     let Ok(node) = NodeId::try_from(config.node) else { return Ok(None) };
     let patience = Duration::from_millis(config.lease);
-    let open = Op::Open { nonce: Jitter.next_u64(), ttl: config.lease };
+    let open = Op::Open { nonce: Jitter.next_u64(), ttl: config.lease, realm: Realm::System };
     let (_, opened) = group.submit(ClientId::default(), 0, 0, open, patience).await?;
     let Ok(Done::Opened { client }) = opened else { return Ok(None) };
     let known =

@@ -12,6 +12,7 @@ pub mod group;
 mod keeping;
 pub mod limits;
 mod network;
+pub mod realm;
 pub mod session;
 mod signal;
 pub mod slots;
@@ -24,6 +25,7 @@ pub mod wire;
 
 pub use group::{Config, Group, Unavailable, millis};
 pub use network::Transport;
+pub use realm::Realm;
 pub use session::{Failure, Session};
 pub use slots_session::{NoSlot, SlotMember};
 pub use types::seed;

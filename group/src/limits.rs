@@ -76,6 +76,26 @@ pub const COMMAND_MAX: usize = STATE_MAX + (8 << 10);
 /// tables, sessions and the lines of locks. More is refused before it is decoded.
 pub const SNAPSHOT_MAX: usize = 4 * (KV_BYTES_MAX + HISTORY_BYTES_MAX + QUEUES_BYTES_MAX);
 
+/// Of sessions, keys, their bytes, remembered changes, names of one kind, groups and the bytes that these keep: a
+/// container's share. One that takes all it can leaves most to the others.
+pub const DC_SESSIONS_MAX: usize = SESSIONS_MAX / 16;
+pub const DC_KEYS_MAX: usize = 8192;
+pub const DC_KV_BYTES_MAX: usize = KV_BYTES_MAX / 8;
+pub const DC_HISTORY_MAX: usize = HISTORY_MAX / 8;
+pub const DC_HISTORY_BYTES_MAX: usize = HISTORY_BYTES_MAX / 8;
+pub const DC_NAMES_MAX: usize = 1024;
+pub const DC_GROUPS_MAX: usize = 64;
+pub const DC_QUEUES_BYTES_MAX: usize = QUEUES_BYTES_MAX / 8;
+
+/// Of what few containers could take up: all of them together. The rest is the system's, whose nodes sign on with a
+/// session each, and the administrator's.
+pub const DCS_SESSIONS_MAX: usize = SESSIONS_MAX / 4 * 3;
+pub const DCS_KEYS_MAX: usize = KEYS_MAX / 4 * 3;
+pub const DCS_KV_BYTES_MAX: usize = KV_BYTES_MAX / 4 * 3;
+pub const DCS_QUEUES_BYTES_MAX: usize = QUEUES_BYTES_MAX / 4 * 3;
+
+const _: () = assert!(DC_QUEUES_BYTES_MAX >= STATE_MAX + VALUE_MAX);
+const _: () = assert!(NODES_MAX < SESSIONS_MAX - DCS_SESSIONS_MAX);
 const _: () = assert!(VALUE_MAX + KEY_MAX < COMMAND_MAX);
 const _: () = assert!(NODES_MAX * 2 < COMMAND_MAX);
 

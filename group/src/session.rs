@@ -2,6 +2,7 @@
 
 use crate::command::{ClientId, Done, Millis, Op, Refusal};
 use crate::group::{Group, Unavailable};
+use crate::realm::Realm;
 use crate::signal::Signal;
 use crate::state::{Delivery, Holder, Passage, State};
 use crate::types::Jitter;
@@ -9,6 +10,7 @@ use rand_core::RngCore;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
 /// Why a service was not rendered.
@@ -35,6 +37,8 @@ pub struct Session(Arc<Inner>);
 struct Inner {
     group: Group,
     client: ClientId,
+    realm: Realm,
+    gate: Option<Arc<Semaphore>>,
     numbers: Mutex<Numbers>,
     life: Life,
 }
@@ -95,16 +99,37 @@ impl Session {
     /// # Errors
     /// The group cannot be reached, or refuses the time.
     pub async fn open(group: &Group, ttl: Millis) -> Result<Session, Failure> {
-        let open = Op::Open { nonce: Jitter.next_u64(), ttl };
+        Session::open_in(group, ttl, Realm::System, None).await
+    }
+
+    /// The same for somebody of a realm: its names are of that realm, and of those who share a `gate` so many at a time
+    /// have a command under way as it lets through. (Signs of life and the end pass.)
+    ///
+    /// # Errors
+    /// As [`Session::open`]; the realm has too many.
+    pub async fn open_in(
+        group: &Group,
+        ttl: Millis,
+        realm: Realm,
+        gate: Option<Arc<Semaphore>>,
+    ) -> Result<Session, Failure> {
+        let open = Op::Open { nonce: Jitter.next_u64(), ttl, realm };
         let trust = Duration::from_millis(ttl - ttl / 8);
+        let turn = match &gate {
+            // It is never closed.
+            Some(gate) => gate.clone().acquire_owned().await.ok(),
+            None => None,
+        };
         let until = Instant::now() + trust;
         let (index, answer) = group.submit(ClientId::default(), 0, 0, open, PATIENCE).await?;
+        drop(turn);
         let Done::Opened { client } = answer? else { return Err(Refusal::NoSession.into()) };
         group.reach(index).await;
         let life = Life { until: Mutex::new(until), ended: Signal::new(0) };
-        let inner = Inner { group: group.clone(), client, numbers: Mutex::default(), life };
+        let (group, numbers) = (group.clone(), Mutex::default());
+        let inner = Inner { group: group.clone(), client, realm, gate, numbers, life };
         let session = Session(Arc::new(inner));
-        let (weak, group) = (Arc::downgrade(&session.0), group.clone());
+        let weak = Arc::downgrade(&session.0);
         tokio::spawn(async move {
             let pause = Duration::from_millis(ttl / 4);
             while weak.strong_count() > 0 && group.is_running() {
@@ -128,11 +153,44 @@ impl Session {
     ///
     /// # Errors
     /// As [`Session::open`].
-    pub async fn grant(group: &Group, ttl: Millis) -> Result<ClientId, Failure> {
-        let open = Op::Open { nonce: Jitter.next_u64(), ttl };
-        let (_, answer) = group.submit(ClientId::default(), 0, 0, open, PATIENCE).await?;
+    pub async fn grant(group: &Group, ttl: Millis, realm: Realm) -> Result<ClientId, Failure> {
+        let open = Op::Open { nonce: Jitter.next_u64(), ttl, realm };
+        let (index, answer) = group.submit(ClientId::default(), 0, 0, open, PATIENCE).await?;
         let Done::Opened { client } = answer? else { return Err(Refusal::NoSession.into()) };
+        group.reach(index).await;
         Ok(client)
+    }
+
+    /// Gives a lease of this realm its time anew, or (`ends`) ends it and the keys that it has.
+    ///
+    /// # Errors
+    /// [`Refusal::NoSession`]: it has ended, or is another realm's; not reached.
+    pub async fn renew(&self, lease: ClientId, ends: bool) -> Result<(), Failure> {
+        self.check_lease(lease).await?;
+        let op = if ends { Op::Close } else { Op::KeepAlive };
+        let _turn = self.turn().await;
+        let (_, answer) = self.0.group.submit(lease, 0, 0, op, PATIENCE).await?;
+        answer?;
+        Ok(())
+    }
+
+    /// Is it a lease of this session's realm?
+    ///
+    /// # Errors
+    /// As [`Session::renew`].
+    pub async fn check_lease(&self, lease: ClientId) -> Result<(), Failure> {
+        // Tokens never repeat: who knows its realm here needs nobody else.
+        let known = self.0.group.look(|state| state.realm_of(lease));
+        let found = match known {
+            Some(realm) => Some(realm),
+            None => self.0.group.read(|state| state.realm_of(lease), PATIENCE).await?,
+        };
+        if found == Some(self.0.realm) { Ok(()) } else { Err(Refusal::NoSession.into()) }
+    }
+
+    async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        // It is never closed.
+        self.0.gate.as_ref()?.acquire().await.ok()
     }
 
     pub fn client(&self) -> ClientId {
@@ -170,11 +228,13 @@ impl Session {
     /// # Errors
     /// It was refused, or there was no answer in time.
     pub async fn run(&self, op: Op) -> Result<Done, Failure> {
+        let turn = self.turn().await;
         let (number, acked) = self.0.number();
         let group = &self.0.group;
         let asked = group.submit(self.0.client, number.number, acked, op, PATIENCE).await?;
         let (index, answer) = asked;
         drop(number);
+        drop(turn);
         tokio::time::timeout(PATIENCE, group.reach(index)).await.map_err(|_| Unavailable)?;
         Ok(answer?)
     }
@@ -208,8 +268,8 @@ impl Session {
             return Ok(fence);
         }
         let client = self.0.client;
-        self.until(|state| match state.lock_holder(name) {
-            Some(holder) if holder.client == client => Some(Ok(holder.token)),
+        self.until(|state| match state.lock_token(name, client) {
+            Some(token) => Some(Ok(token)),
             _ if state.is_in_lock_line(name, client) => None,
             _ => Some(Err(Refusal::NotHeld.into())),
         })
@@ -245,8 +305,8 @@ impl Session {
             return Ok(epoch);
         }
         let client = self.0.client;
-        self.until(|state| match state.leader(name) {
-            Some(holder) if holder.client == client => Some(Ok(holder.token)),
+        self.until(|state| match state.epoch(name, client) {
+            Some(epoch) => Some(Ok(epoch)),
             _ if state.is_candidate(name, client) => None,
             _ => Some(Err(Refusal::NotHeld.into())),
         })
@@ -308,6 +368,7 @@ impl Session {
     /// Not a member; not reached.
     pub async fn acknowledge(&self, group: &str, number: u64) -> Result<(), Failure> {
         let op = Op::Acknowledge { group: group.to_owned(), number };
+        let _turn = self.turn().await;
         let (_, answer) = self.0.group.submit(self.0.client, 0, 0, op, PATIENCE).await?;
         answer?;
         Ok(())

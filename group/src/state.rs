@@ -20,7 +20,8 @@ pub use tables::{Dc, Node, Place};
 use crate::command::{
     Answer, ClientId, Command, DecodeError, Done, Limit, Millis, Op, Refusal, decode, encode,
 };
-use crate::limits::{HOLDS_MAX, NAME_MAX, NAMES_MAX, SNAPSHOT_MAX};
+use crate::limits::{DC_NAMES_MAX, HOLDS_MAX, NAME_MAX, NAMES_MAX, SNAPSHOT_MAX};
+use crate::realm::Realm;
 use barrier::Barrier;
 use kv::Kv;
 use line::Line;
@@ -31,7 +32,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tables::Tables;
 
 /// Version of a snapshot's format: the first thing in it.
-pub const SNAPSHOT_VERSION: u32 = 1;
+pub const SNAPSHOT_VERSION: u32 = 2;
 
 /// The state of the system group.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,7 +107,7 @@ impl State {
         let Command { client, sequence, acked, op, .. } = command;
         match op {
             Op::Tick => return Ok(Done::Fine),
-            Op::Open { nonce, ttl } => return self.open(nonce, ttl),
+            Op::Open { nonce, ttl, realm } => return self.open(nonce, ttl, realm),
             _ => {}
         }
         self.sessions.alive(client)?;
@@ -155,8 +156,8 @@ impl State {
         }
     }
 
-    fn open(&mut self, nonce: u64, ttl: Millis) -> Answer {
-        let client = self.sessions.open(nonce, ttl, self.now, &mut self.serial)?;
+    fn open(&mut self, nonce: u64, ttl: Millis, realm: Realm) -> Answer {
+        let client = self.sessions.open(nonce, ttl, realm, self.now, &mut self.serial)?;
         Ok(Done::Opened { client })
     }
 
@@ -192,6 +193,11 @@ impl State {
     /// Does the session live?
     pub fn is_alive(&self, client: ClientId) -> bool {
         self.sessions.alive(client).is_ok()
+    }
+
+    /// Whose session it is; none if it has ended.
+    pub fn realm_of(&self, client: ClientId) -> Option<Realm> {
+        self.sessions.realm_of(client)
     }
 
     /// Number of sessions.
@@ -255,14 +261,46 @@ fn bounded(count: usize, limit: usize, what: Limit) -> Result<(), Refusal> {
     if count > limit { Err(Refusal::Limit { what, limit: limit as u64 }) } else { Ok(()) }
 }
 
-/// Is it a name, and may there be one more?
-fn name_fits<T>(name: &str, of: &BTreeMap<String, T>) -> Result<(), Refusal> {
-    if name.is_empty() {
+/// Is `count` within the share of `realm`, if it is a container's?
+fn shared(realm: Realm, count: usize, limit: usize, what: Limit) -> Result<(), Refusal> {
+    if realm != Realm::System && count > limit {
+        return Err(Refusal::Quota { what, limit: limit as u64 });
+    }
+    Ok(())
+}
+
+/// Is `count`, of all containers, within what they have together?
+fn together(realm: Realm, count: usize, limit: usize, what: Limit) -> Result<(), Refusal> {
+    if realm != Realm::System && count > limit {
+        return Err(Refusal::Quotas { what, limit: limit as u64 });
+    }
+    Ok(())
+}
+
+/// Is it a name?
+fn is_name(name: &str) -> Result<(), Refusal> {
+    let (_, plain) = Realm::of_name(name);
+    if plain.is_empty() {
         return Err(Refusal::Limit { what: Limit::NameBytes, limit: NAME_MAX as u64 });
     }
-    bounded(name.len(), NAME_MAX, Limit::NameBytes)?;
-    let more = usize::from(!of.contains_key(name));
-    bounded(of.len() + more, NAMES_MAX, Limit::Names)
+    bounded(plain.len(), NAME_MAX, Limit::NameBytes)
+}
+
+/// Is it a name, and may there be one more?
+fn name_fits<T>(name: &str, of: &BTreeMap<String, T>) -> Result<(), Refusal> {
+    is_name(name)?;
+    if of.contains_key(name) {
+        return Ok(());
+    }
+    let (realm, _) = Realm::of_name(name);
+    shared(realm, count_of(realm, of) + 1, DC_NAMES_MAX, Limit::Names)?;
+    bounded(of.len() + 1, NAMES_MAX, Limit::Names)
+}
+
+/// How many of these names are a container's. There are some hundred at most, and only a new name is counted.
+fn count_of<T>(realm: Realm, of: &BTreeMap<String, T>) -> usize {
+    let Some(head) = realm.name_head() else { return 0 };
+    of.range(head.clone()..).take_while(|(name, _)| name.starts_with(&head)).count()
 }
 
 /// Takes a client out of a line; nobody's line is forgotten.

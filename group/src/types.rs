@@ -45,7 +45,8 @@ thread_local! {
     static SEED: Cell<u64> = const { Cell::new(0x5eed) };
 }
 
-/// Begins this thread's randomness (the election timeouts). It needs no secrecy, only that nodes differ.
+/// Begins this thread's randomness: election timeouts, and the numbers by which new sessions are told apart. It needs no
+/// secrecy, only that all threads of all nodes differ that run a group or open sessions.
 pub fn seed(seed: u64) {
     SEED.set(seed);
 }

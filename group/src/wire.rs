@@ -156,7 +156,7 @@ mod tests {
         let mut bytes = messages()[0].encode();
         bytes[0] = 9;
         let error = Wire::decode(&bytes).unwrap_err().to_string();
-        assert_eq!(error, "the other node's group speaks version 9, this one 2");
+        assert_eq!(error, format!("the other node's group speaks version 9, this one {VERSION}"));
     }
 
     proptest! {

@@ -1,4 +1,5 @@
-//! M3-IPC for programs: bound endpoints that send, receive, call, notify, and copy each other's memory, on any node.
+//! M3-IPC for programs: bound endpoints that send, receive, call, notify, and copy each other's memory, on any node; and
+//! the services of the system group ([`group`]).
 //!
 //! [`Bound`] is an endpoint of the calling process in its DC. A process may have several, usually one per thread. What
 //! each call means follows the prototype (Pessolani's DVK, `dvk-lib`), which follows MINIX 3: a rendezvous without
@@ -8,6 +9,8 @@
 mod ask;
 mod bound;
 pub mod capi;
+pub mod group;
+pub mod group_capi;
 mod inbox;
 mod load;
 mod memory;

@@ -1,4 +1,4 @@
-//! `dvk.h` says what `capi.rs` does: each function with its types, each record with its size; and C programs run.
+//! The headers say what the libraries do: each function with its types, each record with its size; and C programs run.
 #![expect(clippy::unwrap_used, reason = "a test ends where something is not as it should be")]
 
 use std::collections::BTreeMap;
@@ -12,14 +12,15 @@ fn read(name: &str) -> String {
 /// Functions and their types, as C writes them.
 type Signatures = BTreeMap<String, String>;
 
-fn rust_signatures() -> Signatures {
-    let text = read("src/capi.rs");
+fn rust_signatures(file: &str) -> Signatures {
+    let text = read(file);
     let functions = text.split("pub unsafe extern \"C\" fn ").skip(1);
     functions
         .map(|function| {
             let head = function.split('{').next().unwrap();
             let (name, rest) = head.split_once('(').unwrap();
-            let (arguments, result) = rest.rsplit_once(") -> ").unwrap();
+            let nothing = (rest.trim_end().trim_end_matches(')'), "()");
+            let (arguments, result) = rest.rsplit_once(") -> ").unwrap_or(nothing);
             let types: Vec<String> = arguments
                 .split(',')
                 .filter_map(|argument| argument.split_once(':'))
@@ -42,7 +43,14 @@ fn c_type(rust: &str) -> String {
         "c_long" => "long",
         "c_char" => "char",
         "c_void" => "void",
-        "u64" => "dvk_ep_t",
+        "()" => "void",
+        "u32" => "uint32_t",
+        "u64" => "uint64_t",
+        "usize" => "size_t",
+        "Services" => "dvk_group",
+        "KvEntry" => "dvk_kv_entry",
+        "KvList" => "dvk_kv_list",
+        "GroupItem" => "dvk_group_item",
         "Message" => "dvk_message",
         "DcInfo" => "dvk_dc_info",
         "EndpointInfo" => "dvk_proc_info",
@@ -55,13 +63,14 @@ fn c_type(rust: &str) -> String {
     .to_owned()
 }
 
-fn header_signatures() -> Signatures {
-    let text = read("include/dvk.h");
+fn header_signatures(file: &str) -> Signatures {
+    let text = read(file);
     let lines = text.lines().filter(|line| line.ends_with(");") && line.contains(" dvk_"));
     lines
         .map(|line| {
             let (head, arguments) = line.trim_end_matches(");").split_once('(').unwrap();
             let (result, name) = head.rsplit_once(' ').unwrap();
+            let result = result.replace("dvk_ep_t", "uint64_t");
             let types: Vec<String> = arguments
                 .split(',')
                 .map(str::trim)
@@ -69,7 +78,7 @@ fn header_signatures() -> Signatures {
                 .map(|argument| {
                     // All but the name.
                     let end = argument.rfind([' ', '*']).unwrap() + 1;
-                    argument[..end].trim().replace(" *", "*").replace("uint64_t", "dvk_ep_t")
+                    argument[..end].trim().replace(" *", "*").replace("dvk_ep_t", "uint64_t")
                 })
                 .collect();
             (name.to_owned(), format!("{result}({})", types.join(",")))
@@ -79,13 +88,18 @@ fn header_signatures() -> Signatures {
 
 #[test]
 fn every_function_is_declared_with_its_types_and_no_other() {
-    let (rust, header) = (rust_signatures(), header_signatures());
-    assert!(rust.len() > 20, "{rust:?}");
-    assert_eq!(rust, header);
+    for (rust, header) in
+        [("src/capi.rs", "include/dvk.h"), ("src/group_capi.rs", "include/dvk_group.h")]
+    {
+        let (rust, header) = (rust_signatures(rust), header_signatures(header));
+        assert!(rust.len() > 20, "{rust:?}");
+        assert_eq!(rust, header);
+    }
 }
 
 #[test]
 fn a_c_program_sees_records_of_the_same_size_and_links() {
+    use dvk_client::group_capi::{GroupItem, KvEntry, KvList};
     use dvk_client::{DcInfo, DcLoad, EndpointInfo, Message, NodeInfo, NodeLoad, Rights};
     let folder = tempfile::tempdir().unwrap();
     let source = folder.path().join("sizes.c");
@@ -97,12 +111,22 @@ fn a_c_program_sees_records_of_the_same_size_and_links() {
         ("dvk_node_load", size_of::<NodeLoad>()),
         ("dvk_dc_load", size_of::<DcLoad>()),
         ("dvk_priv", size_of::<Rights>()),
+        ("dvk_kv_entry", size_of::<KvEntry>()),
+        ("dvk_kv_list", size_of::<KvList>()),
+        ("dvk_group_item", size_of::<GroupItem>()),
     ];
-    let mut text = String::from("#include <dvk.h>\n#include <stddef.h>\n");
+    let mut text = String::from("#include <dvk_group.h>\n#include <stddef.h>\n");
     for (name, size) in sizes {
         text += &format!("_Static_assert(sizeof({name}) == {size}, \"{name}\");\n");
     }
     text += "_Static_assert(offsetof(dvk_message, m) == 24, \"arguments\");\n";
+    for (field, offset) in [
+        ("dvk_kv_entry, deleted", std::mem::offset_of!(KvEntry, deleted)),
+        ("dvk_kv_list, more", std::mem::offset_of!(KvList, more)),
+        ("dvk_group_item, kind", std::mem::offset_of!(GroupItem, kind)),
+    ] {
+        text += &format!("_Static_assert(offsetof({field}) == {offset}, \"{field}\");\n");
+    }
     text += "int main(void) { return dvk_getself(0) == -EDVSNOTBIND ? 0 : 1; }\n";
     std::fs::write(&source, text).unwrap();
     let program = folder.path().join("sizes");

@@ -61,6 +61,9 @@ pub mod kind {
     /// As PEER, with a number, and one of the replicas that [`Endpoint::replicated`] stands for. Only for the dvkd's own
     /// user.
     pub const REPLICA: u32 = 8;
+    /// Uses the services of the system group. `number` is the version of their records; after WELCOME they are what is
+    /// exchanged.
+    pub const SERVICES: u32 = 9;
 }
 
 /// Bits of `flags` in [`Tell`] records.
@@ -194,7 +197,7 @@ pub struct Ask {
     pub version: u32,
     /// HELLO: one of [`kind`]. INFO of a load: seconds ago.
     pub kind: u32,
-    /// HELLO of a server or a peer: its number. AWAIT: [`event`]. INFO: [`info`]. ORDER: [`order`]. NODE: [`node`].
+    /// HELLO of a server or a peer: its number; of SERVICES: a version. AWAIT: [`event`]. INFO: [`info`]. ORDER: [`order`]. NODE: [`node`].
     pub number: u32,
     /// HELLO: told apart are the images that one pid runs one after the other (exec). Else the question's number.
     pub nonce: u64,

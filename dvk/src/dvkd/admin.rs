@@ -16,7 +16,7 @@ use std::time::Duration;
 pub(crate) const LINE_MAX: u64 = 1 << 20;
 
 /// How long a healthy dvkd takes to answer, at most.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a dvkd takes to stop its children and itself, at most: `STOP_TIMEOUT` of the supervisor twice
 /// (containers, then servers) and a margin.
@@ -50,6 +50,10 @@ pub enum Query {
     },
     /// Use the services of the system group on this connection: [`super::services`].
     Services,
+    /// The same with the keys and names of a container's programs.
+    ServicesOf {
+        dc: u32,
+    },
 }
 
 impl Query {

@@ -5,11 +5,12 @@
 
 use super::identity::Identity;
 use super::node::{Node, Place, Receiver, Shared};
+use super::programs::{self, Program};
 use crate::kernel::{Asker, Input, Role};
 use crate::limits::{CONNECTIONS_MAX, CONNECTIONS_PER_USER, PACKETS_PER_TURN, TELLS_QUEUED};
 use anyhow::{Context, Result, bail, ensure};
 use m3ipc::bell::Ringer;
-use m3ipc::door::{Ask, Tell, ask, flag, tell};
+use m3ipc::door::{Ask, Tell, ask, flag, kind, tell};
 use m3ipc::limits::QUESTIONS_MAX;
 use m3ipc::{Cred, DcId, Endpoint, IpcError, NodeId, Rights};
 use rustix::event::epoll::{self, EventData, EventFlags};
@@ -50,6 +51,8 @@ pub(super) struct Door {
     askers: BTreeMap<Asker, (u64, u64)>,
     per_user: BTreeMap<u32, usize>,
     connections: usize,
+    /// Processes that have come to use the services of the system group, until they are handed over.
+    pub(super) programs: Vec<Program>,
 }
 
 /// One connection.
@@ -90,6 +93,7 @@ impl Door {
             askers: BTreeMap::new(),
             per_user: BTreeMap::new(),
             connections: 0,
+            programs: Vec::new(),
         };
         door.add(Source::Wake(wake))?;
         Ok(door)
@@ -133,6 +137,23 @@ impl Door {
             }
         }
         Some(source)
+    }
+
+    /// Gives a connection away that has not said who it is.
+    pub(super) fn take(&mut self, number: u64) -> Option<(DcId, Identity, OwnedFd)> {
+        // One that has is not just forgotten: its end is an endpoint's end.
+        if self.connection(number)?.role.is_some() {
+            return None;
+        }
+        let Some(Source::Connection(connection)) = self.remove(number) else { return None };
+        let Connection { dc, identity, socket, .. } = *connection;
+        Some((dc, identity, socket))
+    }
+
+    /// Sends a record to whom the door does not care about any more.
+    pub(super) fn send_once(socket: &OwnedFd, record: &Tell) {
+        // If it has gone, that is its business.
+        send(socket, record, &[]).ok();
     }
 
     fn connection(&mut self, number: u64) -> Option<&mut Connection> {
@@ -310,7 +331,7 @@ impl Source {
 }
 
 /// The body of the door's thread.
-pub(super) fn run(shared: &Shared) {
+pub(super) fn run(shared: &Arc<Shared>) {
     let epoll = shared.with(|node| node.door.epoll.clone());
     let mut events = Vec::with_capacity(64);
     while !shared.is_stopping() {
@@ -321,7 +342,11 @@ pub(super) fn run(shared: &Shared) {
         }
         for event in &events {
             let (number, flags) = (event.data.u64(), event.flags);
-            shared.with(|node| node.door_event(number, flags));
+            let programs = shared.with(|node| {
+                node.door_event(number, flags);
+                std::mem::take(&mut node.door.programs)
+            });
+            programs::serve(shared, programs);
         }
     }
 }
@@ -445,6 +470,9 @@ impl Node {
         let (dc, pid, uid) = (connection.dc, connection.identity.pid, connection.identity.uid);
         let bound = connection.endpoint;
         self.door.askers.insert(asker, (number, id));
+        if (ask.op, ask.kind) == (ask::HELLO, kind::SERVICES) {
+            return self.hello_services(number, ask);
+        }
         if ask.op == ask::HELLO {
             return self.hello(asker, number, ask, bell, pid, uid);
         }
@@ -474,12 +502,11 @@ impl Node {
             return Err(IpcError::Protocol);
         }
         let dc = connection.dc;
-        let home = self.confined.home_of(pid);
-        if !home.may_enter(dc) {
-            tracing::warn!(pid, uid, dc = dc.0, ?home, "a process of another container is refused");
+        if !self.may_enter(dc, pid, uid) {
             self.door.answer(asker, &Tell::refused(IpcError::Denied), &[]);
             return Ok(());
         }
+        let connection = self.door.connection(number).ok_or(IpcError::NotBound)?;
         connection.role = Some(role);
         connection.bell = bell;
         if !self.has_room_for(dc, uid) {
@@ -488,6 +515,15 @@ impl Node {
         }
         self.step(Input::Hello { asker, dc, role, pid, nonce: ask.nonce, privileged });
         Ok(())
+    }
+
+    /// Does the process live in this container, or in none?
+    pub(super) fn may_enter(&self, dc: DcId, pid: u32, uid: u32) -> bool {
+        let home = self.confined.home_of(pid);
+        if !home.may_enter(dc) {
+            tracing::warn!(pid, uid, dc = dc.0, ?home, "a process of another container is refused");
+        }
+        home.may_enter(dc)
     }
 
     /// A connection is over.

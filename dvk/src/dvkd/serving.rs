@@ -1,259 +1,499 @@
-//! One connection that uses the system group's services, served by the group's thread.
+//! One connection that uses the system group's services, served by a thread that they have together.
+//!
+//! Each request is a task. What it has found is written by itself, and looked up only when it is its turn to write: a
+//! connection that is not read has one answer in memory, not as many as it has asked for.
+#![expect(unsafe_code, reason = "tokio polls a descriptor of ours")]
 
+use super::answers::{refused, sorted};
 use super::node::Shared;
-use super::services::{Change, Entry, Failure, Item, Lease, Op, Reply, Request, Text};
+use super::programs::Share;
+use super::services::{Failure, Lease, Op, Reply, Request, Text, Told};
 use super::system;
 use crate::limits::{
-    SERVICE_LINE_MAX, SERVICE_PATIENCE, SERVICE_SILENCE, SERVICE_TTL, SERVICE_WRITE_MAX,
+    SERVICE_ACKNOWLEDGED, SERVICE_PATIENCE, SERVICE_SILENCE, SERVICE_TTL, SERVICE_WRITE_MAX,
 };
 use ::group::command::{ClientId, Done, Op as Command, Refusal};
 use ::group::fence::Fence;
-use ::group::state::{self, Delivery, State};
-use ::group::{Failure as Refused, Group, Session, Unavailable};
+use ::group::limits::{KEY_MAX, NAME_MAX, STATE_MAX, VALUE_MAX};
+use ::group::{Failure as Refused, Group, Realm, Session, Unavailable};
+use ::services::Lines;
+use ::services::limits::{CHUNK, OPEN_MAX, REQUEST_MAX};
+use rustix::fd::OwnedFd;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Error, ErrorKind, Result};
 use std::pin::pin;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{Mutex, watch};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{Notify, OnceCell, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 /// What a connection is served with.
 pub(super) struct Context {
     pub(super) group: Group,
     pub(super) shared: Weak<Shared>,
+    /// Whose keys and names it sees.
+    pub(super) realm: Realm,
+    /// What it has in common with the others of its container; none for the administrator.
+    pub(super) share: Option<Arc<Share>>,
+    /// It is told what its requests wait for.
+    pub(super) is_talkative: bool,
 }
 
 /// A connection.
 struct Served {
-    cx: Arc<Context>,
-    writer: Arc<Mutex<OwnedWriteHalf>>,
-    session: Option<Session>,
-    /// The groups that it has joined to send to them.
-    joined: Vec<String>,
+    cx: Context,
+    socket: AsyncFd<OwnedFd>,
+    /// Whose turn it is to write.
+    writing: tokio::sync::Mutex<()>,
+    session: OnceCell<Session>,
+    /// The session has been opened.
+    opened: Notify,
+    notes: Mutex<Notes>,
+}
+
+/// What is remembered between requests.
+#[derive(Default)]
+struct Notes {
+    /// What requests wait for.
+    awaited: BTreeSet<(u8, String)>,
+    /// The groups that this session has joined, by their names in the state.
+    memberships: BTreeMap<String, Membership>,
+}
+
+/// How far a member is.
+#[derive(Clone, Copy, Default)]
+struct Membership {
+    /// It has dealt with what it got up to here, as it says.
+    asked: u64,
+    /// So much of that the group has been told.
+    acknowledged: u64,
 }
 
 /// Why there is no answer of the usual kind.
-enum Trouble {
+pub(super) enum Trouble {
     /// To be said; the connection goes on.
     Failed(Failure, String),
-    /// The other side has gone, or does not read.
-    Gone,
 }
 
-impl From<Error> for Trouble {
-    fn from(_: Error) -> Trouble {
-        Trouble::Gone
-    }
+/// What is to be said.
+enum Answer {
+    Say(Reply),
+    /// What the state shows when it is said: of [`Op::Get`], `Range`, `Leader`, `Watch` or `Receive`.
+    Look(Op),
 }
 
-type Answered = std::result::Result<Reply, Trouble>;
+type Answered = std::result::Result<Answer, Trouble>;
 
-/// Serves a connection until it ends, its session is lost, or the group is not `alive` any more.
+/// Serves a connection until it ends, its process is dead, its session is lost, or the group is not `alive` any more.
 pub(super) async fn serve(
-    stream: std::os::unix::net::UnixStream,
+    socket: OwnedFd,
+    process: Option<OwnedFd>,
     cx: Context,
     mut alive: watch::Receiver<()>,
 ) {
-    let stream = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream));
-    let Ok(stream) = stream else { return };
-    let (reader, writer) = stream.into_split();
-    let mut reader = BufReader::new(reader);
-    let (cx, writer) = (Arc::new(cx), Arc::new(Mutex::new(writer)));
-    let mut served = Served { cx, writer, session: None, joined: Vec::new() };
+    let Some(socket) = polled(socket, Interest::READABLE | Interest::WRITABLE) else { return };
+    let process = match process {
+        None => None,
+        Some(process) => match polled(process, Interest::READABLE) {
+            None => return,
+            polled => polled,
+        },
+    };
+    let (writing, session, opened) = Default::default();
+    let notes = Mutex::default();
+    let served = Arc::new(Served { cx, socket, writing, session, opened, notes });
     tokio::select! {
-        // A conversation that fails has ended.
-        done = served.converse(&mut reader) => drop(done),
+        ended = served.clone().converse() => if let Err(error) = ended {
+            tracing::warn!(%error, realm = ?served.cx.realm, "a connection to the services is given up");
+        },
         _ = alive.changed() => {}
+        // A child may have inherited the connection: the session is the process's.
+        () = death(process) => {}
     }
-    if let Some(session) = served.session.take() {
-        session.close().await;
-    }
-}
-
-/// The next line, or none at the end.
-async fn line(reader: &mut BufReader<OwnedReadHalf>) -> Result<Option<Vec<u8>>> {
-    let mut line = Vec::new();
-    let limit = SERVICE_LINE_MAX as u64;
-    reader.take(limit).read_until(b'\n', &mut line).await?;
-    match line.last() {
-        None => Ok(None),
-        Some(b'\n') => Ok(Some(line)),
-        Some(_) => Err(ErrorKind::InvalidData.into()),
+    if let Some(session) = served.session.get() {
+        session.clone().close().await;
     }
 }
 
-/// Waits for the session to be lost; for ever if there is none.
-async fn lost(session: Option<Session>) {
-    match session {
-        Some(session) => session.lost().await,
+fn polled(fd: OwnedFd, interest: Interest) -> Option<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is open, and the same descriptor, until it is dropped, which the `AsyncFd` does.
+    unsafe { AsyncFd::register_with_interest(fd, interest) }.ok()
+}
+
+async fn death(process: Option<AsyncFd<OwnedFd>>) {
+    match process {
+        // A pidfd is readable from its process's death on.
+        Some(process) => drop(process.readable().await),
         None => std::future::pending().await,
     }
 }
 
 impl Served {
-    async fn converse(&mut self, reader: &mut BufReader<OwnedReadHalf>) -> Result<()> {
-        self.say(&Reply::Ready).await?;
-        loop {
-            let line = tokio::select! {
-                line = line(reader) => line?,
-                () = lost(self.session.clone()) => return self.say_lost().await,
-            };
-            let Some(line) = line else { return Ok(()) };
-            let Ok(request) = serde_json::from_slice::<Request>(&line) else {
-                let why = "a request that is not understood; is it another version?".into();
-                return self.say(&Reply::Failed { failure: Failure::Refused, why }).await;
-            };
-            let Some(answered) = self.attend(request, reader).await? else { return Ok(()) };
-            match answered {
-                Ok(reply @ Reply::Lost { .. }) => return self.say(&reply).await,
-                Ok(reply) => self.say(&reply).await?,
-                Err(Trouble::Failed(failure, why)) => {
-                    self.say(&Reply::Failed { failure, why }).await?;
-                }
-                Err(Trouble::Gone) => return Ok(()),
-            }
-        }
+    fn notes(&self) -> MutexGuard<'_, Notes> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Answers a request; none if whoever made it has hung up. Says meanwhile what it waits for.
-    async fn attend(
-        &mut self,
-        request: Request,
-        reader: &mut BufReader<OwnedReadHalf>,
-    ) -> Result<Option<Answered>> {
-        let what = Awaited::of(&request.op);
-        let (cx, writer) = (self.cx.clone(), self.writer.clone());
-        let mut said = String::new();
-        let mut answering = pin!(self.answer(request));
+    async fn converse(self: Arc<Served>) -> Result<()> {
+        self.say(0, &Reply::Ready).await?;
+        let mut lines = Lines::new(REQUEST_MAX);
+        let mut piece = vec![0; CHUNK + 1];
+        // They end with this function.
+        let mut tasks = JoinSet::new();
+        let mut open = Open::new();
+        let mut long = None;
+        let mut stalled = pin!(self.stalled());
         loop {
             tokio::select! {
-                answered = &mut answering => return Ok(Some(answered)),
-                // Whoever says something now does not want to wait any more either.
-                _ = reader.fill_buf() => return Ok(None),
-                why = cx.notice(what.as_ref(), &said) => said = why,
+                got = self.read(&mut piece, lines.waiting(), &mut long) => match got? {
+                    0 => return Ok(()),
+                    length => lines.push(&piece[..length]),
+                },
+                Some(done) = tasks.join_next() => {
+                    let (id, written): (u64, Result<()>) = done.map_err(Error::other)?;
+                    open.remove(&id);
+                    written?;
+                }
+                () = self.lost() => return self.say(0, &self.cx.lost()).await,
+                group = &mut stalled => {
+                    let why = format!("it did not take what its group {group} sends: its membership is ended");
+                    return self.say(0, &Reply::Lost { why }).await;
+                }
             }
-            // What is being said just now goes before.
-            if let Ok(mut writer) = writer.try_lock() {
-                say(&mut writer, &Reply::Waiting { why: said.clone() }).await?;
+            while let Some(line) = lines.take().map_err(|()| invalid("a request is too long"))? {
+                long = None;
+                let request = serde_json::from_slice::<Request>(&line);
+                let Some(request) = request.ok().filter(|one| !open.contains_key(&one.id)) else {
+                    let why = "a request that is not understood; is it another version?";
+                    self.refuse(0, Failure::Refused, why.into()).await?;
+                    return Err(invalid("a request is not understood"));
+                };
+                self.clone().begin(request, &mut open, &mut tasks).await?;
             }
         }
     }
 
-    async fn say(&mut self, reply: &Reply) -> Result<()> {
-        say(&mut *self.writer.lock().await, reply).await
+    /// Begins to answer a request.
+    async fn begin(
+        self: Arc<Served>,
+        request: Request,
+        open: &mut Open,
+        tasks: &mut JoinSet<(u64, Result<()>)>,
+    ) -> Result<()> {
+        if let Op::Cancel { id } = request.op {
+            open.get(&id).into_iter().for_each(|one| one.notify_one());
+            return Ok(());
+        }
+        let id = request.id;
+        if open.len() >= OPEN_MAX {
+            let why = format!("a connection has {OPEN_MAX} requests open at most");
+            return self.refuse(id, Failure::Limit, why).await;
+        }
+        if let Err((failure, why)) = fits(&request.op) {
+            return self.refuse(id, failure, why).await;
+        }
+        let permit = match self.cx.share.as_ref().map(|share| share.open()).transpose() {
+            Ok(permit) => permit,
+            Err(why) => return self.refuse(id, Failure::Limit, why).await,
+        };
+        let cancelled = Arc::new(Notify::new());
+        open.insert(id, cancelled.clone());
+        tasks.spawn(async move {
+            let written = self.attend(request, &cancelled).await;
+            drop(permit);
+            (id, written)
+        });
+        Ok(())
     }
 
-    async fn say_lost(&mut self) -> Result<()> {
-        let reply = self.cx.lost();
-        self.say(&reply).await
+    /// A piece of lines; 0 bytes are the end. Of a line so many bytes are waiting for the rest; if they are many, it must
+    /// be its turn to have a `long` one, and come soon.
+    async fn read(
+        &self,
+        piece: &mut [u8],
+        waiting: usize,
+        long: &mut Option<Long>,
+    ) -> Result<usize> {
+        if let (None, Some(share)) = (&long, self.cx.share.as_ref().filter(|_| waiting > CHUNK)) {
+            let permit = share.requests.clone().acquire_owned().await.map_err(Error::other)?;
+            *long = Some(Long { until: Instant::now() + SERVICE_WRITE_MAX, _permit: permit });
+        }
+        let Some(long) = long else { return self.receive_piece(piece).await };
+        let come = timeout_at(long.until, self.receive_piece(piece)).await;
+        come.unwrap_or_else(|_| {
+            Err(Error::new(ErrorKind::TimedOut, "a long request does not come whole"))
+        })
     }
 
-    async fn answer(&mut self, request: Request) -> Answered {
-        let timeout_ms = request.timeout_ms.map(Duration::from_millis);
-        let patience = timeout_ms.unwrap_or(SERVICE_PATIENCE);
+    async fn receive_piece(&self, piece: &mut [u8]) -> Result<usize> {
+        loop {
+            let mut ready = self.socket.readable().await?;
+            let flags = RecvFlags::DONTWAIT;
+            let got = ready.try_io(|socket| Ok(recv(socket.get_ref(), &mut *piece, flags)?.0));
+            match got {
+                // A packet that is longer than any may be was cut.
+                Ok(Ok(length)) if length > CHUNK => return Err(invalid("a packet is too long")),
+                Ok(Err(error)) if error.kind() == ErrorKind::Interrupted => {}
+                // Nobody reads what it was told; that is its end.
+                Ok(Err(error)) if error.kind() == ErrorKind::ConnectionReset => return Ok(0),
+                Ok(got) => return got,
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Waits until a group has little room left for more because this session does not take what is there: a process that
+    /// is stopped, or hangs, would stop all others for ever. Gives the group's name.
+    async fn stalled(&self) -> String {
+        let mut stalls = Stalls::default();
+        loop {
+            sleep(SERVICE_SILENCE).await;
+            let Some(client) = self.session.get().map(Session::client) else { continue };
+            let memberships = self.notes().memberships.clone();
+            let held_up = self.cx.group.look(|state| {
+                let held_up = memberships.iter().filter(|(name, _)| state.holds_up(client, name));
+                held_up.map(|(name, member)| (name.clone(), member.asked)).collect()
+            });
+            if let Some(name) = stalls.look(held_up, Instant::now()) {
+                return Realm::of_name(&name).1.to_owned();
+            }
+        }
+    }
+
+    /// Waits for the session to be lost; for ever if there is none.
+    async fn lost(&self) {
+        loop {
+            if let Some(session) = self.session.get() {
+                return session.lost().await;
+            }
+            self.opened.notified().await;
+        }
+    }
+
+    /// Answers a request. Says meanwhile what it waits for.
+    async fn attend(&self, request: Request, cancelled: &Notify) -> Result<()> {
+        let what = Awaited::of(&request.op);
+        let id = request.id;
+        let mut said = String::new();
+        let mut answering = pin!(self.answer(request, cancelled));
+        loop {
+            tokio::select! {
+                answered = &mut answering => return self.finish(id, answered).await,
+                why = self.cx.notice(what.as_ref(), &said), if self.cx.is_talkative => said = why,
+            }
+            // What is being said just now goes before.
+            if let Ok(_turn) = self.writing.try_lock() {
+                self.write(id, &Reply::Waiting { why: said.clone() }).await?;
+            }
+        }
+    }
+
+    async fn finish(&self, id: u64, answered: Answered) -> Result<()> {
+        let _turn = self.writing.lock().await;
+        let _long = match (&answered, &self.cx.share) {
+            (Ok(Answer::Look(_)), Some(share)) => share.answers.acquire().await.ok(),
+            _ => None,
+        };
+        let found = match answered {
+            Ok(Answer::Say(reply)) => Ok(reply),
+            Ok(Answer::Look(op)) => self.cx.look(&op, self.session.get()),
+            Err(trouble) => Err(trouble),
+        };
+        let reply =
+            found.unwrap_or_else(|Trouble::Failed(failure, why)| Reply::Failed { failure, why });
+        self.write(id, &reply).await
+    }
+
+    async fn refuse(&self, id: u64, failure: Failure, why: String) -> Result<()> {
+        self.say(id, &Reply::Failed { failure, why }).await
+    }
+
+    async fn say(&self, id: u64, reply: &Reply) -> Result<()> {
+        let _turn = self.writing.lock().await;
+        self.write(id, reply).await
+    }
+
+    /// Writes, whose turn it is.
+    async fn write(&self, id: u64, reply: &Reply) -> Result<()> {
+        let mut line = serde_json::to_vec(&Told { id, reply: reply.clone() })?;
+        line.push(b'\n');
+        let written = timeout(SERVICE_WRITE_MAX, self.write_all(&line)).await;
+        let slow = || Error::new(ErrorKind::TimedOut, "it does not read its answers");
+        written.unwrap_or_else(|_| Err(slow()))
+    }
+
+    async fn write_all(&self, mut rest: &[u8]) -> Result<()> {
+        while !rest.is_empty() {
+            let piece = &rest[..rest.len().min(CHUNK)];
+            let mut ready = self.socket.writable().await?;
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            let sent = ready.try_io(|socket| Ok(send(socket.get_ref(), piece, flags)?));
+            match sent {
+                Ok(Ok(length)) => rest = &rest[length..],
+                Ok(Err(error)) if error.kind() == ErrorKind::Interrupted => {}
+                // It has gone: the reader finds the end.
+                Ok(Err(error)) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
+                Ok(Err(error)) => return Err(error),
+                Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn answer(&self, request: Request, cancelled: &Notify) -> Answered {
+        let limit = request.timeout_ms.map(Duration::from_millis);
         self.cx.check_fence()?;
-        match request.op {
-            Op::Get { .. } | Op::Range { .. } | Op::Leader { .. } => {
-                self.cx.look(request.op, patience).await
+        if let Some(what) = Awaited::of(&request.op) {
+            return self.wait_for(what.placed(self.cx.realm)?, limit, cancelled).await;
+        }
+        tokio::select! {
+            answered = self.carry_out(request.op, limit) => answered,
+            () = cancelled.notified() => {
+                Err(Trouble::Failed(Failure::Timeout, "it was cancelled".into()))
             }
-            Op::Watch { start, end, from } => self.watch(start, end, from, patience).await,
-            Op::Lock { name, wait: true } => self.wait_for(Awaited::Lock(name), timeout_ms).await,
-            Op::Campaign { name, value } => {
-                self.wait_for(Awaited::Election(name, value), timeout_ms).await
+        }
+    }
+
+    async fn carry_out(&self, op: Op, limit: Option<Duration>) -> Answered {
+        let patience = limit.unwrap_or(SERVICE_PATIENCE);
+        match op {
+            Op::Watch { from: Some(_), .. } => self.watch(op, limit).await,
+            Op::Get { .. } | Op::Range { .. } | Op::Leader { .. } | Op::Watch { .. } => {
+                let _turn = self.cx.turn().await;
+                let read = self.cx.group.read(|_| (), patience).await;
+                self.cx.explain(read.map_err(Refused::from))?;
+                Ok(Answer::Look(op))
             }
-            Op::Barrier { name, parties } => {
-                self.wait_for(Awaited::Barrier(name, parties), timeout_ms).await
+            Op::Receive { group, after } => self.receive(group, after, limit).await,
+            Op::Join { group } => {
+                let name = self.cx.name(&group)?;
+                let joined = self.run(Command::Join { group: name.clone() }, patience).await?;
+                self.notes().memberships.entry(name).or_default();
+                let member = self.session(patience).await?.client().0;
+                let view = if let Done::Joined { view } = joined { view } else { 0 };
+                Ok(Answer::Say(Reply::Joined { member, view }))
             }
-            Op::Listen { group } => self.listen(group, patience).await,
-            Op::Cast { group, bytes } => self.cast(group, bytes, patience).await,
+            Op::Grant { ttl_ms } => {
+                let lease = self.lease(Lease::After(ttl_ms), patience).await?;
+                let lease = lease.map_or(0, |lease| lease.0);
+                Ok(Answer::Say(Reply::Leased { lease }))
+            }
+            Op::Renew { lease, ends } => {
+                let session = self.session(patience).await?;
+                let renewed = timeout(patience, session.renew(ClientId(lease), ends)).await;
+                self.cx.explain(renewed.unwrap_or(Err(Unavailable.into())))?;
+                Ok(Answer::Say(Reply::Done))
+            }
             op => self.change(op, patience).await,
         }
     }
 
     /// The session, opened when it is first needed.
-    async fn session(&mut self, patience: Duration) -> std::result::Result<Session, Trouble> {
-        if let Some(session) = &self.session {
-            return Ok(session.clone());
-        }
-        let opened = timeout(patience, Session::open(&self.cx.group, SERVICE_TTL)).await;
+    async fn session(&self, patience: Duration) -> std::result::Result<&Session, Trouble> {
+        let open = || Session::open_in(&self.cx.group, SERVICE_TTL, self.cx.realm, self.cx.gate());
+        let opened = timeout(patience, self.session.get_or_try_init(open)).await;
         let session = self.cx.explain(opened.unwrap_or(Err(Unavailable.into())))?;
-        self.session = Some(session.clone());
+        self.opened.notify_one();
         Ok(session)
     }
 
     /// Has a command carried out.
     async fn run(
-        &mut self,
+        &self,
         command: Command,
         patience: Duration,
     ) -> std::result::Result<Done, Trouble> {
         let until = Instant::now() + patience;
         let session = self.session(patience).await?;
-        let done = tokio::time::timeout_at(until, session.run(command)).await;
+        let done = timeout_at(until, session.run(command)).await;
         self.cx.explain(done.unwrap_or(Err(Unavailable.into())))
     }
 
-    async fn change(&mut self, op: Op, patience: Duration) -> Answered {
+    async fn change(&self, op: Op, patience: Duration) -> Answered {
+        let cx = &self.cx;
         let command = match op {
             Op::Put { key, value, lease } => {
                 let lease = self.lease(lease, patience).await?;
-                Command::Put { key: key.0, value: value.0, lease }
+                Command::Put { key: cx.key(&key)?, value: value.0, lease }
             }
-            Op::Delete { key } => Command::Delete { key: key.0 },
+            Op::Delete { key } => Command::Delete { key: cx.key(&key)? },
             Op::Swap { key, expected, value, lease } => {
                 let lease = self.lease(lease, patience).await?;
                 let value = value.map(|value| value.0);
-                Command::Swap { key: key.0, expected, value, lease }
+                Command::Swap { key: cx.key(&key)?, expected, value, lease }
             }
-            Op::Lock { name, .. } => Command::Lock { name, wait: false },
-            Op::Unlock { name } => Command::Unlock { name },
-            Op::Resign { name } => Command::Resign { name },
+            Op::Lock { name, .. } => Command::Lock { name: cx.name(&name)?, wait: false },
+            Op::Unlock { name } => Command::Unlock { name: cx.name(&name)? },
+            Op::Resign { name } => Command::Resign { name: cx.name(&name)? },
+            Op::Cast { group, bytes } => Command::Cast { group: cx.name(&group)?, bytes: bytes.0 },
+            Op::Give { group, view, state } => {
+                Command::GiveState { group: cx.name(&group)?, view, bytes: state.0 }
+            }
             Op::Leave { group } => {
-                self.joined.retain(|joined| *joined != group);
+                let group = cx.name(&group)?;
+                self.notes().memberships.remove(&group);
                 Command::Leave { group }
             }
-            // `answer` deals with them.
-            _ => return Ok(Reply::Done),
+            // `carry_out` and its callers deal with them.
+            _ => return Ok(Answer::Say(Reply::Done)),
         };
-        Ok(match self.run(command, patience).await? {
+        let is_try = matches!(command, Command::Lock { .. });
+        Ok(Answer::Say(match self.run(command, patience).await? {
             Done::Changed { revision, found } => Reply::Changed { revision, found },
             Done::Locked { fence } => Reply::Locked { token: fence },
+            Done::Sent { number } => Reply::Sent { number },
+            // This session is in its line already, for another request.
+            Done::Waiting if is_try => return cx.explain(Err(Refusal::Taken.into())),
             _ => Reply::Done,
-        })
+        }))
     }
 
     async fn lease(
-        &mut self,
+        &self,
         lease: Lease,
         patience: Duration,
     ) -> std::result::Result<Option<ClientId>, Trouble> {
+        let cx = &self.cx;
+        let unavailable = |_| Err(Unavailable.into());
         match lease {
             Lease::None => Ok(None),
             Lease::Connection => Ok(Some(self.session(patience).await?.client())),
             Lease::After(ttl) => {
-                let granted = timeout(patience, Session::grant(&self.cx.group, ttl)).await;
-                self.cx.explain(granted.unwrap_or(Err(Unavailable.into()))).map(Some)
+                let _turn = cx.turn().await;
+                let granted = timeout(patience, Session::grant(&cx.group, ttl, cx.realm)).await;
+                cx.explain(granted.unwrap_or_else(unavailable)).map(Some)
+            }
+            Lease::Held(lease) => {
+                let lease = ClientId(lease);
+                let session = self.session(patience).await?;
+                let checked = timeout(patience, session.check_lease(lease)).await;
+                let known = checked.unwrap_or_else(|_| Err(Unavailable.into()));
+                cx.explain(known).map(|()| Some(lease))
             }
         }
     }
 
     /// Waits for something that depends on others, also while the group has no majority.
-    async fn wait_for(&mut self, what: Awaited, limit: Option<Duration>) -> Answered {
+    async fn wait_for(
+        &self,
+        what: Awaited,
+        limit: Option<Duration>,
+        cancelled: &Notify,
+    ) -> Answered {
         let until = limit.map(|limit| Instant::now() + limit);
-        let session = self.session(limit.unwrap_or(SERVICE_PATIENCE)).await?;
-        let over = async {
-            match until {
-                Some(until) => tokio::time::sleep_until(until).await,
-                None => std::future::pending().await,
-            }
+        let Some(_waiting) = Waiting::begin(self, &what) else {
+            let why = "this session waits for that already, in another thread";
+            return Err(Trouble::Failed(Failure::Refused, why.into()));
         };
+        let session = self.session(limit.unwrap_or(SERVICE_PATIENCE)).await?;
         tokio::select! {
-            taken = what.take(&session) => return self.cx.explain(taken),
-            () = session.lost() => return Ok(self.cx.lost()),
-            () = over => {}
+            taken = what.take(session) => return self.cx.explain(taken).map(Answer::Say),
+            () = session.lost() => return Ok(Answer::Say(self.cx.lost())),
+            () = over(until) => {}
+            () = cancelled.notified() => {}
         }
         let why = self.cx.why(&what);
         // If that is not heard, the end of the session does it.
@@ -261,119 +501,169 @@ impl Served {
         Err(Trouble::Failed(Failure::Timeout, format!("gave up: {why}")))
     }
 
-    async fn watch(
-        &mut self,
-        start: Text,
-        end: Option<Text>,
-        from: Option<u64>,
-        patience: Duration,
-    ) -> Answered {
-        let (start, end) = (start.0, end.map(|end| end.0));
-        let mut from = match from {
-            Some(from) => from.max(1),
-            None => {
-                let revision = self.cx.group.read(State::revision, patience).await;
-                self.cx.explain(revision.map_err(Refused::from))? + 1
+    /// Waits for changes; what they are is looked up when it is said.
+    async fn watch(&self, op: Op, limit: Option<Duration>) -> Answered {
+        let Op::Watch { start, end, from: Some(first) } = &op else { return Ok(Answer::Look(op)) };
+        let (start, end) = self.cx.bounds(start, end.as_ref());
+        let mut from = (*first).max(1);
+        let found = self.cx.group.wait(|state| match state.changes(&start, end.as_deref(), from) {
+            Ok(changes) => {
+                from = changes.next;
+                (!changes.events.is_empty()).then_some(())
             }
-        };
-        self.say(&Reply::Watching { from }).await?;
-        loop {
-            let found =
-                self.cx.group.wait(|state| match state.changes(&start, end.as_deref(), from) {
-                    Ok(changes) => {
-                        from = changes.next;
-                        (!changes.events.is_empty()).then_some(Ok(changes.events))
-                    }
-                    Err(first) => Some(Err(first)),
-                });
-            let events = found.await.map_err(|first| {
-                let why = format!("changes are remembered from revision {first} on only");
-                Trouble::Failed(Failure::Forgotten(first), why)
-            })?;
-            let changes = events.into_iter().map(|event| Change {
-                revision: event.revision,
-                key: Text(event.key),
-                value: event.value.map(Text),
-            });
-            self.say(&Reply::Changes { changes: changes.collect() }).await?;
+            Err(_) => Some(()),
+        });
+        tokio::select! {
+            // Whoever does not want to wait gets what is there.
+            biased;
+            () = found => {}
+            () = over(limit.map(|limit| Instant::now() + limit)) => {
+                return Err(Trouble::Failed(Failure::Timeout, "nothing has changed".into()));
+            }
         }
+        Ok(Answer::Look(op))
     }
 
-    async fn join(
-        &mut self,
-        group: &str,
-        patience: Duration,
-    ) -> std::result::Result<(Session, u64), Trouble> {
-        let joined = self.run(Command::Join { group: group.to_owned() }, patience).await?;
-        let session = self.session(patience).await?;
-        let view = if let Done::Joined { view } = joined { view } else { 0 };
-        Ok((session, view))
+    /// Waits for what a member gets next. What it has dealt with is acknowledged when it has nothing else to do, or that
+    /// has become much.
+    async fn receive(&self, group: String, after: u64, limit: Option<Duration>) -> Answered {
+        let until = limit.map(|limit| Instant::now() + limit);
+        let session = self.session(limit.unwrap_or(SERVICE_PATIENCE)).await?;
+        let name = self.cx.name(&group)?;
+        let next = self.cx.group.look(|state| state.delivery(session.client(), &name, after));
+        let next = self.cx.explain(next.map_err(Refused::from))?;
+        if self.dealt_with(&name, after, next.is_none()) {
+            self.cx.explain(session.acknowledge(&name, after).await)?;
+        }
+        tokio::select! {
+            biased;
+            found = session.receive(&name, after) => drop(self.cx.explain(found)?),
+            () = session.lost() => return Ok(Answer::Say(self.cx.lost())),
+            () = over(until) => {
+                return Err(Trouble::Failed(Failure::Timeout, "nothing has come".into()));
+            }
+        }
+        Ok(Answer::Look(Op::Receive { group, after }))
     }
 
-    async fn listen(&mut self, group: String, patience: Duration) -> Answered {
-        let (session, view) = self.join(&group, patience).await?;
-        let member = session.client();
-        self.say(&Reply::Joined { member: member.0, view }).await?;
-        let mut after = 0;
-        loop {
-            let delivery = tokio::select! {
-                delivery = session.receive(&group, after) => self.cx.explain(delivery)?,
-                () = session.lost() => return Ok(self.cx.lost()),
-            };
-            after = delivery.number();
-            let (number, item) = match delivery {
-                // What a joiner is given is the view that it begins with.
-                Delivery::State { number, bytes } => (
-                    number,
-                    Item::View { members: serde_json::from_slice(&bytes).unwrap_or_default() },
-                ),
-                Delivery::Item { number, item: state::Item::Message { from, bytes } } => {
-                    (number, Item::Message { from: from.0, bytes: Text(bytes) })
-                }
-                Delivery::Item { number, item: state::Item::View(view) } => {
-                    let members = view.members.iter().map(|member| member.client.0);
-                    let members: Vec<u64> = members.collect();
-                    if view.donor() == Some(member) {
-                        let bytes = serde_json::to_vec(&members).unwrap_or_default();
-                        let give = Command::GiveState { group: group.clone(), view: number, bytes };
-                        self.run(give, SERVICE_PATIENCE).await?;
-                    }
-                    (number, Item::View { members })
-                }
-            };
-            self.say(&Reply::Item { number, item }).await?;
-            let acknowledged = session.acknowledge(&group, after).await;
-            self.cx.explain(acknowledged)?;
+    /// A member has dealt with everything up to `after`: shall the group be told?
+    fn dealt_with(&self, name: &str, after: u64, is_idle: bool) -> bool {
+        let mut notes = self.notes();
+        let Some(membership) = notes.memberships.get_mut(name) else { return false };
+        membership.asked = membership.asked.max(after);
+        let news = membership.asked - membership.acknowledged;
+        let tell = news >= SERVICE_ACKNOWLEDGED || (news > 0 && is_idle);
+        if tell {
+            membership.acknowledged = membership.asked;
         }
+        tell
     }
+}
 
-    async fn cast(&mut self, group: String, bytes: Text, patience: Duration) -> Answered {
-        if !self.joined.contains(&group) {
-            self.join(&group, patience).await?;
-            self.joined.push(group.clone());
+/// The groups that wait for this session, how far it was when that was first seen, and when.
+#[derive(Debug, Default)]
+struct Stalls(BTreeMap<String, (u64, Instant)>);
+
+impl Stalls {
+    /// These groups wait for it, which is so far; gives one in which it has not got on for [`SERVICE_WRITE_MAX`].
+    fn look(&mut self, held_up: BTreeMap<String, u64>, now: Instant) -> Option<String> {
+        let known = std::mem::take(&mut self.0);
+        for (name, asked) in held_up {
+            let before = known.get(&name).filter(|(then, _)| *then == asked);
+            let since = before.map_or(now, |(_, since)| *since);
+            if now.duration_since(since) >= SERVICE_WRITE_MAX {
+                return Some(name);
+            }
+            self.0.insert(name, (asked, since));
         }
-        let cast = Command::Cast { group: group.clone(), bytes: bytes.0 };
-        let sent = self.run(cast, patience).await?;
-        let Done::Sent { number } = sent else { return Ok(Reply::Done) };
-        Ok(Reply::Sent { number })
+        None
+    }
+}
+
+/// Open requests by their numbers, and how to cancel them.
+type Open = BTreeMap<u64, Arc<Notify>>;
+
+/// The right to have a long request in memory that is not whole yet.
+struct Long {
+    until: Instant,
+    _permit: OwnedSemaphorePermit,
+}
+
+fn invalid(why: &str) -> Error {
+    Error::new(ErrorKind::InvalidData, why)
+}
+
+/// Is what stands in a request as long as it may be? What waits is kept in memory.
+fn fits(op: &Op) -> std::result::Result<(), (Failure, String)> {
+    let check = |what: &str, length: usize, limit: usize| {
+        let why = || (Failure::Limit, format!("{what} has {limit} bytes at most"));
+        if length <= limit { Ok(()) } else { Err(why()) }
+    };
+    let key = |key: &Text| check("a key", key.0.len(), KEY_MAX);
+    let value = |value: &Text| check("a value", value.0.len(), VALUE_MAX);
+    let name = |name: &String| check("a name", name.len(), NAME_MAX);
+    match op {
+        Op::Get { key: one } | Op::Delete { key: one } => key(one),
+        Op::Put { key: one, value: new, .. } | Op::Swap { key: one, value: Some(new), .. } => {
+            key(one).and_then(|()| value(new))
+        }
+        Op::Swap { key: one, value: None, .. } => key(one),
+        Op::Range { start, end, .. } | Op::Watch { start, end, .. } => {
+            key(start).and_then(|()| end.as_ref().map_or(Ok(()), key))
+        }
+        Op::Campaign { name: of, value: new } => name(of).and_then(|()| value(new)),
+        Op::Cast { group, bytes } => name(group).and_then(|()| value(bytes)),
+        Op::Give { group, state, .. } => {
+            name(group).and_then(|()| check("a state", state.0.len(), STATE_MAX))
+        }
+        Op::Lock { name: of, .. }
+        | Op::Unlock { name: of }
+        | Op::Resign { name: of }
+        | Op::Leader { name: of }
+        | Op::Barrier { name: of, .. }
+        | Op::Join { group: of }
+        | Op::Receive { group: of, .. }
+        | Op::Leave { group: of } => name(of),
+        Op::Grant { .. } | Op::Renew { .. } | Op::Cancel { .. } => Ok(()),
     }
 }
 
 /// How long tidying up may take; the end of the session does it otherwise.
 const SERVICE_TIDY: Duration = Duration::from_secs(1);
 
-async fn say(writer: &mut OwnedWriteHalf, reply: &Reply) -> Result<()> {
-    let mut line = serde_json::to_vec(reply)?;
-    line.push(b'\n');
-    let written = timeout(SERVICE_WRITE_MAX, writer.write_all(&line)).await;
-    written.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))
+async fn over(until: Option<Instant>) {
+    match until {
+        Some(until) => sleep_until(until).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// What somebody waits for.
-enum Awaited {
+pub(super) enum Awaited {
     Lock(String),
     Election(String, Text),
     Barrier(String, u32),
+}
+
+/// A session that waits for something; it does so once at a time, as giving up is for all of it.
+struct Waiting<'a>(&'a Served, (u8, String));
+
+impl Waiting<'_> {
+    fn begin<'a>(served: &'a Served, what: &Awaited) -> Option<Waiting<'a>> {
+        let key = match what {
+            Awaited::Lock(name) => (0, name.clone()),
+            Awaited::Election(name, _) => (1, name.clone()),
+            Awaited::Barrier(name, _) => (2, name.clone()),
+        };
+        let is_first = served.notes().awaited.insert(key.clone());
+        is_first.then_some(Waiting(served, key))
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.notes().awaited.remove(&self.1);
+    }
 }
 
 impl Awaited {
@@ -384,6 +674,16 @@ impl Awaited {
             Op::Barrier { name, parties } => Some(Awaited::Barrier(name.clone(), *parties)),
             _ => None,
         }
+    }
+
+    /// With its name as the state has it.
+    fn placed(self, realm: Realm) -> std::result::Result<Awaited, Trouble> {
+        let place = |name: String| realm.name(&name).map_err(|refusal| refused(&refusal));
+        Ok(match self {
+            Awaited::Lock(name) => Awaited::Lock(place(name)?),
+            Awaited::Election(name, value) => Awaited::Election(place(name)?, value),
+            Awaited::Barrier(name, parties) => Awaited::Barrier(place(name)?, parties),
+        })
     }
 
     async fn take(&self, session: &Session) -> std::result::Result<Reply, Refused> {
@@ -418,6 +718,27 @@ impl Awaited {
 }
 
 impl Context {
+    async fn turn(&self) -> Option<tokio::sync::SemaphorePermit<'_>> {
+        // It is never closed.
+        self.share.as_ref()?.gate.acquire().await.ok()
+    }
+
+    fn gate(&self) -> Option<Arc<Semaphore>> {
+        self.share.as_ref().map(|share| share.gate.clone())
+    }
+
+    pub(super) fn key(&self, key: &Text) -> std::result::Result<Vec<u8>, Trouble> {
+        self.realm.key(&key.0).map_err(|refusal| refused(&refusal))
+    }
+
+    pub(super) fn name(&self, name: &str) -> std::result::Result<String, Trouble> {
+        self.realm.name(name).map_err(|refusal| refused(&refusal))
+    }
+
+    pub(super) fn bounds(&self, start: &Text, end: Option<&Text>) -> (Vec<u8>, Option<Vec<u8>>) {
+        self.realm.bounds(&start.0, end.map(|end| &end.0[..]))
+    }
+
     /// A node that is cut off says so at once: nothing that it is asked for could be done in time, or be true.
     fn check_fence(&self) -> std::result::Result<(), Trouble> {
         if *self.group.fence().borrow() != Fence::Fenced {
@@ -428,7 +749,7 @@ impl Context {
     }
 
     /// Why nothing can be decided, if so.
-    fn trouble(&self) -> Option<String> {
+    pub(super) fn trouble(&self) -> Option<String> {
         let shared = self.shared.upgrade()?;
         system::status(&shared).and_then(|status| status.trouble)
     }
@@ -457,66 +778,58 @@ impl Context {
             let failure = match &error {
                 Refused::Unavailable(_) => Failure::Unavailable,
                 Refused::Broken => Failure::Broken,
-                Refused::Refused(Refusal::Taken) => Failure::Taken,
-                Refused::Refused(Refusal::Revision { revision }) => Failure::Revision(*revision),
-                Refused::Refused(_) => Failure::Refused,
+                Refused::Refused(refusal) => sorted(refusal),
             };
             let trouble = matches!(error, Refused::Unavailable(_)).then(|| self.trouble());
             let why = trouble.flatten().unwrap_or_else(|| error.to_string());
             Trouble::Failed(failure, why)
         })
     }
-
-    async fn look(&self, op: Op, patience: Duration) -> Answered {
-        let look = |state: &State| match &op {
-            Op::Get { key } => {
-                let found = state.get(&key.0).cloned();
-                Reply::Value { entry: found.map(|found| entry(key.0.clone(), found)) }
-            }
-            Op::Range { start, end, limit } => {
-                let end = end.as_ref().map(|end| &end.0[..]);
-                let range = state.range(&start.0, end, *limit);
-                let entries = range.entries.into_iter().map(|(key, found)| entry(key, found));
-                let (revision, more) = (range.revision, range.more);
-                Reply::Range { revision, entries: entries.collect(), more }
-            }
-            Op::Leader { name } => {
-                let leader = state.leader(name);
-                let leader = leader.map(|one| (one.token, Text(one.value), one.client.0));
-                Reply::Leader { leader }
-            }
-            _ => Reply::Done,
-        };
-        let read = self.group.read(look, patience).await;
-        self.explain(read.map_err(Refused::from))
-    }
-
-    /// What somebody waits for, for people.
-    fn why(&self, what: &Awaited) -> String {
-        if let Some(trouble) = self.trouble() {
-            return trouble;
-        }
-        let line = |of: &str, name: &str, holder: Option<state::Holder>| match holder {
-            Some(holder) => {
-                let (client, count) = (holder.client.0, holder.waiting);
-                format!("{of} {name} is held by session {client}, {count} waiting")
-            }
-            None => format!("{of} {name}"),
-        };
-        match what {
-            Awaited::Lock(name) => {
-                line("lock", name, self.group.look(|state| state.lock_holder(name)))
-            }
-            Awaited::Election(name, _) => {
-                line("leadership of", name, self.group.look(|state| state.leader(name)))
-            }
-            Awaited::Barrier(name, _) => format!("others are not at barrier {name} yet"),
-        }
-    }
 }
 
-fn entry(key: Vec<u8>, found: state::Entry) -> Entry {
-    let state::Entry { value, created, modified, version, lease } = found;
-    let lease = lease.map(|client| client.0);
-    Entry { key: Text(key), value: Text(value), created, modified, version, lease }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_stalls_when_it_holds_up_a_group_and_does_not_get_on() {
+        let start = Instant::now();
+        let mut stalls = Stalls::default();
+        let mut look = |asked: &[(&str, u64)], seconds| {
+            let held_up = asked.iter().map(|(name, asked)| ((*name).to_owned(), *asked)).collect();
+            stalls.look(held_up, start + Duration::from_secs(seconds))
+        };
+        let limit = SERVICE_WRITE_MAX.as_secs();
+        assert_eq!(look(&[("a", 1), ("b", 1)], 0), None);
+        assert_eq!(look(&[("a", 1), ("b", 1)], limit - 1), None);
+        // One gets on, the other is not waited for any more.
+        assert_eq!(look(&[("a", 2)], limit), None);
+        assert_eq!(look(&[("a", 2), ("b", 1)], 2 * limit - 1), None);
+        assert_eq!(look(&[("a", 2), ("b", 1)], 2 * limit), Some("a".into()));
+    }
+
+    #[test]
+    fn what_is_longer_than_it_may_be_is_refused_before_it_waits() {
+        let long = |length| Text(vec![0; length]);
+        let check = |op: Op, is_fine: bool| assert_eq!(fits(&op).is_ok(), is_fine, "{op:?}");
+        for (length, is_fine) in [(0, true), (1, false)] {
+            let name = "n".repeat(NAME_MAX + length);
+            check(Op::Get { key: long(KEY_MAX + length) }, is_fine);
+            let put = |key, value| Op::Put { key, value, lease: Lease::None };
+            check(put(long(KEY_MAX + length), long(0)), is_fine);
+            check(put(long(0), long(VALUE_MAX + length)), is_fine);
+            check(Op::Campaign { name: "n".into(), value: long(VALUE_MAX + length) }, is_fine);
+            check(Op::Campaign { name: name.clone(), value: long(0) }, is_fine);
+            check(Op::Cast { group: "g".into(), bytes: long(VALUE_MAX + length) }, is_fine);
+            check(
+                Op::Give { group: "g".into(), view: 1, state: long(STATE_MAX + length) },
+                is_fine,
+            );
+            check(Op::Lock { name: name.clone(), wait: true }, is_fine);
+            check(Op::Receive { group: name, after: 0 }, is_fine);
+            let watch = |start, end| Op::Watch { start, end, from: Some(1) };
+            check(watch(long(KEY_MAX + length), None), is_fine);
+            check(watch(long(0), Some(long(KEY_MAX + length))), is_fine);
+        }
+    }
 }

@@ -1,26 +1,27 @@
 //! The system group inside the daemon: its thread, its messages over the links, and who begins it.
 //!
 //! The group's work is done by one thread with a runtime of its own. Messages come in on the threads that read links
-//! and go out on the group's; both are bounded, and what is too much gets lost, which the group expects.
+//! and go out on the group's; both are bounded, and what is too much gets lost, which the group expects. Those who use
+//! its services are served by another thread: however much they ask, the group gives its signs of life in time.
 
 use super::control::Control;
 use super::credentials::{Founders, founders, write_founders};
 use super::links::{self, Linking};
 use super::node::Shared;
+use super::programs::Seats;
 use super::services::{GroupStatus, MemberStatus, Standing};
 use super::serving::{self, Context as Serving};
 use crate::kernel::NodeState;
-use crate::limits::{GROUP_BYTES, GROUP_RESTART, SERVICES_MAX};
+use crate::limits::{GROUP_BYTES, GROUP_RESTART};
 use ::group::disk::FjallDisk;
 use ::group::fence::Fence;
-use ::group::{Config, Group, Transport};
+use ::group::{Config, Group, Realm, Transport};
 use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
-use tokio::runtime::{Builder, Handle};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
@@ -37,10 +38,13 @@ const STOP: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 pub(super) struct System {
     running: Mutex<Option<Running>>,
-    runtime: OnceLock<Handle>,
+    /// Where the services are rendered.
+    serving: OnceLock<Handle>,
     stop: Notify,
+    /// The group's thread has ended.
+    ended: Notify,
     /// Connections that use the services.
-    pub(super) connections: Arc<AtomicUsize>,
+    pub(super) seats: Seats,
 }
 
 /// The group while it is at work; those who use it look whether `_alive` is still there.
@@ -84,26 +88,35 @@ impl System {
         }
     }
 
+    /// The group, whether it still is at work, and where its work is done.
+    ///
+    /// # Errors
+    /// One sentence: it is not at work.
+    pub(super) fn at_work(&self) -> Result<(Group, watch::Receiver<()>, &Handle), String> {
+        let found = self.with(|running| (running.group.clone(), running.alive.clone()));
+        let (Some((group, alive)), Some(runtime)) = (found, self.serving.get()) else {
+            return Err("the system group is being started on this node; try again".into());
+        };
+        Ok((group, alive, runtime))
+    }
+
     /// Serves a connection of the command line until it ends.
     ///
     /// # Errors
     /// The group is not at work, or there are too many.
-    pub(super) fn serve(&self, shared: &Arc<Shared>, stream: UnixStream) -> Result<(), String> {
-        let found = self.with(|running| (running.group.clone(), running.alive.clone()));
-        let (Some((group, alive)), Some(runtime)) = (found, self.runtime.get()) else {
-            return Err("the system group is being started on this node; try again".into());
-        };
-        if self.connections.fetch_add(1, Ordering::SeqCst) >= SERVICES_MAX {
-            self.connections.fetch_sub(1, Ordering::SeqCst);
-            return Err(format!(
-                "{SERVICES_MAX} programs use the system group on this node already"
-            ));
-        }
-        let serving = Serving { group, shared: Arc::downgrade(shared) };
-        let count = self.connections.clone();
+    pub(super) fn serve(
+        &self,
+        shared: &Arc<Shared>,
+        stream: UnixStream,
+        realm: Realm,
+    ) -> Result<(), String> {
+        let (group, alive, runtime) = self.at_work()?;
+        let (seat, share) = self.seats.take(None)?;
+        let shared = Arc::downgrade(shared);
+        let serving = Serving { group, shared, realm, share, is_talkative: true };
         runtime.spawn(async move {
-            serving::serve(stream, serving, alive).await;
-            count.fetch_sub(1, Ordering::SeqCst);
+            serving::serve(stream.into(), None, serving, alive).await;
+            drop(seat);
         });
         Ok(())
     }
@@ -123,17 +136,32 @@ impl Transport for Links {
     }
 }
 
+/// The body of the thread that renders the services.
+pub(super) fn serve(shared: &Shared) {
+    let Some(linking) = &shared.linking else { return };
+    let runtime = match Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return tracing::error!(%error, "nobody can use the system group's services"),
+    };
+    // Of this thread, too: sessions are told apart by random numbers.
+    ::group::seed(super::random());
+    if linking.system.serving.set(runtime.handle().clone()).is_ok() {
+        runtime.block_on(linking.system.ended.notified());
+    }
+}
+
 /// The body of the group's thread.
 pub(super) fn run(shared: &Arc<Shared>) {
     let Some(linking) = &shared.linking else { return };
-    ::group::seed(super::random());
-    let runtime = match Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return tracing::error!(%error, "the system group cannot be started"),
-    };
-    if linking.system.runtime.set(runtime.handle().clone()).is_err() {
-        return;
+    match Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => work(shared, linking, &runtime),
+        Err(error) => tracing::error!(%error, "the system group cannot be started"),
     }
+    linking.system.ended.notify_one();
+}
+
+fn work(shared: &Arc<Shared>, linking: &Linking, runtime: &Runtime) {
+    ::group::seed(super::random());
     runtime.block_on(async {
         while !shared.is_stopping() {
             match start(shared, linking).await {
@@ -203,7 +231,7 @@ async fn keep(shared: &Shared, linking: &Linking, group: Group) {
     linking.system.set(None);
     // Those who use it end their sessions first.
     let done = async {
-        while linking.system.connections.load(Ordering::SeqCst) > 0 {
+        while linking.system.seats.taken() > 0 {
             sleep(Duration::from_millis(1)).await;
         }
     };
@@ -234,7 +262,7 @@ pub(super) fn status(shared: &Shared) -> Option<GroupStatus> {
     let voters: BTreeSet<u16> = group.voters().into_iter().flatten().filter_map(number).collect();
     let up: BTreeMap<u16, bool> = group.look(|state| {
         status.sessions = state.session_count();
-        status.revision = state.revision();
+        status.revision = state.revision(Realm::System);
         state.nodes().map(|(node, entry)| (node, entry.up.is_some())).collect()
     });
     let all: BTreeSet<u16> = names.keys().chain(&voters).chain(up.keys()).copied().collect();

@@ -1,5 +1,6 @@
 //! Daemons, links, a server process and clients together, on the loopback interface.
 
+mod programs;
 mod system;
 
 use super::*;
@@ -111,6 +112,7 @@ fn child_process() {
             let store = PathBuf::from(std::env::var_os(CHILD_STORE).unwrap());
             solo::run(1, &socket, &store, |_| Ok(Toy { kept: Vec::new() })).unwrap();
         }
+        Ok("holder") => programs::hold(&socket),
         Ok("keeper") => {
             // Waits in the server until it is killed.
             client(&socket).call(KEEP, &[]).ok();

@@ -1,11 +1,13 @@
-//! Keys and values: one revision for the whole store, counted up by each change.
+//! Keys and values: in each realm one revision, counted up by each change, and the changes that are remembered.
 
-use super::{Hold, Holds, State, bounded};
+use super::{Hold, Holds, State, bounded, shared, together};
 use crate::command::{Answer, ClientId, Done, Limit, Refusal};
 use crate::limits::{
-    HISTORY_BYTES_MAX, HISTORY_MAX, KEY_MAX, KEYS_MAX, KV_BYTES_MAX, RANGE_BYTES_MAX, RANGE_MAX,
-    VALUE_MAX,
+    DC_HISTORY_BYTES_MAX, DC_HISTORY_MAX, DC_KEYS_MAX, DC_KV_BYTES_MAX, DCS_KEYS_MAX,
+    DCS_KV_BYTES_MAX, HISTORY_BYTES_MAX, HISTORY_MAX, KEY_MAX, KEYS_MAX, KV_BYTES_MAX,
+    RANGE_BYTES_MAX, RANGE_MAX, VALUE_MAX,
 };
+use crate::realm::Realm;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
@@ -51,17 +53,38 @@ pub struct Changes {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Kv {
-    revision: u64,
     keys: BTreeMap<Vec<u8>, Entry>,
-    history: VecDeque<Event>,
-    /// The last revision that the history has lost.
-    forgotten: u64,
-    /// Bytes of keys and values, now and in the history.
+    /// Of each realm that has ever had a key. (How many containers there are, the administrator says.)
+    pasts: BTreeMap<Realm, Past>,
+    /// Of all keys, and of those of each realm.
     #[serde(skip)]
-    bytes: usize,
+    all: Share,
+    #[serde(skip)]
+    shares: BTreeMap<Realm, Share>,
+    /// Bytes of all histories.
     #[serde(skip)]
     history_bytes: usize,
 }
+
+/// The changes of a realm: none sees how much others do, or has its own forgotten for theirs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Past {
+    revision: u64,
+    history: VecDeque<Event>,
+    /// The last revision that the history has lost.
+    forgotten: u64,
+    #[serde(skip)]
+    bytes: usize,
+}
+
+/// Keys and their bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Share {
+    keys: usize,
+    bytes: usize,
+}
+
+static NOTHING: Past = Past { revision: 0, history: VecDeque::new(), forgotten: 0, bytes: 0 };
 
 impl State {
     pub(super) fn put(&mut self, key: Vec<u8>, value: Vec<u8>, lease: Option<ClientId>) -> Answer {
@@ -80,19 +103,21 @@ impl State {
         if let Some(lease) = lease {
             self.holds.insert(lease, Hold::Key(key.clone()));
         }
+        let (realm, _) = Realm::of_key(&key);
         self.kv.store(key, value, lease);
-        Ok(Done::Changed { revision: self.kv.revision, found: before.is_some() })
+        Ok(Done::Changed { revision: self.revision(realm), found: before.is_some() })
     }
 
     pub(super) fn delete(&mut self, key: &[u8]) -> Answer {
+        let (realm, _) = Realm::of_key(key);
         let Some(entry) = self.kv.keys.get(key) else {
-            return Ok(Done::Changed { revision: self.kv.revision, found: false });
+            return Ok(Done::Changed { revision: self.revision(realm), found: false });
         };
         if let Some(lease) = entry.lease {
             self.holds.remove(lease, &Hold::Key(key.to_vec()));
         }
         self.kv.expire(key);
-        Ok(Done::Changed { revision: self.kv.revision, found: true })
+        Ok(Done::Changed { revision: self.revision(realm), found: true })
     }
 
     pub(super) fn swap(
@@ -112,18 +137,20 @@ impl State {
         }
     }
 
-    /// The last change of the store.
-    pub fn revision(&self) -> u64 {
-        self.kv.revision
+    /// The last change of a realm's keys.
+    pub fn revision(&self, realm: Realm) -> u64 {
+        self.kv.past(realm).revision
     }
 
     pub fn get(&self, key: &[u8]) -> Option<&Entry> {
         self.kv.keys.get(key)
     }
 
-    /// Keys from `start` up to and without `end` (to the last if there is none), `limit` at most.
+    /// Keys from `start` up to and without `end` (to the last if there is none), `limit` at most. The revision is that
+    /// of the realm of `start`.
     pub fn range(&self, start: &[u8], end: Option<&[u8]>, limit: usize) -> Range {
-        let mut range = Range { revision: self.kv.revision, ..Range::default() };
+        let (realm, _) = Realm::of_key(start);
+        let mut range = Range { revision: self.revision(realm), ..Range::default() };
         if end.is_some_and(|end| end <= start) {
             return range;
         }
@@ -142,18 +169,20 @@ impl State {
         range
     }
 
-    /// The changes of keys from `start` up to and without `end`, beginning with the revision `from`.
+    /// The changes of keys from `start` up to and without `end`, of the realm of `start`, beginning with the revision
+    /// `from`.
     ///
     /// # Errors
     /// They are not remembered so far back: the first revision that can be asked for.
     pub fn changes(&self, start: &[u8], end: Option<&[u8]>, from: u64) -> Result<Changes, u64> {
-        if from <= self.kv.forgotten {
-            return Err(self.kv.forgotten.saturating_add(1));
+        let past = self.kv.past(Realm::of_key(start).0);
+        if from <= past.forgotten {
+            return Err(past.forgotten.saturating_add(1));
         }
         let mut changes = Changes { events: Vec::new(), next: from };
         let mut bytes = 0;
-        let first = self.kv.history.partition_point(|event| event.revision < from);
-        for event in self.kv.history.range(first..) {
+        let first = past.history.partition_point(|event| event.revision < from);
+        for event in past.history.range(first..) {
             let key = event.key.as_slice();
             if key >= start && end.is_none_or(|end| key < end) {
                 bytes += event.len();
@@ -177,58 +206,119 @@ impl Event {
 }
 
 impl Kv {
+    fn past(&self, realm: Realm) -> &Past {
+        self.pasts.get(&realm).unwrap_or(&NOTHING)
+    }
+
     fn fits(&self, key: &[u8], value: &[u8]) -> Result<(), Refusal> {
-        bounded(key.len(), KEY_MAX, Limit::KeyBytes)?;
+        let (realm, plain) = Realm::of_key(key);
+        bounded(plain.len(), KEY_MAX, Limit::KeyBytes)?;
         bounded(value.len(), VALUE_MAX, Limit::ValueBytes)?;
         let (more, old) = match self.keys.get(key) {
             Some(entry) => (0, key.len() + entry.value.len()),
             None => (1, 0),
         };
-        bounded(self.keys.len() + more, KEYS_MAX, Limit::Keys)?;
-        let bytes = self.bytes.saturating_sub(old) + key.len() + value.len();
-        bounded(bytes, KV_BYTES_MAX, Limit::StoreBytes)
+        let share = |realm| self.shares.get(&realm).copied().unwrap_or_default();
+        let (own, system) = (share(realm), share(Realm::System));
+        let bytes = |share: usize| share.saturating_sub(old) + key.len() + value.len();
+        shared(realm, own.keys + more, DC_KEYS_MAX, Limit::Keys)?;
+        together(realm, self.all.keys - system.keys + more, DCS_KEYS_MAX, Limit::Keys)?;
+        shared(realm, bytes(own.bytes), DC_KV_BYTES_MAX, Limit::StoreBytes)?;
+        let all = self.all.bytes - system.bytes;
+        together(realm, bytes(all), DCS_KV_BYTES_MAX, Limit::StoreBytes)?;
+        bounded(self.all.keys + more, KEYS_MAX, Limit::Keys)?;
+        bounded(bytes(self.all.bytes), KV_BYTES_MAX, Limit::StoreBytes)
+    }
+
+    /// A key of so many bytes with its value is there.
+    fn count(&mut self, key: &[u8], bytes: usize) {
+        let (realm, _) = Realm::of_key(key);
+        for share in [&mut self.all, self.shares.entry(realm).or_default()] {
+            share.keys += 1;
+            share.bytes += bytes;
+        }
+    }
+
+    /// It is gone.
+    fn discount(&mut self, key: &[u8], bytes: usize) {
+        let (realm, _) = Realm::of_key(key);
+        for share in [&mut self.all, self.shares.entry(realm).or_default()] {
+            share.keys -= 1;
+            share.bytes -= bytes;
+        }
+        self.shares.retain(|_, share| share.keys > 0);
     }
 
     fn store(&mut self, key: Vec<u8>, value: Vec<u8>, lease: Option<ClientId>) {
-        self.revision = self.revision.saturating_add(1);
-        let (created, version, old) = match self.keys.get(&key) {
-            Some(entry) => {
-                (entry.created, entry.version.saturating_add(1), key.len() + entry.value.len())
-            }
-            None => (self.revision, 1, 0),
+        let revision = self.record(key.clone(), Some(value.clone()));
+        let (created, version) = match self.keys.get(&key) {
+            Some(entry) => (entry.created, entry.version.saturating_add(1)),
+            None => (revision, 1),
         };
-        self.bytes = self.bytes.saturating_sub(old) + key.len() + value.len();
-        self.record(key.clone(), Some(value.clone()));
-        let entry = Entry { value, created, modified: self.revision, version, lease };
-        self.keys.insert(key, entry);
+        self.count(&key, key.len() + value.len());
+        let entry = Entry { value, created, modified: revision, version, lease };
+        if let Some(old) = self.keys.insert(key.clone(), entry) {
+            self.discount(&key, key.len() + old.value.len());
+        }
     }
 
     /// Deletes a key, if it is there.
     pub(super) fn expire(&mut self, key: &[u8]) {
         let Some(entry) = self.keys.remove(key) else { return };
-        self.bytes = self.bytes.saturating_sub(key.len() + entry.value.len());
-        self.revision = self.revision.saturating_add(1);
+        self.discount(key, key.len() + entry.value.len());
         self.record(key.to_vec(), None);
     }
 
-    fn record(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) {
-        let event = Event { revision: self.revision, key, value };
+    /// A change; returns its revision.
+    fn record(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) -> u64 {
+        let (realm, _) = Realm::of_key(&key);
+        let past = self.pasts.entry(realm).or_default();
+        past.revision = past.revision.saturating_add(1);
+        let revision = past.revision;
+        let event = Event { revision, key, value };
+        past.bytes += event.len();
         self.history_bytes += event.len();
-        self.history.push_back(event);
-        while self.history.len() > HISTORY_MAX || self.history_bytes > HISTORY_BYTES_MAX {
-            let Some(old) = self.history.pop_front() else { break };
-            self.history_bytes = self.history_bytes.saturating_sub(old.len());
-            self.forgotten = old.revision;
+        past.history.push_back(event);
+        let (count, bytes) = match realm {
+            Realm::System => (HISTORY_MAX, HISTORY_BYTES_MAX),
+            Realm::Dc(_) => (DC_HISTORY_MAX, DC_HISTORY_BYTES_MAX),
+        };
+        while past.history.len() > count || past.bytes > bytes {
+            self.history_bytes -= past.forget();
         }
+        while self.history_bytes > HISTORY_BYTES_MAX {
+            // Whoever has most of it.
+            let most = self.pasts.values_mut().max_by_key(|past| past.bytes);
+            self.history_bytes -= most.map_or(self.history_bytes, Past::forget);
+        }
+        revision
     }
 
     pub(super) fn rebuild(&mut self, holds: &mut Holds) {
-        self.bytes = self.keys.iter().map(|(key, entry)| key.len() + entry.value.len()).sum();
-        self.history_bytes = self.history.iter().map(Event::len).sum();
+        let keys =
+            self.keys.iter().map(|(key, entry)| (key.clone(), key.len() + entry.value.len()));
+        for (key, bytes) in keys.collect::<Vec<_>>() {
+            self.count(&key, bytes);
+        }
+        self.history_bytes = 0;
+        for past in self.pasts.values_mut() {
+            past.bytes = past.history.iter().map(Event::len).sum();
+            self.history_bytes += past.bytes;
+        }
         for (key, entry) in &self.keys {
             if let Some(lease) = entry.lease {
                 holds.insert(lease, Hold::Key(key.clone()));
             }
         }
+    }
+}
+
+impl Past {
+    /// Forgets the oldest change; returns its bytes.
+    fn forget(&mut self) -> usize {
+        let Some(old) = self.history.pop_front() else { return 0 };
+        self.forgotten = old.revision;
+        self.bytes -= old.len();
+        old.len()
     }
 }

@@ -93,6 +93,16 @@ impl State {
         self.locks.get(name).is_some_and(|line| line.contains(client))
     }
 
+    /// The fencing token, if the client has the lock.
+    pub fn lock_token(&self, name: &str, client: ClientId) -> Option<u64> {
+        self.locks.get(name)?.token_of(client)
+    }
+
+    /// The epoch, if the client leads.
+    pub fn epoch(&self, name: &str, client: ClientId) -> Option<u64> {
+        self.elections.get(name)?.token_of(client)
+    }
+
     /// Who leads.
     pub fn leader(&self, name: &str) -> Option<Holder> {
         self.elections.get(name).and_then(Line::holder)

@@ -4,11 +4,13 @@
 //! shall get it has acknowledged it. A member gets all items from the view that it came with; one that
 //! joins a group which others are in first gets its state as of some view, and the items behind that.
 
-use super::{Hold, Holds, State, bounded};
+use super::{Hold, Holds, State, bounded, count_of, is_name, shared, together};
 use crate::command::{Answer, ClientId, Done, Limit, Refusal};
 use crate::limits::{
-    GROUPS_MAX, MEMBERS_MAX, NAME_MAX, QUEUE_MAX, QUEUES_BYTES_MAX, STATE_MAX, VALUE_MAX,
+    DC_GROUPS_MAX, DC_QUEUES_BYTES_MAX, DCS_QUEUES_BYTES_MAX, GROUPS_MAX, MEMBERS_MAX, QUEUE_MAX,
+    QUEUES_BYTES_MAX, STATE_MAX, VALUE_MAX,
 };
+use crate::realm::Realm;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -71,9 +73,45 @@ impl Delivery {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Groups {
     table: BTreeMap<String, Group>,
-    /// Of all items and states that are kept.
     #[serde(skip)]
+    kept: Kept,
+}
+
+/// Bytes of all items and states that are kept, and of those of each container.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Kept {
     bytes: usize,
+    of: BTreeMap<Realm, usize>,
+}
+
+impl Kept {
+    /// May the group `name` keep so many more?
+    fn fits(&self, name: &str, more: usize) -> Result<(), Refusal> {
+        let (realm, _) = Realm::of_name(name);
+        let own = self.of.get(&realm).copied().unwrap_or(0);
+        shared(realm, own + more, DC_QUEUES_BYTES_MAX, Limit::Queue)?;
+        let system = self.of.get(&Realm::System).copied().unwrap_or(0);
+        together(realm, self.bytes - system + more, DCS_QUEUES_BYTES_MAX, Limit::Queue)?;
+        bounded(self.bytes + more, QUEUES_BYTES_MAX, Limit::Queue)
+    }
+
+    /// Is half of the room taken that the group `name` can have?
+    fn is_half_full(&self, name: &str) -> bool {
+        let (realm, _) = Realm::of_name(name);
+        let own = self.of.get(&realm).copied().unwrap_or(0);
+        let limit = if realm == Realm::System { QUEUES_BYTES_MAX } else { DC_QUEUES_BYTES_MAX };
+        own >= limit / 2
+    }
+
+    fn change(&mut self, name: &str, more: usize, less: usize) {
+        let (realm, _) = Realm::of_name(name);
+        let own = self.of.entry(realm).or_default();
+        *own = (*own + more).saturating_sub(less);
+        if *own == 0 {
+            self.of.remove(&realm);
+        }
+        self.bytes = (self.bytes + more).saturating_sub(less);
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,6 +190,16 @@ impl State {
         self.groups.table.get(group).map_or(0, |group| group.items.len() + group.states.len())
     }
 
+    /// Has the group, or its realm, little room left for more while it keeps items that this member has not acknowledged,
+    /// and no other has acknowledged less?
+    pub fn holds_up(&self, client: ClientId, name: &str) -> bool {
+        let Some(group) = self.groups.table.get(name) else { return false };
+        let member = group.members.iter().find(|member| member.client == client);
+        let first = group.items.front().map(|(number, _)| *number);
+        let is_last = member.is_some_and(|member| first.is_some_and(|first| member.acked < first));
+        is_last && (group.items.len() >= QUEUE_MAX / 2 || self.groups.kept.is_half_full(name))
+    }
+
     /// The groups' names.
     pub fn groups(&self) -> impl Iterator<Item = &str> {
         self.groups.table.keys().map(String::as_str)
@@ -166,12 +214,13 @@ impl Groups {
     }
 
     fn join(&mut self, client: ClientId, name: &str) -> Result<u64, Refusal> {
-        if name.is_empty() {
-            return Err(Refusal::Limit { what: Limit::NameBytes, limit: NAME_MAX as u64 });
-        }
-        bounded(name.len(), NAME_MAX, Limit::NameBytes)?;
-        bounded(self.bytes, QUEUES_BYTES_MAX, Limit::Queue)?;
+        is_name(name)?;
+        self.kept.fits(name, 0)?;
         let count = self.table.len();
+        let (realm, _) = Realm::of_name(name);
+        if !self.table.contains_key(name) {
+            shared(realm, count_of(realm, &self.table) + 1, DC_GROUPS_MAX, Limit::Groups)?;
+        }
         let group = match self.table.get_mut(name) {
             Some(group) => {
                 bounded(group.members.len() + 1, MEMBERS_MAX, Limit::Members)?;
@@ -187,7 +236,8 @@ impl Groups {
         // The first begins with its own view; others wait for a state.
         let base = group.members.is_empty().then_some(view - 1);
         group.members.push(Standing { client, acked: view - 1, base });
-        self.bytes += group.push(Item::View(group.view(false)));
+        let added = group.push(Item::View(group.view(false)));
+        self.kept.change(name, added, 0);
         Ok(view)
     }
 
@@ -195,7 +245,8 @@ impl Groups {
         let Some(group) = self.table.get_mut(name) else { return };
         group.members.retain(|member| member.client != client);
         if group.members.is_empty() {
-            self.bytes = self.bytes.saturating_sub(group.bytes());
+            let freed = group.bytes();
+            self.kept.change(name, 0, freed);
             self.table.remove(name);
             return;
         }
@@ -205,19 +256,20 @@ impl Groups {
             // The state died with those who had it; this view is where the group begins again.
             (first.base, first.acked) = (Some(next), next);
         }
-        self.bytes += group.push(Item::View(group.view(fresh)));
-        self.bytes = self.bytes.saturating_sub(group.forget());
+        let added = group.push(Item::View(group.view(fresh)));
+        let freed = group.forget();
+        self.kept.change(name, added, freed);
     }
 
     pub(super) fn cast(&mut self, client: ClientId, name: &str, bytes: Vec<u8>) -> Answer {
         bounded(bytes.len(), VALUE_MAX, Limit::ValueBytes)?;
-        let total = self.bytes + bytes.len();
+        let fits = self.kept.fits(name, bytes.len());
         let group = self.member(client, name)?;
         bounded(group.items.len() + 1, QUEUE_MAX, Limit::Queue)?;
-        bounded(total, QUEUES_BYTES_MAX, Limit::Queue)?;
+        fits?;
         let added = group.push(Item::Message { from: client, bytes });
         let number = group.last;
-        self.bytes += added;
+        self.kept.change(name, added, 0);
         Ok(Done::Sent { number })
     }
 
@@ -231,7 +283,7 @@ impl Groups {
             }
         }
         let freed = group.forget();
-        self.bytes = self.bytes.saturating_sub(freed);
+        self.kept.change(name, 0, freed);
         Ok(Done::Fine)
     }
 
@@ -243,7 +295,7 @@ impl Groups {
         bytes: Vec<u8>,
     ) -> Answer {
         bounded(bytes.len(), STATE_MAX, Limit::StateBytes)?;
-        bounded(self.bytes + bytes.len(), QUEUES_BYTES_MAX, Limit::Queue)?;
+        self.kept.fits(name, bytes.len())?;
         let group = self.member(client, name)?;
         let donor = group.members.iter().find(|member| member.client == client);
         if donor.is_none_or(|donor| donor.base.is_none()) || view > group.last {
@@ -260,13 +312,16 @@ impl Groups {
         if taken {
             let added = bytes.len();
             let old = group.states.insert(view, bytes).map_or(0, |old| old.len());
-            self.bytes = (self.bytes + added).saturating_sub(old);
+            self.kept.change(name, added, old);
         }
         Ok(Done::Fine)
     }
 
     pub(super) fn rebuild(&mut self, holds: &mut Holds) {
-        self.bytes = self.table.values().map(Group::bytes).sum();
+        self.kept = Kept::default();
+        for (name, group) in &self.table {
+            self.kept.change(name, group.bytes(), 0);
+        }
         for (name, group) in &self.table {
             for member in &group.members {
                 holds.insert(member.client, Hold::Group(name.clone()));

@@ -1,8 +1,11 @@
 //! Sessions: who lives until when, and the answers that a repeated command gets.
 
-use super::{Serial, bounded};
+use super::{Serial, bounded, shared, together};
 use crate::command::{Answer, ClientId, Done, Limit, Millis, Refusal};
-use crate::limits::{ANSWERS_MAX, SESSIONS_MAX, TTL_MAX, TTL_MIN};
+use crate::limits::{
+    ANSWERS_MAX, DC_SESSIONS_MAX, DCS_SESSIONS_MAX, SESSIONS_MAX, TTL_MAX, TTL_MIN,
+};
+use crate::realm::Realm;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,10 +16,13 @@ pub(super) struct Sessions {
     by_deadline: BTreeSet<(Millis, ClientId)>,
     #[serde(skip)]
     by_nonce: BTreeMap<u64, ClientId>,
+    #[serde(skip)]
+    count: BTreeMap<Realm, usize>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Session {
+    realm: Realm,
     nonce: u64,
     ttl: Millis,
     deadline: Millis,
@@ -44,10 +50,15 @@ impl Sessions {
         if self.table.contains_key(&client) { Ok(()) } else { Err(Refusal::NoSession) }
     }
 
+    pub(super) fn realm_of(&self, client: ClientId) -> Option<Realm> {
+        self.table.get(&client).map(|session| session.realm)
+    }
+
     pub(super) fn open(
         &mut self,
         nonce: u64,
         ttl: Millis,
+        realm: Realm,
         now: Millis,
         serial: &mut Serial,
     ) -> Result<ClientId, Refusal> {
@@ -59,9 +70,15 @@ impl Sessions {
             return Err(Refusal::Limit { what: Limit::Ttl, limit: TTL_MAX });
         }
         bounded(self.table.len() + 1, SESSIONS_MAX, Limit::Sessions)?;
+        let count = self.count.get(&realm).copied().unwrap_or(0) + 1;
+        shared(realm, count, DC_SESSIONS_MAX, Limit::Sessions)?;
+        let system = self.count.get(&Realm::System).copied().unwrap_or(0);
+        let all = self.table.len() - system + 1;
+        together(realm, all, DCS_SESSIONS_MAX, Limit::Sessions)?;
         let client = ClientId(serial.next());
         let deadline = now.saturating_add(ttl);
-        let session = Session { nonce, ttl, deadline, acked: 0, answers: BTreeMap::new() };
+        let session = Session { realm, nonce, ttl, deadline, acked: 0, answers: BTreeMap::new() };
+        self.count.insert(realm, count);
         self.table.insert(client, session);
         self.by_deadline.insert((deadline, client));
         self.by_nonce.insert(nonce, client);
@@ -80,6 +97,12 @@ impl Sessions {
         if let Some(session) = self.table.remove(&client) {
             self.by_deadline.remove(&(session.deadline, client));
             self.by_nonce.remove(&session.nonce);
+            if let Some(count) = self.count.get_mut(&session.realm) {
+                *count -= 1;
+                if *count == 0 {
+                    self.count.remove(&session.realm);
+                }
+            }
         }
     }
 
@@ -124,5 +147,9 @@ impl Sessions {
         let table = &self.table;
         self.by_deadline = table.iter().map(|(id, session)| (session.deadline, *id)).collect();
         self.by_nonce = table.iter().map(|(id, session)| (session.nonce, *id)).collect();
+        self.count.clear();
+        for session in self.table.values() {
+            *self.count.entry(session.realm).or_default() += 1;
+        }
     }
 }

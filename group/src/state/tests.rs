@@ -17,7 +17,12 @@ struct World {
 
 impl World {
     fn open(&mut self, nonce: u64) -> ClientId {
-        match self.send(ClientId::default(), 0, 0, Op::Open { nonce, ttl: TTL }) {
+        match self.send(
+            ClientId::default(),
+            0,
+            0,
+            Op::Open { nonce, ttl: TTL, realm: Realm::System },
+        ) {
             Ok(Done::Opened { client }) => client,
             other => panic!("{other:?}"),
         }
@@ -168,7 +173,7 @@ fn compare_and_swap_obeys_the_revision() {
     assert_eq!((entry.created, entry.modified, entry.version), (1, 3, 2));
     world.ask(client, swap(3, None)).unwrap();
     assert_eq!(world.state.get(b"k"), None);
-    assert_eq!(world.state.revision(), 4);
+    assert_eq!(world.state.revision(Realm::System), 4);
     // Deleting what is not there changes nothing.
     let nothing = world.ask(client, Op::Delete { key: b"k".to_vec() });
     assert_eq!(nothing, Ok(Done::Changed { revision: 4, found: false }));
@@ -220,7 +225,7 @@ fn a_key_ends_with_its_lease_unless_it_was_put_without() {
     }
     world.ask(owner, put("kept", "2")).unwrap();
     world.ask(owner, Op::Delete { key: b"deleted".to_vec() }).unwrap();
-    let before = world.state.revision();
+    let before = world.state.revision(Realm::System);
     world.only_these_live(&[owner]);
     assert_eq!(world.state.get(b"gone"), None);
     assert_eq!(world.state.get(b"kept").unwrap().lease, None);
@@ -485,7 +490,7 @@ fn sizes_and_numbers_are_bounded() {
     assert_eq!(limit(world.ask(client, value)), Limit::ValueBytes);
     assert_eq!(limit(world.ask(client, lock(""))), Limit::NameBytes);
     assert_eq!(limit(world.ask(client, lock(&"n".repeat(NAME_MAX + 1)))), Limit::NameBytes);
-    let short = Op::Open { nonce: 3, ttl: TTL_MIN - 1 };
+    let short = Op::Open { nonce: 3, ttl: TTL_MIN - 1, realm: Realm::System };
     assert_eq!(limit(world.send(ClientId::default(), 0, 0, short)), Limit::Ttl);
     for number in 0..HOLDS_MAX {
         world.ask(client, lock(&number.to_string())).unwrap();
@@ -520,17 +525,197 @@ fn a_snapshot_of_another_version_is_refused_with_both_versions() {
     let mut bytes = State::default().snapshot();
     bytes[0] = 9;
     let error = State::restore(&bytes).unwrap_err();
-    assert_eq!(error.to_string(), "snapshot version 9, this dvs reads 1");
+    assert_eq!(error.to_string(), "snapshot version 9, this dvs reads 2");
+}
+
+#[test]
+fn a_container_that_takes_all_it_can_leaves_room_for_others_and_gets_it_back() {
+    use crate::limits::{
+        DC_GROUPS_MAX, DC_KEYS_MAX, DC_KV_BYTES_MAX, DC_NAMES_MAX, DC_QUEUES_BYTES_MAX,
+        DC_SESSIONS_MAX,
+    };
+    let mut world = World::default();
+    let (greedy, other) = (Realm::Dc(1), Realm::Dc(2));
+    let mut open = |realm, nonce| match world.send(
+        ClientId::default(),
+        0,
+        0,
+        Op::Open { nonce, ttl: TTL, realm },
+    ) {
+        Ok(Done::Opened { client }) => Ok(client),
+        Err(refusal) => Err(refusal),
+        other => panic!("{other:?}"),
+    };
+    let clients: Vec<_> = (0..).map_while(|nonce| open(greedy, nonce).ok()).collect();
+    assert_eq!(clients.len(), DC_SESSIONS_MAX);
+    let refused = open(greedy, u64::MAX).unwrap_err();
+    assert_eq!(refused.to_string(), "the number of sessions is limited to 1024 for each container");
+    let (own, system) = (open(other, 1 << 40).unwrap(), open(Realm::System, 1 << 41).unwrap());
+    let first = clients[0];
+    let count = |world: &mut World, op: &dyn Fn(Realm, usize) -> Op| {
+        let taken =
+            (0..).take_while(|number| world.ask(first, op(greedy, *number)).is_ok()).count();
+        let refusal = world.ask(first, op(greedy, taken)).unwrap_err();
+        assert!(matches!(refusal, Refusal::Quota { .. }), "{refusal}");
+        world.ask(own, op(other, taken)).unwrap();
+        world.ask(system, op(Realm::System, taken)).unwrap();
+        taken
+    };
+    let put = |realm: Realm, number: usize, value: usize| {
+        let key = realm.key(&number.to_le_bytes()).unwrap();
+        Op::Put { key, value: vec![0; value], lease: None }
+    };
+    assert_eq!(count(&mut world, &|realm, number| put(realm, number, 0)), DC_KEYS_MAX);
+    for number in 0..DC_KEYS_MAX {
+        world.ask(first, Op::Delete { key: greedy.key(&number.to_le_bytes()).unwrap() }).unwrap();
+    }
+    let big = VALUE_MAX - 13;
+    let fit = count(&mut world, &|realm, number| put(realm, number, big));
+    assert_eq!(fit, DC_KV_BYTES_MAX / VALUE_MAX);
+    // Another value in the place of an old one is no more.
+    world.ask(first, put(greedy, 0, big)).unwrap();
+    let lock = |realm: Realm, number: usize| Op::Lock {
+        name: realm.name(&number.to_string()).unwrap(),
+        wait: false,
+    };
+    assert_eq!(count(&mut world, &lock), DC_NAMES_MAX);
+    let name = |realm: Realm, number: usize| realm.name(&format!("g{number}")).unwrap();
+    let join = |realm: Realm, number: usize| Op::Join { group: name(realm, number) };
+    assert_eq!(count(&mut world, &join), DC_GROUPS_MAX);
+    let cast = |realm: Realm, _: usize| Op::Cast {
+        group: name(realm, DC_GROUPS_MAX * usize::from(realm != greedy)),
+        bytes: vec![0; VALUE_MAX],
+    };
+    let casts = count(&mut world, &cast);
+    assert!(
+        (DC_QUEUES_BYTES_MAX / VALUE_MAX - 1..=DC_QUEUES_BYTES_MAX / VALUE_MAX).contains(&casts)
+    );
+    assert_eq!(State::restore(&world.state.snapshot()).as_ref(), Ok(&world.state));
+    // With its sessions all but its keys is free again.
+    world.only_these_live(&[own, system]);
+    let Ok(Done::Opened { client }) =
+        world.send(ClientId::default(), 0, 0, Op::Open { nonce: 5, ttl: TTL, realm: greedy })
+    else {
+        panic!("no room")
+    };
+    world.ask(client, lock(greedy, 0)).unwrap();
+    world.ask(client, join(greedy, 0)).unwrap();
+    world.ask(client, cast(greedy, 0)).unwrap();
+    assert_eq!(world.state.realm_of(client), Some(greedy));
+}
+
+#[test]
+fn a_realm_sees_its_own_changes_and_forgets_none_for_anothers() {
+    use crate::limits::{DC_HISTORY_BYTES_MAX, DC_HISTORY_MAX, HISTORY_BYTES_MAX};
+    let mut world = World::default();
+    let client = world.open(1);
+    let (quiet, busy) = (Realm::Dc(1), Realm::Dc(2));
+    let put = |realm: Realm, key: &[u8], length: usize| {
+        let (key, value) = (realm.key(key).unwrap(), vec![7; length]);
+        Op::Put { key, value, lease: None }
+    };
+    let own = |state: &State, realm: Realm, from| {
+        let (start, end) = realm.bounds(b"", None);
+        let changes = state.changes(&start, end.as_deref(), from)?;
+        Ok::<_, u64>(changes.events.into_iter().map(|event| event.revision).collect::<Vec<_>>())
+    };
+    for realm in [quiet, Realm::System] {
+        world.ask(client, put(realm, b"k", 1)).unwrap();
+    }
+    for number in 0..=DC_HISTORY_MAX {
+        world.ask(client, put(busy, b"k", number % 2)).unwrap();
+    }
+    assert_eq!(own(&world.state, busy, 1), Err(2));
+    for _ in 0..2 * HISTORY_BYTES_MAX / VALUE_MAX {
+        world.ask(client, put(busy, b"k", VALUE_MAX)).unwrap();
+    }
+    let last = world.state.revision(busy);
+    let kept = (DC_HISTORY_BYTES_MAX / VALUE_MAX - 1) as u64;
+    assert_eq!(own(&world.state, busy, 1), Err(last - kept + 1));
+    // Many together have as much as there is for all; whoever has most forgets first.
+    for dc in 10..30 {
+        for _ in 0..2 * kept {
+            world.ask(client, put(Realm::Dc(dc), b"k", VALUE_MAX)).unwrap();
+        }
+    }
+    for realm in [quiet, Realm::System] {
+        assert_eq!((world.state.revision(realm), own(&world.state, realm, 1)), (1, Ok(vec![1])));
+    }
+    assert_eq!(State::restore(&world.state.snapshot()).as_ref(), Ok(&world.state));
+}
+
+#[test]
+fn containers_together_leave_room_for_the_system() {
+    let mut world = World::default();
+    let client = world.open(1);
+    let put = |realm: Realm, number: u8| {
+        let key = realm.key(&[number]).unwrap();
+        Op::Put { key, value: vec![0; VALUE_MAX - 32], lease: None }
+    };
+    let refusal = (1..).find_map(|dc| {
+        let refused = |number| world.ask(client, put(Realm::Dc(dc), number)).err();
+        (0..60).find_map(refused)
+    });
+    let refusal = refusal.unwrap().to_string();
+    assert!(refusal.ends_with("is limited to 12582912 for all containers together"), "{refusal}");
+    for number in 0..60 {
+        world.ask(client, put(Realm::System, number)).unwrap();
+    }
+}
+
+#[test]
+fn a_member_that_takes_nothing_holds_its_group_up_when_half_the_room_is_full() {
+    use crate::limits::{DC_QUEUES_BYTES_MAX, QUEUE_MAX};
+    let realm = Realm::Dc(1);
+    let check = |length: usize, casts: usize| {
+        let mut world = World::default();
+        let (reads, sleeps) = (world.open(1), world.open(2));
+        let name = || realm.name("g").unwrap();
+        for client in [reads, sleeps] {
+            world.ask(client, Op::Join { group: name() }).unwrap();
+        }
+        let cast = |world: &mut World| {
+            let cast = Op::Cast { group: name(), bytes: vec![0; length] };
+            let sent = world.ask(reads, cast);
+            let Ok(Done::Sent { number }) = sent else { panic!("{sent:?}") };
+            world.ask(reads, Op::Acknowledge { group: name(), number }).unwrap();
+        };
+        (1..casts).for_each(|_| cast(&mut world));
+        assert!(!world.state.holds_up(sleeps, &name()), "{length}");
+        cast(&mut world);
+        cast(&mut world);
+        assert!(world.state.holds_up(sleeps, &name()), "{length}");
+        assert!(!world.state.holds_up(reads, &name()), "{length}");
+        world.ask(sleeps, Op::Leave { group: name() }).unwrap();
+        assert!(!world.state.holds_up(sleeps, &name()), "{length}");
+    };
+    check(1, QUEUE_MAX / 2 - 2);
+    check(VALUE_MAX, DC_QUEUES_BYTES_MAX / 2 / VALUE_MAX - 1);
 }
 
 fn any_op() -> impl Strategy<Value = Op> {
-    let name = || prop_oneof![Just("a".to_owned()), Just("b".to_owned())];
-    let key = || prop_oneof![Just(b"k".to_vec()), Just(b"l".to_vec()), Just(vec![])];
+    let dc = Realm::Dc(7);
+    let name = move || {
+        prop_oneof![Just("a".to_owned()), Just("b".to_owned()), Just(dc.name("a").unwrap())]
+    };
+    let key = move || {
+        prop_oneof![
+            Just(b"k".to_vec()),
+            Just(b"l".to_vec()),
+            Just(vec![]),
+            Just(dc.key(b"k").unwrap())
+        ]
+    };
+    let realm = prop_oneof![Just(Realm::System), Just(dc)];
     let client = || (0..8u64).prop_map(ClientId);
     let bytes = || proptest::collection::vec(any::<u8>(), 0..4);
     prop_oneof![
         Just(Op::Tick),
-        (0..4u64, 50..2000u64).prop_map(|(nonce, ttl)| Op::Open { nonce, ttl }),
+        (0..4u64, 50..2000u64, realm).prop_map(|(nonce, ttl, realm)| Op::Open {
+            nonce,
+            ttl,
+            realm
+        }),
         Just(Op::KeepAlive),
         Just(Op::Close),
         (key(), bytes(), proptest::option::of(client())).prop_map(|(key, value, lease)| Op::Put {

@@ -2,6 +2,7 @@
 
 use crate::linear::{Model, Operation};
 use crate::world::World;
+use group::Realm;
 use group::command::{Answer, ClientId, Done, Op, Refusal};
 use group::state::{Delivery, Item};
 use std::collections::BTreeMap;
@@ -24,7 +25,7 @@ impl Client {
         let nonce = world.random(|random| random.next());
         loop {
             if let Some(group) = world.any() {
-                let open = Op::Open { nonce, ttl };
+                let open = Op::Open { nonce, ttl, realm: Realm::System };
                 let opened = group.submit(ClientId::default(), 0, 0, open, PATIENCE).await;
                 if let Ok((_, Ok(Done::Opened { client }))) = opened {
                     return Client { world: world.clone(), id: client, sequence: 0 };
@@ -215,7 +216,7 @@ async fn perform(client: &mut Client, call: &Call) -> Option<Seen> {
             let group = client.world.any()?;
             let look = |state: &group::state::State| {
                 let value = state.get(&[key]).map(|entry| (entry.value[0], entry.modified));
-                Seen::Value { value, revision: state.revision() }
+                Seen::Value { value, revision: state.revision(Realm::System) }
             };
             return group.read(look, PATIENCE).await.ok();
         }

@@ -3,7 +3,7 @@
 use crate::world::World;
 use group::command::{Done, Op, Refusal};
 use group::state::{Delivery, Item};
-use group::{Failure, Session};
+use group::{Failure, Realm, Session};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -162,11 +162,11 @@ fn without_a_majority_nothing_is_answered_and_nothing_is_made_up() {
     run(async |world| {
         let one = world.group(1).unwrap();
         let patience = Duration::from_secs(2);
-        one.read(|state| state.revision(), patience).await.unwrap();
+        one.read(|state| state.revision(Realm::System), patience).await.unwrap();
         world.crash(2);
         world.crash(3);
-        assert!(one.read(|state| state.revision(), patience).await.is_err());
-        let open = Op::Open { nonce: 1, ttl: 1000 };
+        assert!(one.read(|state| state.revision(Realm::System), patience).await.is_err());
+        let open = Op::Open { nonce: 1, ttl: 1000, realm: Realm::System };
         let client = group::command::ClientId::default();
         assert!(one.submit(client, 0, 0, open, patience).await.is_err());
     });

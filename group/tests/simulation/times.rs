@@ -1,6 +1,7 @@
 //! How long it takes: to notice a node's end, to fence oneself, to get a new leader, to replace a voter.
 
 use crate::world::{LEASE, World};
+use group::Realm;
 use group::command::{ClientId, Op};
 use group::fence::{Fence, margin};
 use std::collections::BTreeSet;
@@ -114,7 +115,7 @@ fn when_the_leader_dies_the_others_serve_again_within_a_second() {
             let other = world.group(1 + leader % 3).unwrap();
             let start = Instant::now();
             world.crash(leader);
-            let open = Op::Open { nonce: 1, ttl: 1000 };
+            let open = Op::Open { nonce: 1, ttl: 1000, realm: Realm::System };
             other.submit(ClientId::default(), 0, 0, open, LONG).await.unwrap().1.unwrap();
             u64::try_from(start.elapsed().as_millis()).unwrap()
         }));
@@ -142,7 +143,7 @@ fn a_voter_that_is_gone_for_good_is_replaced_by_a_node_that_follows() {
         let next = group.leader().unwrap();
         let other = *wanted.iter().find(|node| **node != next).unwrap();
         world.crash(next);
-        let open = Op::Open { nonce: 1, ttl: 1000 };
+        let open = Op::Open { nonce: 1, ttl: 1000, realm: Realm::System };
         let group = world.group(other).unwrap();
         group.submit(ClientId::default(), 0, 0, open, LONG).await.unwrap().1.unwrap();
     });

@@ -6,6 +6,7 @@
 //! are slots. What is sent takes 1 or 2 rounds to the order and 1 or 2 from it.
 
 use crate::random::Random;
+use group::Realm;
 use group::command::{ClientId, Command, Done, Op};
 use group::limits::{SLOTS_PAUSE, TTL_MAX};
 use group::slots::{Output, Shares, Slots};
@@ -70,7 +71,8 @@ impl Experiment {
         let shares = Shares::new(EACH * size, size).unwrap();
         let mut nodes = Vec::new();
         for nonce in 0..u64::from(size) {
-            let open = command(ClientId(0), 0, Op::Open { nonce, ttl: TTL_MAX });
+            let open =
+                command(ClientId(0), 0, Op::Open { nonce, ttl: TTL_MAX, realm: Realm::System });
             let Ok(Done::Opened { client }) = group.apply(open) else { panic!("no session") };
             let join = group.apply(command(client, 1, Op::Join { group: "g".into() }));
             let Ok(Done::Joined { view }) = join else { panic!("{join:?}") };

@@ -1,6 +1,7 @@
 //! Members of one seed over the group's own multicast ([`State`]), with delays, doubles, crashes and cuts; what must be true at every step.
 
 use crate::random::Random;
+use group::Realm;
 use group::command::{Answer, ClientId, Command, Done, Op, Refusal};
 use group::limits::{SLOTS_PAUSE, TTL_MAX};
 use group::slots::{Output, Shares, Slots};
@@ -426,7 +427,7 @@ impl World {
             return;
         }
         let nonce = self.random.next();
-        let open = Op::Open { nonce, ttl: TTL_MAX };
+        let open = Op::Open { nonce, ttl: TTL_MAX, realm: Realm::System };
         let command = Command { now: 0, client: ClientId(0), sequence: 0, acked: 0, op: open };
         let Ok(Done::Opened { client }) = self.group.apply(command) else { panic!("no session") };
         let join = self.apply(client, Op::Join { group: GROUP.into() });

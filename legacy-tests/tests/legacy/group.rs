@@ -2,7 +2,7 @@
 
 use crate::{EMBEDDED, LAB, Test};
 use legacy_tests::wait::until;
-use legacy_tests::{Lab, World, lab::NODES, running::LIMIT, running::code};
+use legacy_tests::{Lab, World, lab::DC, lab::NODES, program, running::LIMIT, running::code};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
@@ -18,6 +18,9 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_killed_holders_lock_and_leadership_go_to_the_next", LAB, killed_holder),
     ("all_come_to_a_barrier_or_none_passes", LAB, barrier),
     ("members_of_a_group_see_the_same_in_the_same_order", LAB, multicast),
+    ("c_programs_of_a_container_use_the_services_on_two_nodes", LAB, c_programs),
+    ("what_a_killed_program_held_goes_to_another_on_another_node", LAB, killed_program),
+    ("a_containers_keys_are_its_own_and_the_administrators_if_he_asks_for_them", LAB, realms),
     ("two_of_three_serve_when_the_leader_is_killed_and_lose_nothing", EMBEDDED, killed_leader),
     ("a_node_that_is_cut_off_refuses_and_has_everything_when_it_is_back", EMBEDDED, cut_off),
 ];
@@ -433,4 +436,47 @@ fn cut_off(world: &World) {
     assert_eq!(code(on(lab, leader, &["kv", "get", "load-refused"]).status), 1);
     dvs(lab, leader, &["kv", "put", "load-after", "x"]);
     assert_eq!(dvs(lab, rest[1], &["kv", "get", "load-after"]), "x\n");
+}
+
+/// The C program of these tests.
+fn compiled(world: &World) -> String {
+    let compiled = program::compile_with_dvk("dvk_group", world.scratch());
+    compiled.expect("gcc compiles the programs of the tests").to_string_lossy().into_owned()
+}
+
+fn c_programs(world: &World) {
+    settled(lab(world));
+    let (compiled, name) = (compiled(world), world.name());
+    let first = world.start(0, &[&compiled, &name, "first"]);
+    let second = world.start(2, &[&compiled, &name, "second"]);
+    assert_eq!((first.succeed(), second.succeed()), ("ok\n".into(), "ok\n".into()));
+}
+
+fn killed_program(world: &World) {
+    settled(lab(world));
+    let (compiled, name) = (compiled(world), world.name());
+    let mut holder = world.start(0, &[&compiled, &name, "holder"]);
+    holder.says("held");
+    let mut heir = world.start(1, &[&compiled, &name, "heir"]);
+    heir.says("waits");
+    kill_process(holder.host_pid(), Signal::KILL).expect("it is ours");
+    assert_eq!(heir.succeed(), "waits\nok\n");
+}
+
+fn realms(world: &World) {
+    let lab = lab(world);
+    settled(lab);
+    let key = world.name();
+    fn of_dc<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
+        [arguments, &["--dc", DC]].concat()
+    }
+    // In the container the command is one of its programs.
+    let program = world.program().to_string_lossy();
+    world.start(1, &[&program, "kv", "put", &key, "theirs"]).succeed();
+    assert_eq!(dvs(lab, "n2", &of_dc(&["kv", "get", &key])), "theirs\n");
+    assert_eq!(code(on(lab, "n3", &["kv", "get", &key]).status), 1);
+    dvs(lab, "n1", &["kv", "put", &key, "own"]);
+    assert_eq!(dvs(lab, "n2", &of_dc(&["kv", "get", &key])), "theirs\n");
+    let nowhere = on(lab, "n1", &["kv", "get", &key, "--dc", "nowhere"]);
+    assert!(text(&nowhere.stderr).contains("there is no container nowhere"), "{nowhere:?}");
 }

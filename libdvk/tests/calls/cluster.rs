@@ -12,7 +12,7 @@ pub(crate) const NEVER: Option<Duration> = Some(Duration::from_secs(20));
 pub(crate) const SHORT: Option<Duration> = Some(Duration::from_millis(30));
 pub(crate) const NOWAIT: Option<Duration> = Some(Duration::ZERO);
 
-/// A cluster of the nodes 1 and 2 with one DC.
+/// A cluster of the nodes 1 and 2 with the DC in which endpoints are bound, and another.
 pub(crate) struct Cluster {
     _dir: tempfile::TempDir,
     configs: Vec<Config>,
@@ -34,13 +34,15 @@ impl Cluster {
             command: Vec::new(),
             servers_inside: false,
             credentials: Some(dir.path().join(format!("credentials{node}"))),
-            dcs: vec![Dc {
-                id: 1,
-                name: "lab".into(),
-                nodes: vec![1, 2],
-                home: 1,
-                maps: Vec::new(),
-            }],
+            dcs: [(1, "lab"), (2, "other")]
+                .map(|(id, name)| Dc {
+                    id,
+                    name: name.into(),
+                    nodes: vec![1, 2],
+                    home: 1,
+                    maps: Vec::new(),
+                })
+                .to_vec(),
         };
         let configs = vec![config(1), config(2)];
         let places = configs.iter().map(|config| {
@@ -57,7 +59,11 @@ impl Cluster {
     }
 
     pub(crate) fn socket(&self, node: usize) -> PathBuf {
-        self.configs[node - 1].socket("lab")
+        self.socket_of(node, "lab")
+    }
+
+    pub(crate) fn socket_of(&self, node: usize, dc: &str) -> PathBuf {
+        self.configs[node - 1].socket(dc)
     }
 
     /// Any endpoint on `node`.

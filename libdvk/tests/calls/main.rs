@@ -4,6 +4,7 @@
 mod bind;
 mod cluster;
 mod copy;
+mod group;
 mod load;
 mod message;
 mod migrate;

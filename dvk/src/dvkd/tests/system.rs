@@ -2,16 +2,16 @@
 
 use super::*;
 use crate::dvkd::services::{
-    Change, Client, Failure, GroupStatus, Lease, Op, Reply, Request, Standing, Text, group_status,
+    Change, Client, Failure, GroupStatus, Lease, Op, Reply, Standing, Text, group_status,
 };
 use crate::limits::GROUP_BYTES;
 
 fn connect(cluster: &Cluster, node: usize) -> Client {
-    Client::connect(&cluster.configs[node - 1].run).unwrap()
+    Client::connect(&cluster.configs[node - 1].run, None).unwrap()
 }
 
 fn ask(client: &mut Client, op: Op) -> Reply {
-    client.ask(&Request { op, timeout_ms: None }, |_| {}).unwrap()
+    client.ask(op, None, |_| {}).unwrap()
 }
 
 fn put(cluster: &Cluster, node: usize, key: &str, value: &str) {
@@ -73,8 +73,7 @@ fn without_a_majority_it_is_said_who_is_missing_and_a_fenced_node_changes_nothin
     cluster.stop(3);
     let mut client = connect(&cluster, 1);
     let op = Op::Put { key: "k".into(), value: "v".into(), lease: Lease::None };
-    let request = Request { op, timeout_ms: Some(100) };
-    let refused = || match client.ask(&request, |_| {}).unwrap() {
+    let refused = || match client.ask(op.clone(), Some(100), |_| {}).unwrap() {
         Reply::Failed { failure: Failure::Fenced, why } => why.contains("n2, n3 missing, of 3"),
         Reply::Failed { failure: Failure::Unavailable, .. } => false,
         other => panic!("{other:?}"),
@@ -94,24 +93,30 @@ fn a_lock_goes_on_when_the_connection_of_its_holder_ends_and_watchers_see_leased
     let key = || "k".into();
     let leased = Op::Put { key: key(), value: "v".into(), lease: Lease::Connection };
     assert!(matches!(ask(&mut first, leased), Reply::Changed { .. }));
-    let watch = Op::Watch { start: key(), end: None, from: None };
-    assert!(matches!(ask(&mut watcher, watch), Reply::Watching { .. }));
+    let watch = |from| Op::Watch { start: key(), end: None, from };
+    let Reply::Changes { next, .. } = ask(&mut watcher, watch(None)) else { panic!("no revision") };
+    watcher.send(watch(Some(next)), None).unwrap();
     let taken = ask(&mut second, lock(false));
     assert!(matches!(taken, Reply::Failed { failure: Failure::Taken, .. }), "{taken:?}");
-    let request = Request { op: lock(true), timeout_ms: Some(10) };
-    let late = second.ask(&request, |_| {}).unwrap();
+    let late = second.ask(lock(true), Some(10), |_| {}).unwrap();
     assert!(matches!(late, Reply::Failed { failure: Failure::Timeout, .. }), "{late:?}");
-    second.send(&Request { op: lock(true), timeout_ms: None }).unwrap();
+    second.send(lock(true), None).unwrap();
     drop(first);
     let next = loop {
-        match second.receive().unwrap().unwrap() {
+        match second.receive(None).unwrap().unwrap() {
             Reply::Waiting { .. } => {}
             Reply::Locked { token } => break token,
             other => panic!("{other:?}"),
         }
     };
     assert!(next > token);
-    let Some(Reply::Changes { changes }) = watcher.receive().unwrap() else { panic!("no change") };
+    let changes = loop {
+        match watcher.receive(None).unwrap().unwrap() {
+            Reply::Waiting { .. } => {}
+            Reply::Changes { changes, .. } => break changes,
+            other => panic!("{other:?}"),
+        }
+    };
     assert!(matches!(&changes[..], [Change { value: None, .. }]), "{changes:?}");
 }
 
@@ -171,7 +176,7 @@ fn a_node_alone_has_no_group_and_says_so() {
     let run = config.run.clone();
     let daemon = Daemon::start(config).unwrap();
     assert_eq!(group_status(&run).unwrap(), None);
-    let error = Client::connect(&run).unwrap_err().to_string();
+    let error = Client::connect(&run, None).unwrap_err().to_string();
     assert!(error.contains("alone"), "{error}");
     assert!(!dir.path().join("store/system.group").exists());
     daemon.stop();
@@ -195,14 +200,11 @@ fn junk_among_the_groups_messages_and_requests_disturbs_nobody() {
     assert_eq!((errors(2), errors(3)), (0, 0), "the links are not to blame");
     assert_eq!((cluster.linked(2), cluster.linked(3)), (vec![1, 3], vec![1, 2]));
     for junk in ["\n", "{}\n", "{\"op\":{\"Get\":{}}}\n", "\u{0}\u{1}\n", "not a line"] {
-        let mut stream = connect(&cluster, 1).stream();
-        std::io::Write::write_all(&mut &*stream, junk.as_bytes()).unwrap();
+        let mut stream = admin::open(&cluster.configs[0].run, Query::Services).unwrap();
+        std::io::Write::write_all(&mut stream, junk.as_bytes()).unwrap();
         stream.shutdown(std::net::Shutdown::Write).unwrap();
         let mut said = String::new();
-        let stream = Arc::get_mut(&mut stream);
-        if let Some(stream) = stream {
-            std::io::Read::read_to_string(stream, &mut said).unwrap();
-        }
+        std::io::Read::read_to_string(&mut stream, &mut said).unwrap();
         assert!(!said.contains("Done"), "{said}");
     }
     put(&cluster, 1, "a", "c");
