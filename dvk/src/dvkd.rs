@@ -13,6 +13,7 @@ mod identity;
 mod join;
 mod link;
 mod links;
+mod log_limit;
 mod members;
 mod membership;
 mod node;

@@ -1,6 +1,6 @@
 //! Every bound of the kernel and the daemon, with its reason.
 
-use crate::frame::HEADER;
+use crate::frame::{HEADER, ORDER};
 use crate::server::Nanos;
 use m3ipc::cred::CRED_SIZE_MAX;
 use m3ipc::limits::PAYLOAD_MAX;
@@ -14,7 +14,11 @@ const SECOND: Nanos = 1_000 * MILLISECOND;
 pub const KEPT_ANSWER_MAX: usize = m3ipc::limits::PAYLOAD_AREA;
 
 /// Bytes of the longest frame: header, container, destination, credentials, message, payload.
-pub const FRAME_MAX: usize = HEADER + 4 + 8 + CRED_SIZE_MAX + 64 + PAYLOAD_MAX;
+pub const FRAME_MAX: usize = HEADER + ORDER + 4 + 8 + CRED_SIZE_MAX + 64 + PAYLOAD_MAX;
+
+/// Bytes of payload of a frame that goes on the track for small frames: the longest that TLS carries in one record
+/// (RFC 8446, 5.1), half of it. So what waits for it waits for some microseconds.
+pub const SMALL_MAX: usize = 8 << 10;
 
 /// Endpoints of one DC on one node. The pids of a container are a range of 100 000.
 pub const ENDPOINTS_MAX: usize = 100_000;
@@ -219,8 +223,14 @@ pub const LINK_STALL: Duration = Duration::from_nanos(LINK_SILENCE);
 /// not keep the nodes out. Nodes behind one address reconnect one after the other.
 pub const HANDSHAKES_PER_ADDRESS: usize = 16;
 
-/// Refused connections per second that are worth a warning in the log; strangers must not fill it.
-pub const REFUSALS_LOGGED: u32 = 10;
+/// Lines about links in the log: so many at once, and one more each second (13 MB a day at most). Strangers, and nodes
+/// that go wrong, must not fill the disk.
+pub const REFUSALS_LOGGED: u32 = 64;
+pub const REFUSALS_EVERY: Nanos = SECOND;
+
+/// The same of frames that a node may not send: so many at once, and one more each minute. A good node sends none.
+pub const FORGERIES_LOGGED: u32 = 16;
+pub const FORGERIES_EVERY: Nanos = 60 * SECOND;
 
 /// Bytes of a message of the system group: the longest that it makes (two commands of 72 KiB and what is around them).
 pub const GROUP_BYTES: usize = 210 << 10;

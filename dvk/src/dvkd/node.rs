@@ -9,12 +9,16 @@ use super::config::Config;
 use super::confine::Confined;
 use super::door::Door;
 use super::identity::Identity;
-use super::link::Link;
+use super::link::{Link, Tracks};
 use super::links::{Linking, Pump};
+use super::log_limit::LogLimit;
 use super::proxy::{Couriers, Proxies, Version};
+use crate::frame::Track;
 use crate::host::solo::monotonic;
 use crate::kernel::{self, Asker, Input, Kernel, LinkId, Output};
-use crate::limits::ENDPOINTS_PER_USER;
+use crate::limits::{
+    ENDPOINTS_PER_USER, FORGERIES_EVERY, FORGERIES_LOGGED, REFUSALS_EVERY, REFUSALS_LOGGED,
+};
 use crate::server::{Gone, Nanos};
 use anyhow::{Context, Result};
 use m3ipc::bell::{Bell, Ringer};
@@ -64,7 +68,7 @@ pub(super) struct Node {
     per_user: BTreeMap<(DcId, u32), usize>,
     pub(super) proxies: Proxies,
     pub(super) couriers: Couriers,
-    pub(super) links: BTreeMap<LinkId, Arc<Link>>,
+    pub(super) links: BTreeMap<LinkId, Tracks>,
     /// The links that are read.
     pub(super) pumps: BTreeMap<LinkId, Pump>,
     next_link: u64,
@@ -73,6 +77,9 @@ pub(super) struct Node {
     /// To be rung when the lock is free.
     rings: Vec<Arc<Ringer>>,
     pub(super) counters: Counters,
+    /// Frames that a node may not send, and news of links: how much of it may be in the log.
+    forgeries: LogLimit,
+    pub(super) link_news: LogLimit,
     /// This daemon's own bell, for those with whom it has channels.
     bell: Arc<OwnedFd>,
 }
@@ -136,6 +143,8 @@ impl Shared {
             unflushed: Vec::new(),
             rings: Vec::new(),
             counters: Counters::default(),
+            forgeries: LogLimit::new(FORGERIES_LOGGED, FORGERIES_EVERY),
+            link_news: LogLimit::new(REFUSALS_LOGGED, REFUSALS_EVERY),
             bell: Arc::new(descriptor),
         };
         Ok(Shared {
@@ -292,9 +301,26 @@ impl Node {
                 self.proxies.answer(dc, id, &message, &payload);
                 self.close_retired();
             }
-            Output::Send { link, bytes, .. } => self.send(link, bytes),
+            Output::Send { link, track, bytes, .. } => self.send(link, track, bytes),
+            Output::Forged { node, dc, endpoint, forgery } => {
+                self.counters.protocol_errors += 1;
+                if let Some(unsaid) = self.forgeries.admit(monotonic()) {
+                    tracing::warn!(
+                        node = node.0,
+                        dc = dc.0,
+                        endpoint = ?endpoint,
+                        reason = %forgery,
+                        unsaid,
+                        "a frame is refused"
+                    );
+                }
+            }
             Output::DropLink { node, link, reason } => {
-                tracing::warn!(node = node.0, %reason, "link dropped");
+                self.counters.protocol_errors +=
+                    u64::from(matches!(reason, kernel::LinkError::Forged { .. }));
+                if let Some(unsaid) = self.link_news.admit(monotonic()) {
+                    tracing::warn!(node = node.0, %reason, unsaid, "link dropped");
+                }
                 if let Some(link) = self.links.remove(&link) {
                     link.close();
                 }
@@ -302,8 +328,8 @@ impl Node {
         }
     }
 
-    fn send(&mut self, link: LinkId, bytes: bytes::Bytes) {
-        let Some(link) = self.links.get(&link) else { return };
+    fn send(&mut self, link: LinkId, track: Track, bytes: bytes::Bytes) {
+        let Some(link) = self.links.get(&link).map(|tracks| tracks.of(track)) else { return };
         self.counters.frames_out += 1;
         self.counters.bytes_out += bytes.len() as u64;
         link.send(bytes);

@@ -62,6 +62,8 @@ pub(super) struct Couriers {
     open: BTreeMap<(DcId, CallId), (Arc<Courier>, usize)>,
     /// Calls that have been made so far.
     pub(super) posted: usize,
+    /// Where answers are copied to, for a moment.
+    buffer: Vec<u8>,
     version: Version,
 }
 
@@ -460,7 +462,8 @@ impl Node {
     }
 
     fn take_answers_on(&mut self, courier: &Arc<Courier>, lanes: u64) -> usize {
-        let mut buffer = Vec::new();
+        let mut buffer = std::mem::take(&mut self.couriers.buffer);
+        buffer.resize(PAYLOAD_AREA, 0);
         let mut count = 0;
         for lane in bits(lanes) {
             let mut message = match courier.channel.poll_answered(lane) {
@@ -472,20 +475,21 @@ impl Node {
                 Poll::Open | Poll::Closed => continue,
             };
             let Some(id) = self.couriers.end(courier, lane) else { continue };
-            buffer.resize((message.payload_len as usize).min(PAYLOAD_AREA), 0);
-            courier.channel.read_answer(lane, &message, &mut buffer);
-            if message.tag != id.tag || buffer.len() > PAYLOAD_MAX {
+            let mut payload = &mut buffer[..(message.payload_len as usize).min(PAYLOAD_AREA)];
+            courier.channel.read_answer(lane, &message, payload);
+            if message.tag != id.tag || payload.len() > PAYLOAD_MAX {
                 self.counters.protocol_errors += 1;
                 message = Message {
                     tag: id.tag,
                     ..Message::undelivered(message.call, IpcError::Protocol)
                 };
-                buffer.clear();
+                payload = &mut [];
             }
             let (dc, from) = courier.place;
-            self.step(Input::LocalAnswer { dc, from, id, message: &message, payload: &buffer });
+            self.step(Input::LocalAnswer { dc, from, id, message: &message, payload });
             count += 1;
         }
+        self.couriers.buffer = buffer;
         count
     }
 }

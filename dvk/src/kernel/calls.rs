@@ -22,7 +22,7 @@ pub(super) struct Lane {
 }
 
 impl Lane {
-    fn new(id: CallId, to: Endpoint) -> Lane {
+    pub(super) fn new(id: CallId, to: Endpoint) -> Lane {
         Lane { source: id.source, slot: to.slot, lane: id.tag.lane() }
     }
 
