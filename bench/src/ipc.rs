@@ -1,6 +1,6 @@
 //! The rows of M3-IPC: messages, copies and crowds, on one node and between two, beside what Linux has for it.
 
-use crate::beside::Beside;
+use crate::alongside::Alongside;
 use crate::bound::{COPY_MAX, PREFIX, Pair, RECEIVER, REQUESTS_ONLY};
 use crate::cpus::{self, Layout};
 use crate::parallel::{Item, Parallel};
@@ -202,7 +202,7 @@ fn beside_bulk(
     let copy = workers.pair("copy", &copier, "vcopy", RECEIVER, &COPY_MAX.to_string());
     let name = "sendrec across nodes beside a bulk copy".to_owned();
     let mut subjects: Vec<Box<dyn Subject + '_>> = vec![
-        Box::new(Beside::new(name, call(""), copy)),
+        Box::new(Alongside::new(name, call(""), copy)),
         call("sendrec across nodes, nothing else"),
     ];
     for layout in layouts {

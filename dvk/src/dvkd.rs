@@ -9,6 +9,7 @@ mod confine;
 mod control;
 mod credentials;
 mod door;
+mod heap;
 mod identity;
 mod join;
 mod link;
@@ -66,6 +67,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// # Errors
 /// One sentence: the address or a socket is in use, a directory cannot be made.
 pub fn run(config: Config) -> Result<()> {
+    heap::keep_freed();
     // Blocked in all threads, so that the one below gets them; children unblock them.
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     signals.thread_block().context("cannot block signals")?;

@@ -19,6 +19,7 @@
 
 use crate::limits::{FRAME_MAX, SMALL_MAX};
 use crate::server::Nanos;
+use bytes::Bytes;
 use m3ipc::cred::CRED_SIZE_MAX;
 use m3ipc::limits::PAYLOAD_MAX;
 use m3ipc::{CallId, Cred, DcId, Endpoint, Message, NodeId, Rights};
@@ -61,6 +62,8 @@ pub struct Packet<'a> {
     /// On the bulk track: how many small frames of the session go before it.
     pub after: u64,
     pub frame: Frame<'a>,
+    /// What it was decoded from, if its payload may be kept as a part of that; else it is copied.
+    pub whole: Option<&'a Bytes>,
 }
 
 /// What a node says to another.
@@ -424,7 +427,15 @@ impl Frame<'_> {
 impl<'a> Packet<'a> {
     /// A frame outside of any session: a Hello.
     pub fn alone(frame: Frame<'a>) -> Packet<'a> {
-        Packet { sequence: 0, received: 0, received_bulk: 0, after: 0, frame }
+        Packet { sequence: 0, received: 0, received_bulk: 0, after: 0, frame, whole: None }
+    }
+
+    /// A payload of it, to be kept: without a copy if it is a part of `whole`.
+    pub(crate) fn keep(&self, payload: &[u8]) -> Bytes {
+        match self.whole {
+            Some(whole) if is_part_of(whole, payload) => whole.slice_ref(payload),
+            _ => Bytes::copy_from_slice(payload),
+        }
     }
 
     /// The bytes of the packet. The payload must have the length that the message says, at most
@@ -478,7 +489,12 @@ pub fn decode(bytes: &[u8]) -> Result<(Packet<'_>, usize), FrameError> {
     let frame = get.body(kind)?;
     check(get.0.is_empty(), "length")?;
     check(frame.is_sequenced() == (sequence != 0), "sequence")?;
-    Ok((Packet { sequence, received, received_bulk, after, frame }, length))
+    Ok((Packet { sequence, received, received_bulk, after, frame, whole: None }, length))
+}
+
+fn is_part_of(whole: &[u8], part: &[u8]) -> bool {
+    let (whole, part) = (whole.as_ptr_range(), part.as_ptr_range());
+    whole.start <= part.start && part.end <= whole.end
 }
 
 fn check(fine: bool, what: &'static str) -> Result<(), FrameError> {
@@ -914,7 +930,7 @@ mod tests {
         let sequence = if frame.is_sequenced() { sequence.max(1) } else { 0 };
         let order = if matches!(frame, Frame::Hello(_)) { [0; 2] } else { [6, 7] };
         let [received_bulk, after] = order;
-        let packet = Packet { sequence, received, received_bulk, after, frame };
+        let packet = Packet { sequence, received, received_bulk, after, frame, whole: None };
         let mut bytes = packet.encode();
         let length = bytes.len();
         assert_eq!(decode(&bytes), Ok((packet, length)));
@@ -1018,6 +1034,22 @@ mod tests {
         let payload = vec![1; PAYLOAD_MAX];
         let request = Request { dc: DcId(1), to: Endpoint::VFS, cred, message, payload: &payload };
         assert_eq!(check_round_trip(1, 0, Frame::Request(request)).len(), FRAME_MAX);
+    }
+
+    #[test]
+    fn a_payload_is_kept_without_a_copy_only_if_it_is_a_part_of_what_came() {
+        let whole = Bytes::from(vec![1, 2, 3, 4]);
+        let packet = Packet { whole: Some(&whole), ..Packet::alone(Frame::Received) };
+        assert_eq!(packet.keep(&whole[1..3]).as_ptr(), whole[1..].as_ptr());
+        let others = [2, 3];
+        for (packet, payload) in
+            [(Packet { whole: None, ..packet }, &whole[1..3]), (packet, &others)]
+        {
+            let kept = packet.keep(payload);
+            assert_eq!(kept, others[..]);
+            assert_ne!(kept.as_ptr(), payload.as_ptr());
+        }
+        assert!(packet.keep(&[]).is_empty());
     }
 
     #[test]

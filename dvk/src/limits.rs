@@ -128,6 +128,10 @@ pub const LINK_QUEUE: usize = UNRECEIVED_LIMIT + (64 << 20);
 /// another node. It gives its CPU away at each look, and stops looking when that does not pay off.
 pub const LOOK_AROUND: Nanos = 50_000;
 
+/// Giving the CPU away at a look takes longer than this only if somebody took it: then looking takes it from those who
+/// could bring something. (An empty `sched_yield` takes 0.3 to 1 µs.)
+pub const LOOK_SWITCH: Nanos = 2_500;
+
 /// Links used within this time are read while looking around, so many at most: each look is a system call.
 pub const LINK_RECENT: Nanos = 2 * LOOK_AROUND;
 pub const LINKS_LED: usize = 4;
@@ -215,6 +219,14 @@ pub const TLS_UNSENT: usize = 256 << 10;
 
 /// Bytes read from a socket at once, before they are decrypted: as many as a socket usually has.
 pub const TLS_READ: usize = 128 << 10;
+
+/// Bytes from which an allocation is a mapping of its own: more than a frame, less than the buffers of a link, of which
+/// only pages that are used take memory.
+pub const HEAP_LARGE: usize = 192 << 10;
+const _: () = assert!(FRAME_MAX < HEAP_LARGE);
+
+/// Freed bytes that the allocator keeps for each arena: the frames that a busy link has under way.
+pub const HEAP_KEPT: usize = 16 << 20;
 
 /// A link that takes no byte for so long, although some wait, is dropped. As [`LINK_SILENCE`].
 pub const LINK_STALL: Duration = Duration::from_nanos(LINK_SILENCE);

@@ -7,7 +7,7 @@
 
 use crate::frame::{Frame, Hello, Packet, Track};
 use crate::host::solo::monotonic;
-use crate::limits::{GROUP_QUEUED, GROUP_QUEUED_BYTES, LINK_STALL, SMALL_MAX};
+use crate::limits::{FRAME_MAX, GROUP_QUEUED, GROUP_QUEUED_BYTES, LINK_STALL, SMALL_MAX};
 use crate::server::Nanos;
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -81,14 +81,72 @@ pub(super) struct Link {
 /// What has come over a link and is not yet a whole frame.
 #[derive(Debug, Default)]
 pub(super) struct Reading {
-    pub(super) bytes: Vec<u8>,
-    pub(super) end: usize,
+    /// Shared only while frames are taken: payloads may be parts of it meanwhile.
+    bytes: Arc<Vec<u8>>,
+    /// Bytes of it that have been read.
+    end: usize,
     /// Calls that it has brought and whose answers nobody looks for yet.
     pub(super) calls: usize,
     /// On the bulk track: its first frame has to wait for small ones.
     pub(super) is_early: bool,
     /// Why the link is at its end.
     pub(super) ended: Option<String>,
+}
+
+/// Keeps what has been read as long as a payload is a part of it.
+struct Kept(Arc<Vec<u8>>);
+
+impl AsRef<[u8]> for Kept {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Reading {
+    /// Begins with what came behind the Hello.
+    pub(super) fn begin(&mut self, rest: Vec<u8>) {
+        self.end = rest.len();
+        self.bytes = Arc::new(rest);
+    }
+
+    /// Where the next bytes go: room for the rest of the longest frame, and then some.
+    pub(super) fn room(&mut self) -> &mut [u8] {
+        let end = self.end;
+        if Arc::get_mut(&mut self.bytes).is_none() {
+            // Somebody keeps a payload.
+            self.bytes = Arc::new(self.bytes[..end].to_vec());
+        }
+        let bytes = Arc::get_mut(&mut self.bytes).expect("nobody else has it");
+        if bytes.len() < end + FRAME_MAX {
+            bytes.resize(end + FRAME_MAX, 0);
+        }
+        &mut bytes[end..]
+    }
+
+    /// So many bytes have been read; false if there was room for more.
+    pub(super) fn note_read(&mut self, count: usize) -> bool {
+        self.end += count;
+        self.end == self.bytes.len()
+    }
+
+    /// What has been read and not been taken.
+    pub(super) fn unread(&self) -> &[u8] {
+        &self.bytes[..self.end]
+    }
+
+    /// The same, of which payloads can be kept.
+    pub(super) fn whole(&self) -> Bytes {
+        Bytes::from_owner(Kept(self.bytes.clone())).slice(..self.end)
+    }
+
+    /// The first so many bytes have been taken.
+    pub(super) fn remove(&mut self, count: usize) {
+        match Arc::get_mut(&mut self.bytes) {
+            Some(bytes) => bytes.copy_within(count..self.end, 0),
+            None => self.bytes = Arc::new(self.bytes[count..self.end].to_vec()),
+        }
+        self.end -= count;
+    }
 }
 
 #[derive(Debug, Default)]
@@ -312,6 +370,11 @@ impl Link {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn is_held(&self) -> bool {
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Waits until what comes next may be taken; false if the link is closed.
     pub(super) fn await_unheld(&self) -> bool {
         // Whoever closes it does so before it lets go.
@@ -463,6 +526,26 @@ mod tests {
         let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let link = Arc::new(Link::new(Track::Small, Box::new(Tcp::new(ours).unwrap()), QUEUE));
         (link, listener.accept().unwrap().0)
+    }
+
+    #[test]
+    fn what_is_kept_of_a_reading_stays_and_without_that_its_memory_is_used_again() {
+        let mut reading = Reading::default();
+        reading.begin(b"whole frame and a pa".to_vec());
+        let kept = reading.whole().slice(6..11);
+        reading.remove(16);
+        reading.room()[..2].copy_from_slice(b"rt");
+        assert!(!reading.note_read(2));
+        assert_eq!((reading.unread(), &kept[..]), (&b"a part"[..], &b"frame"[..]));
+        let place = reading.unread().as_ptr();
+        drop(reading.whole());
+        reading.remove(2);
+        reading.room();
+        assert_eq!((reading.unread(), reading.unread().as_ptr()), (&b"part"[..], place));
+        // Kept while more is read.
+        let kept = reading.whole();
+        reading.room().fill(0);
+        assert_eq!((reading.unread(), &kept[..]), (&b"part"[..], &b"part"[..]));
     }
 
     #[test]

@@ -18,9 +18,9 @@ use crate::frame::{self, Frame, FrameError, Hello, Packet, Track};
 use crate::host::solo::monotonic;
 use crate::kernel::{Input, LinkId};
 use crate::limits::{
-    CONNECT_TIMEOUT, FRAME_MAX, HANDSHAKE_TIMEOUT, HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS,
-    JOINS_MAX, LINK_QUEUE, RECONNECT_MAX, RECONNECT_MIN, REFUSALS_EVERY, REFUSALS_LOGGED,
-    RENEWAL_LOOK, RENEWAL_PAUSE,
+    CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS, JOINS_MAX,
+    LINK_QUEUE, RECONNECT_MAX, RECONNECT_MIN, REFUSALS_EVERY, REFUSALS_LOGGED, RENEWAL_LOOK,
+    RENEWAL_PAUSE,
 };
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bytes::Bytes;
@@ -676,8 +676,7 @@ impl Pump {
     /// Reads the bulk track until it ends, and says why it did.
     fn read_bulk(&self, shared: &Shared, rest: Vec<u8>) -> String {
         let mut reading = self.link.reading();
-        reading.end = rest.len();
-        reading.bytes = rest;
+        reading.begin(rest);
         self.take(shared, &mut reading);
         loop {
             // What has come is taken first, when it may be.
@@ -705,8 +704,7 @@ impl Pump {
     fn run(&self, shared: &Shared, rest: Vec<u8>) -> String {
         {
             let mut reading = self.link.reading();
-            reading.end = rest.len();
-            reading.bytes = rest;
+            reading.begin(rest);
             self.take(shared, &mut reading);
         }
         shared.with(|state| state.pumps.insert(self.number, self.clone()));
@@ -763,17 +761,11 @@ impl Pump {
         if reading.ended.is_some() {
             return Turn::Nothing;
         }
-        // Room for the rest of the longest frame, and then some.
-        let end = reading.end;
-        if reading.bytes.len() < end + FRAME_MAX {
-            reading.bytes.resize(end + FRAME_MAX, 0);
-        }
-        match self.link.try_read(&mut reading.bytes[end..]) {
+        match self.link.try_read(reading.room()) {
             None => return Turn::Nothing,
             Some(Ok(0)) => reading.ended = Some("the other side has closed it".into()),
             Some(Ok(count)) => {
-                let is_full = end + count == reading.bytes.len();
-                reading.end += count;
+                let is_full = reading.note_read(count);
                 self.link.note_use(monotonic());
                 self.take(shared, reading);
                 if reading.ended.is_none() && !is_full {
@@ -791,12 +783,18 @@ impl Pump {
 
     /// Gives the whole frames that have been read to the kernel.
     fn take(&self, shared: &Shared, reading: &mut Reading) {
-        match self.take_frames(shared, &reading.bytes[..reading.end]) {
+        let taken = match self.link.track() {
+            Track::Small => self.take_frames(shared, reading.unread(), None),
+            Track::Bulk => {
+                let whole = reading.whole();
+                self.take_frames(shared, &whole, Some(&whole))
+            }
+        };
+        match taken {
             Ok((used, calls, is_early)) => {
                 reading.calls += calls;
                 reading.is_early = is_early;
-                reading.bytes.copy_within(used..reading.end, 0);
-                reading.end -= used;
+                reading.remove(used);
             }
             Err(reason) => {
                 shared.with(|state| state.counters.protocol_errors += 1);
@@ -807,7 +805,12 @@ impl Pump {
 
     /// Gives the whole frames in `bytes` to the kernel, and the rest to the members thread; returns how much they are, and
     /// how many calls they brought. On the bulk track it stops before what comes too early, and says so.
-    fn take_frames(&self, shared: &Shared, bytes: &[u8]) -> Result<(usize, usize, bool), String> {
+    fn take_frames(
+        &self,
+        shared: &Shared,
+        bytes: &[u8],
+        whole: Option<&Bytes>,
+    ) -> Result<(usize, usize, bool), String> {
         let (mut used, mut calls) = (0, 0);
         loop {
             let (mut packets, mut end) = (Vec::new(), used);
@@ -819,7 +822,7 @@ impl Pump {
                 };
                 match packet {
                     Ok((packet, length)) => {
-                        packets.push((end, packet));
+                        packets.push((end, Packet { whole, ..packet }));
                         end += length;
                     }
                     Err(error) => break Err(error),

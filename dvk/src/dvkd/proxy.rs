@@ -7,7 +7,7 @@ use super::links::Pump;
 use super::node::{Node, Place, Shared};
 use crate::host::solo::{check_lane, monotonic};
 use crate::kernel::Input;
-use crate::limits::{LINK_RECENT, LINKS_LED, LOOK_AROUND, RING_AGAIN};
+use crate::limits::{LINK_RECENT, LINKS_LED, LOOK_AROUND, LOOK_SWITCH, RING_AGAIN};
 use crate::server::Nanos;
 use m3ipc::bell::Ringer;
 use m3ipc::channel::{Poll, SharedChannel, Withdrawn};
@@ -647,20 +647,26 @@ fn look_around(
             led.push(pump.clone());
         }
     }
-    let mut last = start;
-    let mut found = false;
-    while !found && monotonic() < last + budget && !shared.is_stopping() {
+    let (mut now, mut last) = (start, start);
+    let (mut found, mut is_wanted) = (false, false);
+    while !found && !is_wanted && now < last + budget && !shared.is_stopping() {
         // Whoever could bring the news may wait for this CPU.
         rustix::thread::sched_yield();
+        let before = std::mem::replace(&mut now, monotonic());
+        // Then whoever took it looks as well, or works: all they need is this CPU.
+        is_wanted = now - before > LOOK_SWITCH;
         for pump in &*led {
             if pump.try_turn(shared) {
-                last = monotonic();
+                last = now;
+                is_wanted = false;
                 patience.reward();
             }
         }
         found = watched.has_news();
     }
-    if found {
+    if is_wanted && !found {
+        patience.give_way();
+    } else if found {
         patience.reward()
     } else {
         patience.punish()
@@ -693,6 +699,11 @@ impl Patience {
 
     fn reward(&mut self) {
         self.nanos = LOOK_AROUND;
+    }
+
+    /// Others need the CPU: no look until the next try.
+    fn give_way(&mut self) {
+        self.nanos = 0;
     }
 
     fn punish(&mut self) {

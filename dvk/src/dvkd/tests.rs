@@ -180,6 +180,19 @@ struct Cluster {
 
 impl Cluster {
     fn start(nodes: u16) -> Cluster {
+        Cluster::start_with(nodes, &[])
+    }
+
+    /// With more containers than the one of all nodes.
+    fn start_with(nodes: u16, more: &[Dc]) -> Cluster {
+        let lab = Dc {
+            id: 1,
+            name: "lab".into(),
+            nodes: (1..=nodes).collect(),
+            home: 1,
+            maps: Vec::new(),
+        };
+        let dcs = [&[lab], more].concat();
         let dir = tempfile::tempdir().unwrap();
         let ports: Vec<_> = (0..nodes).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let addresses: Vec<_> = ports.iter().map(|port| port.local_addr().unwrap()).collect();
@@ -194,13 +207,7 @@ impl Cluster {
                 credentials: Some(dir.path().join(format!("credentials{node}"))),
                 command: Vec::new(),
                 servers_inside: false,
-                dcs: vec![Dc {
-                    id: 1,
-                    name: "lab".into(),
-                    nodes: (1..=nodes).collect(),
-                    home: 1,
-                    maps: Vec::new(),
-                }],
+                dcs: dcs.iter().filter(|dc| dc.nodes.contains(&node)).cloned().collect(),
             })
             .collect();
         let places = configs.iter().map(|config| {

@@ -498,14 +498,12 @@ impl Kernel {
         if let Err((dc, endpoint, forgery)) = believed {
             out.push(Output::Forged { node, dc, endpoint, forgery });
         }
+        let is_nobody = matches!(believed, Err((_, _, Forgery::NotThere)));
         match &packet.frame {
-            Frame::Request(request) if matches!(believed, Err((_, _, Forgery::NotThere))) => {
-                self.refuse_request(now, node, request, out);
-            }
-            frame if !matches!(believed, Err((_, _, Forgery::NotThere))) => {
-                self.take_frame(now, node, frame, out);
-            }
-            _ => {}
+            Frame::Request(request) if is_nobody => self.refuse_request(now, node, request, out),
+            _ if is_nobody => {}
+            // What is of another container has no effect there, or is refused.
+            _ => self.take_frame(now, node, packet, out),
         }
         if let Some(peer) = self.peers.get_mut(&node) {
             peer.say_received(now, out);
@@ -513,10 +511,10 @@ impl Kernel {
         Ok(())
     }
 
-    fn take_frame(&mut self, now: Nanos, node: NodeId, frame: &Frame<'_>, out: &mut Vec<Output>) {
-        match frame {
+    fn take_frame(&mut self, now: Nanos, node: NodeId, packet: &Packet<'_>, out: &mut Vec<Output>) {
+        match &packet.frame {
             Frame::Request(request) => self.request(now, node, request, out),
-            Frame::Answer(answer) => self.answer(node, answer, out),
+            Frame::Answer(answer) => self.answer(node, answer, packet, out),
             Frame::Cancel { dc, to, id } => self.cancel(now, *dc, *to, *id, out),
             Frame::Gone { dc, to, gone } => self.remote_died(node, *dc, *to, *gone, out),
             Frame::Notify { dc, from, to, value } => {

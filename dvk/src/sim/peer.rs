@@ -291,17 +291,18 @@ impl Sim {
         if promoted.is_none() {
             self.vacate(id, from, &BTreeSet::new(), false);
         }
-        let Some((pid, peer)) = self.peer_at(id, from) else { return };
+        if let Some(node) = self.nodes.get_mut(&id)
+            && let Some(pid) = node.bound.remove(&from)
+        {
+            node.bound.insert(to, pid);
+        }
+        let Some((_, peer)) = self.peer_at(id, from) else { return };
         peer.endpoint = Some(to);
         peer.is_still = promoted.is_none();
         peer.inherits = promoted.unwrap_or(false);
         peer.open.clear();
         peer.inbox.clear();
         peer.unread.clear();
-        if let Some(node) = self.nodes.get_mut(&id) {
-            node.bound.remove(&from);
-            node.bound.insert(to, pid);
-        }
     }
 
     /// Somebody kills a peer that is alive.

@@ -3,7 +3,7 @@
 use super::*;
 use crate::dvkd::certificate::Subject;
 use crate::frame::{self, Answer, HEADER, Request, VERSION};
-use crate::limits::{FORGERIES_LOGGED, FRAME_MAX};
+use crate::limits::{FORGERIES_LOGGED, FRAME_MAX, SMALL_MAX};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::OnceLock;
@@ -69,6 +69,22 @@ fn read_request(tls: &tls::Tls) -> Vec<u8> {
     }
 }
 
+/// A request, and its number on its track.
+fn request_in(bytes: &[u8]) -> (u64, Request<'_>) {
+    let (packet, _) = frame::decode(bytes).unwrap();
+    let Frame::Request(request) = packet.frame else { panic!("{packet:?}") };
+    (packet.sequence, request)
+}
+
+/// What the receiver of a request would say.
+fn answer_to<'a>(request: &Request<'_>, payload: &'a [u8]) -> Frame<'a> {
+    let Request { dc, to: source, message, .. } = *request;
+    let (tag, to) = (message.tag, message.source);
+    let payload_len = u32::try_from(payload.len()).unwrap();
+    let message = Message { source, tag, payload_len, ..Message::request(message.call) };
+    Frame::Answer(Answer { dc, to, message, payload })
+}
+
 fn ping() -> Vec<u8> {
     Packet::alone(Frame::Ping { sent: 1 }).encode()
 }
@@ -130,6 +146,8 @@ fn a_small_call_does_not_wait_for_bulk_ones_that_nobody_reads() {
     let mut cluster = Cluster::start(2);
     cluster.wait_for_links();
     let [small, bulk] = Imposter::of(&mut cluster, 1, 2).link();
+    // One process: a program that says hello again is another one.
+    let client = cluster.client(2);
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let over = Over(&is_over);
@@ -143,25 +161,17 @@ fn a_small_call_does_not_wait_for_bulk_ones_that_nobody_reads() {
             }
         });
         for _ in 0..4 {
-            scope.spawn(|| cluster.client(2).call(ECHO, &[7; PAYLOAD_MAX]));
+            scope.spawn(|| client.call(ECHO, &[7; PAYLOAD_MAX]));
         }
         wait_until("the bulk requests are on their way", || {
             cluster.daemon(2).status().counters.calls_out == 4
         });
-        let asked = scope.spawn(|| cluster.client(2).call(GET, b"small"));
+        let asked = scope.spawn(|| client.call(GET, b"small"));
         let bytes = read_request(&small);
-        let (packet, _) = frame::decode(&bytes).unwrap();
-        let Frame::Request(request) = packet.frame else { panic!("{packet:?}") };
+        let (received, request) = request_in(&bytes);
         assert_eq!((request.message.call, request.payload), (GET, &b"small"[..]));
-        let message = Message {
-            source: request.to,
-            tag: request.message.tag,
-            payload_len: 2,
-            ..Message::request(GET)
-        };
-        let answer = Answer { dc: request.dc, to: request.message.source, message, payload: b"ok" };
-        let (sequence, received) = (1, packet.sequence);
-        let packet = Packet { sequence, received, ..Packet::alone(Frame::Answer(answer)) };
+        let answer = answer_to(&request, b"ok");
+        let packet = Packet { sequence: 1, received, ..Packet::alone(answer) };
         small.write_all_by(&packet.encode(), soon()).unwrap();
         assert_eq!(asked.join().unwrap().unwrap(), b"ok");
         // Now they are read. None may be taken before the small frames that were sent first.
@@ -177,6 +187,36 @@ fn a_small_call_does_not_wait_for_bulk_ones_that_nobody_reads() {
 }
 
 #[test]
+fn a_bulk_frame_that_comes_early_waits_for_the_small_one_that_was_sent_first() {
+    let mut cluster = Cluster::start(2);
+    cluster.wait_for_links();
+    let [small, bulk] = Imposter::of(&mut cluster, 1, 2).link();
+    let client = cluster.client(2);
+    std::thread::scope(|scope| {
+        let long = scope.spawn(|| client.call(ECHO, b"long"));
+        let bytes = read_request(&small);
+        let (_, first) = request_in(&bytes);
+        let short = scope.spawn(|| client.call(GET, b"short"));
+        let bytes = read_request(&small);
+        let (received, second) = request_in(&bytes);
+        let bytes = vec![7; SMALL_MAX + 1];
+        let answer = answer_to(&first, &bytes);
+        let packet = Packet { sequence: 1, received, after: 1, ..Packet::alone(answer) };
+        bulk.write_all_by(&packet.encode(), soon()).unwrap();
+        let is_held = |node: &mut crate::dvkd::node::Node| {
+            node.links.values().any(|link| link.bulk.is_held())
+        };
+        wait_until("it waits", || cluster.daemon(2).shared.with(is_held));
+        assert!(!long.is_finished());
+        let answer = answer_to(&second, b"ok");
+        let packet = Packet { sequence: 1, received, ..Packet::alone(answer) };
+        small.write_all_by(&packet.encode(), soon()).unwrap();
+        assert_eq!(short.join().unwrap().unwrap(), b"ok");
+        assert_eq!(long.join().unwrap().unwrap(), bytes);
+    });
+}
+
+#[test]
 fn a_track_that_stalls_or_half_closes_or_drips_ends_its_link_and_disturbs_no_other() {
     let mut cluster = Cluster::start(3);
     let _server = cluster.server();
@@ -188,12 +228,15 @@ fn a_track_that_stalls_or_half_closes_or_drips_ends_its_link_and_disturbs_no_oth
     for (bad, good) in [(0, 1), (1, 0)] {
         for fault in ["stalls", "drips", "half-closes"] {
             let tracks = imposter.link();
-            wait_until("the link is up", || cluster.linked(3) == [1, 2]);
+            let ping = ping();
+            wait_until("the link is up", || {
+                tracks.iter().for_each(|track| track.write_all_by(&ping, soon()).unwrap());
+                cluster.linked(3).contains(&2)
+            });
             let begin = Instant::now();
             if fault == "half-closes" {
                 tracks[bad].end_writing().unwrap();
             }
-            let ping = ping();
             let mut drip = ping[..ping.len() - 1].iter();
             // The other track is as lively as can be.
             while !is_ended(&tracks[bad]) || !is_ended(&tracks[good]) {
@@ -205,42 +248,70 @@ fn a_track_that_stalls_or_half_closes_or_drips_ends_its_link_and_disturbs_no_oth
             }
             // All others have gone on meanwhile.
             assert_eq!(client.call(ECHO, b"after").unwrap(), b"after");
-            assert_eq!(cluster.linked(3), [1]);
+            wait_until("it is over", || cluster.linked(3) == [1]);
+        }
+    }
+}
+
+/// The error of the next answer on a track.
+fn read_refusal(tls: &tls::Tls) -> Option<IpcError> {
+    loop {
+        let bytes = read_frame(tls);
+        if let Ok((Packet { frame: Frame::Answer(answer), .. }, _)) = frame::decode(&bytes) {
+            return answer.message.outcome().err();
         }
     }
 }
 
 #[test]
-fn a_frame_for_another_container_or_endpoint_is_refused_and_said_but_no_flood_fills_the_log() {
+fn a_forged_frame_is_refused_and_said_but_no_flood_fills_the_log() {
     log();
-    let mut cluster = Cluster::start(3);
+    // A container that node 2 is not in.
+    let other = Dc { id: 2, name: "other".into(), nodes: vec![1, 3], home: 3, maps: Vec::new() };
+    let mut cluster = Cluster::start_with(3, &[other]);
     cluster.wait_for_links();
     let imposter = Imposter::of(&mut cluster, 2, 3);
     let [small, _bulk] = imposter.link();
     let own = Endpoint::new(NodeId(2), 1, 1);
-    let request = |dc, source| {
-        let message = Message { source, ..Message::request(ECHO) };
-        let to = Endpoint::server(1);
-        Frame::Request(Request { dc: DcId(dc), to, cred: Cred::ROOT, message, payload: &[] })
+    let request = |dc, sequence: u64, source| {
+        let tag = m3ipc::Tag::new(0, sequence);
+        let message = Message { source, tag, ..Message::request(ECHO) };
+        let to = Endpoint::well_known(NodeId(3), 70);
+        let frame =
+            Frame::Request(Request { dc: DcId(dc), to, cred: Cred::ROOT, message, payload: &[] });
+        Packet { sequence, ..Packet::alone(frame) }.encode()
     };
-    let errors = || cluster.daemon(3).status().counters.protocol_errors;
-    const FLOOD: u64 = 1000;
-    for sequence in 1..=FLOOD {
-        let packet = Packet { sequence, ..Packet::alone(request(909, own)) };
-        small.write_all_by(&packet.encode(), soon()).unwrap();
+    let counters = || cluster.daemon(3).status().counters;
+    // Of a container that node 3, or node 2, is not in; of an endpoint that is not there.
+    let nobody = Endpoint::well_known(NodeId(1), 71);
+    for (sequence, (dc, source, reason)) in (1..).zip([
+        (808, own, "this node is not in that container"),
+        (2, own, "the node is not in that container"),
+        (1, nobody, "as far as this node knows, the endpoint is not there"),
+    ]) {
+        small.write_all_by(&request(dc, sequence, source), soon()).unwrap();
+        assert!(read_refusal(&small).is_some());
+        let words = ["a frame is refused", "node=2", &format!("dc={dc} "), reason];
+        assert_eq!(lines_with(&words), 1, "{}", log());
+        assert_eq!(counters().protocol_errors, sequence);
     }
-    wait_until("all are counted", || errors() >= FLOOD);
+    // To a process that is not there: everybody may try that, and hears so.
+    small.write_all_by(&request(1, 4, own), soon()).unwrap();
+    assert_eq!(read_refusal(&small), Some(IpcError::NotBound));
+    const FLOOD: u64 = 1000;
+    for sequence in 5..5 + FLOOD {
+        small.write_all_by(&request(909, sequence, own), soon()).unwrap();
+    }
+    let all = 3 + FLOOD;
+    wait_until("all are counted", || counters().protocol_errors >= all);
     let said = lines_with(&["a frame is refused", "node=2", "dc=909", "this node is not in"]);
     let most = FORGERIES_LOGGED as usize + 1;
     assert!((1..=most).contains(&said), "{said} lines");
     // In a container of both, for an endpoint of another node: the link is over as well.
-    let forged = Packet {
-        sequence: FLOOD + 1,
-        ..Packet::alone(request(1, Endpoint::new(NodeId(1), 2000, 1)))
-    };
-    small.write_all_by(&forged.encode(), soon()).unwrap();
+    let forged = request(1, 5 + FLOOD, Endpoint::new(NodeId(1), 2000, 1));
+    small.write_all_by(&forged, soon()).unwrap();
     time_until_dropped(&small);
-    assert_eq!(errors(), FLOOD + 1);
+    assert_eq!((counters().protocol_errors, counters().calls_in), (all + 1, 0));
     let reason = "a frame speaks in container 1 for endpoint";
     assert_eq!(lines_with(&["link dropped", "node=2", reason]), 1, "{}", log());
 }

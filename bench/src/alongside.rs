@@ -8,15 +8,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// `subject`, while `other` is done over and over.
-pub(crate) struct Beside<'a> {
+pub(crate) struct Alongside<'a> {
     name: String,
     subject: Item<'a>,
     other: Item<'a>,
 }
 
-impl<'a> Beside<'a> {
-    pub(crate) fn new(name: String, subject: Item<'a>, other: Item<'a>) -> Beside<'a> {
-        Beside { name, subject, other }
+impl<'a> Alongside<'a> {
+    pub(crate) fn new(name: String, subject: Item<'a>, other: Item<'a>) -> Alongside<'a> {
+        Alongside { name, subject, other }
     }
 }
 
@@ -29,7 +29,7 @@ impl Drop for Over<'_> {
     }
 }
 
-impl Subject for Beside<'_> {
+impl Subject for Alongside<'_> {
     fn name(&self) -> String {
         self.name.clone()
     }
@@ -95,7 +95,7 @@ mod tests {
     fn the_other_goes_on_until_the_subject_has_ended() {
         let done = Arc::new(AtomicU32::new(0));
         let (subject, other) = (Box::new(Patient(done.clone())), Box::new(Counting(done.clone())));
-        let mut beside = Beside::new("both".to_owned(), subject, other);
+        let mut beside = Alongside::new("both".to_owned(), subject, other);
         assert_eq!(beside.run(7).unwrap(), Duration::from_secs(7));
         assert!(done.load(Ordering::SeqCst) >= 5);
     }
