@@ -16,8 +16,8 @@ pub(crate) const PREFIX: &str = "m3ipc ";
 pub(crate) const RECEIVER: u32 = 900;
 pub(crate) const REQUESTS_ONLY: u32 = 899;
 
-/// Largest copy; what a receiver lends.
-pub(crate) const COPY_MAX: usize = 1 << 20;
+/// Largest copy; what a receiver lends. Long enough that only the stream counts.
+pub(crate) const COPY_MAX: usize = 16 << 20;
 
 /// Calls that a receiver answers: with nothing, and with the address of what it lends.
 const CALL: u16 = 0x1001;

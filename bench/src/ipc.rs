@@ -1,5 +1,6 @@
 //! The rows of M3-IPC: messages, copies and crowds, on one node and between two, beside what Linux has for it.
 
+use crate::alongside::Alongside;
 use crate::bound::{COPY_MAX, PREFIX, Pair, RECEIVER, REQUESTS_ONLY};
 use crate::cpus::{self, Layout};
 use crate::parallel::{Item, Parallel};
@@ -16,7 +17,7 @@ use legacy_tests::lab::NODES;
 const HOME: u32 = 1;
 
 /// Sizes of copies.
-const SIZES: [usize; 5] = [512, 4096, 32 << 10, 256 << 10, COPY_MAX];
+const SIZES: [usize; 6] = [512, 4096, 32 << 10, 256 << 10, 1 << 20, COPY_MAX];
 
 /// Pairs that work side by side.
 const CROWDS: [u32; 3] = [2, 4, 8];
@@ -80,6 +81,7 @@ pub(crate) fn rows(system: Option<&System>, rounds: usize, report: &Report) -> R
     let mut workers = Workers::start(system)?;
     messages(&mut workers, &layouts, rounds, report)?;
     copies(&mut workers, &layouts, rounds, report)?;
+    beside_bulk(&mut workers, &layouts, rounds, report)?;
     crowds(&workers, &layouts, rounds, report)
 }
 
@@ -181,6 +183,32 @@ fn copies(
             report.beside(&times[..1], &times[1..2]);
             report.beside(&times[2..3], &times[3..]);
         }
+    }
+    Ok(())
+}
+
+/// A small call between nodes while a copy fills the link, beside the same on an idle one.
+fn beside_bulk(
+    workers: &mut Workers<'_>,
+    layouts: &[Layout],
+    rounds: usize,
+    report: &Report,
+) -> Result<()> {
+    if !report.wants(Group::Beside) {
+        return Ok(());
+    }
+    let copier = workers.system.worker("copier", NODES[1])?;
+    let call = |name: &str| workers.pair(name, &workers.far, "sendrec", RECEIVER, "");
+    let copy = workers.pair("copy", &copier, "vcopy", RECEIVER, &COPY_MAX.to_string());
+    let name = "sendrec across nodes beside a bulk copy".to_owned();
+    let mut subjects: Vec<Box<dyn Subject + '_>> = vec![
+        Box::new(Alongside::new(name, call(""), copy)),
+        call("sendrec across nodes, nothing else"),
+    ];
+    for layout in layouts {
+        workers.pin(*layout)?;
+        let times = pinned(&mut subjects, *layout, rounds)?;
+        report.beside(&times[..1], &times[1..]);
     }
     Ok(())
 }

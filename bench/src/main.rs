@@ -1,5 +1,6 @@
 //! How fast it is, always beside what Linux itself does in the same run.
 
+mod alongside;
 mod bound;
 mod channel;
 mod cpus;

@@ -15,6 +15,8 @@ pub(crate) enum Group {
     Messages,
     /// Copies out of another program's memory
     Copies,
+    /// Small calls between nodes while a copy fills the link
+    Beside,
     /// Many pairs, and many threads, at once
     Crowds,
     /// Small files through the mount

@@ -12,11 +12,13 @@ mod credentials;
 mod dcs;
 mod door;
 pub mod figures;
+mod heap;
 mod identity;
 mod join;
 mod link;
 mod links;
 mod load;
+mod log_limit;
 mod members;
 mod membership;
 mod node;
@@ -77,6 +79,7 @@ const MINUTE: Nanos = 60_000_000_000;
 /// # Errors
 /// One sentence: the address or a socket is in use, a directory cannot be made.
 pub fn run(config: Config) -> Result<()> {
+    heap::keep_freed();
     // Blocked in all threads, so that the one below gets them; children unblock them.
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     signals.thread_block().context("cannot block signals")?;

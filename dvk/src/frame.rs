@@ -1,19 +1,25 @@
 //! What two nodes say to each other, and its bytes.
 //!
-//! A link is a byte stream (TCP). Each frame is a header and a body, little-endian:
+//! A link is two byte streams (TLS), its tracks: [`Track::Bulk`] for frames with much payload, [`Track::Small`]
+//! for all others. Each frame is a header and a body, little-endian:
 //!
 //! ```text
 //!   length u32   the whole frame    kind u16    reserved u16 = 0    sequence u64    received u64
+//!   but in a Hello:    received_bulk u64    after u64
 //! ```
-//! The first frame on a link is [`Hello`], in both directions. Frames that must not get lost carry a
-//! `sequence`, counted from 1 in each *session*; a session outlives its links. `received` says how many
-//! the sender has got in order, so the other side can forget them; what it cannot forget it sends again
-//! on the next link. So a broken link loses nothing and doubles nothing, whatever the kind of frame.
+//! The first frame on a track is [`Hello`], in both directions. Frames that must not get lost carry a
+//! `sequence`, counted from 1 on each track of each *session*; a session outlives its links. `received` and
+//! `received_bulk` say how many the sender has got in order, so the other side can forget them; what it cannot forget
+//! it sends again on the next link. So a broken link loses nothing and doubles nothing, whatever the kind of frame.
+//!
+//! A small frame may overtake bulk ones, never the other way round: a frame on the bulk track is taken after the first
+//! `after` small ones. What must not overtake bulk frames goes on their track ([`crate::kernel`] decides).
 //!
 //! There is no checksum: TCP has one, and TLS will authenticate. Every field is checked.
 
-use crate::limits::FRAME_MAX;
+use crate::limits::{FRAME_MAX, SMALL_MAX};
 use crate::server::Nanos;
+use bytes::Bytes;
 use m3ipc::cred::CRED_SIZE_MAX;
 use m3ipc::limits::PAYLOAD_MAX;
 use m3ipc::{CallId, Cred, DcId, Endpoint, Message, NodeId, Rights};
@@ -25,20 +31,39 @@ pub const VERSION: u32 = 4;
 /// Bytes of the header.
 pub const HEADER: usize = 24;
 
+/// Bytes of what follows it in every frame but a Hello, which every version can read.
+pub const ORDER: usize = 16;
+
 /// "DVSl", the first word of a [`Hello`]: somebody else's connection is told from an old version.
 const MAGIC: u32 = u32::from_le_bytes(*b"DVSl");
 
 /// The highest node number: 12 bits of an endpoint.
 pub(crate) const NODE_MAX: u16 = 4095;
 
+/// One of the two streams of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Track {
+    Small = 0,
+    Bulk = 1,
+}
+
+impl Track {
+    pub const ALL: [Track; 2] = [Track::Small, Track::Bulk];
+}
+
 /// One frame as it travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet<'a> {
-    /// Its number in the session, 0 for kinds that may get lost (see [`Frame::is_sequenced`]).
+    /// Its number on its track in the session, 0 for kinds that may get lost (see [`Frame::is_sequenced`]).
     pub sequence: u64,
-    /// How many sequenced frames of the session the sender has received.
+    /// How many sequenced frames of the session the sender has received on the small track, and on the bulk track.
     pub received: u64,
+    pub received_bulk: u64,
+    /// On the bulk track: how many small frames of the session go before it.
+    pub after: u64,
     pub frame: Frame<'a>,
+    /// What it was decoded from, if its payload may be kept as a part of that; else it is copied.
+    pub whole: Option<&'a Bytes>,
 }
 
 /// What a node says to another.
@@ -160,7 +185,8 @@ pub enum Frame<'a> {
     Received,
 }
 
-/// The first frame on a link: who I am, and which session I have with you.
+/// The first frame on a track: who I am, and which session I have with you. The two tracks of a link say the same but for
+/// `track`.
 ///
 /// Both sides of a link compute the session's name from the two Hellos on it: (incarnation, epoch)
 /// of both. If a side has that session already, it goes on with it; otherwise whatever it had with
@@ -177,8 +203,12 @@ pub struct Hello {
     /// The last session: incarnation and epoch of the receiver in it; 0 and 0 if there is none.
     pub peer_incarnation: u64,
     pub peer_epoch: u64,
-    /// Sequenced frames of that session that the sender has received.
+    /// Sequenced frames of that session that the sender has received on each track.
     pub received: u64,
+    pub received_bulk: u64,
+    pub track: Track,
+    /// Joins the two tracks of a link: the same on both, from both sides. Random, of who has connected.
+    pub pair: u64,
 }
 
 /// A call to an endpoint of the receiving node, or to a server it has.
@@ -346,6 +376,25 @@ impl Frame<'_> {
         }
     }
 
+    /// Is it about where endpoints are, or will be?
+    pub fn is_of_directory(&self) -> bool {
+        matches!(
+            self,
+            Frame::Order { .. }
+                | Frame::Entry { .. }
+                | Frame::Noted { .. }
+                | Frame::Adopt { .. }
+                | Frame::Adopted { .. }
+                | Frame::Moved { .. }
+                | Frame::StandBy { .. }
+        )
+    }
+
+    /// Has it so much payload that small frames should not wait for it?
+    pub fn is_bulk(&self) -> bool {
+        self.payload_len() > SMALL_MAX
+    }
+
     /// Bytes of payload that it carries.
     pub fn payload_len(&self) -> usize {
         self.payload().len()
@@ -384,19 +433,36 @@ impl Frame<'_> {
     }
 }
 
-impl Packet<'_> {
+impl<'a> Packet<'a> {
+    /// A frame outside of any session: a Hello.
+    pub fn alone(frame: Frame<'a>) -> Packet<'a> {
+        Packet { sequence: 0, received: 0, received_bulk: 0, after: 0, frame, whole: None }
+    }
+
+    /// A payload of it, to be kept: without a copy if it is a part of `whole`.
+    pub(crate) fn keep(&self, payload: &[u8]) -> Bytes {
+        match self.whole {
+            Some(whole) if is_part_of(whole, payload) => whole.slice_ref(payload),
+            _ => Bytes::copy_from_slice(payload),
+        }
+    }
+
     /// The bytes of the packet. The payload must have the length that the message says, at most
     /// `PAYLOAD_MAX`: whoever makes a frame has checked that.
     #[expect(clippy::cast_possible_truncation, reason = "a frame is shorter than FRAME_MAX")]
     pub fn encode(&self) -> Vec<u8> {
         let payload = self.frame.payload();
-        let mut out = Vec::with_capacity(HEADER + 128 + CRED_SIZE_MAX + payload.len());
+        let mut out = Vec::with_capacity(HEADER + ORDER + 128 + CRED_SIZE_MAX + payload.len());
         let mut put = Put(&mut out);
         put.u32(0);
         put.u16(self.frame.kind());
         put.u16(0);
         put.u64(self.sequence);
         put.u64(self.received);
+        if !matches!(self.frame, Frame::Hello(_)) {
+            put.u64(self.received_bulk);
+            put.u64(self.after);
+        }
         put.body(&self.frame);
         out.extend_from_slice(payload);
         debug_assert!(out.len() <= FRAME_MAX, "a payload beyond PAYLOAD_MAX");
@@ -424,10 +490,20 @@ pub fn decode(bytes: &[u8]) -> Result<(Packet<'_>, usize), FrameError> {
     check(get.u16("header")? == 0, "header")?;
     let sequence = get.u64("sequence")?;
     let received = get.u64("received")?;
+    let mut order = [0; 2];
+    if kind != kind::HELLO {
+        order = [get.u64("received")?, get.u64("order")?];
+    }
+    let [received_bulk, after] = order;
     let frame = get.body(kind)?;
     check(get.0.is_empty(), "length")?;
     check(frame.is_sequenced() == (sequence != 0), "sequence")?;
-    Ok((Packet { sequence, received, frame }, length))
+    Ok((Packet { sequence, received, received_bulk, after, frame, whole: None }, length))
+}
+
+fn is_part_of(whole: &[u8], part: &[u8]) -> bool {
+    let (whole, part) = (whole.as_ptr_range(), part.as_ptr_range());
+    whole.start <= part.start && part.end <= whole.end
 }
 
 fn check(fine: bool, what: &'static str) -> Result<(), FrameError> {
@@ -582,6 +658,9 @@ impl Put<'_> {
         self.u64(hello.peer_incarnation);
         self.u64(hello.peer_epoch);
         self.u64(hello.received);
+        self.u64(hello.received_bulk);
+        self.u16(hello.track as u16);
+        self.u64(hello.pair);
     }
 }
 
@@ -782,6 +861,9 @@ impl<'a> Get<'a> {
             peer_incarnation: self.u64("incarnation")?,
             peer_epoch: self.u64("epoch")?,
             received: self.u64("received")?,
+            received_bulk: self.u64("received")?,
+            track: if self.flag()? { Track::Bulk } else { Track::Small },
+            pair: self.u64("pair")?,
         })
     }
 
@@ -830,6 +912,9 @@ mod tests {
             peer_incarnation: 9,
             peer_epoch: 1,
             received: 77,
+            received_bulk: 78,
+            track: Track::Bulk,
+            pair: 79,
         }
     }
 
@@ -860,7 +945,9 @@ mod tests {
     /// Bytes of a packet with `frame`, and the check that they are read as what was written.
     fn check_round_trip(sequence: u64, received: u64, frame: Frame<'_>) -> Vec<u8> {
         let sequence = if frame.is_sequenced() { sequence.max(1) } else { 0 };
-        let packet = Packet { sequence, received, frame };
+        let order = if matches!(frame, Frame::Hello(_)) { [0; 2] } else { [6, 7] };
+        let [received_bulk, after] = order;
+        let packet = Packet { sequence, received, received_bulk, after, frame, whole: None };
         let mut bytes = packet.encode();
         let length = bytes.len();
         assert_eq!(decode(&bytes), Ok((packet, length)));
@@ -968,8 +1055,24 @@ mod tests {
     }
 
     #[test]
+    fn a_payload_is_kept_without_a_copy_only_if_it_is_a_part_of_what_came() {
+        let whole = Bytes::from(vec![1, 2, 3, 4]);
+        let packet = Packet { whole: Some(&whole), ..Packet::alone(Frame::Received) };
+        assert_eq!(packet.keep(&whole[1..3]).as_ptr(), whole[1..].as_ptr());
+        let others = [2, 3];
+        for (packet, payload) in
+            [(Packet { whole: None, ..packet }, &whole[1..3]), (packet, &others)]
+        {
+            let kept = packet.keep(payload);
+            assert_eq!(kept, others[..]);
+            assert_ne!(kept.as_ptr(), payload.as_ptr());
+        }
+        assert!(packet.keep(&[]).is_empty());
+    }
+
+    #[test]
     fn another_version_is_named_and_another_protocol_told_apart() {
-        let bytes = Packet { sequence: 0, received: 0, frame: Frame::Hello(hello()) }.encode();
+        let bytes = Packet::alone(Frame::Hello(hello())).encode();
         let mut newer = bytes.clone();
         newer[HEADER + 4] = 9;
         let error = decode(&newer).unwrap_err();
@@ -986,8 +1089,7 @@ mod tests {
     #[test]
     fn fields_without_a_meaning_are_refused() {
         for (index, what) in [(6, "header"), (HEADER + 8, "node"), (HEADER + 10, "node")] {
-            let mut bytes =
-                Packet { sequence: 0, received: 0, frame: Frame::Hello(hello()) }.encode();
+            let mut bytes = Packet::alone(Frame::Hello(hello())).encode();
             bytes[index..index + 2].copy_from_slice(&if what == "node" { [0, 0] } else { [1, 0] });
             assert_eq!(decode(&bytes), Err(FrameError::Malformed { what }), "byte {index}");
         }

@@ -17,7 +17,7 @@ mod replicas;
 mod slots;
 
 pub use crate::frame::Order;
-use crate::frame::{Hello, Packet};
+use crate::frame::{Hello, Packet, Track};
 use crate::server::{Gone, Nanos};
 use awaits::Awaits;
 pub use awaits::Event;
@@ -135,7 +135,7 @@ impl Role {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Asker(pub u64);
 
-/// One connection to another node. The daemon numbers them; never used again.
+/// One link to another node: two connections. The daemon numbers them; never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LinkId(pub u64);
 
@@ -205,13 +205,13 @@ pub enum Input<'a> {
     /// A notification to an endpoint of this or another node. It may get lost if that is not there.
     LocalNotify { dc: DcId, from: Endpoint, to: Endpoint, value: u64 },
 
-    /// A connection to another node has exchanged Hellos; the one sent was made by [`Kernel::hello`].
-    /// Replaces the link that the node had, if any.
+    /// Both connections of a link to another node have exchanged Hellos; the one sent was made by [`Kernel::hello`].
+    /// Replaces the link that the node had, if any. When one of the two connections ends, the link does.
     LinkUp { link: LinkId, sent: &'a Hello, received: &'a Hello },
-    /// A connection is gone.
+    /// A link is gone.
     LinkDown { node: NodeId, link: LinkId },
-    /// A frame (not a Hello) came on a connection.
-    Packet { node: NodeId, link: LinkId, packet: &'a Packet<'a> },
+    /// A frame (not a Hello) came on a track of a link. Not one that is early ([`Kernel::is_early`]).
+    Packet { node: NodeId, link: LinkId, track: Track, packet: &'a Packet<'a> },
 
     /// A node has become a member of the cluster. Nothing if it is one already.
     NodeJoined { node: NodeId },
@@ -300,10 +300,12 @@ pub enum Output {
     /// The end of a `LocalRequest` to `from`.
     AnswerLocal { dc: DcId, from: Endpoint, id: CallId, message: Message, payload: Bytes },
 
-    /// Write these bytes, one encoded frame, to the link.
-    Send { node: NodeId, link: LinkId, bytes: Bytes },
+    /// Write these bytes, one encoded frame, to that track of the link.
+    Send { node: NodeId, link: LinkId, track: Track, bytes: Bytes },
     /// Close that connection, and try anew. The kernel has already forgotten it.
     DropLink { node: NodeId, link: LinkId, reason: LinkError },
+    /// Say to the operator that `node` has sent a frame for `endpoint` that it may not send. Nothing came of it.
+    Forged { node: NodeId, dc: DcId, endpoint: Endpoint, forgery: Forgery },
 }
 
 /// Why a link is dropped.
@@ -321,8 +323,8 @@ pub enum LinkError {
     Gap { got: u64, expected: u64 },
     #[error("it says it has received {got} frames of {sent}")]
     ReceivedTooMany { got: u64, sent: u64 },
-    #[error("a frame speaks for endpoint {0:?}, which is not the node's")]
-    Forged(Endpoint),
+    #[error("a frame speaks in container {} for endpoint {endpoint:?}, which is not the node's", .dc.0)]
+    Forged { dc: DcId, endpoint: Endpoint },
     #[error("the node is no member any more")]
     Revoked,
     #[error("the administrator has cut it")]
@@ -333,6 +335,17 @@ pub enum LinkError {
     SecondHello,
     #[error("a limit of what is kept for the node is reached")]
     Exhausted,
+}
+
+/// Why a frame of another node has no effect, though it may be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Forgery {
+    #[error("the node is not in that container")]
+    Outsider,
+    #[error("this node is not in that container")]
+    Elsewhere,
+    #[error("as far as this node knows, the endpoint is not there")]
+    NotThere,
 }
 
 /// Another node, as the kernel sees it.
@@ -501,7 +514,9 @@ impl Kernel {
             }
             Input::LinkUp { link, sent, received } => self.link_up(now, link, sent, received, out),
             Input::LinkDown { node, link } => self.link_down(now, node, link, out),
-            Input::Packet { node, link, packet } => self.packet(now, node, link, packet, out),
+            Input::Packet { node, link, track, packet } => {
+                self.packet(now, node, link, track, packet, out);
+            }
             Input::NodeJoined { node } => self.node_joined(now, node),
             Input::NodeRevoked { node } => self.node_revoked(now, node, out),
             Input::NodeRefused { node } => self.node_refused(now, node, out),

@@ -1,6 +1,6 @@
 //! Every bound of the kernel and the daemon, with its reason.
 
-use crate::frame::HEADER;
+use crate::frame::{HEADER, ORDER};
 use crate::server::Nanos;
 use m3ipc::cred::CRED_SIZE_MAX;
 use m3ipc::limits::PAYLOAD_MAX;
@@ -14,7 +14,11 @@ const SECOND: Nanos = 1_000 * MILLISECOND;
 pub const KEPT_ANSWER_MAX: usize = m3ipc::limits::PAYLOAD_AREA;
 
 /// Bytes of the longest frame: header, container, destination, credentials, message, payload.
-pub const FRAME_MAX: usize = HEADER + 4 + 8 + CRED_SIZE_MAX + 64 + PAYLOAD_MAX;
+pub const FRAME_MAX: usize = HEADER + ORDER + 4 + 8 + CRED_SIZE_MAX + 64 + PAYLOAD_MAX;
+
+/// Bytes of payload of a frame that goes on the track for small frames: the longest that TLS carries in one record
+/// (RFC 8446, 5.1), half of it. So what waits for it waits for some microseconds.
+pub const SMALL_MAX: usize = 8 << 10;
 
 /// Endpoints of one DC on one node. The pids of a container are a range of 100 000.
 pub const ENDPOINTS_MAX: usize = 100_000;
@@ -124,6 +128,10 @@ pub const LINK_QUEUE: usize = UNRECEIVED_LIMIT + (64 << 20);
 /// another node. It gives its CPU away at each look, and stops looking when that does not pay off.
 pub const LOOK_AROUND: Nanos = 50_000;
 
+/// Giving the CPU away at a look takes longer than this only if somebody took it: then looking takes it from those who
+/// could bring something. (An empty `sched_yield` takes 0.3 to 1 µs.)
+pub const LOOK_SWITCH: Nanos = 2_500;
+
 /// Links used within this time are read while looking around, so many at most: each look is a system call.
 pub const LINK_RECENT: Nanos = 2 * LOOK_AROUND;
 pub const LINKS_LED: usize = 4;
@@ -215,6 +223,14 @@ pub const TLS_UNSENT: usize = 256 << 10;
 /// Bytes read from a socket at once, before they are decrypted: as many as a socket usually has.
 pub const TLS_READ: usize = 128 << 10;
 
+/// Bytes from which an allocation is a mapping of its own: more than a frame, less than the buffers of a link, of which
+/// only pages that are used take memory.
+pub const HEAP_LARGE: usize = 192 << 10;
+const _: () = assert!(FRAME_MAX < HEAP_LARGE);
+
+/// Freed bytes that the allocator keeps for each arena: the frames that a busy link has under way.
+pub const HEAP_KEPT: usize = 16 << 20;
+
 /// A link that takes no byte for so long, although some wait, is dropped. As [`LINK_SILENCE`].
 pub const LINK_STALL: Duration = Duration::from_nanos(LINK_SILENCE);
 
@@ -222,8 +238,14 @@ pub const LINK_STALL: Duration = Duration::from_nanos(LINK_SILENCE);
 /// not keep the nodes out. Nodes behind one address reconnect one after the other.
 pub const HANDSHAKES_PER_ADDRESS: usize = 16;
 
-/// Refused connections per second that are worth a warning in the log; strangers must not fill it.
-pub const REFUSALS_LOGGED: u32 = 10;
+/// Lines about links in the log: so many at once, and one more each second (13 MB a day at most). Strangers, and nodes
+/// that go wrong, must not fill the disk.
+pub const REFUSALS_LOGGED: u32 = 64;
+pub const REFUSALS_EVERY: Nanos = SECOND;
+
+/// The same of frames that a node may not send: so many at once, and one more each minute. A good node sends none.
+pub const FORGERIES_LOGGED: u32 = 16;
+pub const FORGERIES_EVERY: Nanos = 60 * SECOND;
 
 /// How often a node looks how busy it is: as often as people look.
 pub const LOAD_EVERY: Nanos = SECOND;

@@ -26,6 +26,7 @@ pub use process::{Ended, Program, Step};
 pub use random::Random;
 pub use seeds::{SEED, SEEDS, check_seeds};
 
+use crate::frame::Track;
 use crate::kernel::{Asker, Dc, Kernel, LinkId, NodeState};
 use crate::lanes::LANE_PREFIX;
 use crate::server::{Nanos, Server};
@@ -129,6 +130,8 @@ pub struct Stats {
     pub calls: u64,
     pub frames: u64,
     pub links: u64,
+    /// Bulk frames that came before small ones that had been sent before them.
+    pub held: u64,
     pub rounds: u64,
     pub server_kills: u64,
     pub process_kills: u64,
@@ -156,6 +159,7 @@ enum Event {
     Arrive {
         link: LinkId,
         at: Side,
+        track: Track,
         bytes: Bytes,
     },
     /// One side notices that the connection is gone.
@@ -432,7 +436,7 @@ impl Sim {
             Event::Connect { from, to } => self.connect(from, to),
             Event::Accept(link) => self.accept(link),
             Event::HelloTimeout(link) => self.hello_timeout(link),
-            Event::Arrive { link, at, bytes } => self.arrive(link, at, &bytes),
+            Event::Arrive { link, at, track, bytes } => self.arrive(link, at, track, &bytes),
             Event::Notice { link, at } => self.notice(link, at),
             Event::StartServer { node, number, incarnation } => {
                 self.start_server(node, number, incarnation)

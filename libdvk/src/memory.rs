@@ -15,7 +15,7 @@ use m3ipc::message::kernel::{COPY_IN, COPY_OUT};
 use m3ipc::rights::call;
 use m3ipc::{Endpoint, IpcError, Message};
 use rustix::mm::{Advice, madvise};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -50,7 +50,10 @@ pub struct CopyFailed {
     pub error: IpcError,
 }
 
-/// Bytes whose pieces are under way at once: while one is copied here, its owner copies the next.
+/// Pieces that are under way at once: while one is copied here, its owner copies the next.
+const PIECES: usize = COPY_MAX / PAYLOAD_MAX;
+
+/// Bytes that pass through this process at once, if neither side is its own.
 const BATCH: usize = COPY_MAX;
 
 /// How far a copy has come, piece by piece.
@@ -182,7 +185,7 @@ impl Bound {
         let mut buffer = vec![0; if is_through_here { len.min(BATCH) } else { 0 }];
         let mut copied = 0;
         while copied < len {
-            let size = (len - copied).min(BATCH);
+            let size = (len - copied).min(if is_through_here { BATCH } else { len });
             let (from, to) = (from.wrapping_add(copied as u64), to.wrapping_add(copied as u64));
             let own = |error| CopyFailed { copied: 0, error };
             let moved = match (self.is_own(source), self.is_own(destination)) {
@@ -212,37 +215,44 @@ impl Bound {
         Ok(())
     }
 
-    /// Reads what `source` lends at `from`. Its pieces are asked for all at once.
+    /// Reads what `source` lends at `from`. The next pieces are asked for before one has come.
     fn fetch(&self, source: Endpoint, from: u64, bytes: &mut [u8]) -> Result<(), CopyFailed> {
-        let begin = |(at, piece): (u64, &mut [u8])| {
-            let mut message = request(COPY_OUT, from.wrapping_add(at), piece.len());
-            (self.core.begin(source.memory(), &mut message, &[]), message)
-        };
-        let begun: Vec<_> = starts().zip(bytes.chunks_mut(PAYLOAD_MAX)).map(begin).collect();
-        let mut moved = Moved { result: Ok(()), copied: 0 };
-        for ((begun, mut message), piece) in begun.into_iter().zip(bytes.chunks_mut(PAYLOAD_MAX)) {
-            let answered =
-                begun.and_then(|begun| self.core.finish(begun, &mut message, &[], piece));
+        let mut pieces = starts().zip(bytes.chunks_mut(PAYLOAD_MAX));
+        let (mut begun, mut moved) = (VecDeque::new(), Moved { result: Ok(()), copied: 0 });
+        loop {
+            while begun.len() < PIECES
+                && moved.result.is_ok()
+                && let Some((at, piece)) = pieces.next()
+            {
+                let mut message = request(COPY_OUT, from.wrapping_add(at), piece.len());
+                let call = self.core.begin(source.memory(), &mut message, &[]);
+                begun.push_back((call, message, piece));
+            }
+            let Some((call, mut message, piece)) = begun.pop_front() else { return moved.result };
+            let answered = call.and_then(|call| self.core.finish(call, &mut message, &[], piece));
             let is_whole = |len| message.status == 0 && len == piece.len();
             moved.piece(piece.len(), answered.map(is_whole));
         }
-        moved.result
     }
 
     /// Writes to what `destination` lends at `to`.
     fn store(&self, destination: Endpoint, to: u64, bytes: &[u8]) -> Result<(), CopyFailed> {
-        let begin = |(at, piece): (u64, &[u8])| {
-            let mut message = request(COPY_IN, to.wrapping_add(at), piece.len());
-            (self.core.begin(destination.memory(), &mut message, &[piece]), message)
-        };
-        let begun: Vec<_> = starts().zip(bytes.chunks(PAYLOAD_MAX)).map(begin).collect();
-        let mut moved = Moved { result: Ok(()), copied: 0 };
-        for ((begun, mut message), piece) in begun.into_iter().zip(bytes.chunks(PAYLOAD_MAX)) {
+        let mut pieces = starts().zip(bytes.chunks(PAYLOAD_MAX));
+        let (mut begun, mut moved) = (VecDeque::new(), Moved { result: Ok(()), copied: 0 });
+        loop {
+            while begun.len() < PIECES
+                && moved.result.is_ok()
+                && let Some((at, piece)) = pieces.next()
+            {
+                let mut message = request(COPY_IN, to.wrapping_add(at), piece.len());
+                let call = self.core.begin(destination.memory(), &mut message, &[piece]);
+                begun.push_back((call, message, piece));
+            }
+            let Some((call, mut message, piece)) = begun.pop_front() else { return moved.result };
             let answered =
-                begun.and_then(|begun| self.core.finish(begun, &mut message, &[piece], &mut []));
+                call.and_then(|call| self.core.finish(call, &mut message, &[piece], &mut []));
             moved.piece(piece.len(), answered.map(|_| message.status == 0));
         }
-        moved.result
     }
 
     fn is_own(&self, endpoint: Endpoint) -> bool {

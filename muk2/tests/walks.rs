@@ -7,7 +7,7 @@
 use calls::Row;
 use calls::ipc::{SemOpen, SemPost, SemWait};
 use calls::vfs::{Create, Lookup, Open, Read, Write};
-use dvk::frame::{Frame, decode};
+use dvk::frame::{Frame, Track, decode};
 use dvk::kernel::{Asker, Config, Dc, Input, Kernel, LinkId, Output, Role};
 use dvk::lanes::Hosted;
 use dvk::limits::PING_EVERY;
@@ -122,9 +122,10 @@ impl Cluster {
             assert_eq!(length, bytes.len());
             let from = if to == A { B } else { A };
             self.trace.push(describe(from, to, packet.received, &packet.frame));
-            for output in
-                self.step_kernel(to, Input::Packet { node: from, link: LINK, packet: &packet })
-            {
+            // All that the walks send is small.
+            let track = Track::Small;
+            let packet = Input::Packet { node: from, link: LINK, track, packet: &packet };
+            for output in self.step_kernel(to, packet) {
                 self.carry_out(to, output);
             }
         }

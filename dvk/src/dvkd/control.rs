@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn a_frame_of_the_kernel_is_left_to_it() {
-        let ping = Packet { sequence: 0, received: 5, frame: Frame::Ping { sent: 3 } }.encode();
+        let ping = Packet { received: 5, ..Packet::alone(Frame::Ping { sent: 3 }) }.encode();
         assert_eq!(next(&ping), Ok(Next::Kernel));
     }
 

@@ -1,15 +1,19 @@
-//! One link to another node: a byte stream, read by one thread and written by any.
+//! A track of a link to another node: a byte stream, read by one thread and written by any. Two are a link.
+//!
+//! What is small is written by the thread that brings it. What is bulk is encrypted and written by a thread of its own:
+//! nobody who has a small frame for any node waits for that.
 //!
 //! [`Stream`] is what it needs of a transport: TLS (`super::tls`).
 
+use crate::frame::{Frame, Hello, Packet, Track};
 use crate::host::solo::monotonic;
-use crate::limits::{GROUP_QUEUED, GROUP_QUEUED_BYTES, LINK_STALL};
+use crate::limits::{FRAME_MAX, GROUP_QUEUED, GROUP_QUEUED_BYTES, LINK_STALL, SMALL_MAX};
 use crate::server::Nanos;
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::io::{ErrorKind, IoSlice, Result};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 /// A connection to another node. Neither read nor write waits: they return `WouldBlock`.
@@ -26,9 +30,36 @@ pub(super) trait Stream: Send + Sync + std::fmt::Debug {
     fn close(&self);
 }
 
-/// A link: the stream, and what could not be written to it yet.
+/// The two tracks of a link. When one ends, both do.
+#[derive(Clone, Debug)]
+pub(super) struct Tracks {
+    pub(super) small: Arc<Link>,
+    pub(super) bulk: Arc<Link>,
+}
+
+impl Tracks {
+    pub(super) fn of(&self, track: Track) -> &Arc<Link> {
+        match track {
+            Track::Small => &self.small,
+            Track::Bulk => &self.bulk,
+        }
+    }
+
+    /// The track for a message between daemons of `length` bytes.
+    pub(super) fn for_length(&self, length: usize) -> &Arc<Link> {
+        if length > SMALL_MAX { &self.bulk } else { &self.small }
+    }
+
+    pub(super) fn close(&self) {
+        self.small.close();
+        self.bulk.close();
+    }
+}
+
+/// A track: the stream, and what could not be written to it yet.
 #[derive(Debug)]
 pub(super) struct Link {
+    track: Track,
     stream: Box<dyn Stream>,
     queue: Mutex<Queue>,
     /// The queue has something, or the link is closed.
@@ -40,6 +71,9 @@ pub(super) struct Link {
     /// The proxy thread reads for the time being; the link's own reader waits for `let_go`.
     led: Mutex<bool>,
     let_go: Condvar,
+    /// On the bulk track: what comes next is to be taken after small frames that have not come yet.
+    held: Mutex<bool>,
+    unheld: Condvar,
     /// When it was used last, on the monotonic clock.
     used: AtomicU64,
 }
@@ -47,17 +81,77 @@ pub(super) struct Link {
 /// What has come over a link and is not yet a whole frame.
 #[derive(Debug, Default)]
 pub(super) struct Reading {
-    pub(super) bytes: Vec<u8>,
-    pub(super) end: usize,
+    /// Shared only while frames are taken: payloads may be parts of it meanwhile.
+    bytes: Arc<Vec<u8>>,
+    /// Bytes of it that have been read.
+    end: usize,
     /// Calls that it has brought and whose answers nobody looks for yet.
     pub(super) calls: usize,
+    /// On the bulk track: its first frame has to wait for small ones.
+    pub(super) is_early: bool,
     /// Why the link is at its end.
     pub(super) ended: Option<String>,
 }
 
+/// Keeps what has been read as long as a payload is a part of it.
+struct Kept(Arc<Vec<u8>>);
+
+impl AsRef<[u8]> for Kept {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Reading {
+    /// Begins with what came behind the Hello.
+    pub(super) fn begin(&mut self, rest: Vec<u8>) {
+        self.end = rest.len();
+        self.bytes = Arc::new(rest);
+    }
+
+    /// Where the next bytes go: room for the rest of the longest frame, and then some.
+    pub(super) fn room(&mut self) -> &mut [u8] {
+        let end = self.end;
+        if Arc::get_mut(&mut self.bytes).is_none() {
+            // Somebody keeps a payload.
+            self.bytes = Arc::new(self.bytes[..end].to_vec());
+        }
+        let bytes = Arc::get_mut(&mut self.bytes).expect("nobody else has it");
+        if bytes.len() < end + FRAME_MAX {
+            bytes.resize(end + FRAME_MAX, 0);
+        }
+        &mut bytes[end..]
+    }
+
+    /// So many bytes have been read; false if there was room for more.
+    pub(super) fn note_read(&mut self, count: usize) -> bool {
+        self.end += count;
+        self.end == self.bytes.len()
+    }
+
+    /// What has been read and not been taken.
+    pub(super) fn unread(&self) -> &[u8] {
+        &self.bytes[..self.end]
+    }
+
+    /// The same, of which payloads can be kept.
+    pub(super) fn whole(&self) -> Bytes {
+        Bytes::from_owner(Kept(self.bytes.clone())).slice(..self.end)
+    }
+
+    /// The first so many bytes have been taken.
+    pub(super) fn remove(&mut self, count: usize) {
+        match Arc::get_mut(&mut self.bytes) {
+            Some(bytes) => bytes.copy_within(count..self.end, 0),
+            None => self.bytes = Arc::new(self.bytes[count..self.end].to_vec()),
+        }
+        self.end -= count;
+    }
+}
+
 #[derive(Debug, Default)]
 struct Queue {
-    frames: VecDeque<Frame>,
+    frames: VecDeque<Queued>,
     bytes: usize,
     /// Those that may get lost, and their bytes.
     lossy: usize,
@@ -75,7 +169,7 @@ struct Queue {
 
 /// Something that is to be written.
 #[derive(Debug)]
-struct Frame {
+struct Queued {
     bytes: Bytes,
     is_lossy: bool,
 }
@@ -85,8 +179,9 @@ const BATCH: usize = 64;
 
 impl Link {
     /// `queue_max`: bytes that may be queued, usually `LINK_QUEUE`.
-    pub(super) fn new(stream: Box<dyn Stream>, queue_max: usize) -> Link {
+    pub(super) fn new(track: Track, stream: Box<dyn Stream>, queue_max: usize) -> Link {
         Link {
+            track,
             stream,
             queue: Mutex::default(),
             filled: Condvar::new(),
@@ -94,7 +189,26 @@ impl Link {
             reading: Mutex::default(),
             led: Mutex::new(false),
             let_go: Condvar::new(),
+            held: Mutex::new(false),
+            unheld: Condvar::new(),
             used: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn track(&self) -> Track {
+        self.track
+    }
+
+    /// The Hello has said that this is the other track.
+    pub(super) fn into_bulk(self) -> Link {
+        Link { track: Track::Bulk, ..self }
+    }
+
+    /// Says Hello, before anybody else writes: there is room for that in any socket.
+    pub(super) fn begin(&self, hello: Hello) {
+        self.send(Bytes::from(Packet::alone(Frame::Hello(hello)).encode()));
+        if self.write_queued().is_err() {
+            self.close();
         }
     }
 
@@ -110,7 +224,7 @@ impl Link {
             return;
         }
         queue.bytes += frame.len();
-        queue.frames.push_back(Frame { bytes: frame, is_lossy: false });
+        queue.frames.push_back(Queued { bytes: frame, is_lossy: false });
         if queue.bytes > self.queue_max {
             tracing::warn!("a node reads too slowly; its link is dropped");
             drop(queue);
@@ -131,13 +245,16 @@ impl Link {
         let behind = queue.frames.iter().skip(begun).take_while(|frame| frame.is_lossy).count();
         queue.bytes += bytes.len();
         (queue.lossy, queue.lossy_bytes) = (queue.lossy + 1, total);
-        queue.frames.insert(begun + behind, Frame { bytes, is_lossy: true });
+        queue.frames.insert(begun + behind, Queued { bytes, is_lossy: true });
         true
     }
 
-    /// Writes what can be written without waiting. The rest is the flush thread's.
+    /// Writes what can be written without waiting. The rest is the flush thread's; on the bulk track all is.
     pub(super) fn flush(&self) {
         self.note_use(monotonic());
+        if self.track == Track::Bulk {
+            return self.filled.notify_one();
+        }
         match self.write_queued() {
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => self.filled.notify_one(),
@@ -190,6 +307,7 @@ impl Link {
         self.filled.notify_one();
         drop(queue);
         self.lead(false);
+        self.hold(false);
     }
 
     /// The body of the flush thread: writes what had to be queued, until the link is closed. One that takes
@@ -239,6 +357,33 @@ impl Link {
         if !is_led {
             self.let_go.notify_all();
         }
+    }
+
+    /// Says that what comes next has to wait for small frames, or does not any more.
+    pub(super) fn hold(&self, is_held: bool) {
+        let was_held = std::mem::replace(
+            &mut *self.held.lock().unwrap_or_else(PoisonError::into_inner),
+            is_held,
+        );
+        if was_held && !is_held {
+            self.unheld.notify_all();
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_held(&self) -> bool {
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until what comes next may be taken; false if the link is closed.
+    pub(super) fn await_unheld(&self) -> bool {
+        // Whoever closes it does so before it lets go.
+        if self.queue().closed {
+            return false;
+        }
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.unheld.wait_while(held, |held| *held).unwrap_or_else(PoisonError::into_inner));
+        true
     }
 
     /// Waits until there is something to read that nobody else reads.
@@ -328,7 +473,6 @@ mod tests {
     use rustix::event::{PollFd, PollFlags, poll};
     use std::io::{Read, Write};
     use std::net::{Shutdown, TcpListener, TcpStream};
-    use std::sync::Arc;
 
     /// Plain TCP: what a link does is seen best without encryption.
     #[derive(Debug)]
@@ -380,8 +524,28 @@ mod tests {
     fn pair() -> (Arc<Link>, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let link = Arc::new(Link::new(Box::new(Tcp::new(ours).unwrap()), QUEUE));
+        let link = Arc::new(Link::new(Track::Small, Box::new(Tcp::new(ours).unwrap()), QUEUE));
         (link, listener.accept().unwrap().0)
+    }
+
+    #[test]
+    fn what_is_kept_of_a_reading_stays_and_without_that_its_memory_is_used_again() {
+        let mut reading = Reading::default();
+        reading.begin(b"whole frame and a pa".to_vec());
+        let kept = reading.whole().slice(6..11);
+        reading.remove(16);
+        reading.room()[..2].copy_from_slice(b"rt");
+        assert!(!reading.note_read(2));
+        assert_eq!((reading.unread(), &kept[..]), (&b"a part"[..], &b"frame"[..]));
+        let place = reading.unread().as_ptr();
+        drop(reading.whole());
+        reading.remove(2);
+        reading.room();
+        assert_eq!((reading.unread(), reading.unread().as_ptr()), (&b"part"[..], place));
+        // Kept while more is read.
+        let kept = reading.whole();
+        reading.room().fill(0);
+        assert_eq!((reading.unread(), &kept[..]), (&b"part"[..], &b"part"[..]));
     }
 
     #[test]

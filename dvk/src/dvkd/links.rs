@@ -1,27 +1,28 @@
 //! Links to the other nodes: who connects, the Hellos, and the threads that read.
 //!
-//! Of two nodes the one with the smaller number connects, the other accepts. A link's reader gives each frame to
+//! Of two nodes the one with the smaller number connects, the other accepts. It makes two connections, the tracks of the
+//! link, and both sides take the link into use when both are there. A track's reader gives each frame to
 //! the kernel and carries out what follows itself: an answer goes straight into the caller's lane. What is said about
 //! members and certificates goes to a thread of its own, which may wait for the disk.
 
-use super::certificate::Subject;
+use super::certificate::{Subject, random};
 use super::control::{self, Control, Next};
 use super::dcs;
-use super::link::{Link, Reading};
+use super::link::{Link, Reading, Tracks};
+use super::log_limit::LogLimit;
 use super::membership::{Change, Membership, Renewal};
-use super::node::Shared;
+use super::node::{Node, Shared};
 use super::proxy::Watcher;
 use super::system::System;
 use super::tls::{self, Accepted, Tls};
-use crate::frame::{self, Frame, FrameError, Hello, Packet};
+use crate::frame::{self, Frame, FrameError, Hello, Packet, Track};
 use crate::host::solo::monotonic;
 use crate::kernel::{Input, LinkId};
 use crate::limits::{
-    CONNECT_TIMEOUT, FRAME_MAX, HANDSHAKE_TIMEOUT, HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS,
-    JOINS_MAX, LINK_QUEUE, RECONNECT_MAX, RECONNECT_MIN, REFUSALS_LOGGED, RENEWAL_LOOK,
+    CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS, JOINS_MAX,
+    LINK_QUEUE, RECONNECT_MAX, RECONNECT_MIN, REFUSALS_EVERY, REFUSALS_LOGGED, RENEWAL_LOOK,
     RENEWAL_PAUSE,
 };
-use crate::server::Nanos;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bytes::Bytes;
 use m3ipc::NodeId;
@@ -48,8 +49,11 @@ pub(super) struct Linking {
     /// Nodes that are joining.
     joining: AtomicUsize,
     pub(super) system: System,
-    /// A second on the monotonic clock, and the refusals logged in it.
-    refusals: Mutex<(Nanos, u32)>,
+    /// How many refusals may be in the log.
+    refusals: Mutex<LogLimit>,
+    /// Links of which only the small track has come, by node and `Hello::pair`: what was said on it, and who waits for
+    /// the bulk one.
+    halves: Mutex<BTreeMap<(NodeId, u64), (Hello, SyncSender<Greeted>)>>,
 }
 
 /// A message about members, and from whom it came.
@@ -96,7 +100,8 @@ impl Linking {
             handshakes: Mutex::default(),
             joining: AtomicUsize::new(0),
             system: System::default(),
-            refusals: Mutex::default(),
+            refusals: Mutex::new(LogLimit::new(REFUSALS_LOGGED, REFUSALS_EVERY)),
+            halves: Mutex::default(),
         }
     }
 
@@ -115,17 +120,10 @@ impl Linking {
 
     /// Says in the log why a connection is refused, but not more often than somebody can read.
     fn log_refusal(&self, address: SocketAddr, error: &anyhow::Error) {
-        let now = monotonic() / 1_000_000_000;
-        let mut logged = locked(&self.refusals);
-        if logged.0 != now {
-            *logged = (now, 0);
-        }
-        logged.1 += 1;
         let error = format!("{error:#}");
-        if logged.1 <= REFUSALS_LOGGED {
-            tracing::warn!(%address, error, "a connection is refused");
-        } else {
-            tracing::debug!(%address, error, "a connection is refused");
+        match locked(&self.refusals).admit(monotonic()) {
+            Some(unsaid) => tracing::warn!(%address, error, unsaid, "a connection is refused"),
+            None => tracing::debug!(%address, error, "a connection is refused"),
         }
     }
 
@@ -191,12 +189,13 @@ pub(super) fn accept(shared: &Arc<Shared>, listener: &TcpListener) {
     }
 }
 
-/// Finds out who has connected. `None`: somebody who has joined, and is a node now.
+/// Finds out who has connected. `None`: somebody who has joined, and is a node now; or the bulk track of a link, which has
+/// been given to whom it is waited for by.
 fn welcome(shared: &Arc<Shared>, stream: TcpStream, handshake: Handshake) -> Result<Option<Met>> {
     let linking = shared.linking.as_ref().context("this node has no links")?;
     let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
     let met = match tls::accept(&linking.membership.configs(), stream, deadline)? {
-        Accepted::Link(tls, subject) => Some(meet(shared, tls, subject, None, deadline)?),
+        Accepted::Link(tls, subject) => greet(shared, linking, tls, &subject, deadline)?,
         Accepted::Join(tls) => {
             join(shared, linking, &tls)?;
             None
@@ -238,7 +237,7 @@ pub(super) fn connect_to(shared: &Arc<Shared>, nodes: &[u16]) {
 }
 
 /// The body of the thread that keeps a link to `node`, which accepts, as long as that is a member.
-fn connect(shared: &Shared, node: u16) {
+fn connect(shared: &Arc<Shared>, node: u16) {
     let Some(linking) = &shared.linking else { return };
     let mut pause = RECONNECT_MIN;
     while !shared.is_stopping() {
@@ -290,8 +289,12 @@ fn reach(shared: &Shared, linking: &Linking, node: u16, address: SocketAddr) -> 
     let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
     let membership = &linking.membership;
     let expected = membership.subject(node);
-    let met = tls::connect(&membership.configs(), stream, expected, deadline)
-        .and_then(|(tls, subject)| meet(shared, tls, subject, Some(NodeId(node)), deadline));
+    let connect =
+        |stream: TcpStream| tls::connect(&membership.configs(), stream, expected, deadline);
+    let met = connect(stream).and_then(|first| {
+        let stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)?;
+        meet(shared, NodeId(node), first, || connect(stream), deadline)
+    });
     // A node that is not there is no news; one that is, but is not the right one, is.
     met.inspect_err(|error| {
         if error
@@ -391,7 +394,7 @@ pub(super) fn apply(shared: &Arc<Shared>, linking: &Linking, change: &Change) {
         // Its last words from here, so that its log says why; it may be gone, or not listen.
         tell(shared, *node, &announcement);
     }
-    let links = shared.with(|state| {
+    let links: Vec<Tracks> = shared.with(|state| {
         for node in &change.joined {
             state.step(Input::NodeJoined { node: NodeId(*node) });
         }
@@ -400,10 +403,11 @@ pub(super) fn apply(shared: &Arc<Shared>, linking: &Linking, change: &Change) {
         }
         let (out, rest): (Vec<&Pump>, Vec<&Pump>) =
             state.pumps.values().partition(|pump| change.revoked.contains(&pump.node.0));
-        out.into_iter().for_each(|pump| pump.link.close());
-        rest.into_iter().map(|pump| pump.link.clone()).collect::<Vec<_>>()
+        out.into_iter().for_each(|pump| pump.tracks.close());
+        rest.into_iter().map(|pump| pump.tracks.clone()).collect()
     });
-    for link in links {
+    for tracks in links {
+        let link = tracks.for_length(announcement.len());
         link.send(announcement.clone());
         link.flush();
     }
@@ -413,148 +417,220 @@ pub(super) fn apply(shared: &Arc<Shared>, linking: &Linking, change: &Change) {
 
 /// Sends something to a node; false if there is no link to it.
 fn tell(shared: &Shared, node: u16, message: &Bytes) -> bool {
-    let Some(link) = link_to(shared, node) else { return false };
+    let Some(tracks) = tracks_to(shared, node) else { return false };
+    let link = tracks.for_length(message.len());
     link.send(message.clone());
     link.flush();
     true
 }
 
-fn link_to(shared: &Shared, node: u16) -> Option<Arc<Link>> {
+fn tracks_to(shared: &Shared, node: u16) -> Option<Tracks> {
     shared.with(|state| {
-        state.pumps.values().find(|pump| pump.node.0 == node).map(|pump| pump.link.clone())
+        state.pumps.values().find(|pump| pump.node.0 == node).map(|pump| pump.tracks.clone())
     })
 }
 
 /// Sends something to a node that may get lost: if there is no link, or too much of it waits.
 pub(super) fn offer(shared: &Shared, node: u16, message: Bytes) {
-    if let Some(link) = link_to(shared, node)
-        && link.offer(message)
-    {
-        link.flush();
+    if let Some(tracks) = tracks_to(shared, node) {
+        let link = tracks.for_length(message.len());
+        if link.offer(message) {
+            link.flush();
+        }
     }
 }
 
-/// A connection on which both have said who they are.
+/// A link on both of whose tracks both sides have said who they are.
 struct Met {
-    link: Arc<Link>,
+    tracks: Tracks,
     sent: Hello,
     received: Hello,
-    /// What came after the Hello.
+    /// What came after the Hello, by track.
+    rest: [Vec<u8>; 2],
+}
+
+/// A connection on which both have said who they are.
+#[derive(Debug)]
+struct Greeted {
+    link: Arc<Link>,
+    received: Hello,
     rest: Vec<u8>,
 }
 
-/// Exchanges Hellos with the node that has shown `subject`'s certificate. `node`: whom this node has connected to;
-/// the other speaks first if it connected.
+impl Met {
+    fn new(sent: Hello, small: Greeted, bulk: Greeted) -> Met {
+        let tracks = Tracks { small: small.link, bulk: bulk.link };
+        Met { tracks, sent, received: small.received, rest: [small.rest, bulk.rest] }
+    }
+}
+
+/// The Hello for a new link with `node`, on the small track.
+fn hello_to(shared: &Shared, node: NodeId, pair: u64) -> Result<Hello> {
+    let hello =
+        shared.with(|state| state.kernel.hello(node)).context("a node that is not known")?;
+    Ok(Hello { pair, ..hello })
+}
+
+/// Exchanges Hellos on both tracks of a link that this node makes to `node`; `connect` makes the second connection.
 fn meet(
     shared: &Shared,
-    tls: Tls,
-    subject: Subject,
-    node: Option<NodeId>,
+    node: NodeId,
+    first: (Tls, Subject),
+    connect: impl FnOnce() -> Result<(Tls, Subject)>,
     deadline: Instant,
 ) -> Result<Met> {
-    let link = Arc::new(Link::new(Box::new(tls), LINK_QUEUE));
-    let say = |node: NodeId| -> Result<Hello> {
-        let hello =
-            shared.with(|state| state.kernel.hello(node)).context("a node that is not known")?;
-        link.send(Bytes::from(
-            Packet { sequence: 0, received: 0, frame: Frame::Hello(hello) }.encode(),
-        ));
-        link.flush();
-        Ok(hello)
-    };
-    if let Some(node) = node {
+    let sent = hello_to(shared, node, u64::from_le_bytes(random()))?;
+    let speak = |(tls, subject): (Tls, Subject), hello: Hello| -> Result<Greeted> {
         ensure!(
             subject.node == node.0,
             "node {} was expected, but the certificate is node {}'s",
             node.0,
             subject.node
         );
-    }
-    let said = node.map(say).transpose()?;
-    let (received, rest) = hear_hello(&link, deadline)?;
-    ensure!(
-        received.node.0 == subject.node,
-        "it says it is node {}, but its certificate is node {}'s",
-        received.node.0,
-        subject.node
-    );
-    ensure!(received.to.0 == shared.config.node, "it wants to talk to node {}", received.to.0);
-    let sent = match said {
-        Some(sent) => sent,
-        None => {
-            ensure!(
-                received.node.0 < shared.config.node,
-                "node {} does not connect to this one",
-                received.node.0
-            );
-            say(received.node)?
-        }
+        let link = Arc::new(Link::new(hello.track, Box::new(tls), LINK_QUEUE));
+        link.begin(hello);
+        let (received, rest) = hear_hello(shared, &link, &subject, deadline)?;
+        ensure!(
+            (received.pair, received.track) == (hello.pair, hello.track),
+            "it answers for another connection"
+        );
+        Ok(Greeted { link, received, rest })
     };
-    Ok(Met { link, sent, received, rest })
+    let small = speak(first, sent)?;
+    let bulk = speak(connect()?, Hello { track: Track::Bulk, ..sent })?;
+    Ok(Met::new(sent, small, bulk))
 }
 
-/// Waits for the Hello; returns it and the bytes that came after it.
-fn hear_hello(link: &Link, deadline: Instant) -> Result<(Hello, Vec<u8>)> {
+/// Exchanges Hellos with the node that has connected and shown `subject`'s certificate, and waits for the second
+/// connection of its link. `None`: this is a second one.
+fn greet(
+    shared: &Shared,
+    linking: &Linking,
+    tls: Tls,
+    subject: &Subject,
+    deadline: Instant,
+) -> Result<Option<Met>> {
+    let first = Arc::new(Link::new(Track::Small, Box::new(tls), LINK_QUEUE));
+    let (received, rest) = hear_hello(shared, &first, subject, deadline)?;
+    let node = received.node;
+    ensure!(node.0 < shared.config.node, "node {} does not connect to this one", node.0);
+    let key = (node, received.pair);
+    if received.track == Track::Bulk {
+        let half = locked(&linking.halves).remove(&key);
+        let (sent, waiting) = half.context("the second connection of a link that has no first")?;
+        first.begin(Hello { track: Track::Bulk, ..sent });
+        let link = Arc::into_inner(first).context("nobody else has it")?.into_bulk();
+        // If it is not waited for any more, it ends here.
+        waiting.try_send(Greeted { link: Arc::new(link), received, rest }).ok();
+        return Ok(None);
+    }
+    let sent = hello_to(shared, node, received.pair)?;
+    let (waiting, second) = sync_channel(1);
+    ensure!(
+        locked(&linking.halves).insert(key, (sent, waiting)).is_none(),
+        "a link that is being made already"
+    );
+    first.begin(sent);
+    let bulk = second.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+    locked(&linking.halves).remove(&key);
+    let bulk = bulk.context("the second connection of its link has not come")?;
+    Ok(Some(Met::new(sent, Greeted { link: first, received, rest }, bulk)))
+}
+
+/// Waits for the Hello of the node with `subject`'s certificate; returns it and the bytes that came after it. A node of
+/// another version is told this one's, so that both can say what is wrong.
+fn hear_hello(
+    shared: &Shared,
+    link: &Link,
+    subject: &Subject,
+    deadline: Instant,
+) -> Result<(Hello, Vec<u8>)> {
     let mut bytes = Vec::new();
     let mut chunk = [0; 4096];
     loop {
         let count = link.read_by(&mut chunk, deadline).context("no Hello")?;
         ensure!(count > 0, "the connection was closed");
         bytes.extend_from_slice(&chunk[..count]);
-        match frame::decode(&bytes) {
-            Ok((Packet { frame: Frame::Hello(hello), .. }, used)) => {
-                return Ok((hello, bytes.split_off(used)));
-            }
+        let (hello, used) = match frame::decode(&bytes) {
+            Ok((Packet { frame: Frame::Hello(hello), .. }, used)) => (hello, used),
             Ok(_) => bail!("the first frame is no Hello"),
             // A Hello is short: who announces more is not one of us.
-            Err(FrameError::Incomplete { need }) if need <= chunk.len() => {}
+            Err(FrameError::Incomplete { need }) if need <= chunk.len() => continue,
+            Err(error @ FrameError::Version { .. }) => {
+                if let Ok(hello) = hello_to(shared, NodeId(subject.node), 0) {
+                    link.begin(hello);
+                }
+                return Err(error).with_context(|| format!("node {}", subject.node));
+            }
             Err(error) => return Err(error.into()),
-        }
+        };
+        ensure!(
+            hello.node.0 == subject.node,
+            "it says it is node {}, but its certificate is node {}'s",
+            hello.node.0,
+            subject.node
+        );
+        ensure!(hello.to.0 == shared.config.node, "it wants to talk to node {}", hello.to.0);
+        return Ok((hello, bytes.split_off(used)));
     }
 }
 
 impl Met {
     /// Takes the link into use until it ends.
-    fn run(self, shared: &Shared) {
-        let Met { link, sent, received, rest } = self;
+    fn run(self, shared: &Arc<Shared>) {
+        let Met { tracks, sent, received, rest: [rest, bulk_rest] } = self;
         let node = received.node;
         let Some(linking) = &shared.linking else { return };
         let number = shared.with(|state| {
             let number = state.new_link();
             // Revoked since its certificate was looked at.
             if linking.membership.members().check(node.0).is_err() {
-                link.close();
+                tracks.close();
                 return number;
             }
-            state.links.insert(number, link.clone());
+            state.links.insert(number, tracks.clone());
             state.step(Input::LinkUp { link: number, sent: &sent, received: &received });
             if shared.is_stopping() {
-                link.close();
+                tracks.close();
             }
             number
         });
-        tracing::info!(node = node.0, "link up");
-        let flusher = link.clone();
-        let reason =
-            match Builder::new().name("link-flush".into()).spawn(move || flusher.flush_queued()) {
-                Ok(_) => Pump { link: link.clone(), node, number }.run(shared, rest),
-                Err(error) => error.to_string(),
-            };
-        link.close();
+        log_news(shared, |unsaid| tracing::info!(node = node.0, unsaid, "link up"));
+        let pump = Pump { link: tracks.small.clone(), tracks: tracks.clone(), node, number };
+        let reason = match pump.start_others(shared, bulk_rest) {
+            Ok(threads) => {
+                let reason = pump.run(shared, rest);
+                tracks.close();
+                threads.into_iter().filter_map(|thread| thread.join().err()).for_each(|_| {
+                    tracing::error!("a thread of a link has panicked");
+                });
+                reason
+            }
+            Err(error) => error.to_string(),
+        };
+        tracks.close();
         shared.with(|state| {
             state.links.remove(&number);
             state.step(Input::LinkDown { node, link: number });
         });
         if !shared.is_stopping() {
-            tracing::info!(node = node.0, reason, "link down");
+            log_news(shared, |unsaid| tracing::info!(node = node.0, reason, unsaid, "link down"));
         }
     }
 }
 
-/// A link in use.
+/// Says something about links in the log, unless there is too much of it.
+fn log_news(shared: &Shared, line: impl FnOnce(u64)) {
+    if let Some(unsaid) = shared.with(|state| state.link_news.admit(monotonic())) {
+        line(unsaid);
+    }
+}
+
+/// A track of a link in use.
 #[derive(Clone, Debug)]
 pub(super) struct Pump {
     pub(super) link: Arc<Link>,
+    tracks: Tracks,
     node: NodeId,
     number: LinkId,
 }
@@ -576,20 +652,71 @@ impl Turn {
 }
 
 impl Pump {
-    /// The link's own reader: reads until the link ends, and says why it did.
-    fn run(self, shared: &Shared, rest: Vec<u8>) -> String {
+    /// Starts the threads that write what has to wait, and the reader of the bulk track.
+    fn start_others(
+        &self,
+        shared: &Arc<Shared>,
+        rest: Vec<u8>,
+    ) -> std::io::Result<Vec<JoinHandle<()>>> {
+        let mut threads = Vec::new();
+        for track in Track::ALL {
+            let link = self.tracks.of(track).clone();
+            let flusher = Builder::new().name("link-flush".into());
+            threads.push(flusher.spawn(move || link.flush_queued())?);
+        }
+        let bulk = Pump { link: self.tracks.bulk.clone(), ..self.clone() };
+        let shared = shared.clone();
+        let reader = Builder::new().name("link-bulk".into());
+        threads.push(reader.spawn(move || {
+            let reason = bulk.read_bulk(&shared, rest);
+            tracing::debug!(node = bulk.node.0, reason, "the bulk track has ended");
+            bulk.tracks.close();
+        })?);
+        Ok(threads)
+    }
+
+    /// Reads the bulk track until it ends, and says why it did.
+    fn read_bulk(&self, shared: &Shared, rest: Vec<u8>) -> String {
+        let mut reading = self.link.reading();
+        reading.begin(rest);
+        self.take(shared, &mut reading);
+        loop {
+            // What has come is taken first, when it may be.
+            if reading.is_early {
+                if !self.link.await_unheld() {
+                    return "the link is closed".to_owned();
+                }
+                self.take(shared, &mut reading);
+                continue;
+            }
+            let read = self.turn(shared, &mut reading);
+            if let Some(reason) = reading.ended.take() {
+                return reason;
+            }
+            if !read.has_more()
+                && !reading.is_early
+                && let Err(error) = self.link.await_turn()
+            {
+                return error.to_string();
+            }
+        }
+    }
+
+    /// The small track's own reader: reads until the link ends, and says why it did.
+    fn run(&self, shared: &Shared, rest: Vec<u8>) -> String {
         {
             let mut reading = self.link.reading();
-            reading.end = rest.len();
-            reading.bytes = rest;
+            reading.begin(rest);
             self.take(shared, &mut reading);
         }
         shared.with(|state| state.pumps.insert(self.number, self.clone()));
         shared.watched.fetch_add(1, Ordering::SeqCst);
         if let Some(linking) = &shared.linking {
             // Later changes are told to all who are among the pumps.
-            self.link.send(linking.membership.announcement());
-            self.link.flush();
+            let announcement = linking.membership.announcement();
+            let link = self.tracks.for_length(announcement.len());
+            link.send(announcement);
+            link.flush();
         }
         let mut watcher = Watcher::default();
         let reason = loop {
@@ -636,17 +763,11 @@ impl Pump {
         if reading.ended.is_some() {
             return Turn::Nothing;
         }
-        // Room for the rest of the longest frame, and then some.
-        let end = reading.end;
-        if reading.bytes.len() < end + FRAME_MAX {
-            reading.bytes.resize(end + FRAME_MAX, 0);
-        }
-        match self.link.try_read(&mut reading.bytes[end..]) {
+        match self.link.try_read(reading.room()) {
             None => return Turn::Nothing,
             Some(Ok(0)) => reading.ended = Some("the other side has closed it".into()),
             Some(Ok(count)) => {
-                let is_full = end + count == reading.bytes.len();
-                reading.end += count;
+                let is_full = reading.note_read(count);
                 self.link.note_use(monotonic());
                 self.take(shared, reading);
                 if reading.ended.is_none() && !is_full {
@@ -664,11 +785,18 @@ impl Pump {
 
     /// Gives the whole frames that have been read to the kernel.
     fn take(&self, shared: &Shared, reading: &mut Reading) {
-        match take_frames(shared, self.node, self.number, &reading.bytes[..reading.end]) {
-            Ok((used, calls)) => {
+        let taken = match self.link.track() {
+            Track::Small => self.take_frames(shared, reading.unread(), None),
+            Track::Bulk => {
+                let whole = reading.whole();
+                self.take_frames(shared, &whole, Some(&whole))
+            }
+        };
+        match taken {
+            Ok((used, calls, is_early)) => {
                 reading.calls += calls;
-                reading.bytes.copy_within(used..reading.end, 0);
-                reading.end -= used;
+                reading.is_early = is_early;
+                reading.remove(used);
             }
             Err(reason) => {
                 shared.with(|state| state.counters.protocol_errors += 1);
@@ -676,54 +804,79 @@ impl Pump {
             }
         }
     }
-}
 
-/// Gives the whole frames in `bytes` to the kernel, and the rest to the members thread; returns how much they are, and
-/// how many calls they brought.
-fn take_frames(
-    shared: &Shared,
-    node: NodeId,
-    link: LinkId,
-    bytes: &[u8],
-) -> Result<(usize, usize), String> {
-    let mut used = 0;
-    let mut packets = Vec::new();
-    let outcome = loop {
-        match control::next(&bytes[used..]) {
-            Ok(Next::Kernel) => {}
-            Ok(Next::Control(message, length)) => {
-                used += length;
-                match pass_on(shared, node, message) {
-                    Ok(()) => continue,
-                    Err(reason) => break Err(reason),
+    /// Gives the whole frames in `bytes` to the kernel, and the rest to the members thread; returns how much they are, and
+    /// how many calls they brought. On the bulk track it stops before what comes too early, and says so.
+    fn take_frames(
+        &self,
+        shared: &Shared,
+        bytes: &[u8],
+        whole: Option<&Bytes>,
+    ) -> Result<(usize, usize, bool), String> {
+        let (mut used, mut calls) = (0, 0);
+        loop {
+            let (mut packets, mut end) = (Vec::new(), used);
+            let stopped = loop {
+                let packet = match control::next(&bytes[end..]) {
+                    Ok(Next::Control(message, length)) => break Ok((message, length)),
+                    Ok(Next::Kernel) => frame::decode(&bytes[end..]),
+                    Err(error) => break Err(error),
+                };
+                match packet {
+                    Ok((packet, length)) => {
+                        packets.push((end, Packet { whole, ..packet }));
+                        end += length;
+                    }
+                    Err(error) => break Err(error),
+                }
+            };
+            if !packets.is_empty() {
+                used = shared.with(|state| self.give(state, &packets, end, &mut calls));
+                if self.link.track() == Track::Small {
+                    self.tracks.bulk.hold(false);
                 }
             }
-            Err(FrameError::Incomplete { .. }) => break Ok(used),
-            Err(error) => break Err(error.to_string()),
-        }
-        match frame::decode(&bytes[used..]) {
-            Ok((packet, length)) => {
-                packets.push(packet);
-                used += length;
+            if used < end {
+                return Ok((used, calls, true));
             }
-            Err(FrameError::Incomplete { .. }) => break Ok(used),
-            Err(error) => break Err(error.to_string()),
-        }
-    };
-    let mut calls = 0;
-    if !packets.is_empty() {
-        shared.with(|state| {
-            state.counters.frames_in += packets.len() as u64;
-            state.counters.bytes_in += used as u64;
-            let posted = state.couriers.posted;
-            for packet in &packets {
-                state.step(Input::Packet { node, link, packet });
+            match stopped {
+                Ok((message, length)) => {
+                    pass_on(shared, self.node, message)?;
+                    used += length;
+                }
+                Err(FrameError::Incomplete { .. }) => return Ok((used, calls, false)),
+                Err(error) => return Err(error.to_string()),
             }
-            state.settle();
-            calls = state.couriers.posted - posted;
-        });
+        }
     }
-    outcome.map(|used| (used, calls))
+
+    /// Gives packets to the kernel; returns where the first that comes too early begins, or `end`.
+    fn give(
+        &self,
+        state: &mut Node,
+        packets: &[(usize, Packet<'_>)],
+        end: usize,
+        calls: &mut usize,
+    ) -> usize {
+        let (node, link, track) = (self.node, self.number, self.link.track());
+        let posted = state.couriers.posted;
+        let mut taken = end;
+        for (start, packet) in packets {
+            if state.kernel.is_early(node, track, packet) {
+                // Under the lock: the small frames that it waits for come later.
+                self.link.hold(true);
+                taken = *start;
+                break;
+            }
+            state.counters.frames_in += 1;
+            state.step(Input::Packet { node, link, track, packet });
+        }
+        let begin = packets.first().map_or(end, |(start, _)| *start);
+        state.counters.bytes_in += (taken - begin) as u64;
+        state.settle();
+        *calls += state.couriers.posted - posted;
+        taken
+    }
 }
 
 /// Gives a message about members to the thread that takes them.

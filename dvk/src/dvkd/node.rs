@@ -10,14 +10,18 @@ use super::config::{Config, Dc};
 use super::confine::Confined;
 use super::door::Door;
 use super::identity::Identity;
-use super::link::Link;
+use super::link::{Link, Tracks};
 use super::links::{Linking, Pump};
 use super::load::Loads;
+use super::log_limit::LogLimit;
 use super::proxy::{Couriers, Proxies, Version};
 use super::sensing::Traffic;
+use crate::frame::Track;
 use crate::host::solo::monotonic;
 use crate::kernel::{self, Asker, Input, Kernel, LinkId, Output};
-use crate::limits::ENDPOINTS_PER_USER;
+use crate::limits::{
+    ENDPOINTS_PER_USER, FORGERIES_EVERY, FORGERIES_LOGGED, REFUSALS_EVERY, REFUSALS_LOGGED,
+};
 use crate::server::{Gone, Nanos};
 use anyhow::{Context, Result};
 use m3ipc::bell::{Bell, Ringer};
@@ -70,7 +74,7 @@ pub(super) struct Node {
     per_user: BTreeMap<(DcId, u32), usize>,
     pub(super) proxies: Proxies,
     pub(super) couriers: Couriers,
-    pub(super) links: BTreeMap<LinkId, Arc<Link>>,
+    pub(super) links: BTreeMap<LinkId, Tracks>,
     /// The links that are read.
     pub(super) pumps: BTreeMap<LinkId, Pump>,
     next_link: u64,
@@ -83,6 +87,9 @@ pub(super) struct Node {
     pub(super) traffic: BTreeMap<DcId, Traffic>,
     /// How busy the nodes have been.
     pub(super) loads: Loads,
+    /// Frames that a node may not send, and news of links: how much of it may be in the log.
+    forgeries: LogLimit,
+    pub(super) link_news: LogLimit,
     /// This daemon's own bell, for those with whom it has channels.
     bell: Arc<OwnedFd>,
 }
@@ -148,6 +155,8 @@ impl Shared {
             counters: Counters::default(),
             traffic: BTreeMap::new(),
             loads: Loads::default(),
+            forgeries: LogLimit::new(FORGERIES_LOGGED, FORGERIES_EVERY),
+            link_news: LogLimit::new(REFUSALS_LOGGED, REFUSALS_EVERY),
             bell: Arc::new(descriptor),
         };
         Ok(Shared {
@@ -311,9 +320,26 @@ impl Node {
                 self.proxies.answer(dc, id, &message, &payload);
                 self.close_retired();
             }
-            Output::Send { link, bytes, .. } => self.send(link, bytes),
+            Output::Send { link, track, bytes, .. } => self.send(link, track, bytes),
+            Output::Forged { node, dc, endpoint, forgery } => {
+                self.counters.protocol_errors += 1;
+                if let Some(unsaid) = self.forgeries.admit(monotonic()) {
+                    tracing::warn!(
+                        node = node.0,
+                        dc = dc.0,
+                        endpoint = ?endpoint,
+                        reason = %forgery,
+                        unsaid,
+                        "a frame is refused"
+                    );
+                }
+            }
             Output::DropLink { node, link, reason } => {
-                tracing::warn!(node = node.0, %reason, "link dropped");
+                self.counters.protocol_errors +=
+                    u64::from(matches!(reason, kernel::LinkError::Forged { .. }));
+                if let Some(unsaid) = self.link_news.admit(monotonic()) {
+                    tracing::warn!(node = node.0, %reason, unsaid, "link dropped");
+                }
                 if let Some(link) = self.links.remove(&link) {
                     link.close();
                 }
@@ -321,8 +347,8 @@ impl Node {
         }
     }
 
-    fn send(&mut self, link: LinkId, bytes: bytes::Bytes) {
-        let Some(link) = self.links.get(&link) else { return };
+    fn send(&mut self, link: LinkId, track: Track, bytes: bytes::Bytes) {
+        let Some(link) = self.links.get(&link).map(|tracks| tracks.of(track)) else { return };
         self.counters.frames_out += 1;
         self.counters.bytes_out += bytes.len() as u64;
         link.send(bytes);

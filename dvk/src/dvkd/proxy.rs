@@ -7,7 +7,7 @@ use super::links::Pump;
 use super::node::{Node, Place, Shared};
 use crate::host::solo::{check_lane, monotonic};
 use crate::kernel::Input;
-use crate::limits::{LINK_RECENT, LINKS_LED, LOOK_AROUND, RING_AGAIN};
+use crate::limits::{LINK_RECENT, LINKS_LED, LOOK_AROUND, LOOK_SWITCH, RING_AGAIN};
 use crate::server::Nanos;
 use m3ipc::bell::Ringer;
 use m3ipc::channel::{Poll, SharedChannel, Withdrawn};
@@ -62,6 +62,8 @@ pub(super) struct Couriers {
     open: BTreeMap<(DcId, CallId), (Arc<Courier>, usize)>,
     /// Calls that have been made so far.
     pub(super) posted: usize,
+    /// Where answers are copied to, for a moment.
+    buffer: Vec<u8>,
     version: Version,
 }
 
@@ -461,7 +463,8 @@ impl Node {
     }
 
     fn take_answers_on(&mut self, courier: &Arc<Courier>, lanes: u64) -> usize {
-        let mut buffer = Vec::new();
+        let mut buffer = std::mem::take(&mut self.couriers.buffer);
+        buffer.resize(PAYLOAD_AREA, 0);
         let mut count = 0;
         for lane in bits(lanes) {
             let mut message = match courier.channel.poll_answered(lane) {
@@ -473,20 +476,21 @@ impl Node {
                 Poll::Open | Poll::Closed => continue,
             };
             let Some(id) = self.couriers.end(courier, lane) else { continue };
-            buffer.resize((message.payload_len as usize).min(PAYLOAD_AREA), 0);
-            courier.channel.read_answer(lane, &message, &mut buffer);
-            if message.tag != id.tag || buffer.len() > PAYLOAD_MAX {
+            let mut payload = &mut buffer[..(message.payload_len as usize).min(PAYLOAD_AREA)];
+            courier.channel.read_answer(lane, &message, payload);
+            if message.tag != id.tag || payload.len() > PAYLOAD_MAX {
                 self.counters.protocol_errors += 1;
                 message = Message {
                     tag: id.tag,
                     ..Message::undelivered(message.call, IpcError::Protocol)
                 };
-                buffer.clear();
+                payload = &mut [];
             }
             let (dc, from) = courier.place;
-            self.step(Input::LocalAnswer { dc, from, id, message: &message, payload: &buffer });
+            self.step(Input::LocalAnswer { dc, from, id, message: &message, payload });
             count += 1;
         }
+        self.couriers.buffer = buffer;
         count
     }
 }
@@ -644,20 +648,26 @@ fn look_around(
             led.push(pump.clone());
         }
     }
-    let mut last = start;
-    let mut found = false;
-    while !found && monotonic() < last + budget && !shared.is_stopping() {
+    let (mut now, mut last) = (start, start);
+    let (mut found, mut is_wanted) = (false, false);
+    while !found && !is_wanted && now < last + budget && !shared.is_stopping() {
         // Whoever could bring the news may wait for this CPU.
         rustix::thread::sched_yield();
+        let before = std::mem::replace(&mut now, monotonic());
+        // Then whoever took it looks as well, or works: all they need is this CPU.
+        is_wanted = now - before > LOOK_SWITCH;
         for pump in &*led {
             if pump.try_turn(shared) {
-                last = monotonic();
+                last = now;
+                is_wanted = false;
                 patience.reward();
             }
         }
         found = watched.has_news();
     }
-    if found {
+    if is_wanted && !found {
+        patience.give_way();
+    } else if found {
         patience.reward()
     } else {
         patience.punish()
@@ -690,6 +700,11 @@ impl Patience {
 
     fn reward(&mut self) {
         self.nanos = LOOK_AROUND;
+    }
+
+    /// Others need the CPU: no look until the next try.
+    fn give_way(&mut self) {
+        self.nanos = 0;
     }
 
     fn punish(&mut self) {

@@ -337,6 +337,12 @@ impl Tls {
         Ok(())
     }
 
+    /// Says nothing more.
+    #[cfg(test)]
+    pub(super) fn end_writing(&self) -> io::Result<()> {
+        self.stream.shutdown(Shutdown::Write)
+    }
+
     /// Writes all of `bytes` to the socket, until `deadline`.
     pub(super) fn write_all_by(&self, mut bytes: &[u8], deadline: Instant) -> io::Result<()> {
         loop {

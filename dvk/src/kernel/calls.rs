@@ -24,7 +24,7 @@ pub(super) struct Lane {
 }
 
 impl Lane {
-    fn new(id: CallId, to: Endpoint) -> Lane {
+    pub(super) fn new(id: CallId, to: Endpoint) -> Lane {
         Lane { source: id.source, slot: to.slot, lane: id.tag.lane() }
     }
 
@@ -413,8 +413,14 @@ impl Kernel {
         }
     }
 
-    /// The answer of another node; to a call that is not open any more it is nothing.
-    pub(super) fn answer(&mut self, node: NodeId, answer: &Answer<'_>, out: &mut Vec<Output>) {
+    /// The answer of another node, which came in `packet`; to a call that is not open any more it is nothing.
+    pub(super) fn answer(
+        &mut self,
+        node: NodeId,
+        answer: &Answer<'_>,
+        packet: &Packet<'_>,
+        out: &mut Vec<Output>,
+    ) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         let (id, dc) = (answer.id(), answer.dc);
         let key = (dc, Lane::new(id, answer.message.source));
@@ -423,7 +429,7 @@ impl Kernel {
         }
         let Some(call) = peer.remove_outgoing(&key) else { return };
         let from = call.to;
-        let payload = Bytes::copy_from_slice(answer.payload);
+        let payload = packet.keep(answer.payload);
         out.push(Output::AnswerLocal { dc, from, id, message: answer.message, payload });
     }
 

@@ -3,11 +3,14 @@
 //! Both sides name a session by incarnation and epoch of both, taken from the two Hellos on a link, and neither ever
 //! goes back to an earlier incarnation or epoch. So they agree whether the session goes on or a new one starts,
 //! even if one of them has missed the end of the last: there it ends when the next link comes up.
+//!
+//! A link has two tracks. A small frame overtakes bulk ones unless somebody could tell: what must be in order with a
+//! bulk frame that the other may not have yet goes on the bulk track, behind it ([`Peer::track_of`]).
 
-use super::calls::Outgoing;
+use super::calls::{Lane, Outgoing};
 use super::directory::Reply;
-use super::{Kernel, LinkError, LinkId, NodeInfo, NodeState, Output, Steer};
-use crate::frame::{Frame, Hello, Packet};
+use super::{Forgery, Kernel, LinkError, LinkId, NodeInfo, NodeState, Output, Steer};
+use crate::frame::{Frame, Hello, Packet, Track};
 use crate::limits::{
     LINK_SILENCE, NODE_DOWN_AFTER, PING_EVERY, RECEIVED_BYTES, RECEIVED_FRAMES, UNRECEIVED_LIMIT,
     UNRECEIVED_MAX,
@@ -15,7 +18,7 @@ use crate::limits::{
 use crate::server::{Gone, Nanos};
 use bytes::Bytes;
 use m3ipc::{DcId, Endpoint, IpcError, NodeId};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 /// Another node.
 #[derive(Debug)]
@@ -25,13 +28,16 @@ pub(super) struct Peer {
     /// How often it was given up.
     epoch: u64,
     session: Option<Session>,
-    /// Sequenced frames of the session so far, and those that it may not have received, the last ones.
-    sent: u64,
-    unreceived: VecDeque<Bytes>,
+    /// Sequenced frames of the session so far, by track, and those that it may not have received.
+    sent: [Sent; 2],
     unreceived_bytes: usize,
-    /// Sequenced frames received in the session; how many of them it has been told of; bytes of the rest.
-    received: u64,
-    said: u64,
+    /// The last request on each lane that is among the unreceived bulk frames.
+    bulk_lanes: BTreeMap<(DcId, Lane), u64>,
+    /// Until it has received so many bulk frames nothing overtakes any: news of the directory is among them.
+    in_order_until: u64,
+    /// Sequenced frames received in the session, by track; how many of them it has been told of; bytes of the rest.
+    received: [u64; 2],
+    said: [u64; 2],
     unsaid_bytes: usize,
     /// A limit is reached: it is given up at the end of the step.
     pub(super) is_overfull: bool,
@@ -44,6 +50,24 @@ pub(super) struct Peer {
     pub(super) bytes_out: usize,
 }
 
+/// What has been sent on a track in a session.
+#[derive(Debug, Default)]
+struct Sent {
+    count: u64,
+    /// Those that the other may not have received, the last ones; a bulk request with its lane.
+    unreceived: VecDeque<(Bytes, Option<(DcId, Lane)>)>,
+}
+
+impl Sent {
+    /// Frames that the other has received, as it has said.
+    fn confirmed(&self) -> u64 {
+        self.count - self.unreceived.len() as u64
+    }
+}
+
+/// Is a frame believed; if not, for whom it speaks, and why not.
+type Believed = Result<(), (DcId, Endpoint, Forgery)>;
+
 /// The other's half of the session's name; this node's half is its incarnation and `Peer::epoch`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Session {
@@ -53,9 +77,20 @@ struct Session {
 
 #[derive(Clone, Copy, Debug)]
 enum Link {
-    Up { link: LinkId, since: Nanos, heard: Nanos, spoke: Nanos, round_trip: Option<Nanos> },
-    Lost { since: Nanos },
-    Down { since: Nanos },
+    /// When something came, and was sent, by track.
+    Up {
+        link: LinkId,
+        since: Nanos,
+        heard: [Nanos; 2],
+        spoke: [Nanos; 2],
+        round_trip: Option<Nanos>,
+    },
+    Lost {
+        since: Nanos,
+    },
+    Down {
+        since: Nanos,
+    },
 }
 
 impl Peer {
@@ -65,11 +100,12 @@ impl Peer {
             link: Link::Lost { since: now },
             epoch: 0,
             session: None,
-            sent: 0,
-            unreceived: VecDeque::new(),
+            sent: Default::default(),
             unreceived_bytes: 0,
-            received: 0,
-            said: 0,
+            bulk_lanes: BTreeMap::new(),
+            in_order_until: 0,
+            received: [0; 2],
+            said: [0; 2],
             unsaid_bytes: 0,
             is_overfull: false,
             is_cut: false,
@@ -108,7 +144,10 @@ impl Peer {
             epoch: self.epoch,
             peer_incarnation: self.session.map_or(0, |session| session.incarnation),
             peer_epoch: self.session.map_or(0, |session| session.epoch),
-            received: self.received,
+            received: self.received[0],
+            received_bulk: self.received[1],
+            track: Track::Small,
+            pair: 0,
         }
     }
 
@@ -118,7 +157,10 @@ impl Peer {
 
     pub(super) fn deadline(&self) -> Option<Nanos> {
         match self.link {
-            Link::Up { heard, spoke, .. } => Some((heard + LINK_SILENCE).min(spoke + PING_EVERY)),
+            Link::Up { heard, spoke, .. } => {
+                let (heard, spoke) = (heard[0].min(heard[1]), spoke[0].min(spoke[1]));
+                Some((heard + LINK_SILENCE).min(spoke + PING_EVERY))
+            }
             Link::Lost { since } => Some(since + NODE_DOWN_AFTER),
             Link::Down { .. } => None,
         }
@@ -129,46 +171,108 @@ impl Peer {
         self.end_cancelled(out);
     }
 
+    /// The track of a frame that is sent now. On the bulk track it comes after all that has been sent before.
+    fn track_of(&self, frame: &Frame<'_>) -> Track {
+        let bulk = &self.sent[Track::Bulk as usize];
+        let overtakes = match frame {
+            _ if frame.is_bulk() => false,
+            _ if !frame.is_sequenced() || bulk.unreceived.is_empty() => true,
+            _ if self.in_order_until > bulk.confirmed() => false,
+            // In the order of the lane.
+            Frame::Request(request) => {
+                !self.bulk_lanes.contains_key(&(request.dc, Lane::new(request.id(), request.to)))
+            }
+            Frame::Cancel { dc, to, id } => {
+                !self.bulk_lanes.contains_key(&(*dc, Lane::new(*id, *to)))
+            }
+            Frame::Answer(_) | Frame::Notify { .. } | Frame::Await { .. } => true,
+            Frame::Awaited { outcome: Ok(bound), .. } => *bound != Endpoint::NONE,
+            // Deaths come after what the dead have sent; where endpoints are, after what has been sent to them.
+            _ => false,
+        };
+        if overtakes { Track::Small } else { Track::Bulk }
+    }
+
     /// Sends a frame, now if there is a link. A sequenced one is kept until it is received; of the others,
     /// and to a node that is down, it is lost.
     fn send(&mut self, now: Nanos, frame: &Frame<'_>, out: &mut Vec<Output>) -> Bytes {
+        self.send_on(self.track_of(frame), now, frame, out)
+    }
+
+    fn send_on(
+        &mut self,
+        track: Track,
+        now: Nanos,
+        frame: &Frame<'_>,
+        out: &mut Vec<Output>,
+    ) -> Bytes {
         if matches!(self.link, Link::Down { .. }) {
             return Bytes::new();
         }
-        let is_sequenced = frame.is_sequenced();
-        self.sent += u64::from(is_sequenced);
-        let sequence = if is_sequenced { self.sent } else { 0 };
-        let bytes =
-            Bytes::from(Packet { sequence, received: self.received, frame: *frame }.encode());
-        if is_sequenced {
-            self.unreceived_bytes += bytes.len();
-            self.unreceived.push_back(bytes.clone());
-            self.is_overfull |= self.unreceived_bytes > UNRECEIVED_LIMIT;
+        let [received, received_bulk] = self.received;
+        let mut packet = Packet { received, received_bulk, ..Packet::alone(*frame) };
+        if frame.is_sequenced() {
+            self.sent[track as usize].count += 1;
+            packet.sequence = self.sent[track as usize].count;
+            if track == Track::Bulk {
+                packet.after = self.sent[Track::Small as usize].count;
+            }
+        }
+        let bytes = Bytes::from(packet.encode());
+        if frame.is_sequenced() {
+            self.keep(track, packet.sequence, frame, &bytes);
         }
         if let Link::Up { link, spoke, .. } = &mut self.link {
-            *spoke = now;
-            out.push(Output::Send { node: self.node, link: *link, bytes: bytes.clone() });
+            spoke[track as usize] = now;
+            out.push(Output::Send { node: self.node, link: *link, track, bytes: bytes.clone() });
             self.said = self.received;
             self.unsaid_bytes = 0;
         }
         bytes
     }
 
-    /// The other has received `count` frames of the session.
-    fn forget_received(&mut self, count: u64) -> Result<(), LinkError> {
-        if count > self.sent {
-            return Err(LinkError::ReceivedTooMany { got: count, sent: self.sent });
+    /// Keeps a sequenced frame until the other has received it.
+    fn keep(&mut self, track: Track, sequence: u64, frame: &Frame<'_>, bytes: &Bytes) {
+        let mut lane = None;
+        if track == Track::Bulk {
+            if let Frame::Request(request) = frame {
+                let key = (request.dc, Lane::new(request.id(), request.to));
+                self.bulk_lanes.insert(key, sequence);
+                lane = Some(key);
+            }
+            if frame.is_of_directory() {
+                self.in_order_until = sequence;
+            }
         }
-        while self.sent - (self.unreceived.len() as u64) < count {
-            let Some(bytes) = self.unreceived.pop_front() else { break };
-            self.unreceived_bytes -= bytes.len();
+        self.unreceived_bytes += bytes.len();
+        self.sent[track as usize].unreceived.push_back((bytes.clone(), lane));
+        self.is_overfull |= self.unreceived_bytes > UNRECEIVED_LIMIT;
+    }
+
+    /// The other has received so many frames of the session, by track.
+    fn forget_received(&mut self, counts: [u64; 2]) -> Result<(), LinkError> {
+        for (sent, count) in self.sent.iter_mut().zip(counts) {
+            if count > sent.count {
+                return Err(LinkError::ReceivedTooMany { got: count, sent: sent.count });
+            }
+            while sent.confirmed() < count {
+                let Some((bytes, lane)) = sent.unreceived.pop_front() else { break };
+                self.unreceived_bytes -= bytes.len();
+                let confirmed = sent.confirmed();
+                if let Some(lane) = lane
+                    && self.bulk_lanes.get(&lane).is_some_and(|last| *last <= confirmed)
+                {
+                    self.bulk_lanes.remove(&lane);
+                }
+            }
         }
         Ok(())
     }
 
     /// Says what has been received, if so much is unsaid that the other keeps too much for it.
     fn say_received(&mut self, now: Nanos, out: &mut Vec<Output>) {
-        if self.received - self.said >= RECEIVED_FRAMES || self.unsaid_bytes >= RECEIVED_BYTES {
+        let unsaid: u64 = self.received.iter().sum::<u64>() - self.said.iter().sum::<u64>();
+        if unsaid >= RECEIVED_FRAMES || self.unsaid_bytes >= RECEIVED_BYTES {
             self.send(now, &Frame::Received, out);
         }
     }
@@ -178,14 +282,17 @@ impl Peer {
     fn start_or_go_on(&mut self, theirs: &Hello, incarnation: u64) -> Result<bool, LinkError> {
         let session = Session { incarnation: theirs.incarnation, epoch: theirs.epoch };
         let has_it = theirs.peer_incarnation == incarnation && theirs.peer_epoch == self.epoch;
-        let received = if has_it { theirs.received } else { 0 };
-        let confirmed = self.sent - self.unreceived.len() as u64;
+        let received = if has_it { [theirs.received, theirs.received_bulk] } else { [0; 2] };
+        let confirmed: u64 = self.sent.iter().map(Sent::confirmed).sum();
+        let received_any = received.into_iter().max().unwrap_or(0);
         match self.session {
             Some(old) if old != session => Ok(true),
             // It has confirmed frames of the session that it says it never had: its Hello is older than that.
             Some(_) if !has_it && confirmed > 0 => Err(LinkError::Outdated),
             Some(_) => self.forget_received(received).map(|()| false),
-            None if received > 0 => Err(LinkError::ReceivedTooMany { got: received, sent: 0 }),
+            None if received_any > 0 => {
+                Err(LinkError::ReceivedTooMany { got: received_any, sent: 0 })
+            }
             // What was to be sent before there was a session is its beginning.
             None => {
                 self.session = Some(session);
@@ -194,14 +301,21 @@ impl Peer {
         }
     }
 
+    fn is_early(&self, track: Track, packet: &Packet<'_>) -> bool {
+        track == Track::Bulk
+            && packet.sequence > self.received[Track::Bulk as usize]
+            && packet.after > self.received[Track::Small as usize]
+    }
+
     /// Whatever there was with it is over.
     fn end_session(&mut self, out: &mut Vec<Output>) {
         self.session = None;
-        self.sent = 0;
-        self.unreceived.clear();
+        self.sent = Default::default();
         self.unreceived_bytes = 0;
-        self.received = 0;
-        self.said = 0;
+        self.bulk_lanes.clear();
+        self.in_order_until = 0;
+        self.received = [0; 2];
+        self.said = [0; 2];
         self.unsaid_bytes = 0;
         self.is_overfull = false;
         self.end_all_outgoing(out);
@@ -260,12 +374,15 @@ impl Kernel {
         if let Link::Up { link: replaced, .. } = peer.link {
             out.push(Output::DropLink { node, link: replaced, reason: LinkError::Replaced });
         }
-        peer.link = Link::Up { link, since: now, heard: now, spoke: now, round_trip: None };
-        out.extend(peer.unreceived.iter().map(|bytes| Output::Send {
-            node,
-            link,
-            bytes: bytes.clone(),
-        }));
+        let times = [now; 2];
+        peer.link = Link::Up { link, since: now, heard: times, spoke: times, round_trip: None };
+        for track in Track::ALL {
+            let unreceived = peer.sent[track as usize].unreceived.iter();
+            out.extend(unreceived.map(|(bytes, _)| {
+                let bytes = bytes.clone();
+                Output::Send { node, link, track, bytes }
+            }));
+        }
         // The round trip is soon known, and what has been received.
         peer.send(now, &Frame::Ping { sent: now }, out);
         if is_new {
@@ -315,17 +432,19 @@ impl Kernel {
         now: Nanos,
         node: NodeId,
         from: LinkId,
+        track: Track,
         packet: &Packet<'_>,
         out: &mut Vec<Output>,
     ) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         match &mut peer.link {
-            Link::Up { link, heard, .. } if *link == from => *heard = now,
+            Link::Up { link, heard, .. } if *link == from => heard[track as usize] = now,
             _ => return,
         }
-        let result = peer.forget_received(packet.received).and_then(|()| {
+        let received = [packet.received, packet.received_bulk];
+        let result = peer.forget_received(received).and_then(|()| {
             if packet.frame.is_sequenced() {
-                self.sequenced(now, node, packet, out)
+                self.sequenced(now, node, track, packet, out)
             } else {
                 self.unsequenced(now, node, &packet.frame, out)
             }
@@ -358,28 +477,45 @@ impl Kernel {
         Ok(())
     }
 
+    /// Does the frame on that track come too early: has it to wait until more has come on the other? Then it is not to be
+    /// given to the kernel yet, nor what comes behind it.
+    pub fn is_early(&self, node: NodeId, track: Track, packet: &Packet<'_>) -> bool {
+        self.peers.get(&node).is_some_and(|peer| peer.is_early(track, packet))
+    }
+
     /// Takes each frame of the session once, in order.
     fn sequenced(
         &mut self,
         now: Nanos,
         node: NodeId,
+        track: Track,
         packet: &Packet<'_>,
         out: &mut Vec<Output>,
     ) -> Result<(), LinkError> {
         let Some(peer) = self.peers.get_mut(&node) else { return Ok(()) };
-        let expected = peer.received + 1;
+        let expected = peer.received[track as usize] + 1;
         if packet.sequence < expected {
             return Ok(());
         }
         if packet.sequence > expected {
             return Err(LinkError::Gap { got: packet.sequence, expected });
         }
-        peer.received = expected;
+        if peer.is_early(track, packet) {
+            let expected = peer.received[Track::Small as usize] + 1;
+            return Err(LinkError::Gap { got: packet.after, expected });
+        }
+        peer.received[track as usize] = expected;
         peer.unsaid_bytes += packet.frame.payload_len();
-        if self.check_speaker(node, &packet.frame)? {
-            self.take_frame(now, node, &packet.frame, out);
-        } else if let Frame::Request(request) = &packet.frame {
-            self.refuse_request(now, node, request, out);
+        let believed = self.check_speaker(node, &packet.frame)?;
+        if let Err((dc, endpoint, forgery)) = believed {
+            out.push(Output::Forged { node, dc, endpoint, forgery });
+        }
+        let is_nobody = matches!(believed, Err((_, _, Forgery::NotThere)));
+        match &packet.frame {
+            Frame::Request(request) if is_nobody => self.refuse_request(now, node, request, out),
+            _ if is_nobody => {}
+            // What is of another container has no effect there, or is refused.
+            _ => self.take_frame(now, node, packet, out),
         }
         if let Some(peer) = self.peers.get_mut(&node) {
             peer.say_received(now, out);
@@ -387,10 +523,10 @@ impl Kernel {
         Ok(())
     }
 
-    fn take_frame(&mut self, now: Nanos, node: NodeId, frame: &Frame<'_>, out: &mut Vec<Output>) {
-        match frame {
+    fn take_frame(&mut self, now: Nanos, node: NodeId, packet: &Packet<'_>, out: &mut Vec<Output>) {
+        match &packet.frame {
             Frame::Request(request) => self.request(now, node, request, out),
-            Frame::Answer(answer) => self.answer(node, answer, out),
+            Frame::Answer(answer) => self.answer(node, answer, packet, out),
             Frame::Cancel { dc, to, id } => self.cancel(now, *dc, *to, *id, out),
             Frame::Gone { dc, to, gone } => self.remote_died(node, *dc, *to, *gone, out),
             Frame::Notify { dc, from, to, value } => {
@@ -433,17 +569,19 @@ impl Kernel {
 
     /// Does the node speak for whom the frame is of? It does for its own endpoints, for the servers it has, and for
     /// endpoints that the directory says are there. If it may be one of these that this node has not heard of yet,
-    /// the frame is not believed.
-    fn check_speaker(&self, node: NodeId, frame: &Frame<'_>) -> Result<bool, LinkError> {
+    /// the frame is not believed. What it says of a container that does not join the two nodes has no effect.
+    fn check_speaker(&self, node: NodeId, frame: &Frame<'_>) -> Result<Believed, LinkError> {
         let (dc, speaker) = match frame {
             Frame::Request(request) => (request.dc, request.message.source),
             // Who makes a call knows where, and takes answers from nowhere else.
-            Frame::Answer(answer) if answer.message.source.is_well_known() => return Ok(true),
+            Frame::Answer(answer) if answer.message.source.is_well_known() => return Ok(Ok(())),
             Frame::Answer(answer) => (answer.dc, answer.message.source),
             Frame::Cancel { dc, id, .. } => (*dc, id.source),
             Frame::Gone { dc, gone, .. } => (*dc, *gone),
             // What was pending where the endpoint was before.
-            Frame::Notify { dc, to, .. } if self.came_from(*dc, to.slot, node) => return Ok(true),
+            Frame::Notify { dc, to, .. } if self.came_from(*dc, to.slot, node) => {
+                return Ok(Ok(()));
+            }
             Frame::Notify { dc, from, .. } | Frame::Await { dc, from, .. } => (*dc, *from),
             Frame::Order { dc, from, .. } => (*dc, *from),
             // As answers; and what is about the directory is judged there.
@@ -458,10 +596,13 @@ impl Kernel {
             | Frame::Hello(_)
             | Frame::Ping { .. }
             | Frame::Pong { .. }
-            | Frame::Received => return Ok(true),
+            | Frame::Received => return Ok(Ok(())),
         };
-        // A container that this node does not have (any more): nothing it says of it has an effect here.
-        let Some(container) = self.containers.get(&dc) else { return Ok(true) };
+        // Not, or not any more.
+        let own = self.containers.get(&dc);
+        let Some(container) = own.filter(|own| own.dc.nodes.contains(&self.node)) else {
+            return Ok(Err((dc, speaker, Forgery::Elsewhere)));
+        };
         let moved = container.directory.place(speaker.slot);
         let is_theirs = match moved {
             Some(place) => place == node,
@@ -470,7 +611,12 @@ impl Kernel {
             }
         };
         let may_be_new = speaker.is_well_known() && container.dc.nodes.contains(&speaker.node());
-        if is_theirs || may_be_new { Ok(is_theirs) } else { Err(LinkError::Forged(speaker)) }
+        match is_theirs {
+            true if container.dc.nodes.contains(&node) => Ok(Ok(())),
+            true => Ok(Err((dc, speaker, Forgery::Outsider))),
+            false if may_be_new => Ok(Err((dc, speaker, Forgery::NotThere))),
+            false => Err(LinkError::Forged { dc, endpoint: speaker }),
+        }
     }
 
     fn came_from(&self, dc: DcId, slot: u32, node: NodeId) -> bool {
@@ -510,12 +656,17 @@ impl Kernel {
         let mut down = Vec::new();
         for peer in self.peers.values_mut() {
             match peer.link {
-                Link::Up { link, heard, .. } if heard + LINK_SILENCE <= now => {
+                Link::Up { link, heard, .. } if heard[0].min(heard[1]) + LINK_SILENCE <= now => {
                     out.push(Output::DropLink { node: peer.node, link, reason: LinkError::Silent });
                     peer.lose_link(now, out);
                 }
-                Link::Up { spoke, .. } if spoke + PING_EVERY <= now => {
-                    peer.send(now, &Frame::Ping { sent: now }, out);
+                Link::Up { spoke, .. } => {
+                    let frames = [Frame::Ping { sent: now }, Frame::Received];
+                    for (track, frame) in Track::ALL.into_iter().zip(frames) {
+                        if spoke[track as usize] + PING_EVERY <= now {
+                            peer.send_on(track, now, &frame, out);
+                        }
+                    }
                 }
                 Link::Lost { since } if since + NODE_DOWN_AFTER <= now => down.push(peer.node),
                 _ => {}

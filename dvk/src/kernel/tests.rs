@@ -4,7 +4,7 @@ use super::{
     Asker, Config, Dc, Event, Input, Kernel, LinkError, LinkId, NodeState, Order, Output, Role,
     Steer,
 };
-use crate::frame::{Frame, Hello, Packet, Request, decode};
+use crate::frame::{Frame, Hello, Packet, Request, Track, decode};
 use crate::limits::{
     CALLS_PER_NODE, LINK_SILENCE, NODE_DOWN_AFTER, PARKED_MAX, PING_EVERY, RECEIVED_FRAMES,
     SERVER_WAIT, UNTOLD_MAX,
@@ -16,6 +16,7 @@ use m3ipc::{CallId, Cred, DcId, Endpoint, IpcError, Message, NodeId, Tag};
 use std::collections::{BTreeMap, BTreeSet};
 
 mod replicas;
+mod tracks;
 
 const N1: NodeId = NodeId(1);
 const N2: NodeId = NodeId(2);
@@ -356,7 +357,7 @@ fn a_peer_that_dies_ends_its_channels_and_its_slot_starts_clean() {
 struct Pair {
     nodes: BTreeMap<NodeId, Bench>,
     /// Bytes under way, by sender.
-    wires: BTreeMap<NodeId, Vec<Bytes>>,
+    wires: BTreeMap<NodeId, Vec<(Track, Bytes)>>,
     link: u64,
 }
 
@@ -377,7 +378,11 @@ impl Pair {
 
     /// What both did, without what they sent, which is now under way.
     fn sort(&mut self, node: NodeId, out: Vec<Output>) -> Vec<Output> {
-        self.wires.entry(node).or_default().extend(sent(&out));
+        let sent = out.iter().filter_map(|output| match output {
+            Output::Send { track, bytes, .. } => Some((*track, bytes.clone())),
+            _ => None,
+        });
+        self.wires.entry(node).or_default().extend(sent);
         out.into_iter().filter(|output| !matches!(output, Output::Send { .. })).collect()
     }
 
@@ -413,14 +418,32 @@ impl Pair {
 
     /// All that `from` has sent arrives.
     fn arrive(&mut self, from: NodeId) -> Vec<Output> {
-        let (to, link) = (NodeId(3 - from.0), LinkId(self.link));
         let mut out = Vec::new();
-        for bytes in self.wires.remove(&from).unwrap_or_default() {
-            let (packet, used) = decode(&bytes).unwrap();
-            assert_eq!(used, bytes.len());
-            out.extend(self.at(to).step(Input::Packet { node: from, link, packet: &packet }));
+        for (track, bytes) in self.wires.remove(&from).unwrap_or_default() {
+            out.extend(self.take(from, track, &bytes));
         }
-        self.sort(to, out)
+        self.sort(NodeId(3 - from.0), out)
+    }
+
+    /// One frame of `from` arrives.
+    fn take(&mut self, from: NodeId, track: Track, bytes: &Bytes) -> Vec<Output> {
+        let (to, link) = (NodeId(3 - from.0), LinkId(self.link));
+        let (packet, used) = decode(bytes).unwrap();
+        assert_eq!(used, bytes.len());
+        assert!(!self.at(to).kernel.is_early(from, track, &packet), "{packet:?}");
+        self.at(to).step(Input::Packet { node: from, link, track, packet: &packet })
+    }
+
+    /// What `from` has sent on one track arrives, before what is on the other.
+    fn arrive_on(&mut self, from: NodeId, first: Track) -> Vec<Output> {
+        let all = self.wires.remove(&from).unwrap_or_default();
+        let (now, later) = all.into_iter().partition::<Vec<_>, _>(|(track, _)| *track == first);
+        let mut out = Vec::new();
+        for (track, bytes) in now {
+            out.extend(self.take(from, track, &bytes));
+        }
+        self.wires.insert(from, later);
+        self.sort(NodeId(3 - from.0), out)
     }
 
     /// Everything arrives, until nothing is under way. What node 1 did, what node 2 did.
@@ -830,11 +853,11 @@ fn notifications_go_to_who_is_there() {
 /// Sends node 2 one frame as node 1 would, and returns what it does.
 fn forged(pair: &mut Pair, sequence: u64, frame: Frame<'_>) -> Vec<Output> {
     let (node, link, now) = (N1, LinkId(pair.link), 0);
-    let bytes = Packet { sequence, received: 0, frame }.encode();
+    let bytes = Packet { sequence, ..Packet::alone(frame) }.encode();
     let (packet, _) = decode(&bytes).unwrap();
     let two = pair.at(N2);
     two.now = two.now.max(now);
-    two.step(Input::Packet { node, link, packet: &packet })
+    two.step(Input::Packet { node, link, track: Track::Small, packet: &packet })
 }
 
 #[test]
@@ -856,7 +879,8 @@ fn a_node_speaks_only_for_itself() {
         ] {
             let (mut pair, _, ipc) = pair();
             let out = forged(&mut pair, 1, frame);
-            assert_eq!(dropped(&out), [LinkError::Forged(source)], "{frame:?}");
+            let forged = LinkError::Forged { dc: BLUE, endpoint: source };
+            assert_eq!(dropped(&out), [forged], "{frame:?}");
             assert_eq!(gone(&out), [(ipc, Gone::Node(N1))], "its word is worth nothing any more");
             assert!(delivered(&out).is_empty());
         }
@@ -884,20 +908,15 @@ fn nothing_crosses_a_container() {
             message: message(own, 0, 1),
             payload: &[],
         };
+        let said =
+            Output::Forged { node: N1, dc, endpoint: own, forgery: super::Forgery::Elsewhere };
         let out = forged(&mut pair, sequence + 1, Frame::Request(request));
         assert_eq!((delivered(&out), sent(&out).len()), (vec![], 1), "it is refused");
-        assert_eq!(
-            forged(&mut pair, sequence + 2, Frame::Gone { dc, to: Endpoint::VFS, gone: own }),
-            []
-        );
-        assert_eq!(
-            forged(
-                &mut pair,
-                sequence + 3,
-                Frame::Notify { dc, from: own, to: Endpoint::VFS, value: 1 }
-            ),
-            []
-        );
+        assert!(out.contains(&said), "the operator is told");
+        let death = Frame::Gone { dc, to: Endpoint::VFS, gone: own };
+        assert_eq!(forged(&mut pair, sequence + 2, death), [said.clone()]);
+        let notify = Frame::Notify { dc, from: own, to: Endpoint::VFS, value: 1 };
+        assert_eq!(forged(&mut pair, sequence + 3, notify), [said]);
     }
     // And node 2 makes one for the container of node 1 alone.
     let vfs = pair.at(N1).bind(RED, Role::Server(1), 40);
@@ -917,9 +936,14 @@ fn nothing_crosses_a_container() {
     .into_iter()
     .enumerate()
     {
-        let packet = Packet { sequence: n as u64 + 1, received: 0, frame };
-        let out = pair.at(N1).step(Input::Packet { node: N2, link, packet: &packet });
-        assert!(out.iter().all(|output| matches!(output, Output::Send { .. })), "{out:?}");
+        let packet = Packet { sequence: n as u64 + 1, ..Packet::alone(frame) };
+        let track = Track::Small;
+        let out = pair.at(N1).step(Input::Packet { node: N2, link, track, packet: &packet });
+        let forgery = super::Forgery::Outsider;
+        let said = Output::Forged { node: N2, dc: RED, endpoint: there, forgery };
+        assert!(out.contains(&said), "{out:?}");
+        let harmless = |output: &Output| *output == said || matches!(output, Output::Send { .. });
+        assert!(out.iter().all(harmless), "{out:?}");
     }
 }
 
@@ -928,21 +952,37 @@ fn a_link_out_of_order_is_dropped() {
     let ping = Frame::Ping { sent: 1 };
     let hello = Frame::Hello(Bench::new(N1, 1).kernel.hello(N2).unwrap());
     let gone = Frame::Gone { dc: BLUE, to: Endpoint::IPC, gone: Endpoint::new(N1, 1, 1) };
-    for (sequence, received, frame, reason) in [
-        (2, 0, gone, LinkError::Gap { got: 2, expected: 1 }),
-        (0, 1, ping, LinkError::ReceivedTooMany { got: 1, sent: 0 }),
-        (0, 0, hello, LinkError::SecondHello),
+    let early = Packet { sequence: 1, after: 5, ..Packet::alone(gone) };
+    for (track, packet, reason) in [
+        (
+            Track::Small,
+            Packet { sequence: 2, ..Packet::alone(gone) },
+            LinkError::Gap { got: 2, expected: 1 },
+        ),
+        (
+            Track::Bulk,
+            Packet { sequence: 2, ..Packet::alone(gone) },
+            LinkError::Gap { got: 2, expected: 1 },
+        ),
+        (Track::Bulk, early, LinkError::Gap { got: 5, expected: 1 }),
+        (
+            Track::Small,
+            Packet { received: 1, ..Packet::alone(ping) },
+            LinkError::ReceivedTooMany { got: 1, sent: 0 },
+        ),
+        (
+            Track::Small,
+            Packet { received_bulk: 1, ..Packet::alone(ping) },
+            LinkError::ReceivedTooMany { got: 1, sent: 0 },
+        ),
+        (Track::Bulk, Packet::alone(hello), LinkError::SecondHello),
     ] {
         let (mut pair, _, _) = pair();
         let link = LinkId(pair.link);
-        let packet = Packet { sequence, received, frame };
-        let out = pair.at(N2).step(Input::Packet { node: N1, link, packet: &packet });
+        let out = pair.at(N2).step(Input::Packet { node: N1, link, track, packet: &packet });
         assert_eq!(dropped(&out), [reason]);
-        let out = pair.at(N2).step(Input::Packet {
-            node: N1,
-            link,
-            packet: &Packet { sequence: 1, ..packet },
-        });
+        let packet = &Packet { sequence: 1, ..packet };
+        let out = pair.at(N2).step(Input::Packet { node: N1, link, track, packet });
         assert_eq!(out, [], "the link is forgotten");
         pair.connect();
         let (one, two) = pair.settle();
@@ -986,11 +1026,17 @@ fn hellos_that_do_not_fit_make_no_link() {
 #[test]
 fn a_link_is_kept_alive_and_a_silent_one_dropped() {
     let (mut pair, _, _) = pair();
+    let of_track = |pair: &Pair, which: Track| -> Vec<Bytes> {
+        let of = |(track, bytes): &(Track, Bytes)| (*track == which).then(|| bytes.clone());
+        pair.wires[&N1].iter().filter_map(of).collect()
+    };
     let pings = |out: &[Bytes]| {
         out.iter().filter(|b| matches!(decode(b).unwrap().0.frame, Frame::Ping { .. })).count()
     };
     assert_eq!(dropped(&pair.wait(N1, LINK_SILENCE - 1)), []);
-    assert_eq!(pings(&pair.wires[&N1]), 3);
+    assert_eq!(pings(&of_track(&pair, Track::Small)), 3);
+    let alive = |b: &Bytes| decode(b).unwrap().0.frame == Frame::Received;
+    assert_eq!(of_track(&pair, Track::Bulk).iter().filter(|b| alive(b)).count(), 3);
     assert_eq!(dropped(&pair.wait(N1, 1)), [LinkError::Silent]);
     assert!(matches!(pair.at(N1).kernel.nodes().next().unwrap().state, NodeState::Lost { .. }));
     pair.wait(N1, NODE_DOWN_AFTER);
@@ -1030,8 +1076,8 @@ fn frames_are_kept_until_received_and_no_longer() {
     }
     // Answers confirm requests; of the answers themselves few are unconfirmed.
     pair.connect();
-    let resent = |wire: &[Bytes]| {
-        wire.iter().filter(|bytes| decode(bytes).unwrap().0.sequence != 0).count() as u64
+    let resent = |wire: &[(Track, Bytes)]| {
+        wire.iter().filter(|(_, bytes)| decode(bytes).unwrap().0.sequence != 0).count() as u64
     };
     assert_eq!(resent(&pair.wires[&N1]), 0);
     assert!(resent(&pair.wires[&N2]) <= 1, "the last answer");
@@ -1308,6 +1354,9 @@ impl Walk {
             peer_incarnation: u64::from(self.random.chance(50)),
             peer_epoch: sent.epoch,
             received: u64::from(self.random.chance(50)),
+            received_bulk: 0,
+            track: Track::Small,
+            pair: 0,
         };
         self.links.insert(node, link);
         self.bench.step(Input::LinkUp { link, sent: &sent, received: &received })
@@ -1317,9 +1366,10 @@ impl Walk {
         let node = self.pick(&[N2, N3]);
         let Some(link) = self.links.get(&node).copied() else { return Vec::new() };
         let frame = self.frame(node);
+        let track = self.pick(&Track::ALL);
         // Mostly the one that is due: the Hello says how many have been received.
         let Some(hello) = self.bench.kernel.hello(node) else { return Vec::new() };
-        let due = hello.received + 1;
+        let due = 1 + if track == Track::Bulk { hello.received_bulk } else { hello.received };
         let sequence = if !frame.is_sequenced() {
             0
         } else if self.random.chance(990) {
@@ -1328,7 +1378,9 @@ impl Walk {
             1 + self.random.below(due + 2)
         };
         let received = if self.random.chance(990) { 0 } else { self.random.below(20) };
-        self.bench.step(Input::Packet { node, link, packet: &Packet { sequence, received, frame } })
+        let after = if track == Track::Bulk { self.random.below(hello.received + 1) } else { 0 };
+        let packet = &Packet { sequence, received, after, ..Packet::alone(frame) };
+        self.bench.step(Input::Packet { node, link, track, packet })
     }
 
     /// A call ends once, and only if it is open. (One that is sent twice while it is open is one call; a dead caller's may
@@ -1666,7 +1718,9 @@ fn nobody_is_believed_to_be_an_endpoint_that_is_not_known_to_be_there() {
     let out = forged(&mut pair, 1, Frame::Request(request));
     assert!(delivered(&out).is_empty() && dropped(&out).is_empty(), "refused: {out:?}");
     let notify = Frame::Notify { dc: BLUE, from: claimed, to: Endpoint::IPC, value: 1 };
-    assert_eq!(forged(&mut pair, 2, notify), []);
+    let forgery = super::Forgery::NotThere;
+    let said = Output::Forged { node: N1, dc: BLUE, endpoint: claimed, forgery };
+    assert_eq!(forged(&mut pair, 2, notify), [said]);
     // Not even if it says so: its home, which is here, knows better.
     let bound = pair.at(N2).bind(BLUE, Role::Peer(70), 50);
     let entry = Frame::Entry { dc: BLUE, endpoint: claimed, node: N1, epoch: 7, is_over: false };

@@ -74,7 +74,8 @@ impl Program for Caller {
         let number = self.name * 1_000_000 + self.left;
         self.open = Some(number);
         let message = Message { args: args(number), ..Message::request(CALL) };
-        Step::Call { to: MOVER, message, payload: vec![1, 2, 3] }
+        let payload = vec![1; if random.chance(300) { crate::limits::SMALL_MAX + 1 } else { 3 }];
+        Step::Call { to: MOVER, message, payload }
     }
 }
 

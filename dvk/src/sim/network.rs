@@ -1,11 +1,12 @@
-//! The wires: connections that keep order, and lose what is under way when they break.
+//! The wires: links of two tracks, each of which keeps its order, and loses what is under way when it breaks.
 
 use super::{Event, MICROSECOND, MILLISECOND, SECOND, Sim};
-use crate::frame::{Frame, Hello, Packet, decode};
+use crate::frame::{Frame, Hello, Packet, Track, decode};
 use crate::kernel::{Input, LinkId};
 use crate::server::Nanos;
 use bytes::Bytes;
 use m3ipc::NodeId;
+use std::collections::VecDeque;
 
 /// One of the two ends of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +25,7 @@ impl Side {
     }
 }
 
-/// A connection.
+/// A link: two connections, which end together.
 #[derive(Debug)]
 pub(super) struct Wire {
     /// By side.
@@ -40,15 +41,25 @@ struct End {
     sent: Option<Hello>,
     /// It has got the other's, and told its kernel.
     is_up: bool,
-    /// Nothing arrives here before that: the order of a stream.
-    last_arrival: Nanos,
-    /// Nothing that would arrive here after that does.
-    lost_after: Nanos,
+    /// By track: nothing arrives here before that: the order of a stream.
+    last_arrival: [Nanos; 2],
+    /// By track: nothing that would arrive here after that does.
+    lost_after: [Nanos; 2],
+    /// Bulk frames that came too early: they wait in the socket.
+    held: VecDeque<Bytes>,
 }
 
 impl End {
     fn new(is_open: bool) -> End {
-        End { is_open, sent: None, is_up: false, last_arrival: 0, lost_after: Nanos::MAX }
+        let (last_arrival, lost_after) = ([0; 2], [Nanos::MAX; 2]);
+        End { is_open, sent: None, is_up: false, last_arrival, lost_after, held: VecDeque::new() }
+    }
+
+    /// From now on nothing arrives.
+    fn lose(&mut self, after: [Nanos; 2]) {
+        for (lost, after) in self.lost_after.iter_mut().zip(after) {
+            *lost = (*lost).min(after);
+        }
     }
 }
 
@@ -89,7 +100,7 @@ impl Sim {
         let Some(kernel) = self.nodes.get(&to).and_then(|node| node.kernel.as_ref()) else {
             return;
         };
-        if wire.ends[1].lost_after <= self.now {
+        if wire.ends[1].lost_after.iter().any(|lost| *lost <= self.now) {
             return;
         }
         wire.ends[1].is_open = true;
@@ -98,8 +109,9 @@ impl Sim {
         for side in [Side::Caller, Side::Called] {
             let hello = self.wires.get(&link).and_then(|wire| wire.ends[side as usize].sent);
             if let Some(hello) = hello {
-                let packet = Packet { sequence: 0, received: 0, frame: Frame::Hello(hello) };
-                self.transmit(link, side, Bytes::from(packet.encode()));
+                // On both tracks; it is over when both have come. Here they come as one.
+                let packet = Packet::alone(Frame::Hello(hello));
+                self.transmit(link, side, Track::Small, Bytes::from(packet.encode()));
             }
         }
     }
@@ -113,14 +125,14 @@ impl Sim {
     }
 
     /// The kernel of `node` sends on its link.
-    pub(super) fn send(&mut self, node: NodeId, link: LinkId, bytes: Bytes) {
+    pub(super) fn send(&mut self, node: NodeId, link: LinkId, track: Track, bytes: Bytes) {
         self.stats.frames += 1;
         if let Some(side) = self.side(node, link) {
-            self.transmit(link, side, bytes);
+            self.transmit(link, side, track, bytes);
         }
     }
 
-    fn transmit(&mut self, link: LinkId, from: Side, bytes: Bytes) {
+    fn transmit(&mut self, link: LinkId, from: Side, track: Track, bytes: Bytes) {
         let at = from.other();
         let Some(nodes) = self.wires.get(&link).map(|wire| wire.nodes) else { return };
         let silent = self.silence(nodes[from as usize], nodes[at as usize]);
@@ -130,20 +142,26 @@ impl Sim {
         let Some(wire) = self.wires.get_mut(&link) else { return };
         let end = &mut wire.ends[at as usize];
         // A stream keeps its order; a Hello is not overtaken.
-        let arrival = (self.now.max(silent) + delay).max(end.last_arrival + 1);
-        end.last_arrival = arrival + 1;
-        if double && arrival < end.lost_after {
-            self.at(arrival + 1, Event::Arrive { link, at, bytes: bytes.clone() });
+        let mut arrival = (self.now.max(silent) + delay).max(end.last_arrival[track as usize] + 1);
+        if !end.is_up {
+            arrival = arrival.max(end.last_arrival[Track::Small as usize] + 1);
         }
-        self.at(arrival, Event::Arrive { link, at, bytes });
+        end.last_arrival[track as usize] = arrival + 1;
+        if double && arrival < end.lost_after[track as usize] {
+            self.at(arrival + 1, Event::Arrive { link, at, track, bytes: bytes.clone() });
+        }
+        self.at(arrival, Event::Arrive { link, at, track, bytes });
     }
 
-    pub(super) fn arrive(&mut self, link: LinkId, at: Side, bytes: &Bytes) {
+    pub(super) fn arrive(&mut self, link: LinkId, at: Side, track: Track, bytes: &Bytes) {
         let Some(wire) = self.wires.get_mut(&link) else { return };
         let (node, from) = (wire.nodes[at as usize], wire.nodes[at.other() as usize]);
-        let end = &wire.ends[at as usize];
-        if !end.is_open || end.lost_after < self.now {
+        let end = &mut wire.ends[at as usize];
+        if !end.is_open || end.lost_after[track as usize] < self.now {
             return;
+        }
+        if track == Track::Bulk && !end.held.is_empty() {
+            return end.held.push_back(bytes.clone());
         }
         let packet = match decode(bytes) {
             Ok((packet, used)) if used == bytes.len() => packet,
@@ -164,25 +182,54 @@ impl Sim {
             // Doubled.
             (Frame::Hello(_), ..) => {}
             (_, _, false) => self.wrong("a frame came before the Hello".to_owned()),
-            (_, _, true) => self.step(node, Input::Packet { node: from, link, packet: &packet }),
+            (_, _, true) => {
+                let kernel = self.nodes.get(&node).and_then(|node| node.kernel.as_ref());
+                if kernel.is_some_and(|kernel| kernel.is_early(from, track, &packet)) {
+                    self.stats.held += 1;
+                    if let Some(wire) = self.wires.get_mut(&link) {
+                        wire.ends[at as usize].held.push_back(bytes.clone());
+                    }
+                    return;
+                }
+                self.step(node, Input::Packet { node: from, link, track, packet: &packet });
+                if track == Track::Small {
+                    self.take_held(link, at);
+                }
+            }
+        }
+    }
+
+    /// A small frame has come: bulk ones may have waited for it.
+    fn take_held(&mut self, link: LinkId, at: Side) {
+        let Some(wire) = self.wires.get_mut(&link) else { return };
+        let mut held = std::mem::take(&mut wire.ends[at as usize].held);
+        while let Some(bytes) = held.pop_front() {
+            self.arrive(link, at, Track::Bulk, &bytes);
+            let Some(wire) = self.wires.get_mut(&link) else { return };
+            let again = &mut wire.ends[at as usize].held;
+            if !again.is_empty() {
+                // Still too early, and so is all that came behind it.
+                return again.append(&mut held);
+            }
         }
     }
 
     /// A daemon closes its end. What it had sent may still arrive, or not.
     pub(super) fn close(&mut self, link: LinkId, side: Side) {
-        let (after, now) = (self.random.below(MILLISECOND), self.now);
+        let after = [self.random.below(MILLISECOND), self.random.below(MILLISECOND)];
+        let now = self.now;
         let Some(wire) = self.wires.get_mut(&link) else { return };
         let end = &mut wire.ends[side as usize];
         if !end.is_open {
             return;
         }
-        (end.is_open, end.lost_after) = (false, now);
+        (end.is_open, end.lost_after) = (false, [now; 2]);
         let (near, far) = (wire.nodes[side as usize], wire.nodes[side.other() as usize]);
         let other = &mut wire.ends[side.other() as usize];
-        other.lost_after = other.lost_after.min(now + after);
+        other.lose(after.map(|after| now + after));
         self.unlink(near, far, link);
         // The end of the stream travels as everything else does.
-        let arrival = self.silence(near, far).max(now + after);
+        let arrival = self.silence(near, far).max(now + after[0].max(after[1]));
         self.at(arrival + MICROSECOND, Event::Notice { link, at: side.other() });
     }
 
@@ -222,10 +269,10 @@ impl Sim {
 
     fn cut(&mut self, link: LinkId, notice: Nanos) {
         for side in [Side::Caller, Side::Called] {
-            let lost_after = self.now + self.random.below(MILLISECOND);
+            // One of the two connections breaks before the other, which goes on meanwhile.
+            let lost_after = [(); 2].map(|()| self.now + self.random.below(MILLISECOND));
             if let Some(wire) = self.wires.get_mut(&link) {
-                let end = &mut wire.ends[side as usize];
-                end.lost_after = end.lost_after.min(lost_after);
+                wire.ends[side as usize].lose(lost_after);
             }
             let notice = if self.random.chance(500) { 5 * MILLISECOND } else { notice };
             self.after(0, notice, Event::Notice { link, at: side });
@@ -262,7 +309,7 @@ impl Sim {
                     && wire.nodes[side as usize] == node
                 {
                     let end = &mut wire.ends[side as usize];
-                    (end.is_open, end.lost_after) = (false, self.now);
+                    (end.is_open, end.lost_after) = (false, [self.now; 2]);
                 }
             }
             self.cut(link, 5 * SECOND);

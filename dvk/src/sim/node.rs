@@ -215,7 +215,12 @@ impl Sim {
                     self.nodes.get(&id).and_then(|node| node.bound.get(&call.source).copied());
                 self.lane_answered(pid, call, message, payload.to_vec());
             }
-            Output::Send { link, bytes, .. } => self.send(id, link, bytes),
+            Output::Send { link, track, bytes, .. } => self.send(id, link, track, bytes),
+            // A node may have heard of a move before this one has.
+            Output::Forged { forgery: crate::kernel::Forgery::NotThere, .. } => {}
+            Output::Forged { node, endpoint, forgery, .. } => {
+                self.wrong(format!("{id:?} takes {endpoint:?} of {node:?} for forged: {forgery}"));
+            }
             Output::DropLink { node, link, reason } => {
                 use crate::kernel::LinkError::{Outdated, Replaced, Silent};
                 if !matches!(reason, Silent | Replaced | Outdated) {

@@ -3,6 +3,7 @@
 
 use super::{Ended, Faults, MILLISECOND, Program, Random, SECOND, Sim, Step, check_seeds};
 use crate::kernel::{Dc, Event};
+use crate::limits::SMALL_MAX;
 use crate::server::{Call, Context, Gone, Nanos, Server};
 use crate::store::Store;
 use m3ipc::{CallId, Cred, DcId, Endpoint, IpcError, Message, NodeId};
@@ -61,7 +62,9 @@ impl Server for Tally {
             ADD => {
                 let value = (number(cx.store, b"count") + 1).to_le_bytes();
                 cx.store.put(b"count", &value);
-                cx.answer(call.id, Message::request(ADD), value);
+                // As long as the request, so that both ways there is something to overtake.
+                let answer = [&value[..], call.payload].concat();
+                cx.answer(call.id, Message::request(ADD), answer);
             }
             LOCK => {
                 self.waiting.push_back(call.id);
@@ -152,7 +155,7 @@ impl Worker {
         let was = self.lock;
         match (self.doing.take(), ended.message.outcome()) {
             (Some(ADD), Ok(Ok(()))) => {
-                world.values.push(u64::from_le_bytes(ended.payload[..].try_into().unwrap()))
+                world.values.push(u64::from_le_bytes(*ended.payload.first_chunk().unwrap()))
             }
             (Some(LOCK), Ok(Ok(()))) => {
                 self.lock = Held::Yes;
@@ -216,7 +219,8 @@ impl Program for Worker {
         };
         self.left = self.left.saturating_sub(1);
         self.doing = Some(call);
-        Step::Call { to: self.to, message: Message::request(call), payload: Vec::new() }
+        let payload = vec![7; if random.chance(400) { SMALL_MAX + 1 } else { 0 }];
+        Step::Call { to: self.to, message: Message::request(call), payload }
     }
 }
 
@@ -309,6 +313,17 @@ fn without_faults_every_call_is_answered() {
     assert_eq!(world.values.len() as u64, world.sent);
     assert_eq!((world.undelivered, world.interrupted, sim.stats.given_up), (0, 0, 0));
     assert!(world.sent > 50 && sim.stats.links >= 3);
+}
+
+#[test]
+fn bulk_frames_come_before_small_ones_and_wait_for_them() {
+    let held = |seed| {
+        let world = Rc::default();
+        let mut sim = cluster(seed, faults(seed), &world);
+        sim.run().unwrap();
+        sim.stats.held
+    };
+    assert!((1..20).map(held).sum::<u64>() > 20);
 }
 
 #[test]
