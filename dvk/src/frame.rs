@@ -129,6 +129,8 @@ pub enum Frame<'a> {
         epoch: u64,
         /// Nobody is that endpoint any more; its slot is its home's again.
         is_over: bool,
+        /// Its node took it over by itself, as the place before was down.
+        is_claim: bool,
     },
     /// The sender goes by the entry of this epoch.
     Noted {
@@ -601,12 +603,13 @@ impl Put<'_> {
                 self.u16(node.0);
                 self.endpoint(backup);
             }
-            Frame::Entry { dc, endpoint, node, epoch, is_over } => {
+            Frame::Entry { dc, endpoint, node, epoch, is_over, is_claim } => {
                 self.u32(dc.0);
                 self.endpoint(*endpoint);
                 self.u16(node.0);
                 self.u64(*epoch);
                 self.u16(u16::from(*is_over));
+                self.u16(u16::from(*is_claim));
             }
             Frame::Noted { dc, endpoint, epoch } => {
                 self.u32(dc.0);
@@ -778,6 +781,7 @@ impl<'a> Get<'a> {
                 node: self.node()?,
                 epoch: self.u64("epoch")?,
                 is_over: self.flag()?,
+                is_claim: self.flag()?,
             },
             kind::NOTED => {
                 Frame::Noted { dc: self.dc()?, endpoint: self.mobile()?, epoch: self.u64("epoch")? }
@@ -992,7 +996,7 @@ mod tests {
                 number: 7,
                 order: Order::Commit { node, backup: from },
             },
-            Frame::Entry { dc, endpoint: mobile, node, epoch: 8, is_over: true },
+            Frame::Entry { dc, endpoint: mobile, node, epoch: 8, is_over: true, is_claim: false },
             Frame::Noted { dc, endpoint: mobile, epoch: 8 },
             Frame::Adopt { dc, endpoint: mobile, backup: from, epoch: 8, rights },
             Frame::Adopted { dc, endpoint: mobile, epoch: 8, status: 4098 },

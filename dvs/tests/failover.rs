@@ -220,8 +220,8 @@ type Keys = BTreeMap<String, u64>;
 
 /// Puts keys on a node until it is told to stop, and reads each back; returns those that are acknowledged.
 fn put(lab: &Lab, node: usize, prefix: &str, gauge: &Gauge, stop: &AtomicBool) -> Keys {
-    let mut client = Client::connect(&lab.run(node)).unwrap();
-    let mut ask = |op| client.ask(&Request { op, timeout_ms: None }, |_| ()).unwrap();
+    let mut client = Client::connect(&lab.run(node), None).unwrap();
+    let mut ask = |op| client.ask(op, None, |_| ()).unwrap();
     let mut acknowledged = Keys::new();
     let mut last = 0;
     for number in 0.. {
@@ -262,16 +262,15 @@ fn read_back(ask: &mut impl FnMut(Op) -> Reply, key: &str, revision: u64) {
 
 /// The keys with this prefix that a node has.
 fn keys(lab: &Lab, node: usize, prefix: &str) -> Keys {
-    let mut client = Client::connect(&lab.run(node)).unwrap();
+    let mut client = Client::connect(&lab.run(node), None).unwrap();
     let mut found = Keys::new();
     let mut start: services::Text = prefix.into();
     loop {
         let op = Op::Range { start: start.clone(), end: None, limit: 500 };
-        let request = Request { op, timeout_ms: None };
         let mut reply = None;
         // A node that has just come back may be choosing a leader with the others.
         wait_until("keys are told", || {
-            let told = client.ask(&request, |_| ()).unwrap();
+            let told = client.ask(op.clone(), None, |_| ()).unwrap();
             let is_told = !matches!(told, Reply::Failed { .. });
             reply = Some(told);
             is_told

@@ -19,6 +19,7 @@ use crate::limits::{FREEZE_WAIT, MIGRATION_MAX};
 use crate::server::{Gone, Nanos};
 use m3ipc::limits::NOTIFIERS_MAX;
 use m3ipc::{CallId, DcId, Endpoint, IpcError, NodeId, Rights};
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Where an endpoint is.
@@ -26,10 +27,18 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 pub(super) struct Entry {
     pub(super) endpoint: Endpoint,
     pub(super) node: NodeId,
-    epoch: u64,
-    is_over: bool,
-    /// Its node says so itself, as the one before was down.
-    is_claim: bool,
+    pub(super) epoch: u64,
+    pub(super) is_over: bool,
+    /// Its node took it over by itself, as the one before was down.
+    pub(super) is_claim: bool,
+}
+
+impl Entry {
+    /// Of two entries of one endpoint the higher is right: a later one; of one epoch what the place before has decided,
+    /// which was not down; of two that took over at the same time, one.
+    fn rank(&self) -> (u64, bool, Reverse<NodeId>) {
+        (self.epoch, !self.is_claim, Reverse(self.node))
+    }
 }
 
 /// Who is told how an order ended.
@@ -538,7 +547,8 @@ impl Kernel {
         }
         moving.stage = Stage::Telling { reply, node, epoch, unaware: unaware.clone() };
         for other in unaware {
-            let entry = Frame::Entry { dc, endpoint, node, epoch, is_over: false };
+            let (is_over, is_claim) = (false, false);
+            let entry = Frame::Entry { dc, endpoint, node, epoch, is_over, is_claim };
             self.send(now, other, &entry, out);
         }
         self.go_if_all_know(now, dc, endpoint.slot, out);
@@ -621,8 +631,9 @@ impl Kernel {
         entry: &Entry,
         out: &mut Vec<Output>,
     ) {
-        let Entry { endpoint, node, epoch, is_over, .. } = *entry;
-        self.send(now, to, &Frame::Entry { dc, endpoint, node, epoch, is_over }, out);
+        let Entry { endpoint, node, epoch, is_over, is_claim } = *entry;
+        let frame = Frame::Entry { dc, endpoint, node, epoch, is_over, is_claim };
+        self.send(now, to, &frame, out);
     }
 
     /// The endpoint is at `node` now: everything that waits for it here goes there.
@@ -770,19 +781,15 @@ impl Kernel {
 /// What nodes tell each other of where endpoints are.
 impl Kernel {
     /// Another node says where an endpoint is.
-    #[expect(clippy::too_many_arguments, reason = "the fields of Frame::Entry")]
     pub(super) fn entry(
         &mut self,
         now: Nanos,
         from: NodeId,
         dc: DcId,
-        endpoint: Endpoint,
-        node: NodeId,
-        epoch: u64,
-        is_over: bool,
+        entry: Entry,
         out: &mut Vec<Output>,
     ) {
-        let entry = Entry { endpoint, node, epoch, is_over, is_claim: from == node };
+        let Entry { endpoint, epoch, .. } = entry;
         match self.judge(from, dc, &entry) {
             Verdict::Known => {}
             Verdict::Believed => {
@@ -798,7 +805,7 @@ impl Kernel {
                 if let Some(container) = self.containers.get_mut(&dc) {
                     let claims = &mut container.directory.claims;
                     let kept = claims.entry(endpoint.slot).or_insert((from, entry));
-                    if kept.1.epoch < epoch {
+                    if kept.1.rank() < entry.rank() {
                         *kept = (from, entry);
                     }
                 }
@@ -812,7 +819,7 @@ impl Kernel {
                     .containers
                     .get(&dc)
                     .and_then(|container| container.directory.entries.get(&slot).copied());
-                if let Some(ours) = ours.filter(|ours| ours.epoch > epoch) {
+                if let Some(ours) = ours.filter(|ours| ours.rank() > entry.rank()) {
                     self.send_entry(now, from, dc, &ours, out);
                 }
                 return;
@@ -873,10 +880,8 @@ impl Kernel {
         if let Some(ours) = ours.filter(|ours| ours.epoch >= entry.epoch) {
             let is_same = (ours.endpoint, ours.node, ours.epoch, ours.is_over)
                 == (entry.endpoint, entry.node, entry.epoch, entry.is_over);
-            // Of two that took over at the same time, one; its home tells of both, one after the other.
-            let wins = ours.epoch == entry.epoch
-                && entry.node < ours.node
-                && (from == home || ours.is_claim && from == entry.node);
+            // Whoever may know: itself, its home, the place that is wrong.
+            let wins = ours.rank() < entry.rank() && [home, entry.node, place].contains(&from);
             return match (is_same, wins) {
                 (true, _) => Verdict::Known,
                 (false, true) => Verdict::Believed,
@@ -886,6 +891,7 @@ impl Kernel {
         if let Some(Move { stage: Stage::Claiming { epoch, .. }, .. }) =
             container.directory.moves.get(&slot)
             && *epoch == entry.epoch
+            && entry.is_claim
             && entry.node > self.node
         {
             return Verdict::No;
@@ -920,7 +926,7 @@ impl Kernel {
         container
             .directory
             .claims
-            .retain(|of, (_, claim)| *of != slot || claim.epoch > entry.epoch);
+            .retain(|of, (_, claim)| *of != slot || claim.rank() > entry.rank());
         if entry.is_over {
             container.tell_all(Gone::Endpoint(entry.endpoint), out);
         }

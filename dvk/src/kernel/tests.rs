@@ -1250,7 +1250,14 @@ impl Walk {
         let order = self.order();
         match self.random.below(18) {
             9 => Frame::Order { dc, from: message.source, to, number: epoch, order },
-            10 | 11 => Frame::Entry { dc, endpoint: mobile, node: at, epoch, is_over: epoch == 3 },
+            10 | 11 => Frame::Entry {
+                dc,
+                endpoint: mobile,
+                node: at,
+                epoch,
+                is_over: epoch == 3,
+                is_claim: self.random.chance(50),
+            },
             12 => Frame::Noted { dc, endpoint: mobile, epoch },
             13 => {
                 let rights = Rights::of_level(level::SERVER);
@@ -1723,7 +1730,8 @@ fn nobody_is_believed_to_be_an_endpoint_that_is_not_known_to_be_there() {
     assert_eq!(forged(&mut pair, 2, notify), [said]);
     // Not even if it says so: its home, which is here, knows better.
     let bound = pair.at(N2).bind(BLUE, Role::Peer(70), 50);
-    let entry = Frame::Entry { dc: BLUE, endpoint: claimed, node: N1, epoch: 7, is_over: false };
+    let (dc, endpoint, node, epoch) = (BLUE, claimed, N1, 7);
+    let entry = Frame::Entry { dc, endpoint, node, epoch, is_over: false, is_claim: true };
     forged(&mut pair, 3, entry);
     assert_eq!(pair.at(N2).kernel.endpoint(BLUE, bound).map(|info| info.endpoint), Ok(bound));
     assert_eq!(pair.at(N2).kernel.place_of(BLUE, bound), N2);
