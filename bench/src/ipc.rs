@@ -1,5 +1,6 @@
 //! The rows of M3-IPC: messages, copies and crowds, on one node and between two, beside what Linux has for it.
 
+use crate::beside::Beside;
 use crate::bound::{COPY_MAX, PREFIX, Pair, RECEIVER, REQUESTS_ONLY};
 use crate::cpus::{self, Layout};
 use crate::parallel::{Item, Parallel};
@@ -16,7 +17,7 @@ use legacy_tests::lab::NODES;
 const HOME: u32 = 1;
 
 /// Sizes of copies.
-const SIZES: [usize; 5] = [512, 4096, 32 << 10, 256 << 10, COPY_MAX];
+const SIZES: [usize; 5] = [512, 4096, 64 << 10, 256 << 10, COPY_MAX];
 
 /// Pairs that work side by side.
 const CROWDS: [u32; 3] = [2, 4, 8];
@@ -79,6 +80,7 @@ pub(crate) fn rows(system: Option<&System>, rounds: usize, report: &Report) -> R
     };
     let mut workers = Workers::start(system)?;
     messages(&mut workers, &layouts, rounds, report)?;
+    neighbours(&workers, &layouts, rounds, report)?;
     copies(&mut workers, &layouts, rounds, report)?;
     crowds(&workers, &layouts, rounds, report)
 }
@@ -139,6 +141,40 @@ fn messages(
     Ok(())
 }
 
+/// A call while another process of the DC writes garbage over all that it shares with its receiver, which is the same,
+/// and while an honest one that has called it is as busy.
+fn neighbours(
+    workers: &Workers<'_>,
+    layouts: &[Layout],
+    rounds: usize,
+    report: &Report,
+) -> Result<()> {
+    if !report.wants(Group::Messages) {
+        return Ok(());
+    }
+    let home = NODES[0];
+    let call = format!("{PREFIX}sendrec {HOME} {RECEIVER}");
+    let (scribbler, busy) =
+        (workers.system.worker("scribbler", home)?, workers.system.worker("busy", home)?);
+    for neighbour in [&scribbler, &busy] {
+        neighbour.perform(1, &call)?;
+    }
+    let pair = || workers.pair("", &workers.near, "sendrec", RECEIVER, "");
+    let beside = |name: &str, neighbour, what| -> Box<dyn Subject + '_> {
+        Box::new(Beside { name: name.to_owned(), subject: pair(), neighbour, what })
+    };
+    let mut subjects = vec![
+        beside("sendrec beside a scribbler", &scribbler, "scribble"),
+        beside("sendrec beside a busy process", &busy, "busy"),
+    ];
+    for layout in layouts {
+        workers.pin(*layout)?;
+        let times = pinned(&mut subjects, *layout, rounds)?;
+        report.beside(&times[..1], &times[1..]);
+    }
+    Ok(())
+}
+
 /// Copies out of another program's memory: `vcopy`.
 fn copies(
     workers: &mut Workers<'_>,
@@ -160,26 +196,21 @@ fn copies(
         .unzip();
     for (index, size) in SIZES.iter().enumerate() {
         let unit = if *size < 1024 { format!("{size} B") } else { format!("{} KiB", size / 1024) };
-        let pair = |place, caller| {
-            workers.pair(
-                &format!("vcopy {unit} {place}"),
-                caller,
-                "vcopy",
-                RECEIVER,
-                &size.to_string(),
-            )
+        let pair = |name: &str, caller, what| {
+            workers.pair(&format!("{name} {unit}"), caller, what, RECEIVER, &size.to_string())
         };
         let mut subjects: Vec<Box<dyn Subject + '_>> = vec![
-            pair("same node", &workers.near),
+            pair("vcopy same node", &workers.near, "vcopy"),
+            pair("vcopy of lent memory same node", &workers.near, "vcopy-lent"),
             workers.near.subject(&format!("memcpy {unit}"), &memcpy[index]),
-            pair("across nodes", &workers.far),
+            pair("vcopy across nodes", &workers.far, "vcopy"),
             workers.far.subject(&format!("tls {unit}"), &tls[index]),
         ];
         for layout in layouts {
             workers.pin(*layout)?;
             let times = pinned(&mut subjects, *layout, rounds)?;
-            report.beside(&times[..1], &times[1..2]);
-            report.beside(&times[2..3], &times[3..]);
+            report.beside(&times[..2], &times[2..3]);
+            report.beside(&times[3..4], &times[4..]);
         }
     }
     Ok(())

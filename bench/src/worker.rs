@@ -2,7 +2,7 @@
 
 use crate::bound::{self, Endpoints};
 use crate::stream::MESSAGE;
-use crate::{cpus, shared, tls};
+use crate::{cpus, idle, shared, tls};
 use anyhow::{Context, Result, bail, ensure};
 use calls::call;
 use calls::ipc::SemGetvalue;
@@ -81,6 +81,7 @@ impl Worker {
                 cpus::pin_self(count as usize)?;
                 Ok(Duration::ZERO)
             }
+            idle::OWN_CPU | idle::OWN_MEMORY => idle::own(operation),
             SENDREC => timed(count, || self.sendrec()),
             _ => {
                 if let Some(operation) = operation.strip_prefix(bound::PREFIX) {

@@ -43,8 +43,8 @@ pub(crate) struct Inbox {
     calls: AtomicU32,
     /// Is there a pending notification? Written under the lock of the events.
     is_notified: AtomicBool,
-    /// Has anybody ever got a channel to this endpoint?
-    is_called: AtomicBool,
+    /// Who has ever got a channel to this endpoint: a bit for each, which may be somebody else's too.
+    callers: AtomicU64,
     is_lost: AtomicBool,
 }
 
@@ -137,7 +137,7 @@ impl Inbox {
             wakes: AtomicU64::new(0),
             client: OnceLock::new(),
             is_notified: AtomicBool::new(false),
-            is_called: AtomicBool::new(false),
+            callers: AtomicU64::new(0),
             is_lost: AtomicBool::new(false),
         });
         let listener = Arc::clone(&inbox);
@@ -264,9 +264,9 @@ impl Inbox {
         self.calls.load(Ordering::Relaxed) & calls == calls
     }
 
-    /// Can there be anybody who sends to this endpoint?
-    pub(crate) fn is_called(&self) -> bool {
-        self.is_called.load(Ordering::Acquire)
+    /// Can `who` be sending to this endpoint?
+    pub(crate) fn is_called_by(&self, who: Endpoint) -> bool {
+        self.callers.load(Ordering::Acquire) & caller_bit(who) != 0
     }
 
     pub(crate) fn has_news(&self) -> bool {
@@ -383,7 +383,9 @@ impl Inbox {
             tell::ACCEPT => {
                 // One that cannot be mapped: no memory. Its requester waits, as for a receiver that does not receive.
                 if let Ok(inbound) = Accepted::inbound(tell, fds) {
-                    self.is_called.store(true, Ordering::Release);
+                    let bits =
+                        if inbound.is_trusted() { u64::MAX } else { caller_bit(inbound.peer) };
+                    self.callers.fetch_or(bits, Ordering::Release);
                     self.happen(Event::Accepted(Box::new(inbound)));
                 }
             }
@@ -473,6 +475,11 @@ impl Inbox {
     }
 }
 
+/// The bit of an endpoint among callers. Its generation, which the asker may not know, plays no part.
+fn caller_bit(who: Endpoint) -> u64 {
+    1 << (who.slot % u64::BITS)
+}
+
 impl Accepted {
     fn inbound(tell: &Tell, [channel, bell]: Fds) -> Result<Inbound<Accepted>, IpcError> {
         let channel = SharedChannel::map(channel.ok_or(IpcError::Protocol)?.as_fd())?;
@@ -492,6 +499,9 @@ impl Channel for Accepted {
     }
     fn has_news(&self) -> bool {
         self.channel.has_news()
+    }
+    fn first(&self) -> Option<Tag> {
+        self.channel.first()
     }
     fn take_news(&self) -> News {
         self.channel.take_news()

@@ -9,9 +9,11 @@ mod ask;
 mod bound;
 pub mod capi;
 mod inbox;
+mod lend;
 mod memory;
 
 pub use bound::{Bound, Got};
+pub use lend::Shared;
 pub use m3ipc::info::{DcInfo, EndpointInfo, NodeInfo};
 pub use m3ipc::port::Kind;
 pub use m3ipc::rights::{Allowed, Rights, call, level};

@@ -32,7 +32,7 @@ use crate::errno::IpcError;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of this protocol and of the channel's layout. Both sides must have the same.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// Environment variable with the path of the DC's socket; [`SOCKET_PATH`] if it is not set.
 pub const SOCKET_ENV: &str = "DVS_SOCKET";
@@ -102,6 +102,11 @@ pub mod ask {
     pub const PENDING: u32 = 13;
     /// `number` ([`super::node`]) about the node `value`. Only for the DC's administrator.
     pub const NODE: u32 = 14;
+    /// From a memory side: `to` may map the memory that comes along (`crate::lent`), named `value`. Without a descriptor:
+    /// nobody may any more.
+    pub const LEND: u32 = 15;
+    /// The memory named `value` of the memory side `to`, with which the asker has a channel. The answer brings it.
+    pub const MAP: u32 = 16;
 }
 
 /// What [`ask::ORDER`] orders.
@@ -184,6 +189,7 @@ pub struct Ask {
     /// OPEN: the peer wanted. Else whom the question is about.
     pub to: Endpoint,
     /// AWAIT: milliseconds or [`event::FOREVER`]. GET_EP, BIND: a pid. INFO, ORDER, NODE: a node. PENDING: the value.
+    /// LEND, MAP: which memory.
     pub value: u64,
     /// SET_RIGHTS: a [`crate::Rights`]. ORDER: the backup.
     pub data: [u8; ASK_DATA],
@@ -256,7 +262,7 @@ impl Ask {
     /// A record from a packet; `None` if it has another size, version or opcode.
     pub fn decode(packet: &[u8]) -> Option<Ask> {
         let ask = Ask::read_from_bytes(packet).ok()?;
-        (ask.version == VERSION && (ask::HELLO..=ask::NODE).contains(&ask.op)).then_some(ask)
+        (ask.version == VERSION && (ask::HELLO..=ask::MAP).contains(&ask.op)).then_some(ask)
     }
 }
 
@@ -357,7 +363,7 @@ mod tests {
         );
         assert_eq!(Tell { cred_len: u32::MAX, ..tell }.cred(), None);
         assert_eq!(Tell { cred_len: u32::MAX, ..tell }.data(), None);
-        assert_eq!(Ask::decode(Ask { op: ask::NODE + 1, ..ask }.as_bytes()), None);
+        assert_eq!(Ask::decode(Ask { op: ask::MAP + 1, ..ask }.as_bytes()), None);
         let rights = crate::Rights::of_level(crate::rights::level::USER);
         assert_eq!(
             Ask::new(ask::SET_RIGHTS, Endpoint::NONE).with_rights(&rights).rights(),

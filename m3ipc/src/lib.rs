@@ -17,6 +17,7 @@ pub mod door;
 pub mod endpoint;
 pub mod errno;
 pub mod info;
+pub mod lent;
 pub mod limits;
 pub mod message;
 pub mod port;

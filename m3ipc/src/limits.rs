@@ -34,6 +34,13 @@ pub const COPY_MAX: usize = 1 << 20;
 /// Ranges of memory that a process may have granted at once: each is looked at for every piece of a copy.
 pub const GRANTS_MAX: usize = 1024;
 
+/// Memory that one process lends as such (`lent`) at once, as dvkd keeps a descriptor for each; and bytes of one.
+pub const LENT_MAX: usize = 16;
+pub const LENT_SIZE_MAX: usize = 1 << 30;
+
+/// Of others' lent memory a process keeps so many mappings.
+pub const BORROWED_MAX: usize = 64;
+
 /// Endpoints of whose notifications from other nodes one process remembers at once that they are pending.
 pub const NOTIFIERS_MAX: usize = 4096;
 

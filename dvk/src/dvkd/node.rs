@@ -92,9 +92,11 @@ pub(super) struct Process {
     /// If it receives: the connection it keeps, and its bell.
     pub(super) receiver: Option<Receiver>,
     /// Channels on which it is the receiver, by requester.
-    channels: BTreeMap<Endpoint, Vec<OwnedFd>>,
+    pub(super) channels: BTreeMap<Endpoint, Vec<OwnedFd>>,
     /// Receivers of this node with which it has channels.
     peers: BTreeSet<Endpoint>,
+    /// Memory that it lends, by its own numbers: who may map it.
+    pub(super) lent: BTreeMap<u64, (Endpoint, Arc<OwnedFd>)>,
 }
 
 /// The receiving side of a process.
@@ -373,6 +375,7 @@ impl Node {
                 receiver: None,
                 channels: BTreeMap::new(),
                 peers: BTreeSet::new(),
+                lent: BTreeMap::new(),
             },
         );
         Ok(())
