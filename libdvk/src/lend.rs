@@ -23,7 +23,8 @@ use std::sync::{Arc, Mutex};
 ///
 /// A mapping cannot be taken back. After that a borrower's library refuses further copies ([`IpcError::Denied`]), but
 /// one that is under way goes on, and a borrower that does not keep to the rules reads (with `Write` or
-/// `Both` writes) these bytes, no others, for as long as it lives. So what it must not see is not to be put here, and for
+/// `Both` writes) these bytes, no others, for as long as it lives; one that may write can make the others believe that they
+/// are lent still. So what it must not see is not to be put here, and for
 /// another secret there is other memory.
 #[derive(Debug)]
 pub struct Shared {
@@ -91,9 +92,9 @@ impl Bound {
         // SAFETY: `find` says that so many bytes are there.
         let theirs = unsafe { lent.0.bytes().add(lent.1) }.as_ptr();
         let (from, to) = if access == Access::Read { (theirs, own) } else { (own, theirs) };
-        // SAFETY: one side is mapped by this process as long as `lent`, the other is the caller's, as `vcopy` wants it. If the
-        // owner writes meanwhile, the bytes are arbitrary.
-        unsafe { std::ptr::copy(from, to, len) };
+        // SAFETY: one side is mapped by this process as long as `lent`, the other is the caller's, as `vcopy` wants it; nobody
+        // but `Borrowed` knows where the first is, so it cannot be in the other.
+        unsafe { m3ipc::copy::copy(from, to, len) };
         Some(())
     }
 }

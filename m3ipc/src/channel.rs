@@ -17,6 +17,7 @@
 #![expect(unsafe_code, reason = "the channel is memory shared with another process")]
 
 use crate::bell::{check_size, timespec};
+use crate::copy::copy;
 use crate::endpoint::Endpoint;
 use crate::errno::IpcError;
 use crate::limits::{LANES, PAYLOAD_AREA, PAYLOAD_MAX};
@@ -648,7 +649,7 @@ impl SharedChannel {
         // SAFETY: inside the mapping, just checked.
         let target = unsafe { self.base.as_ptr().add(at) };
         // SAFETY: the target range is inside the mapping; `bytes` is our own memory, so they cannot overlap.
-        unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), target, bytes.len()) };
+        unsafe { copy(bytes.as_ptr(), target, bytes.len()) };
     }
 
     fn copy_out(&self, at: usize, bytes: &mut [u8]) {
@@ -657,7 +658,7 @@ impl SharedChannel {
         let source = unsafe { self.base.as_ptr().add(at) };
         // SAFETY: the source range is inside the mapping; `bytes` is our own memory, so they cannot overlap.
         // The peer may write meanwhile: then the bytes are arbitrary, and they are not interpreted before the copy.
-        unsafe { core::ptr::copy_nonoverlapping(source, bytes.as_mut_ptr(), bytes.len()) };
+        unsafe { copy(source, bytes.as_mut_ptr(), bytes.len()) };
     }
 }
 

@@ -1,12 +1,13 @@
 //! Memory that a process lends as such: the borrower maps it, and copies without a call.
 //!
 //! ```text
-//! page 0   whether it is lent (not 0); only its owner changes that
+//! page 0   whether it is lent (not 0); who may write to the memory can change that, too
 //! page 1…  the bytes
 //! ```
 //! The owner makes it, and says through dvkd who may have it (`door::ask::LEND`, `MAP`). What is lent for reading is
 //! sealed so that nobody else can map it writable. A mapping cannot be taken back: a borrower that keeps to the rules looks
-//! at the first word before each copy, one that does not sees the bytes as long as it has them mapped.
+//! at the first word before each copy, one that does not sees the bytes as long as it has them mapped. Whatever others write
+//! there, a borrower copies these bytes and no others, and none can be missing: the memory cannot shrink.
 #![expect(unsafe_code, reason = "the memory is shared with another process")]
 
 use crate::errno::IpcError;

@@ -12,6 +12,7 @@ pub mod bell;
 pub mod channel;
 pub mod client;
 pub mod connection;
+pub mod copy;
 pub mod cred;
 pub mod door;
 pub mod endpoint;
