@@ -62,6 +62,8 @@ pub(super) struct Node {
     /// Those at each pid.
     by_pid: BTreeMap<(DcId, u32), Endpoint>,
     per_user: BTreeMap<(DcId, u32), usize>,
+    /// What those of each user lend.
+    pub(super) lent_per_user: BTreeMap<(DcId, u32), usize>,
     pub(super) proxies: Proxies,
     pub(super) couriers: Couriers,
     pub(super) links: BTreeMap<LinkId, Arc<Link>>,
@@ -130,6 +132,7 @@ impl Shared {
             processes: BTreeMap::new(),
             by_pid: BTreeMap::new(),
             per_user: BTreeMap::new(),
+            lent_per_user: BTreeMap::new(),
             proxies: Proxies::new(watched.clone()),
             couriers: Couriers::new(watched.clone()),
             links: BTreeMap::new(),
@@ -701,12 +704,9 @@ impl Node {
         if self.by_pid.get(&(place.0, process.pid)) == Some(&place.1) {
             self.by_pid.remove(&(place.0, process.pid));
         }
-        if let Some(count) = self.per_user.get_mut(&(place.0, process.uid)) {
-            *count -= 1;
-            if *count == 0 {
-                self.per_user.remove(&(place.0, process.uid));
-            }
-        }
+        let user = (place.0, process.uid);
+        take_off(&mut self.per_user, user, 1);
+        take_off(&mut self.lent_per_user, user, process.lent.len());
         for peer in process.peers {
             if let Some(peer) = self.processes.get_mut(&(place.0, peer)) {
                 peer.channels.remove(&place.1);
@@ -730,6 +730,20 @@ impl Node {
         let local: usize =
             local.map(|(_, process)| process.channels.values().map(Vec::len).sum::<usize>()).sum();
         local + self.proxies.count(dc) + self.couriers.count(dc)
+    }
+}
+
+/// Counts `number` less of a user's; of a user without any nothing is kept.
+pub(super) fn take_off(
+    counts: &mut BTreeMap<(DcId, u32), usize>,
+    user: (DcId, u32),
+    number: usize,
+) {
+    if let Some(count) = counts.get_mut(&user) {
+        *count = count.saturating_sub(number);
+        if *count == 0 {
+            counts.remove(&user);
+        }
     }
 }
 

@@ -1,9 +1,9 @@
 //! What a bound process asks its daemon beside calls: wait for an endpoint, pids, information, rights, binding others.
 
 use super::identity;
-use super::node::{Node, Place};
+use super::node::{Node, Place, take_off};
 use crate::kernel::{self, Asker, Event, Input, NodeState, Order, Role, Steer};
-use crate::limits::ENDPOINTS_MAX;
+use crate::limits::{ENDPOINTS_MAX, LENT_PER_USER};
 use m3ipc::door::{Ask, Tell, ask, event, info, node, order};
 use m3ipc::info::{DcInfo, EndpointInfo, NodeInfo, link, state};
 use m3ipc::limits::{COPY_MAX, LENT_MAX, PAYLOAD_MAX, SYSTEM_MAX, WELL_KNOWN_MAX};
@@ -162,14 +162,22 @@ impl Node {
     fn lend(&mut self, from: Place, asked: &Ask, fd: Option<OwnedFd>) -> Result<Tell, IpcError> {
         let process = self.processes.get_mut(&from).filter(|_| from.1.is_memory());
         let process = process.ok_or(IpcError::Protocol)?;
-        match fd {
-            None => drop(process.lent.remove(&asked.value)),
-            Some(_) if process.lent.len() >= LENT_MAX => return Err(IpcError::Exhausted),
-            Some(fd) => {
-                // Nothing else: a socket would keep a connection open that has ended.
-                m3ipc::lent::check(fd.as_fd())?;
-                process.lent.insert(asked.value, (asked.to, Arc::new(fd)));
+        let user = (from.0, process.uid);
+        let Some(fd) = fd else {
+            if process.lent.remove(&asked.value).is_some() {
+                take_off(&mut self.lent_per_user, user, 1);
             }
+            return Ok(Tell::done(from.1, &[]));
+        };
+        let of_user = self.lent_per_user.get(&user).copied().unwrap_or(0);
+        let has_room = self.door.is_privileged(process.uid) || of_user < LENT_PER_USER;
+        if process.lent.len() >= LENT_MAX || !has_room {
+            return Err(IpcError::Exhausted);
+        }
+        // Nothing else: a socket would keep a connection open that has ended.
+        m3ipc::lent::check(fd.as_fd())?;
+        if process.lent.insert(asked.value, (asked.to, Arc::new(fd))).is_none() {
+            *self.lent_per_user.entry(user).or_default() += 1;
         }
         Ok(Tell::done(from.1, &[]))
     }

@@ -3,7 +3,13 @@
 
 use crate::cluster::{Cluster, wait_until};
 use dvk_client::{Access, Bound, Endpoint, IpcError, Shared};
+use m3ipc::bell::Bell;
+use m3ipc::connection::Connection;
+use m3ipc::door::{Ask, ask, kind, tell};
+use m3ipc::lent::Lent;
 use m3ipc::limits::LENT_MAX;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 
 /// Lends a buffer.
 fn lend(bound: &Bound, to: Endpoint, buffer: &mut [u8], access: Access) -> dvk_client::Grant {
@@ -180,4 +186,76 @@ fn lent_memory_is_written_if_it_may_be_and_ends_with_its_owner() {
     assert_eq!(other.lend(Endpoint::ANY, 1, Access::Read).err(), Some(IpcError::Exhausted));
     drop(many);
     other.lend(Endpoint::ANY, 1, Access::Read).unwrap();
+}
+
+/// A process that speaks with its dvkd as it likes, without the library.
+struct Raw {
+    connection: Connection,
+    endpoint: Endpoint,
+    _bell: Bell,
+}
+
+impl Raw {
+    fn bind(cluster: &Cluster, hello: Ask) -> Raw {
+        let (bell, fd) = Bell::create().unwrap();
+        let connection = Connection::connect(cluster.socket(1).as_os_str().as_bytes()).unwrap();
+        let endpoint = connection.hello(hello, Some(fd.as_fd())).unwrap().endpoint;
+        Raw { connection, endpoint, _bell: bell }
+    }
+
+    fn ask(&self, asked: Ask, fd: Option<BorrowedFd<'_>>) -> Result<Option<OwnedFd>, IpcError> {
+        self.connection.ask(&asked, fd).unwrap();
+        let (told, [first, _]) = self.connection.hear().unwrap();
+        told.expect(tell::DONE).map(|_| first)
+    }
+
+    fn map(&self, of: Endpoint, name: u64) -> Result<Option<OwnedFd>, IpcError> {
+        self.ask(Ask { value: name, ..Ask::new(ask::MAP, of) }, None)
+    }
+}
+
+#[test]
+fn dvkd_gives_lent_memory_to_nobody_else_and_takes_nothing_that_could_end_a_borrower() {
+    let cluster = Cluster::start();
+    let (owner, friend) = (cluster.bind(1), cluster.bind(1));
+    let stranger = Raw::bind(&cluster, Ask::hello(kind::PEER, 0, 7));
+    let lent = owner.lend(friend.endpoint(), 5000, Access::Read).unwrap();
+    let for_all = owner.lend(Endpoint::ANY, 5000, Access::Read).unwrap();
+    let memory = owner.endpoint().memory();
+    // Without a channel, which dvkd gives to those who may copy: nothing.
+    for name in [1, 2, 3] {
+        assert_eq!(stranger.map(memory, name).err(), Some(IpcError::Denied), "{name}");
+    }
+    stranger.connection.open(memory).unwrap();
+    assert_eq!(stranger.map(memory, 1).err(), Some(IpcError::Denied), "it is another's");
+    assert_eq!(stranger.map(memory, 3).err(), Some(IpcError::Stale), "there is no such");
+    assert_eq!(stranger.map(owner.endpoint(), 2).err(), Some(IpcError::Denied));
+    let fd = stranger.map(memory, 2).unwrap().unwrap();
+    let seen = Lent::map(fd.as_fd(), 5000, false).unwrap();
+    assert!(seen.is_lent());
+    // To be read only: neither mapped nor written through the descriptor, nor made shorter, nor with a hole in it.
+    assert_eq!(Lent::map(fd.as_fd(), 5000, true).err(), Some(IpcError::Denied));
+    assert!(rustix::io::write(&fd, b"x").is_err());
+    assert!(rustix::fs::ftruncate(&fd, 0).is_err());
+    let hole = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+    assert!(rustix::fs::fallocate(&fd, hole, 0, 4096).is_err());
+    drop(for_all);
+    assert!(!seen.is_lent());
+    assert_eq!(stranger.map(memory, 2).err(), Some(IpcError::Stale));
+    drop(lent);
+    // Only a memory side lends, and only what is always there.
+    let memory_of = Ask { to: stranger.endpoint, ..Ask::hello(kind::MEMORY, 0, 8) };
+    let side = Raw::bind(&cluster, memory_of);
+    let lend = |by: &Raw, fd: BorrowedFd<'_>| {
+        by.ask(Ask { value: 1, ..Ask::new(ask::LEND, Endpoint::ANY) }, Some(fd)).map(drop)
+    };
+    let (_own, good) = Lent::create(5000, false).unwrap();
+    assert_eq!(lend(&stranger, good.as_fd()), Err(IpcError::Protocol));
+    let file = std::fs::File::open("/proc/self/exe").unwrap();
+    assert_eq!(lend(&side, file.as_fd()), Err(IpcError::Protocol));
+    let flags = rustix::fs::MemfdFlags::ALLOW_SEALING;
+    let unsealed = rustix::fs::memfd_create("unsealed", flags).unwrap();
+    rustix::fs::ftruncate(&unsealed, 12_288).unwrap();
+    assert_eq!(lend(&side, unsealed.as_fd()), Err(IpcError::Protocol));
+    assert_eq!(lend(&side, good.as_fd()), Ok(()));
 }
