@@ -54,8 +54,9 @@ pub const RIGHTS_LIST: usize = 12;
 /// Dropping the rest gives fewer rights, never more.
 pub const GROUPS_MAX: usize = 64;
 
-/// Longest spin before sleeping, when both sides are awake and answer at once: about three wake-ups.
-pub const SPIN_MAX: Duration = Duration::from_micros(20);
+/// Longest spin before sleeping, when both sides are awake and answer at once. Longer than a wake-up: if one side was
+/// kept from its CPU and the other fell asleep, they must not go on sleeping in turn.
+pub const SPIN_MAX: Duration = Duration::from_micros(50);
 
 /// Longest spin of an occasional try, to find the other side awake the next time: waking it on a CPU that has halted
 /// takes 30 to 50 µs in a virtual machine.
