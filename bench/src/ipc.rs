@@ -228,32 +228,39 @@ fn crowds(workers: &Workers<'_>, layouts: &[Layout], rounds: usize, report: &Rep
         .map(|index| {
             let place = workers.system.worker("receiver", home)?;
             place.perform(1, &format!("{PREFIX}serve {}", RECEIVER + index))?;
+            place.perform(1, &format!("{PREFIX}rcvrqst {}", REQUESTS_ONLY - index))?;
             Ok(place)
         })
         .collect::<Result<_>>()?;
-    let pairs = |number: u32| -> Vec<Item<'_>> {
+    let pairs = |number: u32, name: &str, what: &str| -> Box<dyn Subject + '_> {
         let both = callers.iter().zip(&receivers).zip(1..=number);
-        both.map(|((caller, receiver), index)| -> Item<'_> {
-            let operation = format!("{PREFIX}sendrec {HOME} {}", RECEIVER + index);
+        let items = both.map(|((caller, receiver), index)| -> Item<'_> {
+            let (what, to) = match what {
+                "rcvrqst" => ("sendrec", REQUESTS_ONLY - index),
+                _ => (what, RECEIVER + index),
+            };
+            let operation = format!("{PREFIX}{what} {HOME} {to}");
             Box::new(Pair { name: String::new(), caller, receiver, operation })
-        })
-        .collect()
+        });
+        Box::new(Parallel::new(format!("{name} {number} pairs"), items.collect()))
     };
     for number in CROWDS {
         let many = |start: fn() -> Result<Item<'static>>| -> Result<Vec<Item<'_>>> {
             (0..number).map(|_| start()).collect()
         };
-        let name = |what: &str| format!("{what} {number} pairs");
         let pipes = many(|| Ok(Box::new(stream::pipe()?)))?;
         let memory = many(|| Ok(Box::new(shared::Shared::start(shared::SPINS)?)))?;
         let mut subjects: Vec<Box<dyn Subject + '_>> = vec![
-            Box::new(Parallel::new(name("sendrec"), pairs(number))),
-            Box::new(Parallel::new(name("shared memory"), memory)),
-            Box::new(Parallel::new(name("pipe"), pipes)),
+            pairs(number, "sendrec", "sendrec"),
+            pairs(number, "send", "send"),
+            pairs(number, "notify", "notify"),
+            pairs(number, "sendrec to rcvrqst", "rcvrqst"),
+            Box::new(Parallel::new(format!("shared memory {number} pairs"), memory)),
+            Box::new(Parallel::new(format!("pipe {number} pairs"), pipes)),
         ];
         for layout in layouts {
             let times = pinned(&mut subjects, *layout, rounds)?;
-            report.beside(&times[..1], &times[1..]);
+            report.beside(&times[..4], &times[4..]);
         }
     }
     let threads = THREADS.to_string();
@@ -267,6 +274,8 @@ fn crowds(workers: &Workers<'_>, layouts: &[Layout], rounds: usize, report: &Rep
             workers.pin(*layout)?;
             let times = pinned(&mut subjects, *layout, rounds)?;
             report.beside(&times[..1], &times[1..]);
+            let Time { name, nanos } = &times[0];
+            report.figure(&format!("{name}, throughput"), 1e9 / nanos, "calls/s");
         }
     }
     Ok(())
