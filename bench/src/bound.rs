@@ -1,6 +1,7 @@
 //! M3-IPC between two programs: bound endpoints that call, notify, and copy from each other.
 #![expect(unsafe_code, reason = "memory is granted and copied by address")]
 
+use crate::beside::Neighbour;
 use crate::cpus::Layout;
 use crate::place::Place;
 use crate::rounds::Subject;
@@ -19,7 +20,8 @@ pub(crate) const REQUESTS_ONLY: u32 = 899;
 /// Largest copy; what a receiver lends. Long enough that only the stream counts.
 pub(crate) const COPY_MAX: usize = 16 << 20;
 
-/// Calls that a receiver answers: with nothing, and with the address of what it lends.
+/// Calls that a receiver answers: with nothing, and with the addresses of what it lends: ordinary memory, and memory that
+/// others may map.
 const CALL: u16 = 0x1001;
 const WHERE: u16 = 0x1002;
 
@@ -36,11 +38,13 @@ pub(crate) struct Endpoints {
     caller: Option<Caller>,
     /// Bound, and nothing else.
     idle: Vec<Bound>,
+    neighbour: Option<Neighbour>,
 }
 
 impl Endpoints {
-    /// `operation` is `serve NUMBER`, `rcvrqst NUMBER`, `bind`, or a call: `sendrec`, `send`, `notify`, `vcopy`,
-    /// `threads`, each with the node and the number of the receiver, the last two with one more number.
+    /// `operation` is `serve NUMBER`, `rcvrqst NUMBER`, `bind`, what a neighbour does (`busy`, `scribble`, `rest`), or a
+    /// call: `sendrec`, `send`, `notify`, `vcopy`, `vcopy-lent`, `threads`, each with the node and the number of the
+    /// receiver, the last three with one more number.
     pub(crate) fn perform(&mut self, operation: &str, count: u32) -> Result<Duration> {
         let mut words = operation.split_whitespace();
         let what = words.next().context("an operation has a name")?;
@@ -48,6 +52,14 @@ impl Endpoints {
         match (what, numbers[..].first()) {
             ("serve" | "rcvrqst", Some(number)) => serve(what == "rcvrqst", *number),
             ("bind", _) => self.bind(count),
+            ("busy" | "scribble" | "rest", _) => {
+                self.neighbour = match what {
+                    "busy" => Some(Neighbour::busy()),
+                    "scribble" => Some(Neighbour::scribbler()?),
+                    _ => None,
+                };
+                Ok(Duration::ZERO)
+            }
             _ => {
                 let caller = match self.caller.take() {
                     Some(caller) => caller,
@@ -76,9 +88,14 @@ fn serve(requests_only: bool, number: u32) -> Result<Duration> {
     let lent = vec![7u8; COPY_MAX].leak().as_mut_ptr();
     // SAFETY: the bytes are never freed, and nobody has a reference to them.
     unsafe { bound.grant(Endpoint::ANY, lent, COPY_MAX, Access::Both) }.map_err(failed)?;
+    let shared = bound.lend(Endpoint::ANY, COPY_MAX, Access::Read).map_err(failed)?;
+    // SAFETY: as many bytes are there, and nobody reads them yet.
+    unsafe { shared.as_ptr().write_bytes(7, COPY_MAX) };
     let mut place = Message::request(WHERE);
     place.args[..8].copy_from_slice(&(lent as u64).to_le_bytes());
+    place.args[8..16].copy_from_slice(&shared.address().to_le_bytes());
     std::thread::spawn(move || {
+        let _shared = shared;
         let answer = Message::request(CALL);
         loop {
             let got = if requests_only {
@@ -106,8 +123,8 @@ fn serve(requests_only: bool, number: u32) -> Result<Duration> {
 struct Caller {
     bound: Bound,
     bytes: Vec<u8>,
-    /// What was asked last: whose memory, and its address.
-    lent: Option<(Endpoint, u64)>,
+    /// What was asked last: whose memory, and its addresses.
+    lent: Option<(Endpoint, [u64; 2])>,
 }
 
 impl Caller {
@@ -130,8 +147,9 @@ impl Caller {
                 self.bound.notify(to, 7)?;
                 self.bound.receive(Endpoint::ANY, &mut [], Some(PATIENCE)).map(drop)
             })?,
-            "vcopy" => {
-                let (len, from) = (last()? as usize, self.lent(to)?);
+            "vcopy" | "vcopy-lent" => {
+                let (len, [ordinary, lent]) = (last()? as usize, self.lent(to)?);
+                let from = if what == "vcopy" { ordinary } else { lent };
                 ensure!(len <= COPY_MAX, "{len} bytes are more than is lent");
                 let (bytes, own) = (self.bytes.as_mut_ptr() as u64, self.bound.endpoint());
                 repeat(count, || {
@@ -161,18 +179,20 @@ impl Caller {
     }
 
     /// Where the memory is that `to` lends.
-    fn lent(&mut self, to: Endpoint) -> Result<u64> {
-        if let Some((of, address)) = self.lent
+    fn lent(&mut self, to: Endpoint) -> Result<[u64; 2]> {
+        if let Some((of, addresses)) = self.lent
             && of == to
         {
-            return Ok(address);
+            return Ok(addresses);
         }
         let mut message = Message::request(WHERE);
         self.bound.sendrec(to, &mut message, &[], &mut [], None).map_err(failed)?;
-        let bytes = message.args.first_chunk().expect("a message has eight bytes of arguments");
-        let address = u64::from_le_bytes(*bytes);
-        self.lent = Some((to, address));
-        Ok(address)
+        let addresses = [0, 8].map(|at| {
+            let bytes = message.args[at..].first_chunk().expect("a message has that much");
+            u64::from_le_bytes(*bytes)
+        });
+        self.lent = Some((to, addresses));
+        Ok(addresses)
     }
 }
 

@@ -1,7 +1,6 @@
 //! What costs something while nothing happens: nodes, and endpoints that are bound and wait.
 
 use crate::bound::PREFIX;
-use crate::place::Place;
 use crate::report::{Group, Report};
 use crate::system::System;
 use anyhow::{Context, Result};
@@ -12,37 +11,67 @@ use std::time::{Duration, Instant};
 /// How long nothing is done. The measurement is of CPU time that the kernel counts in nanoseconds.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// Endpoints of the last rows, if the daemon may have so many descriptors; how many one process of them has, as each
-/// has a thread; and descriptors of the daemon for each: connection, process (twice), bell.
+/// Endpoints of the last rows, on all nodes together; how many one process of them has, as each has a thread; and
+/// descriptors of a daemon for each: connection, process (twice), bell.
 const ENDPOINTS: u32 = 10_000;
 const PER_PROCESS: u32 = 500;
 const DESCRIPTORS: u32 = 4;
-/// What it has open itself: sockets, links, stores.
+/// What a daemon has open itself: sockets, links, stores.
 const OWN_DESCRIPTORS: u32 = 500;
 
-/// CPU and memory of a node's daemon: alone, and with endpoints bound there.
+/// CPU and memory of a node's daemon, alone; and of all daemons with endpoints bound on their nodes.
 pub(crate) fn rows(system: &System, report: &Report) -> Result<()> {
     if !report.wants(Group::Idle) {
         return Ok(());
     }
-    let home = NODES[0];
-    let daemon = system.daemon(home)?;
-    let alone = Cost::of(daemon)?;
-    report.figure("idle node, CPU per second", alone.cpu, "us");
-    report.figure("idle node, memory of its daemon", alone.kib, "KiB");
-    let number = ENDPOINTS.min(descriptors(daemon)? / DESCRIPTORS) / PER_PROCESS;
-    let endpoints = number * PER_PROCESS;
-    let places: Vec<Place> =
-        (0..number).map(|_| system.worker("idle", home)).collect::<Result<_>>()?;
-    for place in &places {
-        place.perform(PER_PROCESS, &format!("{PREFIX}bind"))?;
+    let daemons: Vec<u32> = NODES.iter().map(|node| system.daemon(node)).collect::<Result<_>>()?;
+    let alone = Cost::of(&daemons)?;
+    let number = f64::from(u32::try_from(daemons.len())?);
+    report.figure("idle node, CPU per second", alone.cpu / number, "us");
+    report.figure("idle node, memory of its daemon", alone.kib / number, "KiB");
+    let mut places = Vec::new();
+    let mut endpoints = 0;
+    for (index, (node, daemon)) in NODES.iter().zip(&daemons).enumerate() {
+        let left = ENDPOINTS - endpoints;
+        let nodes_left = u32::try_from(NODES.len() - index)?;
+        let most = descriptors(*daemon)? / DESCRIPTORS / PER_PROCESS;
+        for _ in 0..most.min(left.div_ceil(nodes_left).div_ceil(PER_PROCESS)) {
+            let place = system.worker("idle", node)?;
+            place.perform(PER_PROCESS, &format!("{PREFIX}bind"))?;
+            places.push(place);
+            endpoints += PER_PROCESS;
+        }
     }
-    let bound = Cost::of(daemon)?;
-    report.figure(&format!("idle node, {endpoints} endpoints, CPU per second"), bound.cpu, "us");
+    let bound = Cost::of(&daemons)?;
+    let name = format!("{endpoints} idle endpoints");
+    report.figure(&format!("{name}, CPU per second on a node"), bound.cpu / number, "us");
     let each = (bound.kib - alone.kib) / f64::from(endpoints);
-    let name = format!("idle node, {endpoints} endpoints, daemon's memory for one");
-    report.figure(&name, each, "KiB");
+    report.figure(&format!("{name}, memory of a daemon for one"), each, "KiB");
+    // The processes are in containers, so they measure themselves.
+    let own = |what: &str| -> Result<f64> {
+        let all = places.iter().map(|place| place.perform(1, what));
+        Ok(all.sum::<Result<Duration>>()?.as_secs_f64() * 1e9)
+    };
+    let (before, start) = (own(OWN_CPU)?, Instant::now());
+    std::thread::sleep(IDLE);
+    let cpu = (own(OWN_CPU)? - before) / 1e3 / start.elapsed().as_secs_f64();
+    report.figure(&format!("{name}, CPU per second of their processes"), cpu, "us");
+    let each = own(OWN_MEMORY)? / 1024.0 / f64::from(endpoints);
+    report.figure(&format!("{name}, memory of their processes for one"), each, "KiB");
     Ok(())
+}
+
+/// What a process says of itself: its CPU time, and its resident memory, a byte for a nanosecond.
+pub(crate) const OWN_CPU: &str = "own cpu";
+pub(crate) const OWN_MEMORY: &str = "own memory";
+
+/// [`OWN_CPU`] and [`OWN_MEMORY`].
+pub(crate) fn own(what: &str) -> Result<Duration> {
+    let process = std::process::id();
+    if what == OWN_CPU {
+        return cpu_time(process);
+    }
+    Ok(Duration::from_nanos(memory(process)? * 1024))
 }
 
 /// Descriptors that a process may still open (a few for itself aside).
@@ -54,7 +83,7 @@ fn descriptors(process: u32) -> Result<u32> {
     Ok(most.saturating_sub(OWN_DESCRIPTORS))
 }
 
-/// What a daemon takes.
+/// What processes take.
 struct Cost {
     /// Microseconds of CPU per second.
     cpu: f64,
@@ -63,16 +92,24 @@ struct Cost {
 }
 
 impl Cost {
-    fn of(process: u32) -> Result<Cost> {
-        let (before, start) = (cpu_time(process)?, Instant::now());
+    fn of(processes: &[u32]) -> Result<Cost> {
+        let time = || -> Result<Duration> { processes.iter().copied().map(cpu_time).sum() };
+        let (before, start) = (time()?, Instant::now());
         std::thread::sleep(IDLE);
-        let spent = cpu_time(process)?.saturating_sub(before);
+        let spent = time()?.saturating_sub(before);
         let cpu = spent.as_secs_f64() * 1e6 / start.elapsed().as_secs_f64();
-        let status = fs::read_to_string(format!("/proc/{process}/status"))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib = line.and_then(|line| line.split_whitespace().next()).context("no VmRSS")?;
-        Ok(Cost { cpu, kib: kib.parse()? })
+        let all = processes.iter().copied().map(memory);
+        let kib = u32::try_from(all.sum::<Result<u64>>()?)?;
+        Ok(Cost { cpu, kib: kib.into() })
     }
+}
+
+/// Resident memory of a process in KiB.
+fn memory(process: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()).context("no VmRSS")?;
+    Ok(kib.parse()?)
 }
 
 /// CPU time of all threads of a process (schedstat in proc(5), its first number).

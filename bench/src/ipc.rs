@@ -1,6 +1,7 @@
 //! The rows of M3-IPC: messages, copies and crowds, on one node and between two, beside what Linux has for it.
 
 use crate::alongside::Alongside;
+use crate::beside::Beside;
 use crate::bound::{COPY_MAX, PREFIX, Pair, RECEIVER, REQUESTS_ONLY};
 use crate::cpus::{self, Layout};
 use crate::parallel::{Item, Parallel};
@@ -17,7 +18,7 @@ use legacy_tests::lab::NODES;
 const HOME: u32 = 1;
 
 /// Sizes of copies.
-const SIZES: [usize; 6] = [512, 4096, 32 << 10, 256 << 10, 1 << 20, COPY_MAX];
+const SIZES: [usize; 6] = [512, 4096, 64 << 10, 256 << 10, 1 << 20, COPY_MAX];
 
 /// Pairs that work side by side.
 const CROWDS: [u32; 3] = [2, 4, 8];
@@ -80,6 +81,7 @@ pub(crate) fn rows(system: Option<&System>, rounds: usize, report: &Report) -> R
     };
     let mut workers = Workers::start(system)?;
     messages(&mut workers, &layouts, rounds, report)?;
+    neighbours(&workers, &layouts, rounds, report)?;
     copies(&mut workers, &layouts, rounds, report)?;
     beside_bulk(&mut workers, &layouts, rounds, report)?;
     crowds(&workers, &layouts, rounds, report)
@@ -141,6 +143,40 @@ fn messages(
     Ok(())
 }
 
+/// A call while another process of the DC writes garbage over all that it shares with its receiver, which is the same,
+/// and while an honest one that has called it is as busy.
+fn neighbours(
+    workers: &Workers<'_>,
+    layouts: &[Layout],
+    rounds: usize,
+    report: &Report,
+) -> Result<()> {
+    if !report.wants(Group::Messages) {
+        return Ok(());
+    }
+    let home = NODES[0];
+    let call = format!("{PREFIX}sendrec {HOME} {RECEIVER}");
+    let (scribbler, busy) =
+        (workers.system.worker("scribbler", home)?, workers.system.worker("busy", home)?);
+    for neighbour in [&scribbler, &busy] {
+        neighbour.perform(1, &call)?;
+    }
+    let pair = || workers.pair("", &workers.near, "sendrec", RECEIVER, "");
+    let beside = |name: &str, neighbour, what| -> Box<dyn Subject + '_> {
+        Box::new(Beside { name: name.to_owned(), subject: pair(), neighbour, what })
+    };
+    let mut subjects = vec![
+        beside("sendrec beside a scribbler", &scribbler, "scribble"),
+        beside("sendrec beside a busy process", &busy, "busy"),
+    ];
+    for layout in layouts {
+        workers.pin(*layout)?;
+        let times = pinned(&mut subjects, *layout, rounds)?;
+        report.beside(&times[..1], &times[1..]);
+    }
+    Ok(())
+}
+
 /// Copies out of another program's memory: `vcopy`.
 fn copies(
     workers: &mut Workers<'_>,
@@ -162,26 +198,21 @@ fn copies(
         .unzip();
     for (index, size) in SIZES.iter().enumerate() {
         let unit = if *size < 1024 { format!("{size} B") } else { format!("{} KiB", size / 1024) };
-        let pair = |place, caller| {
-            workers.pair(
-                &format!("vcopy {unit} {place}"),
-                caller,
-                "vcopy",
-                RECEIVER,
-                &size.to_string(),
-            )
+        let pair = |name: &str, caller, what| {
+            workers.pair(&format!("{name} {unit}"), caller, what, RECEIVER, &size.to_string())
         };
         let mut subjects: Vec<Box<dyn Subject + '_>> = vec![
-            pair("same node", &workers.near),
+            pair("vcopy same node", &workers.near, "vcopy"),
+            pair("vcopy of lent memory same node", &workers.near, "vcopy-lent"),
             workers.near.subject(&format!("memcpy {unit}"), &memcpy[index]),
-            pair("across nodes", &workers.far),
+            pair("vcopy across nodes", &workers.far, "vcopy"),
             workers.far.subject(&format!("tls {unit}"), &tls[index]),
         ];
         for layout in layouts {
             workers.pin(*layout)?;
             let times = pinned(&mut subjects, *layout, rounds)?;
-            report.beside(&times[..1], &times[1..2]);
-            report.beside(&times[2..3], &times[3..]);
+            report.beside(&times[..2], &times[2..3]);
+            report.beside(&times[3..4], &times[4..]);
         }
     }
     Ok(())
@@ -225,32 +256,39 @@ fn crowds(workers: &Workers<'_>, layouts: &[Layout], rounds: usize, report: &Rep
         .map(|index| {
             let place = workers.system.worker("receiver", home)?;
             place.perform(1, &format!("{PREFIX}serve {}", RECEIVER + index))?;
+            place.perform(1, &format!("{PREFIX}rcvrqst {}", REQUESTS_ONLY - index))?;
             Ok(place)
         })
         .collect::<Result<_>>()?;
-    let pairs = |number: u32| -> Vec<Item<'_>> {
+    let pairs = |number: u32, name: &str, what: &str| -> Box<dyn Subject + '_> {
         let both = callers.iter().zip(&receivers).zip(1..=number);
-        both.map(|((caller, receiver), index)| -> Item<'_> {
-            let operation = format!("{PREFIX}sendrec {HOME} {}", RECEIVER + index);
+        let items = both.map(|((caller, receiver), index)| -> Item<'_> {
+            let (what, to) = match what {
+                "rcvrqst" => ("sendrec", REQUESTS_ONLY - index),
+                _ => (what, RECEIVER + index),
+            };
+            let operation = format!("{PREFIX}{what} {HOME} {to}");
             Box::new(Pair { name: String::new(), caller, receiver, operation })
-        })
-        .collect()
+        });
+        Box::new(Parallel::new(format!("{name} {number} pairs"), items.collect()))
     };
     for number in CROWDS {
         let many = |start: fn() -> Result<Item<'static>>| -> Result<Vec<Item<'_>>> {
             (0..number).map(|_| start()).collect()
         };
-        let name = |what: &str| format!("{what} {number} pairs");
         let pipes = many(|| Ok(Box::new(stream::pipe()?)))?;
         let memory = many(|| Ok(Box::new(shared::Shared::start(shared::SPINS)?)))?;
         let mut subjects: Vec<Box<dyn Subject + '_>> = vec![
-            Box::new(Parallel::new(name("sendrec"), pairs(number))),
-            Box::new(Parallel::new(name("shared memory"), memory)),
-            Box::new(Parallel::new(name("pipe"), pipes)),
+            pairs(number, "sendrec", "sendrec"),
+            pairs(number, "send", "send"),
+            pairs(number, "notify", "notify"),
+            pairs(number, "sendrec to rcvrqst", "rcvrqst"),
+            Box::new(Parallel::new(format!("shared memory {number} pairs"), memory)),
+            Box::new(Parallel::new(format!("pipe {number} pairs"), pipes)),
         ];
         for layout in layouts {
             let times = pinned(&mut subjects, *layout, rounds)?;
-            report.beside(&times[..1], &times[1..]);
+            report.beside(&times[..4], &times[4..]);
         }
     }
     let threads = THREADS.to_string();
@@ -264,6 +302,8 @@ fn crowds(workers: &Workers<'_>, layouts: &[Layout], rounds: usize, report: &Rep
             workers.pin(*layout)?;
             let times = pinned(&mut subjects, *layout, rounds)?;
             report.beside(&times[..1], &times[1..]);
+            let Time { name, nanos } = &times[0];
+            report.figure(&format!("{name}, throughput"), 1e9 / nanos, "calls/s");
         }
     }
     Ok(())

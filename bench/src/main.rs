@@ -1,7 +1,9 @@
 //! How fast it is, always beside what Linux itself does in the same run.
 
 mod alongside;
+mod beside;
 mod bound;
+mod budget;
 mod channel;
 mod cpus;
 mod idle;
@@ -26,6 +28,7 @@ use report::{Group, Report};
 use rounds::medians;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use system::System;
 
 /// Times of DVS, each beside the same of Linux in the same run.
@@ -44,6 +47,9 @@ struct Arguments {
     /// Measure only this group of rows; may be given several times
     #[arg(long, value_enum, value_name = "GROUP")]
     only: Vec<Group>,
+    /// End with status 1 unless every budget is met; a budget whose rows were not measured is not
+    #[arg(long)]
+    check: bool,
     /// Print only rows whose name contains this
     #[arg(default_value = "")]
     filter: String,
@@ -70,18 +76,19 @@ enum Role {
     Worker { folder: PathBuf },
 }
 
-fn main() -> Result<()> {
+fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
     match arguments.role {
-        Some(Role::Peer { kind, numbers }) => peer::answer(kind, &numbers),
-        Some(Role::Echo { address, tls: Some(certificate) }) => tls::serve(address, &certificate),
-        Some(Role::Echo { address, tls: None }) => stream::serve(address),
-        Some(Role::Worker { folder }) => worker::work(&folder),
-        None => measure(&arguments),
+        Some(Role::Peer { kind, numbers }) => peer::answer(kind, &numbers)?,
+        Some(Role::Echo { address, tls: Some(certificate) }) => tls::serve(address, &certificate)?,
+        Some(Role::Echo { address, tls: None }) => stream::serve(address)?,
+        Some(Role::Worker { folder }) => worker::work(&folder)?,
+        None => return measure(&arguments),
     }
+    Ok(ExitCode::SUCCESS)
 }
 
-fn measure(arguments: &Arguments) -> Result<()> {
+fn measure(arguments: &Arguments) -> Result<ExitCode> {
     let report = Report::new(arguments.json, &arguments.filter, &arguments.only);
     let system = match System::up() {
         Ok(system) => Some(system),
@@ -95,10 +102,11 @@ fn measure(arguments: &Arguments) -> Result<()> {
     if let Some(system) = &system {
         idle::rows(system, &report)?;
     }
-    match &arguments.plot {
-        Some(path) => report.draw(path),
-        None => Ok(()),
+    if let Some(path) = &arguments.plot {
+        report.draw(path)?;
     }
+    let are_met = report.budgets();
+    Ok(if are_met || !arguments.check { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Small files, through the mount and on file systems of Linux.

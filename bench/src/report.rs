@@ -1,11 +1,13 @@
 //! The rows: for people, or one JSON object each.
 #![expect(clippy::print_stdout, reason = "the rows are what the bench is for")]
 
+use crate::budget::{BUDGETS, Standing};
 use crate::plot::{self, Bar};
 use crate::rounds::Time;
 use anyhow::Result;
 use serde_json::json;
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Rows that are measured together.
@@ -33,12 +35,38 @@ pub(crate) struct Report {
     only: Vec<Group>,
     /// The rows so far that have a baseline.
     bars: RefCell<Vec<Bar>>,
+    /// Ratios and figures so far, by name.
+    measured: RefCell<BTreeMap<String, f64>>,
 }
 
 impl Report {
     pub(crate) fn new(json: bool, filter: &str, only: &[Group]) -> Report {
         let (filter, only) = (filter.to_owned(), only.to_vec());
-        Report { json, filter, only, bars: RefCell::default() }
+        Report { json, filter, only, bars: RefCell::default(), measured: RefCell::default() }
+    }
+
+    /// Prints how each budget stands. True: all are met.
+    pub(crate) fn budgets(&self) -> bool {
+        let measured = self.measured.borrow();
+        if !self.json {
+            println!();
+        }
+        let mut are_met = true;
+        for budget in &BUDGETS {
+            let standing = budget.standing(&measured);
+            are_met &= matches!(standing, Standing::Met(_));
+            if self.json {
+                let (value, is_met) = match standing {
+                    Standing::Met(value) => (Some(value), Some(true)),
+                    Standing::Missed(value) => (Some(value), Some(false)),
+                    Standing::Unknown => (None, None),
+                };
+                println!("{}", json!({"budget": budget.path, "value": value, "met": is_met}));
+            } else {
+                println!("{}", budget.line(standing));
+            }
+        }
+        are_met
     }
 
     /// Draws what has been reported.
@@ -65,6 +93,7 @@ impl Report {
 
     /// Something that is no time of an operation.
     pub(crate) fn figure(&self, name: &str, value: f64, unit: &str) {
+        self.measured.borrow_mut().insert(name.to_owned(), value);
         if !name.contains(&self.filter) {
             return;
         }
@@ -87,6 +116,9 @@ impl Report {
             self.bars.borrow_mut().push(Bar { name: full.clone(), ours, baseline });
         }
         let ratio = baseline.map(|baseline| nanos / baseline.nanos);
+        if let Some(ratio) = ratio {
+            self.measured.borrow_mut().insert(full.clone(), ratio);
+        }
         if self.json {
             let baseline = baseline.map(|baseline| micros(baseline.nanos));
             println!(

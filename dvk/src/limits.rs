@@ -144,6 +144,9 @@ pub const CONNECTIONS_PER_USER: usize = 2048;
 /// Processes of one ordinary user that are bound in one container: a third of all there can be.
 pub const ENDPOINTS_PER_USER: usize = ENDPOINTS_MAX / 3;
 
+/// Pieces of memory that the processes of one ordinary user lend in one container: each is a descriptor of the daemon.
+pub const LENT_PER_USER: usize = 256;
+
 /// Records of one connection that are read before the others get their turn.
 pub const PACKETS_PER_TURN: usize = 16;
 

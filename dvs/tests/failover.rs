@@ -8,7 +8,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
-use dvk::dvkd::services::{self, Client, Failure, GroupStatus, Op, Reply, Request, Standing};
+use dvk::dvkd::services::{self, Client, Failure, GroupStatus, Op, Reply, Standing};
 use dvk_client::{Bound, Endpoint, IpcError, Message};
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeMap;

@@ -84,7 +84,8 @@ async fn leave(group: &Group, client: ClientId) {
 
 /// Until the node must fence itself, or the session has ended.
 async fn keep_alive(group: &Group, client: ClientId, mut until: Instant, trust: Duration) {
-    let pause = Duration::from_millis(group.0.config.lease / 8);
+    // Each is a command that all nodes write to their disks. One that is not answered is sent again by `submit`.
+    let pause = Duration::from_millis(group.0.config.lease / 4);
     while group.is_running() {
         let next = Instant::now() + pause;
         if timeout_at(until, tokio::time::sleep_until(next)).await.is_err() {

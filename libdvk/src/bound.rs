@@ -1,6 +1,7 @@
 //! `Bound`: an endpoint of this process, and the calls of M3-IPC that it makes and receives.
 
 use crate::inbox::{Accepted, Event, Inbox, Sleeper, locked};
+use crate::lend::{Borrowed, Shared};
 use crate::memory::Memory;
 use m3ipc::client::{Begun, Client, Opener};
 use m3ipc::connection::Opened;
@@ -24,6 +25,8 @@ use std::time::{Duration, Instant};
 pub struct Bound {
     pub(crate) core: Core,
     pub(crate) memory: Mutex<Option<(Endpoint, Arc<Memory>)>>,
+    pub(crate) borrowed: Borrowed,
+    pub(crate) kept: Mutex<Vec<Shared>>,
     socket: PathBuf,
     dc: DcId,
     node: NodeId,
@@ -55,6 +58,8 @@ struct Place {
     /// Endpoints that were received from by name: dvkd says when they are gone.
     watched: BTreeSet<Endpoint>,
     dead: BTreeMap<Endpoint, IpcError>,
+    /// Is there anything in the next three?
+    has_gone: bool,
     /// Whose open requests are to be forgotten.
     forgotten: Vec<Endpoint>,
     lost_nodes: Vec<NodeId>,
@@ -137,7 +142,8 @@ impl Bound {
         let (inbox, welcome) = Inbox::open(socket.as_os_str().as_bytes(), hello, "dvk")?;
         let node = NodeId(u16::try_from(welcome.node).map_err(|_| IpcError::Protocol)?);
         let core = Core::new(inbox);
-        Ok(Bound { core, memory: Mutex::default(), socket, dc: DcId(welcome.dc), node })
+        let (memory, borrowed, kept) = Default::default();
+        Ok(Bound { core, memory, borrowed, kept, socket, dc: DcId(welcome.dc), node })
     }
 
     /// Who this is. It changes when a backup is promoted, and when the endpoint goes to another process.
@@ -344,6 +350,7 @@ impl Core {
             next: 0,
             watched: BTreeSet::new(),
             dead: BTreeMap::new(),
+            has_gone: false,
             forgotten: Vec::new(),
             lost_nodes: Vec::new(),
             is_demoted: false,
@@ -414,6 +421,11 @@ impl Core {
         self.client.finish(&*self.inbox, begun, message, send, answer, Wait::FOREVER)
     }
 
+    /// Names the channel over which calls to `to` go, if there is one that is open.
+    pub(crate) fn channel_to(&self, to: Endpoint) -> Option<u64> {
+        self.client.channel_to(to)
+    }
+
     pub(crate) fn rcvrqst(
         &self,
         payload: &mut [u8],
@@ -438,7 +450,7 @@ impl Core {
     /// Does `to` wait until this endpoint receives its message? Then neither would go on. If another thread of this
     /// process is receiving, it will.
     fn is_sending_here(&self, to: Endpoint) -> bool {
-        if !self.inbox.is_called() {
+        if !self.inbox.is_called_by(to) {
             return false;
         }
         let mut receiving = match self.receiving.try_lock() {
@@ -610,14 +622,15 @@ impl Receiving {
 
     /// Drops the open requests of those who are gone; the lanes on which dvkd had brought some are free again.
     fn forget(&mut self) {
+        if !self.place.has_gone {
+            return;
+        }
+        self.place.has_gone = false;
         if std::mem::take(&mut self.place.is_demoted) {
             self.open.clear();
         }
         let gone = std::mem::take(&mut self.place.forgotten);
         let nodes = std::mem::take(&mut self.place.lost_nodes);
-        if gone.is_empty() && nodes.is_empty() {
-            return;
-        }
         let is_gone = |source: Endpoint| gone.contains(&source) || nodes.contains(&source.node());
         let (dropped, open) = std::mem::take(&mut self.open)
             .into_iter()
@@ -643,10 +656,12 @@ impl Place {
             }
             Event::Gone(endpoint) => {
                 self.list.retain(|inbound| inbound.peer != endpoint);
+                self.has_gone = true;
                 self.forgotten.push(endpoint);
                 self.died(endpoint, IpcError::SourceDied);
             }
             Event::NodeGone(node) => {
+                self.has_gone = true;
                 self.lost_nodes.push(node);
                 let of: Vec<_> =
                     self.watched.iter().filter(|source| source.node() == node).copied().collect();
@@ -664,6 +679,7 @@ impl Place {
                 self.list.clear();
                 self.watched.clear();
                 self.dead.clear();
+                self.has_gone = true;
                 self.is_demoted = true;
                 self.inherits = false;
             }
@@ -686,6 +702,7 @@ impl Incoming for Place {
     fn list(&mut self) -> &mut [Inbound<Accepted>] {
         &mut self.list
     }
+    #[inline]
     fn refresh(&mut self) {
         if self.inbox.has_news() {
             for event in self.inbox.take() {
@@ -693,9 +710,9 @@ impl Incoming for Place {
             }
         }
     }
+    #[inline]
     fn has_news(&mut self) -> bool {
-        use m3ipc::port::Channel;
-        self.inbox.has_news() || self.list.iter().any(|inbound| inbound.channel.has_news())
+        self.inbox.has_news() || self.list.iter().any(Inbound::has_news)
     }
     fn notification(&mut self, from: Endpoint) -> Option<(Endpoint, u64)> {
         self.inbox.notification(from)

@@ -780,12 +780,7 @@ pub unsafe extern "C" fn dvk_grant(
     bytes: c_long,
     access: c_int,
 ) -> c_long {
-    let access = match access {
-        1 => Access::Read,
-        2 => Access::Write,
-        3 => Access::Both,
-        _ => return INVALID.into(),
-    };
+    let Some(access) = access_from_c(access) else { return INVALID.into() };
     let Ok(len) = usize::try_from(bytes) else { return INVALID.into() };
     let granted = current().and_then(|bound| {
         // SAFETY: dvk.h: the caller leaves these bytes to the others until it revokes.
@@ -794,6 +789,37 @@ pub unsafe extern "C" fn dvk_grant(
     match granted {
         Ok(grant) => c_long::try_from(grant.number()).unwrap_or(c_long::MAX),
         Err(error) => code(error).into(),
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvk_lend(
+    ep: u64,
+    bytes: c_long,
+    access: c_int,
+    start: *mut *mut c_void,
+) -> c_long {
+    let (Ok(len), Some(access)) = (usize::try_from(bytes), access_from_c(access)) else {
+        return INVALID.into();
+    };
+    let lent = current().and_then(|bound| {
+        let shared = bound.lend(from_c(ep), len, access)?;
+        // SAFETY: dvk.h: room for a pointer.
+        unsafe { start.write(shared.as_ptr().as_ptr().cast()) };
+        Ok(bound.keep(shared))
+    });
+    match lent {
+        Ok(grant) => c_long::try_from(grant.number()).unwrap_or(c_long::MAX),
+        Err(error) => code(error).into(),
+    }
+}
+
+fn access_from_c(access: c_int) -> Option<Access> {
+    match access {
+        1 => Some(Access::Read),
+        2 => Some(Access::Write),
+        3 => Some(Access::Both),
+        _ => None,
     }
 }
 

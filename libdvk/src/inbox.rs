@@ -45,8 +45,8 @@ pub(crate) struct Inbox {
     is_notified: AtomicBool,
     /// Receivers that may pass requests on, as their channels' flags say.
     relayers: Mutex<BTreeSet<Endpoint>>,
-    /// Has anybody ever got a channel to this endpoint?
-    is_called: AtomicBool,
+    /// Who has ever got a channel to this endpoint: a bit for each, which may be somebody else's too.
+    callers: AtomicU64,
     is_lost: AtomicBool,
 }
 
@@ -140,7 +140,7 @@ impl Inbox {
             client: OnceLock::new(),
             is_notified: AtomicBool::new(false),
             relayers: Mutex::default(),
-            is_called: AtomicBool::new(false),
+            callers: AtomicU64::new(0),
             is_lost: AtomicBool::new(false),
         });
         let listener = Arc::clone(&inbox);
@@ -285,9 +285,9 @@ impl Inbox {
         locked(&self.relayers).contains(&to)
     }
 
-    /// Can there be anybody who sends to this endpoint?
-    pub(crate) fn is_called(&self) -> bool {
-        self.is_called.load(Ordering::Acquire)
+    /// Can `who` be sending to this endpoint?
+    pub(crate) fn is_called_by(&self, who: Endpoint) -> bool {
+        self.callers.load(Ordering::Acquire) & caller_bit(who) != 0
     }
 
     pub(crate) fn has_news(&self) -> bool {
@@ -407,7 +407,9 @@ impl Inbox {
             tell::ACCEPT => {
                 // One that cannot be mapped: no memory. Its requester waits, as for a receiver that does not receive.
                 if let Ok(inbound) = Accepted::inbound(tell, fds) {
-                    self.is_called.store(true, Ordering::Release);
+                    let bits =
+                        if inbound.is_trusted() { u64::MAX } else { caller_bit(inbound.peer) };
+                    self.callers.fetch_or(bits, Ordering::Release);
                     self.happen(Event::Accepted(Box::new(inbound)));
                 }
             }
@@ -497,6 +499,11 @@ impl Inbox {
     }
 }
 
+/// The bit of an endpoint among callers. Its generation, which the asker may not know, plays no part.
+fn caller_bit(who: Endpoint) -> u64 {
+    1 << (who.slot % u64::BITS)
+}
+
 impl Accepted {
     fn inbound(tell: &Tell, [channel, bell]: Fds) -> Result<Inbound<Accepted>, IpcError> {
         let channel = SharedChannel::map(channel.ok_or(IpcError::Protocol)?.as_fd())?;
@@ -516,6 +523,9 @@ impl Channel for Accepted {
     }
     fn has_news(&self) -> bool {
         self.channel.has_news()
+    }
+    fn first(&self) -> Option<Tag> {
+        self.channel.first()
     }
     fn take_news(&self) -> News {
         self.channel.take_news()

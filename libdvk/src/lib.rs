@@ -12,10 +12,12 @@ pub mod capi;
 pub mod group;
 pub mod group_capi;
 mod inbox;
+mod lend;
 mod load;
 mod memory;
 
 pub use bound::{Bound, Got};
+pub use lend::Shared;
 pub use m3ipc::info::{DcInfo, DvsInfo, EndpointInfo, NodeInfo};
 pub use m3ipc::load::{DcLoad, NodeLoad};
 pub use m3ipc::port::Kind;

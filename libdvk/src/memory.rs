@@ -9,7 +9,9 @@
 
 use crate::bound::{Bound, Core, nonce};
 use crate::inbox::{Inbox, locked};
+use crate::lend::hint;
 use m3ipc::door::{Ask, kind};
+use m3ipc::lent::Lent;
 use m3ipc::limits::{COPY_MAX, GRANTS_MAX, PAYLOAD_MAX};
 use m3ipc::message::kernel::{COPY_IN, COPY_OUT};
 use m3ipc::rights::call;
@@ -85,41 +87,52 @@ fn starts() -> impl Iterator<Item = u64> {
 /// The memory side of an endpoint.
 #[derive(Debug)]
 pub(crate) struct Memory {
-    inbox: Arc<Inbox>,
+    pub(crate) inbox: Arc<Inbox>,
     grants: Arc<Mutex<Grants>>,
 }
 
 #[derive(Debug, Default)]
-struct Grants {
-    list: BTreeMap<Grant, Lent>,
+pub(crate) struct Grants {
+    pub(crate) list: BTreeMap<Grant, Range>,
     count: u64,
     /// The endpoint is not bound any more: nothing is answered, so that who asks hears that it died.
     is_closed: bool,
 }
 
 /// A range of memory, and who may use it how.
-#[derive(Clone, Copy, Debug)]
-struct Lent {
-    to: Endpoint,
-    start: u64,
-    len: u64,
-    access: Access,
+#[derive(Debug)]
+pub(crate) struct Range {
+    pub(crate) to: Endpoint,
+    pub(crate) start: u64,
+    pub(crate) len: u64,
+    pub(crate) access: Access,
+    /// If it can be mapped; mapped here as long as it is granted.
+    pub(crate) lent: Option<Arc<Lent>>,
 }
 
-impl Lent {
-    fn allows(&self, who: Endpoint, start: u64, len: u64, access: Access) -> bool {
+impl Range {
+    /// `access`: none if any will do.
+    pub(crate) fn allows(
+        &self,
+        who: Endpoint,
+        start: u64,
+        len: u64,
+        access: Option<Access>,
+    ) -> bool {
         let is_inside = start >= self.start
             && start.checked_add(len).is_some_and(|end| end <= self.start.saturating_add(self.len));
         let is_for = self.to == Endpoint::ANY
             || self.to == who
             || self.to.generation == 0 && self.to.slot == who.slot;
-        is_inside && is_for && (self.access == Access::Both || self.access == access)
+        let is_so =
+            self.access == Access::Both || access.is_none_or(|access| self.access == access);
+        is_inside && is_for && is_so
     }
 }
 
 impl Grants {
     fn allow(&self, who: Endpoint, start: u64, len: u64, access: Access) -> bool {
-        self.list.values().any(|lent| lent.allows(who, start, len, access))
+        self.list.values().any(|range| range.allows(who, start, len, Some(access)))
     }
 }
 
@@ -141,16 +154,8 @@ impl Bound {
         access: Access,
     ) -> Result<Grant, IpcError> {
         self.core.inbox.pass()?;
-        let memory = self.memory()?;
-        let mut grants = locked(&memory.grants);
-        if grants.list.len() >= GRANTS_MAX {
-            return Err(IpcError::Exhausted);
-        }
-        grants.count += 1;
-        let grant = Grant(grants.count);
-        let lent = Lent { to, start: start as u64, len: len as u64, access };
-        grants.list.insert(grant, lent);
-        Ok(grant)
+        let range = Range { to, start: start as u64, len: len as u64, access, lent: None };
+        self.memory_side()?.add(range)
     }
 
     /// Ends a grant. A piece of a copy that is under way is finished first.
@@ -158,9 +163,12 @@ impl Bound {
     /// # Errors
     /// [`IpcError::Stale`]: there is no such grant (any more).
     pub fn revoke(&self, grant: Grant) -> Result<(), IpcError> {
+        if self.end_kept(grant) {
+            return Ok(());
+        }
         let memory = locked(&self.memory).as_ref().map(|(_, memory)| Arc::clone(memory));
         let memory = memory.ok_or(IpcError::Stale)?;
-        locked(&memory.grants).list.remove(&grant).map(|_| ()).ok_or(IpcError::Stale)
+        memory.remove(grant)
     }
 
     /// Copies `len` bytes at `from` of `source`'s memory to `to` in `destination`'s. Both may be this endpoint, and
@@ -181,6 +189,10 @@ impl Bound {
         to: u64,
         len: usize,
     ) -> Result<(), CopyFailed> {
+        // SAFETY: the caller's contract.
+        if unsafe { self.copy_mapped((source, from), (destination, to), len) } {
+            return Ok(());
+        }
         let is_through_here = !self.is_own(source) && !self.is_own(destination);
         let mut buffer = vec![0; if is_through_here { len.min(BATCH) } else { 0 }];
         let mut copied = 0;
@@ -215,10 +227,33 @@ impl Bound {
         Ok(())
     }
 
+    /// Copies at once if one side is this endpoint and the other is mapped here ([`Bound::lend`]). The address of one's own
+    /// is not looked at before: that takes longer than the copy.
+    ///
+    /// # Safety
+    /// As for [`Bound::vcopy`].
+    unsafe fn copy_mapped(
+        &self,
+        source: (Endpoint, u64),
+        destination: (Endpoint, u64),
+        len: usize,
+    ) -> bool {
+        let own = |at: u64| usize::try_from(at).ok().map(|at| at as *mut u8);
+        let (there, here, access) = match (self.is_own(source.0), self.is_own(destination.0)) {
+            (false, true) => (source, own(destination.1), Access::Read),
+            (true, false) => (destination, own(source.1), Access::Write),
+            _ => return false,
+        };
+        let (Some(here), true) = (here, self.check(call::VCOPY).is_ok()) else { return false };
+        // SAFETY: the caller's contract.
+        unsafe { self.copy_lent(there, here, len, access) }.is_some()
+    }
+
     /// Reads what `source` lends at `from`. The next pieces are asked for before one has come.
     fn fetch(&self, source: Endpoint, from: u64, bytes: &mut [u8]) -> Result<(), CopyFailed> {
         let mut pieces = starts().zip(bytes.chunks_mut(PAYLOAD_MAX));
         let (mut begun, mut moved) = (VecDeque::new(), Moved { result: Ok(()), copied: 0 });
+        let mut channel = None;
         loop {
             while begun.len() < PIECES
                 && moved.result.is_ok()
@@ -229,8 +264,13 @@ impl Bound {
                 begun.push_back((call, message, piece));
             }
             let Some((call, mut message, piece)) = begun.pop_front() else { return moved.result };
+            // The one that the first of them goes over.
+            let channel = *channel.get_or_insert_with(|| self.core.channel_to(source.memory()));
             let answered = call.and_then(|call| self.core.finish(call, &mut message, &[], piece));
             let is_whole = |len| message.status == 0 && len == piece.len();
+            if answered.is_ok() && message.status == 0 {
+                self.borrowed.learn(&self.core, source.memory(), channel, &message.args);
+            }
             moved.piece(piece.len(), answered.map(is_whole));
         }
     }
@@ -239,6 +279,7 @@ impl Bound {
     fn store(&self, destination: Endpoint, to: u64, bytes: &[u8]) -> Result<(), CopyFailed> {
         let mut pieces = starts().zip(bytes.chunks(PAYLOAD_MAX));
         let (mut begun, mut moved) = (VecDeque::new(), Moved { result: Ok(()), copied: 0 });
+        let mut channel = None;
         loop {
             while begun.len() < PIECES
                 && moved.result.is_ok()
@@ -249,8 +290,13 @@ impl Bound {
                 begun.push_back((call, message, piece));
             }
             let Some((call, mut message, piece)) = begun.pop_front() else { return moved.result };
+            let channel =
+                *channel.get_or_insert_with(|| self.core.channel_to(destination.memory()));
             let answered =
                 call.and_then(|call| self.core.finish(call, &mut message, &[piece], &mut []));
+            if answered.is_ok() && message.status == 0 {
+                self.borrowed.learn(&self.core, destination.memory(), channel, &message.args);
+            }
             moved.piece(piece.len(), answered.map(|_| message.status == 0));
         }
     }
@@ -261,7 +307,7 @@ impl Bound {
     }
 
     /// The memory side, made when it is first needed. Grants end when the endpoint goes to another process.
-    fn memory(&self) -> Result<Arc<Memory>, IpcError> {
+    pub(crate) fn memory_side(&self) -> Result<Arc<Memory>, IpcError> {
         let own = self.endpoint();
         let mut kept = locked(&self.memory);
         match &*kept {
@@ -286,6 +332,21 @@ impl Bound {
 }
 
 impl Memory {
+    pub(crate) fn add(&self, range: Range) -> Result<Grant, IpcError> {
+        let mut grants = locked(&self.grants);
+        if grants.list.len() >= GRANTS_MAX {
+            return Err(IpcError::Exhausted);
+        }
+        grants.count += 1;
+        let grant = Grant(grants.count);
+        grants.list.insert(grant, range);
+        Ok(grant)
+    }
+
+    pub(crate) fn remove(&self, grant: Grant) -> Result<(), IpcError> {
+        locked(&self.grants).list.remove(&grant).map(|_| ()).ok_or(IpcError::Stale)
+    }
+
     /// Nothing is lent any more.
     pub(crate) fn close(&self) {
         let mut grants = locked(&self.grants);
@@ -313,7 +374,11 @@ fn serve(core: &Core, grants: &Mutex<Grants>) {
         }
         let done = answer(&got.message, &buffer[..got.payload_len], &grants);
         let (reply, bytes) = match done {
-            Ok(bytes) => (Message::request(got.message.call), bytes),
+            Ok(bytes) => {
+                let mut reply = Message::request(got.message.call);
+                hint(&grants, &got.message, range(&got.message), &mut reply.args);
+                (reply, bytes)
+            }
             Err(error) => (Message::undelivered(got.message.call, error), &[][..]),
         };
         let reply = Message { tag: got.message.tag, ..reply };
@@ -328,11 +393,7 @@ fn answer<'a>(
     payload: &[u8],
     grants: &'a MutexGuard<'_, Grants>,
 ) -> Result<&'a [u8], IpcError> {
-    let word = |at: usize| {
-        let bytes = message.args[at..at + 8].first_chunk().expect("eight bytes");
-        u64::from_le_bytes(*bytes)
-    };
-    let (start, len) = (word(0), word(8));
+    let (start, len) = range(message);
     let size = usize::try_from(len).ok().filter(|size| *size <= PAYLOAD_MAX);
     let size = size.ok_or(IpcError::TooLarge)?;
     match message.call {
@@ -351,6 +412,15 @@ fn answer<'a>(
         COPY_OUT | COPY_IN => Err(IpcError::Denied),
         _ => Err(IpcError::Protocol),
     }
+}
+
+/// Start and length of what a request is about.
+fn range(message: &Message) -> (u64, u64) {
+    let word = |at: usize| {
+        let bytes = message.args[at..at + 8].first_chunk().expect("eight bytes");
+        u64::from_le_bytes(*bytes)
+    };
+    (word(0), word(8))
 }
 
 fn request(number: u16, start: u64, len: usize) -> Message {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! page 0   header: magic, version, closed | pending, cancelled, notified (requester) | answered (receiver)
-//! page 1…  64 lanes of 192 bytes: state | request | answer
+//! page 1…  64 lanes of 256 bytes: request, and in the same cache line the state | cancel | answer
 //! then     per lane: request payload area, answer payload area
 //! ```
 //! A lane's state goes IDLE → REQUEST → ANSWER → REQUEST. The requester owns it in IDLE and ANSWER, the
@@ -10,14 +10,19 @@
 //! requester looks for, in the cache line that it needs anyway. A receiver of the rendezvous kind (`door::flag::RENDEZVOUS`) claims a request before it
 //! reads it: REQUEST → TAKEN → ANSWER. Until then the requester can take it back (REQUEST → IDLE), afterwards it can
 //! abandon it (TAKEN → ABANDONED): then the answer, when it comes, only makes the lane IDLE. Bit n of `pending`, `cancelled`, `answered` says "look at lane n".
+//! Such a receiver looks at the first lane itself ([`SharedChannel::first`]), so a request there needs no bit: between a
+//! process with one thread and its receiver two cache lines travel, the request's and the answer's.
 //! Nothing here is trusted: words are copied once, then checked. Each side keeps what it must rely on
 //! (which lanes it has taken, which tags are open) in memory of its own.
 #![expect(unsafe_code, reason = "the channel is memory shared with another process")]
 
 use crate::bell::{check_size, timespec};
+use crate::copy::copy;
+use crate::endpoint::Endpoint;
 use crate::errno::IpcError;
 use crate::limits::{LANES, PAYLOAD_AREA, PAYLOAD_MAX};
-use crate::message::{Message, Tag};
+use crate::message::{ARGS_SIZE, Message, Tag};
+use crate::port::way;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
@@ -31,27 +36,29 @@ const ANSWER_NAP: Duration = Duration::from_micros(100);
 
 const MAGIC: u32 = 0x4456_5343;
 const PAGE: usize = 4096;
-const LANE_SIZE: usize = 192;
+const LANE_SIZE: usize = 256;
 const LANES_AT: usize = PAGE;
 const PAYLOADS_AT: usize = LANES_AT + (LANES * LANE_SIZE).next_multiple_of(PAGE);
 
 /// Bytes of a channel. Memory is used only where something was written.
 pub const SIZE: usize = PAYLOADS_AT + LANES * 2 * PAYLOAD_AREA;
 
-/// A lane's state, with flags.
+/// A lane's state, with flags. The lowest 16 bits are the request's call number.
 mod state {
+    /// Where the way is that the request was sent (`port::way`).
+    pub(super) const WAY_AT: u32 = 16;
     pub(super) const IDLE: u32 = 0;
-    pub(super) const REQUEST: u32 = 1;
-    pub(super) const ANSWER: u32 = 2;
+    pub(super) const REQUEST: u32 = 0x10_0000;
+    pub(super) const ANSWER: u32 = 0x20_0000;
     /// A request that its receiver has claimed.
-    pub(super) const TAKEN: u32 = 3;
+    pub(super) const TAKEN: u32 = 0x30_0000;
     /// Claimed, and nobody waits for the answer.
-    pub(super) const ABANDONED: u32 = 4;
-    pub(super) const PHASE: u32 = 0xff;
+    pub(super) const ABANDONED: u32 = 0x40_0000;
+    pub(super) const PHASE: u32 = 0xf0_0000;
     /// The requester sleeps on the word.
-    pub(super) const SLEEPING: u32 = 0x100;
+    pub(super) const SLEEPING: u32 = 0x100_0000;
     /// dvkd says: the receiver is gone.
-    pub(super) const DEAD: u32 = 0x200;
+    pub(super) const DEAD: u32 = 0x200_0000;
 }
 
 #[repr(C, align(64))]
@@ -77,17 +84,28 @@ struct ReceiverWords {
     answered: AtomicU64,
 }
 
-#[repr(C, align(64))]
+/// Request and answer are two lines apart: processors fetch lines in pairs.
+#[repr(C, align(128))]
 struct Lane {
-    state: AtomicU32,
+    request: SharedRequest,
     /// Tag of the call that the requester wants given up.
     cancel: AtomicU64,
-    request: SharedMessage,
     answer: SharedMessage,
 }
 
-/// A message in shared memory: read and written word by word, so a peer's race cannot be undefined.
+/// A request as [`Message`] has it, but for the lane's [`state`], which is where that has call and status: whoever looks
+/// for the one has the other.
 #[repr(C, align(64))]
+struct SharedRequest {
+    source: AtomicU64,
+    tag: AtomicU64,
+    state: AtomicU32,
+    payload_len: AtomicU32,
+    args: [AtomicU64; ARGS_SIZE / 8],
+}
+
+/// A message in shared memory: read and written word by word, so a peer's race cannot be undefined.
+#[repr(C, align(128))]
 struct SharedMessage {
     words: [AtomicU64; 8],
 }
@@ -231,6 +249,27 @@ impl SharedChannel {
     /// [`IpcError::TooLarge`] if the parts do not fit the payload area, [`IpcError::DestinationDied`] if the
     /// channel is closed.
     pub fn post(&self, lane: usize, message: &Message, parts: &[&[u8]]) -> Result<(), IpcError> {
+        self.write_request(lane, message, parts)?;
+        self.header().requester.pending.fetch_or(1 << (lane % LANES), Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// The same on the first lane, to a receiver that looks there itself ([`SharedChannel::first`]).
+    ///
+    /// # Errors
+    /// As [`SharedChannel::post`].
+    #[inline]
+    pub fn post_first(&self, message: &Message, parts: &[&[u8]]) -> Result<(), IpcError> {
+        self.write_request(0, message, parts)
+    }
+
+    #[inline]
+    fn write_request(
+        &self,
+        lane: usize,
+        message: &Message,
+        parts: &[&[u8]],
+    ) -> Result<(), IpcError> {
         let total = parts.iter().map(|part| part.len()).sum::<usize>();
         if total > PAYLOAD_AREA {
             return Err(IpcError::TooLarge);
@@ -243,12 +282,8 @@ impl SharedChannel {
             self.copy_in(request_area(lane) + at, part);
             at += part.len();
         }
-        let mut message = *message;
-        message.payload_len = u32::try_from(total).map_err(|_| IpcError::TooLarge)?;
-        let slot = self.lane(lane);
-        slot.request.store(&message);
-        slot.state.store(state::REQUEST, Ordering::Release);
-        self.header().requester.pending.fetch_or(1 << lane, Ordering::SeqCst);
+        let len = u32::try_from(total).map_err(|_| IpcError::TooLarge)?;
+        self.lane(lane).request.store(message, len);
         Ok(())
     }
 
@@ -259,12 +294,13 @@ impl SharedChannel {
     }
 
     /// Looks at `lane`, on which the call `tag` was posted.
+    #[inline]
     pub fn poll(&self, lane: usize, tag: Tag) -> Poll {
         let slot = self.lane(lane);
         if let Some(answer) = slot.answer_to(tag) {
             return Poll::Answered(answer);
         }
-        let word = slot.state.load(Ordering::Acquire);
+        let word = slot.request.state.load(Ordering::Acquire);
         if word & state::DEAD != 0 || self.closed().is_some() {
             // The last thing that it did may have been to answer.
             return slot.answer_to(tag).map_or(Poll::Closed, Poll::Answered);
@@ -275,7 +311,7 @@ impl SharedChannel {
     /// Looks at a lane of which the bell said that it is answered ([`SharedChannel::take_answered`]).
     pub fn poll_answered(&self, lane: usize) -> Poll {
         let slot = self.lane(lane);
-        let word = slot.state.load(Ordering::Acquire);
+        let word = slot.request.state.load(Ordering::Acquire);
         match word & state::PHASE {
             state::ANSWER => Poll::Answered(slot.answer.load()),
             _ if word & state::DEAD != 0 || self.closed().is_some() => Poll::Closed,
@@ -285,18 +321,19 @@ impl SharedChannel {
     }
 
     /// Is the call `tag` on `lane` answered? One load, for looking again and again; [`SharedChannel::poll`] says more.
+    #[inline]
     pub fn is_answered(&self, lane: usize, tag: Tag) -> bool {
         self.lane(lane).answer.tag() == tag
     }
 
     /// Is the lane free (after it was abandoned)?
     pub fn is_idle(&self, lane: usize) -> bool {
-        self.lane(lane).state.load(Ordering::Acquire) & state::PHASE == state::IDLE
+        self.lane(lane).request.state.load(Ordering::Acquire) & state::PHASE == state::IDLE
     }
 
     /// Gets out of the call on `lane`, whose receiver claims requests.
     pub fn withdraw(&self, lane: usize) -> Withdrawn {
-        let word = &self.lane(lane).state;
+        let word = &self.lane(lane).request.state;
         let mut now = word.load(Ordering::Acquire);
         loop {
             let (phase, outcome) = match now & state::PHASE {
@@ -315,7 +352,7 @@ impl SharedChannel {
     /// Gets out of the call on `lane` of a closed channel, to make it elsewhere. As [`SharedChannel::withdraw`], but
     /// the lane is not used again.
     pub fn leave(&self, lane: usize) -> Withdrawn {
-        let word = &self.lane(lane).state;
+        let word = &self.lane(lane).request.state;
         let mut now = word.load(Ordering::Acquire);
         loop {
             let (phase, outcome) = match now & state::PHASE {
@@ -340,7 +377,7 @@ impl SharedChannel {
     /// # Errors
     /// [`IpcError::Interrupted`], [`IpcError::TimedOut`]. `Ok` may be spurious.
     pub fn sleep(&self, lane: usize, timeout: Option<Duration>) -> Result<(), IpcError> {
-        let word = &self.lane(lane).state;
+        let word = &self.lane(lane).request.state;
         let now = word.load(Ordering::Acquire);
         let asleep = now | state::SLEEPING;
         if now == state::ANSWER {
@@ -349,7 +386,8 @@ impl SharedChannel {
             futex::wait(word, futex::Flags::empty(), now, Some(&nap)).ok();
             return Ok(());
         }
-        if !matches!(now & !state::SLEEPING, state::REQUEST | state::TAKEN)
+        if now & state::DEAD != 0
+            || !matches!(now & state::PHASE, state::REQUEST | state::TAKEN)
             || word.compare_exchange(now, asleep, Ordering::AcqRel, Ordering::Acquire).is_err()
         {
             return Ok(());
@@ -364,7 +402,7 @@ impl SharedChannel {
 
     /// Wakes the requester that sleeps on `lane`, though nothing has happened there.
     pub fn wake(&self, lane: usize) {
-        let word = &self.lane(lane).state;
+        let word = &self.lane(lane).request.state;
         // Who is about to sleep finds the word changed.
         word.fetch_and(!state::SLEEPING, Ordering::SeqCst);
         wake(word);
@@ -412,6 +450,7 @@ impl SharedChannel {
     // ---- receiver ----
 
     /// Is anything waiting (requests, cancellations, a notification)?
+    #[inline]
     pub fn has_news(&self) -> bool {
         let words = &self.header().requester;
         words.pending.load(Ordering::SeqCst) | words.cancelled.load(Ordering::SeqCst) != 0
@@ -420,6 +459,7 @@ impl SharedChannel {
 
     /// What the requester has done since the last look. Handle `pending` before `cancelled`: a call may be posted
     /// and given up between two looks, and then both bits are here.
+    #[inline]
     pub fn take_news(&self) -> News {
         let words = &self.header().requester;
         // In this order: a cancellation that is seen was set after its request, which is then seen as well.
@@ -433,6 +473,7 @@ impl SharedChannel {
     }
 
     /// The notification's value, if there is one.
+    #[inline]
     pub fn take_notification(&self) -> Option<u64> {
         let words = &self.header().requester;
         if words.notified.load(Ordering::Acquire) == 0 {
@@ -443,22 +484,41 @@ impl SharedChannel {
         (words.notified.swap(0, Ordering::SeqCst) != 0).then_some(value)
     }
 
+    /// The tag of the request on the first lane that is not claimed, if there is one.
+    #[inline]
+    pub fn first(&self) -> Option<Tag> {
+        let request = &self.lane(0).request;
+        // SeqCst, as the requester's: either this sees it, or the requester sees that the receiver sleeps.
+        let is_there = request.state.load(Ordering::SeqCst) & state::PHASE == state::REQUEST
+            && self.closed().is_none();
+        is_there.then(|| Tag(request.tag.load(Ordering::Relaxed)))
+    }
+
+    /// Makes a lane look as if a request were posted there, as a requester may that is not honest.
+    #[cfg(test)]
+    pub(crate) fn lane_as_posted(&self, lane: usize) {
+        self.lane(lane).request.state.store(state::REQUEST, Ordering::SeqCst);
+    }
+
     /// The request on `lane`, copied; `None` if there is none.
+    #[inline]
     pub fn request(&self, lane: usize) -> Option<Message> {
-        let slot = self.lane(lane);
-        let phase = slot.state.load(Ordering::Acquire) & state::PHASE;
-        matches!(phase, state::REQUEST | state::TAKEN).then(|| slot.request.load())
+        let request = &self.lane(lane).request;
+        let word = request.state.load(Ordering::Acquire);
+        let is_there = matches!(word & state::PHASE, state::REQUEST | state::TAKEN);
+        is_there.then(|| request.load(word))
     }
 
     /// Lanes with a request that its receiver has claimed and not answered (dvkd, when the receiver is dead).
     pub fn claimed(&self) -> impl Iterator<Item = usize> {
         let is_claimed = |lane: &usize| {
-            self.lane(*lane).state.load(Ordering::Acquire) & state::PHASE == state::TAKEN
+            self.lane(*lane).request.state.load(Ordering::Acquire) & state::PHASE == state::TAKEN
         };
         (0..LANES).filter(is_claimed)
     }
 
     /// Claims the request on `lane`; the requester cannot take it back any more. False: it has.
+    #[inline]
     pub fn claim(&self, lane: usize) -> bool {
         self.change(lane, state::REQUEST, state::TAKEN)
     }
@@ -470,14 +530,14 @@ impl SharedChannel {
 
     /// Has the requester abandoned the request on `lane`?
     pub fn is_abandoned(&self, lane: usize) -> bool {
-        self.lane(lane).state.load(Ordering::Acquire) & state::PHASE == state::ABANDONED
+        self.lane(lane).request.state.load(Ordering::Acquire) & state::PHASE == state::ABANDONED
     }
 
     /// Moves a lane from one phase to another and leaves its flags.
+    #[inline]
     fn change(&self, lane: usize, from: u32, to: u32) -> bool {
-        let word = &self.lane(lane).state;
-        // It is mostly without flags, and a look before would fetch the word twice.
-        let mut now = from;
+        let word = &self.lane(lane).request.state;
+        let mut now = word.load(Ordering::Relaxed);
         while now & state::PHASE == from {
             let next = now & !state::PHASE | to;
             match word.compare_exchange(now, next, Ordering::AcqRel, Ordering::Acquire) {
@@ -519,7 +579,7 @@ impl SharedChannel {
         let slot = self.lane(lane);
         // First, so that a requester who sees its tag has the lane for itself. One access, without a look before: this
         // word may be on its way to the requester. DEAD may get lost, as an answer comes.
-        let before = slot.state.swap(state::ANSWER, Ordering::AcqRel);
+        let before = slot.request.state.swap(state::ANSWER, Ordering::AcqRel);
         let mut message = *message;
         if payload.len() > PAYLOAD_MAX {
             message = Message {
@@ -533,7 +593,7 @@ impl SharedChannel {
         slot.answer.store(&message);
         let is_abandoned = before & state::PHASE == state::ABANDONED;
         if is_abandoned {
-            slot.state.store(state::IDLE, Ordering::Release);
+            slot.request.state.store(state::IDLE, Ordering::Release);
             if !by_bell {
                 return false;
             }
@@ -542,7 +602,7 @@ impl SharedChannel {
             self.header().receiver.answered.fetch_or(1 << lane, Ordering::SeqCst);
         }
         if before & state::SLEEPING != 0 {
-            wake(&slot.state);
+            wake(&slot.request.state);
         }
         !is_abandoned
     }
@@ -553,13 +613,14 @@ impl SharedChannel {
     pub fn close(&self, error: IpcError) {
         self.header().closed.store(error.status().into(), Ordering::SeqCst);
         for lane in 0..LANES {
-            let word = &self.lane(lane).state;
+            let word = &self.lane(lane).request.state;
             word.fetch_or(state::DEAD, Ordering::SeqCst);
             wake(word);
         }
     }
 
     /// Why the channel ended, if it did.
+    #[inline]
     pub fn closed(&self) -> Option<IpcError> {
         let status = self.header().closed.load(Ordering::Acquire);
         (status != 0)
@@ -568,11 +629,13 @@ impl SharedChannel {
 
     // ---- memory ----
 
+    #[inline]
     fn header(&self) -> &Header {
         // SAFETY: the mapping is SIZE bytes, page-aligned, lives as long as `self`, and all fields are atomics.
         unsafe { self.base.cast().as_ref() }
     }
 
+    #[inline]
     fn lane(&self, lane: usize) -> &Lane {
         let lane = lane % LANES;
         // SAFETY: LANES_AT + LANES * LANE_SIZE is inside the mapping.
@@ -586,7 +649,7 @@ impl SharedChannel {
         // SAFETY: inside the mapping, just checked.
         let target = unsafe { self.base.as_ptr().add(at) };
         // SAFETY: the target range is inside the mapping; `bytes` is our own memory, so they cannot overlap.
-        unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), target, bytes.len()) };
+        unsafe { copy(bytes.as_ptr(), target, bytes.len()) };
     }
 
     fn copy_out(&self, at: usize, bytes: &mut [u8]) {
@@ -595,7 +658,7 @@ impl SharedChannel {
         let source = unsafe { self.base.as_ptr().add(at) };
         // SAFETY: the source range is inside the mapping; `bytes` is our own memory, so they cannot overlap.
         // The peer may write meanwhile: then the bytes are arbitrary, and they are not interpreted before the copy.
-        unsafe { core::ptr::copy_nonoverlapping(source, bytes.as_mut_ptr(), bytes.len()) };
+        unsafe { copy(source, bytes.as_mut_ptr(), bytes.len()) };
     }
 }
 
@@ -607,12 +670,45 @@ impl Drop for SharedChannel {
 }
 
 impl Lane {
+    #[inline]
     fn answer_to(&self, tag: Tag) -> Option<Message> {
         (self.answer.tag() == tag).then(|| Message { tag, ..self.answer.load() })
     }
 }
 
+impl SharedRequest {
+    /// The state is written last, at once, and in one order with what is looked at next: does the receiver sleep?
+    #[inline]
+    fn store(&self, message: &Message, payload_len: u32) {
+        let args: [u64; ARGS_SIZE / 8] = zerocopy::transmute!(message.args);
+        self.source.store(message.source.to_bits(), Ordering::Relaxed);
+        self.tag.store(message.tag.0, Ordering::Relaxed);
+        self.payload_len.store(payload_len, Ordering::Relaxed);
+        for (word, copy) in self.args.iter().zip(args) {
+            word.store(copy, Ordering::Relaxed);
+        }
+        let way = u32::from(way(message.status)) << state::WAY_AT;
+        self.state.swap(state::REQUEST | way | u32::from(message.call), Ordering::SeqCst);
+    }
+
+    /// The request beside the state `word`.
+    #[expect(clippy::cast_possible_truncation, reason = "the word's halves")]
+    #[inline]
+    fn load(&self, word: u32) -> Message {
+        let args = self.args.each_ref().map(|word| word.load(Ordering::Relaxed));
+        Message {
+            source: Endpoint::from_bits(self.source.load(Ordering::Relaxed)),
+            tag: Tag(self.tag.load(Ordering::Relaxed)),
+            call: word as u16,
+            status: way((word >> state::WAY_AT) as u16),
+            payload_len: self.payload_len.load(Ordering::Relaxed),
+            args: zerocopy::transmute!(args),
+        }
+    }
+}
+
 impl SharedMessage {
+    #[inline]
     fn load(&self) -> Message {
         let mut words = [0u64; 8];
         for (copy, word) in words.iter_mut().zip(&self.words) {
@@ -622,6 +718,7 @@ impl SharedMessage {
     }
 
     /// The tag is written last: who finds it there finds the rest.
+    #[inline]
     fn store(&self, message: &Message) {
         let words: [u64; 8] = zerocopy::transmute!(*message);
         for (index, (copy, word)) in words.into_iter().zip(&self.words).enumerate() {
@@ -632,6 +729,7 @@ impl SharedMessage {
         self.words[TAG_WORD].store(message.tag.0, Ordering::Release);
     }
 
+    #[inline]
     fn tag(&self) -> Tag {
         Tag(self.words[TAG_WORD].load(Ordering::Acquire))
     }
@@ -674,7 +772,8 @@ mod tests {
         let tag = Tag::new(3, 1);
         channel.post(3, &request(tag), &[b"ask"]).expect("posted");
         let lane = channel.lane(3);
-        assert_eq!(lane.state.swap(state::ANSWER, Ordering::AcqRel), state::REQUEST);
+        let before = lane.request.state.swap(state::ANSWER, Ordering::AcqRel);
+        assert_eq!(before, state::REQUEST | 7);
         assert_eq!((channel.poll(3, tag), channel.is_answered(3, tag)), (Poll::Open, false));
         // It does not look all the time, nor sleep for ever.
         assert_eq!(channel.sleep(3, None), Ok(()));
@@ -688,7 +787,7 @@ mod tests {
         let channel = channel();
         let tag = Tag::new(0, 9);
         channel.post(0, &request(tag), &[]).expect("posted");
-        channel.lane(0).state.swap(state::ANSWER, Ordering::AcqRel);
+        channel.lane(0).request.state.swap(state::ANSWER, Ordering::AcqRel);
         channel.close(IpcError::DestinationDied);
         assert_eq!(channel.poll(0, tag), Poll::Closed);
         // One that ends behind it has.

@@ -333,6 +333,19 @@ impl Client {
         }
     }
 
+    /// Names the channel over which calls to `to` go: one that takes its place has another name. None: there is none, or
+    /// it is closed, as `to` is gone.
+    pub fn channel_to(&self, to: Endpoint) -> Option<u64> {
+        let peers = self.slots.iter().zip(0u64..);
+        let mut used = peers.take_while(|(slot, _)| slot.peer.load(Ordering::Acquire) != 0);
+        used.find_map(|(slot, index)| {
+            let version = slot.version.load(Ordering::Acquire);
+            let is_it = slot.peer.load(Ordering::Acquire) == to.to_bits();
+            (is_it && version.is_multiple_of(2) && !slot.is_closed())
+                .then_some(index << 32 | u64::from(version))
+        })
+    }
+
     /// Takes on the endpoint that a kept connection was given.
     pub fn adopt(&self, endpoint: Endpoint, node: NodeId) {
         self.node.store(node.0.into(), Ordering::Relaxed);
@@ -585,6 +598,8 @@ impl Slot {
         } else {
             // Who writes goes on in the old one, which therefore stays mapped, and then finds the new one.
             SharedChannel::map(opened.channel.as_fd()).map(|channel| {
+                // Before it, as the writer may be about to look where it is to write.
+                self.flags.store(opened.flags, Ordering::Relaxed);
                 self.channel.store(channel.into_address(), Ordering::Release);
             })
         };
@@ -662,7 +677,13 @@ impl Slot {
 
     /// Posts a request; says whether the receiver's bell was heard.
     fn post(&self, lane: usize, message: &Message, send: &[&[u8]]) -> Result<bool, IpcError> {
-        self.write(lane, |channel| channel.post(lane, message, send))?;
+        self.write(lane, |channel| {
+            if lane == 0 && self.is_rendezvous() {
+                channel.post_first(message, send)
+            } else {
+                channel.post(lane, message, send)
+            }
+        })?;
         Ok(self.ring(false))
     }
 

@@ -114,6 +114,11 @@ pub mod ask {
     /// Leaves the notification `value` for `to`, as if the endpoint in `data` had: one of this node, or
     /// [`Endpoint::HARDWARE`]. Only for the DC's administrator.
     pub const NOTIFY_AS: u32 = 15;
+    /// From a memory side: `to` may map the memory that comes along (`crate::lent`), named `value`. Without a descriptor:
+    /// nobody may any more.
+    pub const LEND: u32 = 16;
+    /// The memory named `value` of the memory side `to`, with which the asker has a channel. The answer brings it.
+    pub const MAP: u32 = 17;
 }
 
 /// What [`ask::ORDER`] orders.
@@ -204,7 +209,7 @@ pub struct Ask {
     /// OPEN: the peer wanted. Else whom the question is about.
     pub to: Endpoint,
     /// AWAIT: milliseconds or [`event::FOREVER`]. GET_EP, BIND: a pid. INFO, ORDER, NODE: a node. PENDING, NOTIFY_AS: the
-    /// value.
+    /// value. LEND, MAP: which memory.
     pub value: u64,
     /// SET_RIGHTS: a [`crate::Rights`]. ORDER: the backup. NOTIFY_AS: the source.
     pub data: [u8; ASK_DATA],
@@ -277,7 +282,7 @@ impl Ask {
     /// A record from a packet; `None` if it has another size, version or opcode.
     pub fn decode(packet: &[u8]) -> Option<Ask> {
         let ask = Ask::read_from_bytes(packet).ok()?;
-        (ask.version == VERSION && (ask::HELLO..=ask::NOTIFY_AS).contains(&ask.op)).then_some(ask)
+        (ask.version == VERSION && (ask::HELLO..=ask::MAP).contains(&ask.op)).then_some(ask)
     }
 }
 
@@ -378,7 +383,7 @@ mod tests {
         );
         assert_eq!(Tell { cred_len: u32::MAX, ..tell }.cred(), None);
         assert_eq!(Tell { cred_len: u32::MAX, ..tell }.data(), None);
-        assert_eq!(Ask::decode(Ask { op: ask::NOTIFY_AS + 1, ..ask }.as_bytes()), None);
+        assert_eq!(Ask::decode(Ask { op: ask::MAP + 1, ..ask }.as_bytes()), None);
         let rights = crate::Rights::of_level(crate::rights::level::USER);
         assert_eq!(
             Ask::new(ask::SET_RIGHTS, Endpoint::NONE).with_rights(&rights).rights(),

@@ -34,6 +34,13 @@ pub const COPY_MAX: usize = 1 << 20;
 /// Ranges of memory that a process may have granted at once: each is looked at for every piece of a copy.
 pub const GRANTS_MAX: usize = 1024;
 
+/// Memory that one process lends as such (`lent`) at once, as dvkd keeps a descriptor for each; and bytes of one.
+pub const LENT_MAX: usize = 16;
+pub const LENT_SIZE_MAX: usize = 1 << 30;
+
+/// Of others' lent memory a process keeps so many mappings.
+pub const BORROWED_MAX: usize = 64;
+
 /// Endpoints of whose notifications from other nodes one process remembers at once that they are pending.
 pub const NOTIFIERS_MAX: usize = 4096;
 
@@ -47,8 +54,9 @@ pub const RIGHTS_LIST: usize = 12;
 /// Dropping the rest gives fewer rights, never more.
 pub const GROUPS_MAX: usize = 64;
 
-/// Longest spin before sleeping, when both sides are awake and answer at once: about three wake-ups.
-pub const SPIN_MAX: Duration = Duration::from_micros(20);
+/// Longest spin before sleeping, when both sides are awake and answer at once. Longer than a wake-up: if one side was
+/// kept from its CPU and the other fell asleep, they must not go on sleeping in turn.
+pub const SPIN_MAX: Duration = Duration::from_micros(50);
 
 /// Longest spin of an occasional try, to find the other side awake the next time: waking it on a CPU that has halted
 /// takes 30 to 50 µs in a virtual machine.

@@ -79,8 +79,12 @@ impl<T: Sendrec + ?Sized> Sendrec for &T {
 pub trait Channel {
     /// Why no more will come over it, if so.
     fn closed(&self) -> Option<IpcError>;
-    /// Is anything waiting?
+    /// Is anything waiting, apart from [`Channel::first`]?
     fn has_news(&self) -> bool;
+    /// The tag of the unclaimed request on the first lane, if its requester need not say that there is one.
+    fn first(&self) -> Option<Tag> {
+        None
+    }
     /// What has been posted and given up since the last look.
     fn take_news(&self) -> News;
     /// The notification's value, if there is one.
@@ -141,6 +145,8 @@ pub struct Inbound<C> {
     /// Requests received and not yet answered, with their tags.
     open: u64,
     tags: [Tag; LANES],
+    /// Which request on the first lane has been looked at, and waits.
+    first: Tag,
 }
 
 /// What `receive` got.
@@ -209,6 +215,7 @@ impl<C> Inbound<C> {
             waiting: 0,
             open: 0,
             tags: [Tag(0); LANES],
+            first: Tag(0),
         }
     }
 
@@ -265,7 +272,7 @@ impl<C: Channel> Incoming for Fixed<'_, C> {
         self.0
     }
     fn has_news(&mut self) -> bool {
-        self.0.iter().any(|inbound| inbound.channel.has_news())
+        self.0.iter().any(Inbound::has_news)
     }
     fn check_source(&mut self, from: Endpoint) -> Result<(), IpcError> {
         check_source(self.0, from)
@@ -441,13 +448,14 @@ impl<R: Rest> Port<R> {
         }
         let count = list.len();
         for turn in 0..count {
-            let index = (self.next + turn) % count;
+            let index = self.next.min(count) + turn;
+            let index = if index < count { index } else { index - count };
             let inbound = &mut list[index];
             if !inbound.is_trusted && !wanted(inbound.peer) {
                 continue;
             }
             if let Some(received) = inbound.look(index, from, want, payload) {
-                self.next = (index + 1) % count;
+                self.next = if index + 1 < count { index + 1 } else { 0 };
                 return Some(received);
             }
         }
@@ -456,6 +464,30 @@ impl<R: Rest> Port<R> {
 }
 
 impl<C: Channel> Inbound<C> {
+    /// Has anything come that has not been looked at?
+    #[inline]
+    pub fn has_news(&self) -> bool {
+        self.has_first() || self.channel.has_news()
+    }
+
+    /// Is there a request on the first lane that has not been looked at?
+    #[inline]
+    fn has_first(&self) -> bool {
+        // A lane with an open request cannot have another one; one that was taken back may be followed by another.
+        self.open & 1 == 0
+            && self.channel.first().is_some_and(|tag| self.waiting & 1 == 0 || tag != self.first)
+    }
+
+    /// Takes in which lanes have something.
+    fn take_news(&mut self) -> News {
+        let news = self.channel.take_news();
+        self.waiting |= news.pending & !self.open;
+        if self.has_first() {
+            self.waiting |= 1;
+        }
+        news
+    }
+
     fn look(
         &mut self,
         index: usize,
@@ -463,9 +495,7 @@ impl<C: Channel> Inbound<C> {
         want: Want,
         payload: &mut [u8],
     ) -> Option<Received> {
-        let news = self.channel.take_news();
-        // A lane with an open request cannot have another one.
-        self.waiting |= news.pending & !self.open;
+        let news = self.take_news();
         // Whoever waited there has been told that its call is over.
         if self.channel.closed().is_some() {
             self.waiting = 0;
@@ -549,6 +579,7 @@ impl<C: Channel> Inbound<C> {
                 return None;
             };
             if !self.is_wanted(&seen, from, want) {
+                self.leave(lane, seen.tag);
                 return None;
             }
         }
@@ -562,8 +593,16 @@ impl<C: Channel> Inbound<C> {
             return Some(taken);
         }
         self.channel.unclaim(lane);
-        self.waiting |= 1 << lane;
+        self.leave(lane, taken.tag);
         None
+    }
+
+    /// A request has been looked at, and waits.
+    fn leave(&mut self, lane: usize, tag: Tag) {
+        self.waiting |= 1 << lane;
+        if lane == 0 {
+            self.first = tag;
+        }
     }
 
     fn is_wanted(&self, message: &Message, from: Endpoint, want: Want) -> bool {
@@ -606,8 +645,7 @@ impl<C: Channel> Inbound<C> {
         if !self.is_trusted && self.peer != from {
             return false;
         }
-        let news = self.channel.take_news();
-        self.waiting |= news.pending & !self.open;
+        self.take_news();
         bits(self.waiting).any(|lane| {
             let seen = self.channel.request(lane);
             seen.is_some_and(|message| self.is_wanted(&message, from, Want::Anything))
@@ -684,6 +722,9 @@ impl Channel for SharedChannel {
     }
     fn has_news(&self) -> bool {
         SharedChannel::has_news(self)
+    }
+    fn first(&self) -> Option<Tag> {
+        SharedChannel::first(self)
     }
     fn take_news(&self) -> News {
         SharedChannel::take_news(self)
@@ -762,6 +803,12 @@ mod tests {
             let got =
                 self.port.receive(&mut self.list, from, &mut payload, Some(Duration::ZERO))?;
             Ok((got.message.source, got.kind, got.message.call))
+        }
+
+        /// The next request, of whomever.
+        fn requests(&mut self) -> Option<u16> {
+            let got = self.port.rcvrqst(&mut self.list, &mut [], Some(Duration::ZERO));
+            got.ok().map(|got| got.message.call)
         }
     }
 
@@ -893,6 +940,82 @@ mod tests {
         let got = world.port.rcvrqst(&mut world.list, &mut payload, None).expect("there");
         assert_eq!(world.port.reply(&mut world.list, &got, &request(9, 0), b"in time"), Ok(()));
         assert_eq!(end(&world), Withdrawn::TooLate);
+    }
+
+    #[test]
+    fn a_request_on_the_first_lane_is_found_without_a_bit_and_is_news_once() {
+        let mut world = world();
+        world.ends[0].post_first(&request(7, 0), &[]).expect("posted");
+        assert!(!world.list[0].channel.has_news() && world.list[0].has_news());
+        assert_eq!(world.receive(BOB), Err(IpcError::WouldBlock));
+        assert!(world.list[0].has_news(), "nobody has looked at it");
+        assert_eq!(world.receive(Endpoint::ANY), Ok((ALICE, Kind::Request, 7)));
+        // One that is not wanted waits, and is no reason to look again; the next one is.
+        let one_way = |sequence| Message {
+            status: ONE_WAY,
+            tag: Tag::new(0, sequence),
+            ..Message::request(8)
+        };
+        world.ends[1].post_first(&one_way(1), &[]).expect("posted");
+        assert_eq!(world.requests(), None);
+        assert!(!world.list[1].has_news(), "it waits");
+        assert_eq!(world.ends[1].withdraw(0), Withdrawn::Unseen);
+        world.ends[1].post_first(&one_way(2), &[]).expect("posted");
+        assert!(world.list[1].has_news(), "another one");
+        assert!(Port::<Bell>::is_sending(&mut world.list, BOB));
+        assert_eq!(world.requests(), None);
+        assert!(!world.list[1].has_news(), "it waits, too");
+        assert_eq!(world.receive(BOB), Ok((BOB, Kind::OneWay, 8)));
+        // A lane that is open, or of a closed channel, has no news whatever its requester writes there.
+        world.ends[0].post_first(&request(9, 0), &[]).expect("posted again");
+        assert!(!world.list[0].has_news());
+        world.ends[1].post_first(&one_way(3), &[]).expect("posted");
+        world.ends[1].close(IpcError::Denied);
+        world.ends[1].lane_as_posted(0);
+        assert!(!world.list[1].has_news());
+    }
+
+    /// The requester looks whether the receiver sleeps after it has posted, the receiver at the lane after it has said
+    /// that it sleeps: one of them sees the other.
+    #[test]
+    fn no_request_on_the_first_lane_is_missed_between_deciding_and_sleeping() {
+        const ROUNDS: u64 = 200_000;
+        let (bell, bell_fd) = Bell::create().expect("memfd");
+        let ringer = crate::bell::Ringer::map(bell_fd.as_fd()).expect("a bell");
+        let fd = channel::create().expect("memfd");
+        let end = SharedChannel::map(fd.as_fd()).expect("map");
+        let mut list = [Inbound::new(SharedChannel::map(fd.as_fd()).expect("map"), ALICE)];
+        let mut port = Port::new(bell);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for sequence in 1..=ROUNDS {
+                    let tag = Tag::new(0, sequence);
+                    let message = Message { tag, ..Message::request(7) };
+                    end.post_first(&message, &[]).expect("posted");
+                    while !ringer.ring() {}
+                    let mut looks = 0u32;
+                    while !end.is_answered(0, tag) {
+                        looks += 1;
+                        if looks > 10_000 {
+                            std::thread::yield_now();
+                        }
+                    }
+                    // Until about when the receiver goes to sleep, a little sooner or later each time.
+                    for step in 0..sequence % 512 {
+                        std::hint::black_box(step);
+                    }
+                }
+            });
+            // A minute is "for ever": a ring that gets lost shows as the end of this wait.
+            let limit = Some(Duration::from_secs(60));
+            let start = std::time::Instant::now();
+            for _ in 0..ROUNDS {
+                port.spin = Spin::sleepy();
+                let got = port.rcvrqst(&mut list, &mut [], limit).expect("a request");
+                port.reply(&mut list, &got, &Message::request(7), &[]).expect("it waits");
+            }
+            assert!(start.elapsed() < Duration::from_secs(60), "a ring got lost");
+        });
     }
 
     #[test]

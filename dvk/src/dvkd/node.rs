@@ -72,6 +72,8 @@ pub(super) struct Node {
     /// Those at each pid.
     by_pid: BTreeMap<(DcId, u32), Endpoint>,
     per_user: BTreeMap<(DcId, u32), usize>,
+    /// What those of each user lend.
+    pub(super) lent_per_user: BTreeMap<(DcId, u32), usize>,
     pub(super) proxies: Proxies,
     pub(super) couriers: Couriers,
     pub(super) links: BTreeMap<LinkId, Tracks>,
@@ -109,9 +111,11 @@ pub(super) struct Process {
     /// If it receives: the connection it keeps, and its bell.
     pub(super) receiver: Option<Receiver>,
     /// Channels on which it is the receiver, by requester.
-    channels: BTreeMap<Endpoint, Vec<OwnedFd>>,
+    pub(super) channels: BTreeMap<Endpoint, Vec<OwnedFd>>,
     /// Receivers of this node with which it has channels.
     peers: BTreeSet<Endpoint>,
+    /// Memory that it lends, by its own numbers: who may map it.
+    pub(super) lent: BTreeMap<u64, (Endpoint, Arc<OwnedFd>)>,
 }
 
 /// The receiving side of a process.
@@ -145,6 +149,7 @@ impl Shared {
             processes: BTreeMap::new(),
             by_pid: BTreeMap::new(),
             per_user: BTreeMap::new(),
+            lent_per_user: BTreeMap::new(),
             proxies: Proxies::new(watched.clone()),
             couriers: Couriers::new(watched.clone()),
             links: BTreeMap::new(),
@@ -418,6 +423,7 @@ impl Node {
                 receiver: None,
                 channels: BTreeMap::new(),
                 peers: BTreeSet::new(),
+                lent: BTreeMap::new(),
             },
         );
         Ok(())
@@ -749,12 +755,9 @@ impl Node {
         if self.by_pid.get(&(place.0, process.pid)) == Some(&place.1) {
             self.by_pid.remove(&(place.0, process.pid));
         }
-        if let Some(count) = self.per_user.get_mut(&(place.0, process.uid)) {
-            *count -= 1;
-            if *count == 0 {
-                self.per_user.remove(&(place.0, process.uid));
-            }
-        }
+        let user = (place.0, process.uid);
+        take_off(&mut self.per_user, user, 1);
+        take_off(&mut self.lent_per_user, user, process.lent.len());
         for peer in process.peers {
             if let Some(peer) = self.processes.get_mut(&(place.0, peer)) {
                 peer.channels.remove(&place.1);
@@ -778,6 +781,20 @@ impl Node {
         let local: usize =
             local.map(|(_, process)| process.channels.values().map(Vec::len).sum::<usize>()).sum();
         local + self.proxies.count(dc) + self.couriers.count(dc)
+    }
+}
+
+/// Counts `number` less of a user's; of a user without any nothing is kept.
+pub(super) fn take_off(
+    counts: &mut BTreeMap<(DcId, u32), usize>,
+    user: (DcId, u32),
+    number: usize,
+) {
+    if let Some(count) = counts.get_mut(&user) {
+        *count = count.saturating_sub(number);
+        if *count == 0 {
+            counts.remove(&user);
+        }
     }
 }
 

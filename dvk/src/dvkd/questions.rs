@@ -2,15 +2,16 @@
 
 use super::identity;
 use super::load::Report;
-use super::node::{Node, Place};
+use super::node::{Node, Place, take_off};
 use crate::host::solo::monotonic;
 use crate::kernel::{self, Asker, Event, Input, NodeState, Order, Role, Steer};
-use crate::limits::ENDPOINTS_MAX;
+use crate::limits::{ENDPOINTS_MAX, LENT_PER_USER};
 use m3ipc::door::{Ask, Tell, ask, event, info, node, order};
 use m3ipc::info::{DcInfo, DvsInfo, EndpointInfo, NodeInfo, link, state};
-use m3ipc::limits::{COPY_MAX, PAYLOAD_MAX, SYSTEM_MAX, WELL_KNOWN_MAX};
+use m3ipc::limits::{COPY_MAX, LENT_MAX, PAYLOAD_MAX, SYSTEM_MAX, WELL_KNOWN_MAX};
 use m3ipc::{DcId, Endpoint, IpcError, NodeId};
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use zerocopy::IntoBytes;
 
 /// Nanoseconds of a millisecond, and of a second.
@@ -95,6 +96,14 @@ impl Node {
                 .endpoint(dc, to)
                 .map(|info| Tell::done(info.endpoint, info.rights.as_bytes())),
             ask::INFO => self.information(from, asked),
+            ask::LEND => self.lend(from, asked, fd),
+            ask::MAP => match self.lent(from, asked) {
+                Ok(memory) => {
+                    self.door.answer(asker, &Tell::done(to, &[]), &[memory]);
+                    return Ok(());
+                }
+                Err(error) => Err(error),
+            },
             _ => return Err(IpcError::Protocol),
         };
         let record = answer.unwrap_or_else(Tell::refused);
@@ -185,6 +194,43 @@ impl Node {
             self.step(Input::Died { dc, endpoint: info.endpoint });
         }
         Ok(())
+    }
+
+    /// Takes note of memory that a memory side lends, or does not lend any more.
+    fn lend(&mut self, from: Place, asked: &Ask, fd: Option<OwnedFd>) -> Result<Tell, IpcError> {
+        let process = self.processes.get_mut(&from).filter(|_| from.1.is_memory());
+        let process = process.ok_or(IpcError::Protocol)?;
+        let user = (from.0, process.uid);
+        let Some(fd) = fd else {
+            if process.lent.remove(&asked.value).is_some() {
+                take_off(&mut self.lent_per_user, user, 1);
+            }
+            return Ok(Tell::done(from.1, &[]));
+        };
+        let of_user = self.lent_per_user.get(&user).copied().unwrap_or(0);
+        let has_room = self.door.is_privileged(process.uid) || of_user < LENT_PER_USER;
+        if process.lent.len() >= LENT_MAX || !has_room {
+            return Err(IpcError::Exhausted);
+        }
+        // Nothing else: a socket would keep a connection open that has ended.
+        m3ipc::lent::check(fd.as_fd())?;
+        if process.lent.insert(asked.value, (asked.to, Arc::new(fd))).is_none() {
+            *self.lent_per_user.entry(user).or_default() += 1;
+        }
+        Ok(Tell::done(from.1, &[]))
+    }
+
+    /// Memory that a process of this node lends the asker. Whether it may have to do with that process at all was found
+    /// out when it got its channel.
+    fn lent(&self, (dc, by): Place, asked: &Ask) -> Result<Arc<OwnedFd>, IpcError> {
+        let owner = self.kernel.endpoint(dc, asked.to)?.endpoint;
+        let process = self.processes.get(&(dc, owner)).ok_or(IpcError::NotBound)?;
+        if !process.channels.contains_key(&by) {
+            return Err(IpcError::Denied);
+        }
+        let (to, memory) = process.lent.get(&asked.value).ok_or(IpcError::Stale)?;
+        let is_for = *to == Endpoint::ANY || *to == by || to.generation == 0 && to.slot == by.slot;
+        if is_for { Ok(Arc::clone(memory)) } else { Err(IpcError::Denied) }
     }
 
     /// The endpoint of a process of this node: the one that it receives at, if it does.

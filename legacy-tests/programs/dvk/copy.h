@@ -20,12 +20,19 @@ static void lclvcopy_server(void) {
     long grant = dvk_grant(client, buffer, BIG, DVK_READ | DVK_WRITE);
     IS(grant > 0, 1);
     message.m.u[0] = (uint64_t)(uintptr_t)buffer;
+    void *start = NULL;
+    long lent = dvk_lend(client, BIG, DVK_READ, &start);
+    IS(lent > 0, 1);
+    fill(start, 1);
+    message.m.u[1] = (uint64_t)(uintptr_t)start;
     IS(dvk_reply(client, &message), 0);
     meet_client();
     fill(other, 2);
     IS(memcmp(buffer, other, BIG), 0);
     IS(dvk_revoke(grant), 0);
     IS(dvk_revoke(grant), -EDVSENDPOINT);
+    IS(dvk_revoke(lent), 0);
+    IS(dvk_revoke(lent), -EDVSENDPOINT);
     meet_client();
     meet_client();
 }
@@ -33,10 +40,17 @@ static void lclvcopy_server(void) {
 static void lclvcopy_client(void) {
     dvk_message message = request(0);
     IS(dvk_sendrec(server, &message), 0);
-    char *theirs = (char *)(uintptr_t)message.m.u[0];
+    char *theirs = (char *)(uintptr_t)message.m.u[0], *lent = (char *)(uintptr_t)message.m.u[1];
     fill(other, 1);
     IS(dvk_vcopy(server, theirs, self, buffer, BIG), BIG);
     IS(memcmp(buffer, other, BIG), 0);
+    /* The first copy is a call, the others are made out of a mapping, on the same node. */
+    for (int round = 0; round < 3; round++) {
+        memset(buffer, 0, BIG);
+        IS(dvk_vcopy(server, lent, self, buffer, BIG), BIG);
+        IS(memcmp(buffer, other, BIG), 0);
+        IS(dvk_vcopy(self, buffer, server, lent, 10), -EDVSCALLDENIED);
+    }
     fill(buffer, 2);
     for (int size = 512; size <= 1 << 20; size *= 2)
         IS(dvk_vcopy(self, buffer, server, theirs, size), size);
@@ -47,6 +61,7 @@ static void lclvcopy_client(void) {
     meet();
     meet();
     IS(dvk_vcopy(self, buffer, server, theirs, 10), -EDVSCALLDENIED);
+    IS(dvk_vcopy(server, lent, self, buffer, 10), -EDVSCALLDENIED);
     meet();
 }
 

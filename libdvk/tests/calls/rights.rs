@@ -2,7 +2,9 @@
 #![expect(unsafe_code, reason = "memory is granted, and copied, by address")]
 
 use crate::cluster::{Cluster, NEVER, SHORT};
+use dvk::limits::LENT_PER_USER;
 use dvk_client::{Access, Allowed, Bound, Endpoint, IpcError, Message, Rights, call, level};
+use m3ipc::limits::LENT_MAX;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::thread::scope;
@@ -110,6 +112,29 @@ fn ordinary_process() {
     assert_eq!(bound.send(peer, &message, b"", NEVER), Err(IpcError::Denied));
     let mut request = message;
     bound.sendrec(peer, &mut request, b"", &mut [], NEVER).unwrap();
+    // What is lent costs dvkd descriptors: a user may have so many, over however many endpoints.
+    let mut owners = Vec::new();
+    let mut lent = Vec::new();
+    let refused = loop {
+        if lent.len() % LENT_MAX == 0 {
+            owners.push(Bound::bind(Some(&socket), 0).unwrap());
+        }
+        match owners.last().unwrap().lend(Endpoint::ANY, 1, Access::Read) {
+            Ok(shared) => lent.push(shared),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!((refused, lent.len()), (IpcError::Exhausted, LENT_PER_USER));
+    let owner = owners.pop().unwrap();
+    assert!(owner.lend(Endpoint::ANY, 1, Access::Read).is_err());
+    lent.pop();
+    owner.lend(Endpoint::ANY, 1, Access::Read).unwrap();
+    // Endpoints that end take what they lent with them.
+    drop(owners);
+    crate::cluster::wait_until("they are gone", || {
+        let again = owner.lend(Endpoint::ANY, 1, Access::Read);
+        again.map(|shared| lent.push(shared)).is_ok()
+    });
 }
 
 #[test]

@@ -61,7 +61,11 @@ fn child_that_scribbles() {
         for (start, len) in &places {
             let at = start + usize::try_from(random()).unwrap() % len / 8 * 8;
             // States, bits and lengths that look right get further than noise.
-            let value = if random() % 2 == 0 { random() % 5 } else { random() };
+            let value = match random() % 4 {
+                0 => random() % 5,
+                1 => (random() % 5) << 20 | random() & 0xffff,
+                _ => random(),
+            };
             // SAFETY: the word is inside a writable mapping of this process, aligned; others expect anything there.
             unsafe { std::ptr::write_volatile(at as *mut u64, value) };
         }
