@@ -63,12 +63,8 @@ impl Config {
 /// A leader's sign of life.
 pub(crate) const HEARTBEAT: Duration = Duration::from_millis(50);
 
-/// How often voters tell each other whom they hear. Elections wait for the leader's signs of life, not for these, and most
-/// of what an idle node does is to send and to receive them.
-pub(crate) const PING: Duration = Duration::from_millis(100);
-
-/// A node that was silent for so long is out of contact: three pings.
-const CONTACT: Millis = 300;
+/// A node that was silent for so long is out of contact: four signs of life.
+const CONTACT: Millis = 200;
 
 /// How long one attempt at a command may take before it is sent again.
 const ATTEMPT: Duration = Duration::from_millis(400);

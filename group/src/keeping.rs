@@ -1,7 +1,7 @@
 //! What a node does all the time: signs of life, the group's clock, and who are its members.
 
 use crate::command::{ClientId, NodeId, Op, TableOp};
-use crate::group::{Group, HEARTBEAT, PING, millis};
+use crate::group::{Group, HEARTBEAT, millis};
 use crate::session::Session;
 use crate::state::State;
 use crate::types::RaftId;
@@ -61,7 +61,7 @@ pub(crate) async fn contact(group: Group) {
         group.0.raft.runtime_config().elect(majority && is_its_turn);
         group.0.raft.runtime_config().heartbeat(majority);
         group.0.network.mute(!majority);
-        sleep(PING).await;
+        sleep(HEARTBEAT).await;
     }
 }
 

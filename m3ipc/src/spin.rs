@@ -6,9 +6,8 @@
 //! finds something grants the next one twice the time it took; and one in vain makes the next waits go
 //! to sleep at once, twice as many after every further one. Who waits for something slow looks almost never.
 //!
-//! The one who is waited for may be on the same CPU. So after a while ([`SOON`]) the CPU is given away between looks,
-//! and if that was what helped, from the first on. Not sooner: giving it away takes as long as a call between two CPUs,
-//! and who comes back late makes the other side give its CPU away, too. (Two that sleep in turn on one CPU are never moved apart; two
+//! The one who is waited for may be on the same CPU. So after the first looks the CPU is given away between them,
+//! and if that was what helped, from the first on. (Two that sleep in turn on one CPU are never moved apart; two
 //! that can both run are, as soon as the scheduler balances.)
 
 use crate::client::now;
@@ -16,12 +15,9 @@ use crate::limits::{SPIN_MAX, SPIN_PROBE};
 use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
 
-/// Looks that are too short to take a CPU from anybody, and then between two times. A `pause` takes 10 to 50 ns on
-/// current x86.
+/// Looks before the CPU is given away, and then between two times. A `pause` takes 10 to 50 ns on current x86.
 const LOOKS: u32 = 50;
 const LOOKS_BETWEEN: u32 = 8;
-/// Looks before the CPU is given away: a few times what a call to somebody on another CPU takes.
-const SOON: Duration = Duration::from_micros(2);
 /// Waits without a look after many looks in vain.
 const SKIPS_MAX: u32 = 31;
 /// Giving the CPU away takes longer than this only if somebody took it.
@@ -71,12 +67,6 @@ impl Spin {
         }
     }
 
-    /// One that sleeps at once.
-    #[cfg(test)]
-    pub(crate) fn sleepy() -> Spin {
-        Spin { skips: AtomicU32::new(u32::MAX), ..Spin::new() }
-    }
-
     /// Looks until `found` says yes or the time is up, and learns from it.
     pub fn until(&self, mut found: impl FnMut() -> bool) -> bool {
         if found() {
@@ -87,6 +77,7 @@ impl Spin {
             self.skips.store(skips - 1, Ordering::Relaxed);
             return false;
         }
+        // Too short to take a CPU from anybody.
         let is_beside = self.beside.load(Ordering::Relaxed) > 0;
         if !is_beside && (0..LOOKS).any(|_| looked(&mut found)) {
             self.learn(Look::Found(Duration::ZERO));
@@ -97,25 +88,19 @@ impl Spin {
             self.lookers.fetch_sub(1, Ordering::Relaxed);
             return false;
         }
-        let look = self.look(is_beside, &mut found);
+        let look = self.look(&mut found);
         self.lookers.fetch_sub(1, Ordering::Relaxed);
         self.learn(look);
         matches!(look, Look::Found(_) | Look::Beside) || found()
     }
 
-    fn look(&self, is_beside: bool, found: &mut impl FnMut() -> bool) -> Look {
+    fn look(&self, found: &mut impl FnMut() -> bool) -> Look {
         let grant = match self.grant.load(Ordering::Relaxed) {
             0 => SPIN_PROBE,
             nanos => Duration::from_nanos(nanos.into()),
         };
         let start = now();
         let mut time = Duration::ZERO;
-        while !is_beside && time < SOON {
-            if (0..LOOKS_BETWEEN).any(|_| looked(found)) {
-                return Look::Found(time);
-            }
-            time = now().saturating_sub(start);
-        }
         while time < grant {
             rustix::thread::sched_yield();
             let has_found = (0..LOOKS_BETWEEN).any(|_| looked(found));
