@@ -67,6 +67,12 @@ impl Spin {
         }
     }
 
+    /// One that sleeps at once.
+    #[cfg(test)]
+    pub(crate) fn sleepy() -> Spin {
+        Spin { skips: AtomicU32::new(u32::MAX), ..Spin::new() }
+    }
+
     /// Looks until `found` says yes or the time is up, and learns from it.
     pub fn until(&self, mut found: impl FnMut() -> bool) -> bool {
         if found() {
