@@ -149,11 +149,19 @@ fn listen(options: &ListenOptions) -> Result<()> {
             other => return unexpected(&other),
         };
         left -= usize::from(matches!(item, Item::Message { .. }));
-        if matches!(item, Item::View { gives: true, .. }) {
-            // A listener has no state.
-            let state = Text::default();
+        if let Item::View { members, gives: true, .. } = &item {
+            // All that a listener knows is who is there.
+            let state = Text(serde_json::to_vec(members)?);
             services.ask(Op::Give { group: group.clone(), view: number, state })?;
         }
+        let item = match item {
+            // What a joiner is given by another listener is the view that it begins with.
+            Item::State { bytes } => match serde_json::from_slice(&bytes.0) {
+                Ok(members) => Item::View { members, fresh: false, gives: false },
+                Err(_) => Item::State { bytes },
+            },
+            item => item,
+        };
         say_item(number, item, options.json.json)?;
         after = number;
     }
