@@ -51,10 +51,12 @@ pub(super) struct Linking {
     pub(super) system: System,
     /// How many refusals may be in the log.
     refusals: Mutex<LogLimit>,
-    /// Links of which only the small track has come, by node and `Hello::pair`: what was said on it, and who waits for
-    /// the bulk one.
-    halves: Mutex<BTreeMap<(NodeId, u64), (Hello, SyncSender<Greeted>)>>,
+    /// Links of which only the small track has come, by node and `Hello::pair`.
+    halves: Mutex<BTreeMap<(NodeId, u64), Half>>,
 }
+
+/// What was said on a small track, and who waits for the bulk one.
+type Half = (Hello, SyncSender<Greeted>);
 
 /// A message about members, and from whom it came.
 #[derive(Debug)]
