@@ -914,7 +914,7 @@ fn nothing_crosses_a_container() {
         assert_eq!((delivered(&out), sent(&out).len()), (vec![], 1), "it is refused");
         assert!(out.contains(&said), "the operator is told");
         let death = Frame::Gone { dc, to: Endpoint::VFS, gone: own };
-        assert_eq!(forged(&mut pair, sequence + 2, death), [said.clone()]);
+        assert_eq!(forged(&mut pair, sequence + 2, death), std::slice::from_ref(&said));
         let notify = Frame::Notify { dc, from: own, to: Endpoint::VFS, value: 1 };
         assert_eq!(forged(&mut pair, sequence + 3, notify), [said]);
     }
