@@ -47,6 +47,8 @@ pub(crate) async fn live(group: Group) {
                 group.0.fence.send_replace(Fence::Up { client, epoch });
                 keep_alive(&group, client, until, trust).await;
                 group.0.fence.send_replace(Fence::Fenced);
+                // If it can be told: else nobody may sign on for this node until the lease is over.
+                leave(&group, client).await;
             } else {
                 leave(&group, client).await;
             }
@@ -86,11 +88,13 @@ async fn leave(group: &Group, client: ClientId) {
 async fn keep_alive(group: &Group, client: ClientId, mut until: Instant, trust: Duration) {
     // Each is a command that all nodes write to their disks. One that is not answered is sent again by `submit`.
     let pause = Duration::from_millis(group.0.config.lease / 4);
+    // The first at once: to sign on may have taken most of the time.
+    let mut next = Instant::now();
     while group.is_running() {
-        let next = Instant::now() + pause;
         if timeout_at(until, tokio::time::sleep_until(next)).await.is_err() {
             return;
         }
+        next = Instant::now() + pause;
         let sent = Instant::now();
         let sign = group.submit(client, 0, 0, Op::KeepAlive, trust);
         match timeout_at(until, sign).await {
