@@ -528,7 +528,7 @@ fn survive(lab: &Lab, trouble: Trouble, victim: usize) {
     comes_back(lab, victim);
 }
 
-/// Calls reach the node again, and its own others.
+/// Calls reach the node again, and its own others; and its processes are in the table of all.
 fn comes_back(lab: &Lab, node: usize) {
     let stop = AtomicBool::new(false);
     let servers = [lab.bind(node), lab.bind((node + 1) % 3)];
@@ -542,6 +542,19 @@ fn comes_back(lab: &Lab, node: usize) {
         }
         stop.store(true, Ordering::SeqCst);
     });
+    let mut command =
+        lab.command(&["run", "--node", NODES[node], "--", "sh", "-c", "echo $$; exec cat"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut cat = command.spawn().unwrap();
+    let mut pid = String::new();
+    BufReader::new(cat.stdout.take().unwrap()).read_line(&mut pid).unwrap();
+    wait_until("the process is listed", || {
+        let listed = String::from_utf8(lab.succeeds(&["ps"]).stdout).unwrap();
+        listed.split_whitespace().any(|word| word == pid.trim())
+    });
+    // The end of its input is its own.
+    drop(cat.stdin.take());
+    assert!(cat.wait().unwrap().success());
 }
 
 fn each_is(trouble: Trouble) {

@@ -52,6 +52,7 @@ fn c_type(rust: &str) -> String {
         "KvList" => "dvk_kv_list",
         "GroupItem" => "dvk_group_item",
         "Message" => "dvk_message",
+        "DvsInfo" => "dvk_dvs_info",
         "DcInfo" => "dvk_dc_info",
         "EndpointInfo" => "dvk_proc_info",
         "NodeInfo" => "dvk_node_info",
@@ -100,11 +101,12 @@ fn every_function_is_declared_with_its_types_and_no_other() {
 #[test]
 fn a_c_program_sees_records_of_the_same_size_and_links() {
     use dvk_client::group_capi::{GroupItem, KvEntry, KvList};
-    use dvk_client::{DcInfo, DcLoad, EndpointInfo, Message, NodeInfo, NodeLoad, Rights};
+    use dvk_client::{DcInfo, DcLoad, DvsInfo, EndpointInfo, Message, NodeInfo, NodeLoad, Rights};
     let folder = tempfile::tempdir().unwrap();
     let source = folder.path().join("sizes.c");
     let sizes = [
         ("dvk_message", size_of::<Message>()),
+        ("dvk_dvs_info", size_of::<DvsInfo>()),
         ("dvk_dc_info", size_of::<DcInfo>()),
         ("dvk_proc_info", size_of::<EndpointInfo>()),
         ("dvk_node_info", size_of::<NodeInfo>()),

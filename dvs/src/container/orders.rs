@@ -7,7 +7,7 @@ use crate::procfs::{self, TICKS_PER_SECOND};
 use calls::pm::{Await, COMMAND_MAX, Done, Exited, Join, Order, Process, Report, Started, order};
 use calls::wire::Wire;
 use m3ipc::client::Process as Client;
-use m3ipc::errno::numbers::ENOSYS;
+use m3ipc::errno::numbers::{ENOSYS, ESRCH};
 use m3ipc::limits::PAYLOAD_MAX;
 use m3ipc::{Endpoint, Errno, Wait};
 use std::path::Path;
@@ -39,10 +39,25 @@ impl Pm {
     pub(super) fn obey(&self) -> ! {
         loop {
             let outcome = self.call(&Await { node: self.node }, &[]);
-            if let Err(error) = outcome.and_then(|order| self.carry_out(order)) {
-                tracing::warn!("pm-server: {error}");
-                std::thread::sleep(PM_RETRY_PAUSE);
+            match outcome.and_then(|order| self.carry_out(order)) {
+                Ok(()) => {}
+                // It took this node for gone, and has forgotten its processes.
+                Err(error) if error.errno == ESRCH => self.join_again(),
+                Err(error) => {
+                    tracing::warn!("pm-server: {error}");
+                    std::thread::sleep(PM_RETRY_PAUSE);
+                }
             }
+        }
+    }
+
+    fn join_again(&self) {
+        tracing::info!("pm-server is told again what runs here");
+        self.join_until_there();
+        let records = encode(&processes(self.node));
+        if let Err(error) = self.call(&Report { id: 0, node: self.node }, &records) {
+            tracing::warn!("pm-server: {error}");
+            std::thread::sleep(PM_RETRY_PAUSE);
         }
     }
 
