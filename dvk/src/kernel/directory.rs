@@ -995,7 +995,9 @@ impl Kernel {
                 continue;
             }
             let known = container.directory.entries.values();
-            let mine = known.filter(|entry| entry.node == own || entry.endpoint.node() == own);
+            // The new place too: it may have missed that it is one.
+            let mine = known
+                .filter(|entry| [own, node].contains(&entry.node) || entry.endpoint.node() == own);
             entries.extend(mine.map(|entry| (*dc, *entry)));
             for (slot, moving) in &container.directory.moves {
                 if let Stage::Telling { node: to, epoch, .. } = moving.stage
