@@ -17,6 +17,10 @@ use std::time::Duration;
 /// Times that a requester's bell is rung for one answer: a second or more. dvkd, its only owner here, is stopped then.
 const RINGS_MAX: u32 = 1000;
 
+/// Receivers that are remembered as such that may pass requests on, before those without a channel are forgotten: several
+/// times the channels that a client has.
+const RELAYERS_MAX: usize = 64;
+
 /// The connection of a bound endpoint, shared by its threads.
 #[derive(Debug)]
 pub(crate) struct Inbox {
@@ -273,11 +277,17 @@ impl Inbox {
     /// A channel to `to` has been opened, with these flags.
     pub(crate) fn opened(&self, to: Endpoint, flags: u32) {
         let mut relayers = locked(&self.relayers);
-        if flags & flag::RELAYS != 0 {
-            relayers.insert(to);
-        } else {
+        if flags & flag::RELAYS == 0 {
             relayers.remove(&to);
+            return;
         }
+        if relayers.len() >= RELAYERS_MAX
+            && let Some(client) = self.client.get()
+        {
+            // Of those that are gone, or whose channel was given up, no answer comes.
+            relayers.retain(|known| client.channel_to(*known).is_some());
+        }
+        relayers.insert(to);
     }
 
     /// May `to` pass on what it has received?

@@ -249,55 +249,58 @@ impl Bound {
         unsafe { self.copy_lent(there, here, len, access) }.is_some()
     }
 
-    /// Reads what `source` lends at `from`. The next pieces are asked for before one has come.
+    /// Reads what `source` lends at `from`.
     fn fetch(&self, source: Endpoint, from: u64, bytes: &mut [u8]) -> Result<(), CopyFailed> {
-        let mut pieces = starts().zip(bytes.chunks_mut(PAYLOAD_MAX));
-        let (mut begun, mut moved) = (VecDeque::new(), Moved { result: Ok(()), copied: 0 });
-        let mut channel = None;
-        loop {
-            while begun.len() < PIECES
-                && moved.result.is_ok()
-                && let Some((at, piece)) = pieces.next()
-            {
-                let mut message = request(COPY_OUT, from.wrapping_add(at), piece.len());
-                let call = self.core.begin(source.memory(), &mut message, &[]);
-                begun.push_back((call, message, piece));
-            }
-            let Some((call, mut message, piece)) = begun.pop_front() else { return moved.result };
-            // The one that the first of them goes over.
-            let channel = *channel.get_or_insert_with(|| self.core.channel_to(source.memory()));
-            let answered = call.and_then(|call| self.core.finish(call, &mut message, &[], piece));
-            let is_whole = |len| message.status == 0 && len == piece.len();
-            if answered.is_ok() && message.status == 0 {
-                self.borrowed.learn(&self.core, source.memory(), channel, &message.args);
-            }
-            moved.piece(piece.len(), answered.map(is_whole));
-        }
+        self.copy_pieces(COPY_OUT, source, from, bytes.chunks_mut(PAYLOAD_MAX), |piece| {
+            (&[], &mut **piece)
+        })
     }
 
     /// Writes to what `destination` lends at `to`.
     fn store(&self, destination: Endpoint, to: u64, bytes: &[u8]) -> Result<(), CopyFailed> {
-        let mut pieces = starts().zip(bytes.chunks(PAYLOAD_MAX));
+        self.copy_pieces(COPY_IN, destination, to, bytes.chunks(PAYLOAD_MAX), |piece| {
+            (*piece, &mut [])
+        })
+    }
+
+    /// Makes a call `number` for each of the pieces of a range of `other` that begins at `start`; the next ones before
+    /// one has been answered. Of a piece, `parts` are what is sent and what is received: one of the two is empty.
+    fn copy_pieces<P>(
+        &self,
+        number: u16,
+        other: Endpoint,
+        start: u64,
+        pieces: impl Iterator<Item = P>,
+        parts: fn(&mut P) -> (&[u8], &mut [u8]),
+    ) -> Result<(), CopyFailed> {
+        let side = other.memory();
+        let mut pieces = starts().zip(pieces);
         let (mut begun, mut moved) = (VecDeque::new(), Moved { result: Ok(()), copied: 0 });
         let mut channel = None;
         loop {
             while begun.len() < PIECES
                 && moved.result.is_ok()
-                && let Some((at, piece)) = pieces.next()
+                && let Some((at, mut piece)) = pieces.next()
             {
-                let mut message = request(COPY_IN, to.wrapping_add(at), piece.len());
-                let call = self.core.begin(destination.memory(), &mut message, &[piece]);
+                let (send, receive) = parts(&mut piece);
+                let len = send.len() + receive.len();
+                let mut message = request(number, start.wrapping_add(at), len);
+                let call = self.core.begin(side, &mut message, &[send]);
                 begun.push_back((call, message, piece));
             }
-            let Some((call, mut message, piece)) = begun.pop_front() else { return moved.result };
-            let channel =
-                *channel.get_or_insert_with(|| self.core.channel_to(destination.memory()));
+            let Some((call, mut message, mut piece)) = begun.pop_front() else {
+                return moved.result;
+            };
+            // The one that the first of them goes over.
+            let channel = *channel.get_or_insert_with(|| self.core.channel_to(side));
+            let (send, receive) = parts(&mut piece);
+            let (len, wanted) = (send.len() + receive.len(), receive.len());
             let answered =
-                call.and_then(|call| self.core.finish(call, &mut message, &[piece], &mut []));
+                call.and_then(|call| self.core.finish(call, &mut message, &[send], receive));
             if answered.is_ok() && message.status == 0 {
-                self.borrowed.learn(&self.core, destination.memory(), channel, &message.args);
+                self.borrowed.learn(&self.core, side, channel, &message.args);
             }
-            moved.piece(piece.len(), answered.map(|_| message.status == 0));
+            moved.piece(len, answered.map(|got| message.status == 0 && got == wanted));
         }
     }
 

@@ -37,14 +37,18 @@ impl Pm {
 
     /// Fetches orders and carries them out, for ever.
     pub(super) fn obey(&self) -> ! {
+        // The error that the log has: a server that is away for long is told of once.
+        let mut said = None;
         loop {
             let outcome = self.call(&Await { node: self.node }, &[]);
             match outcome.and_then(|order| self.carry_out(order)) {
-                Ok(()) => {}
+                Ok(()) => said = None,
                 // It took this node for gone, and has forgotten its processes.
                 Err(error) if error.errno == ESRCH => self.join_again(),
                 Err(error) => {
-                    tracing::warn!("pm-server: {error}");
+                    if said.replace(error.errno) != Some(error.errno) {
+                        tracing::warn!("pm-server: {error}; it is asked again until it answers");
+                    }
                     std::thread::sleep(PM_RETRY_PAUSE);
                 }
             }
