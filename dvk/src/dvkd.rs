@@ -46,7 +46,7 @@ use crate::lock_file;
 use crate::server::Nanos;
 use ::group::Realm;
 use admin::{DcStatus, NodeStatus, Query, Status};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use certificate::{Clock, system_clock};
 use children::Keeper;
 use door::Door;
@@ -146,16 +146,24 @@ impl Daemon {
         let membership =
             directory.map(|directory| Membership::open(&config, directory, clock)).transpose()?;
         let peers = membership.as_ref().map(Membership::others).unwrap_or_default();
-        config.dcs.extend(membership.iter().flat_map(Membership::dcs));
-        config.check().context("containers of the configuration and of the DVS")?;
+        let configured = config.dcs.len();
+        dcs::join(&mut config.dcs, membership.iter().flat_map(Membership::dcs).collect());
         config.check_spans(&peers)?;
         let listener =
             membership.is_some().then(|| links::listen(config.listen)).transpose()?.map(Arc::new);
         let admin = Arc::new(admin_listener(&config.admin_socket())?);
         let mut door = Door::new(config.node)?;
-        for dc in &config.dcs {
-            door.listen(DcId(dc.id), &config.socket(&dc.name))?;
+        let mut without_door = BTreeSet::new();
+        for (index, dc) in config.dcs.iter().enumerate() {
+            match door.listen(DcId(dc.id), &config.socket(&dc.name)) {
+                Err(error) if index >= configured => {
+                    dcs::tell_of_failure(dc, &error);
+                    without_door.insert(dc.id);
+                }
+                listens => listens?,
+            }
         }
+        config.dcs.retain(|dc| !without_door.contains(&dc.id));
         let first_generation = first_generation(&config.store)?;
         let kernel = node::kernel_config(&config, &peers, random(), first_generation);
         let kernel = Kernel::new(kernel, monotonic());
@@ -276,6 +284,10 @@ fn create_dc(shared: &Arc<Shared>, name: &str, home: u16) -> admin::Outcome {
         let change = linking.membership.create_dc(name, home, &shared.dcs())?;
         links::apply(shared, linking, &change);
         let socket = shared.config.socket(name);
+        ensure!(
+            shared.dcs().iter().any(|dc| dc.name == name),
+            "container {name} is made, but could not be started on this node; its log says why"
+        );
         Ok(format!("Container {name} spans all nodes; here its door is {}.", socket.display()))
     };
     created().map_err(|error| format!("{error:#}"))

@@ -272,8 +272,8 @@ pub enum Output {
     Promote { dc: DcId, backup: Endpoint, endpoint: Endpoint, inherits: bool },
     /// The process that was `endpoint` is `backup` from now on. Its calls end with `Moved`.
     Demote { dc: DcId, endpoint: Endpoint, backup: Endpoint },
-    /// `to` is on this node, or not where it was: channels of this node's processes with it over the daemon are closed with `Moved` when no call is
-    /// open there.
+    /// Channels of this node's processes with `to` over the daemon are to be opened anew: it is on this node, or not where
+    /// it was, or there is a better replica. They are closed with `Moved` when no call is open there.
     Retire { dc: DcId, to: Endpoint },
     /// The blocked calls of the process end with `WokenUp`.
     Wake { dc: DcId, endpoint: Endpoint },

@@ -160,7 +160,7 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a new connection may take for the TLS handshake and the Hello, however many bytes come meanwhile.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Connections that have not said Hello yet; each has a thread.
+/// Connections that are no link yet; each has a thread.
 pub const HANDSHAKES_MAX: usize = 64;
 
 /// Pauses between attempts to connect to another node.
@@ -237,7 +237,7 @@ pub const HEAP_KEPT: usize = 16 << 20;
 /// A link that takes no byte for so long, although some wait, is dropped. As [`LINK_SILENCE`].
 pub const LINK_STALL: Duration = Duration::from_nanos(LINK_SILENCE);
 
-/// Connections of one address that have not said Hello yet: a part of [`HANDSHAKES_MAX`], so that one stranger does
+/// Connections of one address that have not said Hello yet, or wait for the second of their link: a part of [`HANDSHAKES_MAX`], so that one stranger does
 /// not keep the nodes out. Nodes behind one address reconnect one after the other.
 pub const HANDSHAKES_PER_ADDRESS: usize = 16;
 
@@ -246,7 +246,8 @@ pub const HANDSHAKES_PER_ADDRESS: usize = 16;
 pub const REFUSALS_LOGGED: u32 = 64;
 pub const REFUSALS_EVERY: Nanos = SECOND;
 
-/// The same of frames that a node may not send: so many at once, and one more each minute. A good node sends none.
+/// The same of frames that a node may not send: so many at once, and one more each minute. A good node sends
+/// none, but for those under way while a container begins or ends.
 pub const FORGERIES_LOGGED: u32 = 16;
 pub const FORGERIES_EVERY: Nanos = 60 * SECOND;
 

@@ -802,6 +802,8 @@ impl Pump {
             }
             Err(reason) => {
                 shared.with(|state| state.counters.protocol_errors += 1);
+                // Nothing more is taken, whatever comes before it.
+                reading.is_early = false;
                 reading.ended = Some(reason);
             }
         }

@@ -1,6 +1,8 @@
 //! What Linux tells about a node and its processes, what nodes tell each other of it, and some minutes of both. Pure.
 
-use crate::limits::{LOAD_DCS, LOAD_HISTORY, LOAD_HISTORY_OTHERS, LOAD_KEEP_EVERY, LOAD_REPORTS};
+use crate::limits::{
+    LOAD_DCS, LOAD_EVERY, LOAD_HISTORY, LOAD_HISTORY_OTHERS, LOAD_KEEP_EVERY, LOAD_REPORTS,
+};
 use crate::server::Nanos;
 use m3ipc::info::{VERSION, decode};
 use m3ipc::load::{DcLoad, NodeLoad};
@@ -185,6 +187,9 @@ impl Loads {
     /// A report of another node, that is a member. One that reports more often than it should fills no memory.
     pub(super) fn hear(&mut self, now: Nanos, from: NodeId, report: Report) {
         let other = self.others.entry(from).or_default();
+        if other.last.as_ref().is_some_and(|(last, _)| now - last < LOAD_EVERY / 2) {
+            return;
+        }
         let is_due = other.kept.back().is_none_or(|(last, _)| now - last >= LOAD_KEEP_EVERY);
         if is_due {
             other.kept.push_back((now, report.clone()));

@@ -301,7 +301,7 @@ impl Membership {
                 "there is a container {name:?} already; choose another name"
             );
             ensure!(members.dcs.len() < DCS_MAX, "there are {DCS_MAX} containers already");
-            // Never that of one before, which may be in the configuration of any node.
+            // None that this node knows. (A node whose configuration has it goes by that, and says so: `dcs`.)
             let used = members.dcs.iter().map(|dc| dc.id).chain(known.iter().map(|dc| dc.id));
             let id = used.max().unwrap_or(0).checked_add(1).context("there are no more numbers")?;
             members.dcs.push(Spanning { id, name: name.to_owned(), home });

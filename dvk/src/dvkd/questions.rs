@@ -149,7 +149,8 @@ impl Node {
         Ok(())
     }
 
-    /// Unbinds all peers of the container on this node, the asker too. Servers, container and shim processes stay.
+    /// Unbinds all peers of the container on this node, the asker too. Servers, container and shim processes stay; an endpoint
+    /// with a backup on another node lives on there.
     fn unbind_all(&mut self, asker: Asker, (dc, _): Place) -> Result<(), IpcError> {
         if !self.is_administrator(asker) {
             self.door.answer(asker, &Tell::refused(IpcError::Denied), &[]);
@@ -159,8 +160,10 @@ impl Node {
         let is_peer =
             |role: Role| matches!(role, Role::Peer(_) | Role::Backup(..) | Role::Replica(_));
         let of = self.kernel.endpoints(dc).filter(|info| is_peer(info.role));
-        let peers: Vec<Endpoint> = of.map(|info| info.endpoint).collect();
-        for endpoint in peers {
+        let mut peers: Vec<_> = of.map(|info| (info.role, info.endpoint)).collect();
+        // Backups first: they would take over.
+        peers.sort_by_key(|(role, _)| !matches!(role, Role::Backup(..)));
+        for (_, endpoint) in peers {
             self.died((dc, endpoint));
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! The thread that looks each second how busy this node and its DCs are, and tells the other nodes.
 //!
-//! A look reads three small files, and one per process that is bound; of many processes so few that a second's look costs
-//! well under a millisecond. What is told may get lost: the next is due soon.
+//! A look reads three small files, and one per process that is bound: of a DC with many all at once but the more seldom, so
+//! that it costs well under a millisecond a second. What is told may get lost: the next is due soon.
 
 use super::children::SERVERS;
 use super::control::Control;

@@ -49,6 +49,14 @@ pub(super) struct OutCall {
     epoch: u64,
 }
 
+impl OutCall {
+    /// Does nobody wait any more to know whether it was executed? A caller of a server of the container does: what a
+    /// server has done must not be told as not done.
+    fn is_given_up(&self) -> bool {
+        self.cancelled && !self.to.is_server()
+    }
+}
+
 /// The calls of this node that another has.
 pub(super) type Outgoing = BTreeMap<(DcId, Lane), OutCall>;
 
@@ -408,7 +416,7 @@ impl Kernel {
             if let Some(peer) = self.peers.get_mut(&node)
                 && !matches!(peer.state(), NodeState::Up { .. })
             {
-                peer.end_cancelled(out);
+                peer.end_given_up((dc, Lane::new(id, to)), out);
             }
         }
     }
@@ -490,16 +498,20 @@ impl Peer {
         }
     }
 
-    /// There is no link: whoever has given a call up does not wait until there is one, to know whether it was executed. A
-    /// call to a server of the container does: what the servers have done must not be told as not done.
+    /// There is no link: whoever has given a call up does not wait until there is one, to know whether it was executed.
     pub(super) fn end_cancelled(&mut self, out: &mut Vec<Output>) {
-        let is_given_up = |call: &OutCall| call.cancelled && !call.to.is_server();
-        let given_up = self.outgoing.iter().filter(|(_, call)| is_given_up(call));
+        let given_up = self.outgoing.iter().filter(|(_, call)| call.is_given_up());
         let keys: Vec<(DcId, Lane)> = given_up.map(|(key, _)| *key).collect();
         for key in keys {
-            if let Some(call) = self.remove_outgoing(&key) {
-                end_outgoing(key.0, key.1.source, &call, IpcError::Interrupted, out);
-            }
+            self.end_given_up(key, out);
+        }
+    }
+
+    fn end_given_up(&mut self, key: (DcId, Lane), out: &mut Vec<Output>) {
+        if self.outgoing.get(&key).is_some_and(OutCall::is_given_up)
+            && let Some(call) = self.remove_outgoing(&key)
+        {
+            end_outgoing(key.0, key.1.source, &call, IpcError::Interrupted, out);
         }
     }
 

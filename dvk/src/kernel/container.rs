@@ -240,6 +240,16 @@ impl Container {
         }
     }
 
+    /// Would `to`, of this node, get a notification of `from`?
+    fn check_notifiable(&self, from: Endpoint, to: Endpoint) -> Result<(), IpcError> {
+        match self.find(to) {
+            Found::Bound(_) | Found::Moving if self.accepts(to, from) => Ok(()),
+            Found::Bound(_) | Found::Moving => Err(IpcError::Denied),
+            Found::Absent => Err(IpcError::NotBound),
+            Found::No(error) => Err(error),
+        }
+    }
+
     /// What a receiver that has just been bound must hear first, and the channels that waited for it.
     fn introduce(&mut self, bound: Endpoint, out: &mut Vec<Output>) {
         let dc = self.dc.id;
@@ -661,7 +671,7 @@ impl Kernel {
         let container = self.containers.get_mut(&dc).ok_or(IpcError::NotBound)?;
         if source == Endpoint::HARDWARE {
             // A node has its own hardware only.
-            let to = container.resolve(to)?.endpoint;
+            container.check_notifiable(source, to)?;
             container.notify(source, to, value, out);
             return Ok(source);
         }
@@ -673,7 +683,7 @@ impl Kernel {
             return Err(IpcError::Denied);
         }
         if home == self.node {
-            container.resolve(to)?;
+            container.check_notifiable(source, to)?;
         }
         self.local_notify(now, dc, source, to, value, out);
         Ok(source)

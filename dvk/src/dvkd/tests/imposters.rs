@@ -217,6 +217,39 @@ fn a_bulk_frame_that_comes_early_waits_for_the_small_one_that_was_sent_first() {
 }
 
 #[test]
+fn what_is_wrong_behind_a_frame_that_comes_early_ends_the_link_when_that_is_taken() {
+    let mut cluster = Cluster::start(2);
+    cluster.wait_for_links();
+    let [small, bulk] = Imposter::of(&mut cluster, 1, 2).link();
+    let client = cluster.client(2);
+    std::thread::scope(|scope| {
+        // Whether it gets the answer that is followed by garbage does not matter.
+        let long = scope.spawn(|| client.call(ECHO, b"long").ok());
+        let bytes = read_request(&small);
+        let (_, first) = request_in(&bytes);
+        let short = scope.spawn(|| client.call(GET, b"short"));
+        let bytes = read_request(&small);
+        let (received, second) = request_in(&bytes);
+        let payload = vec![7; SMALL_MAX + 1];
+        let answer = answer_to(&first, &payload);
+        let packet = Packet { sequence: 1, received, after: 1, ..Packet::alone(answer) };
+        bulk.write_all_by(&[packet.encode(), vec![0xff; HEADER]].concat(), soon()).unwrap();
+        let is_held = |node: &mut crate::dvkd::node::Node| {
+            node.links.values().any(|link| link.bulk.is_held())
+        };
+        wait_until("it waits", || cluster.daemon(2).shared.with(is_held));
+        let answer = answer_to(&second, b"ok");
+        let packet = Packet { sequence: 1, received, ..Packet::alone(answer) };
+        small.write_all_by(&packet.encode(), soon()).unwrap();
+        assert_eq!(short.join().unwrap().unwrap(), b"ok");
+        wait_until("the link ends, though the small track is lively", || {
+            small.write_all_by(&ping(), soon()).is_err() || is_ended(&bulk)
+        });
+        long.join().unwrap();
+    });
+}
+
+#[test]
 fn a_track_that_stalls_or_half_closes_or_drips_ends_its_link_and_disturbs_no_other() {
     let mut cluster = Cluster::start(3);
     let _server = cluster.server();

@@ -277,6 +277,8 @@ fn a_notification_in_anothers_name_is_the_administrators_and_of_this_node() {
         (client, here, true, IpcError::Denied),
         (hardware, there, true, IpcError::NotBound),
         (hardware, here, false, IpcError::Denied),
+        // It makes calls, but receives nothing.
+        (hardware, client, true, IpcError::Denied),
     ] {
         assert_eq!(notify(source, to, privileged), (vec![Err(error)], vec![]), "{source:?}");
     }
