@@ -219,7 +219,8 @@ long dvk_grant(dvk_ep_t ep, const void *start, long bytes, int access);
 /* Makes memory, up to 1 GiB, zero, that is lent like that, and says in *start where it is. Others of this node map it, and
  * dvk_vcopy then takes them no longer than a memcpy. With dvk_revoke it is gone, and a dvk_vcopy of it refused; but
  * a process that had mapped it and does not use this library sees (with DVK_WRITE changes) these bytes as long as it lives.
- * -EDVSINVAL, -EDVSMSGSIZE (no bytes, or too many), -EDVSNOSPC (16 at once, 256 of a user). */
+ * The caller's own range is not looked at when it copies out of memory that it has mapped: a wrong one ends the process.
+ * -EDVSINVAL, -EDVSFAULT, -EDVSMSGSIZE (no bytes, or too many), -EDVSNOSPC (16 at once, 256 of a user). */
 long dvk_lend(dvk_ep_t ep, long bytes, int access, void **start);
 /* Ends a grant. -EDVSENDPOINT: there is none. */
 int dvk_revoke(long grant);

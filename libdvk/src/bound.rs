@@ -7,7 +7,7 @@ use m3ipc::client::{Begun, Client, Opener};
 use m3ipc::connection::Opened;
 use m3ipc::door::{Ask, SOCKET_ENV, SOCKET_PATH, ask, event, info, kind, tell};
 use m3ipc::message::{ARGS_SIZE, RELAYED};
-use m3ipc::port::{Inbound, Incoming, Kind, ONE_WAY, Port, Received, Signals};
+use m3ipc::port::{Inbound, Incoming, Kind, ONE_WAY, Port, Received, Signals, Want};
 use m3ipc::rights::call;
 use m3ipc::{DcId, Endpoint, IpcError, Message, NodeId, Rights, Wait};
 use std::collections::{BTreeMap, BTreeSet};
@@ -85,6 +85,15 @@ pub struct Got {
 /// Deaths that are remembered so that a later `receive` from one says so; then the oldest are forgotten, and found
 /// out again.
 const DEAD_MAX: usize = 4096;
+
+/// Which open request is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Which {
+    /// The one with the message's tag.
+    Named,
+    /// That, or if there is none the oldest of its source.
+    NamedOrOldest,
+}
 
 /// Times that one request is passed on. Who passes it in a circle gets nowhere.
 const RELAYS_MAX: usize = 8;
@@ -270,7 +279,7 @@ impl Bound {
         if payload.len() > m3ipc::limits::PAYLOAD_MAX {
             return Err(IpcError::TooLarge);
         }
-        self.core.reply(to, message, payload)
+        self.core.reply(to, message, payload, Which::NamedOrOldest)
     }
 
     /// Leaves a notification with a value for `to`, without waiting. To another node it is under way then: it gets lost
@@ -298,7 +307,7 @@ impl Bound {
         }
         let mut answer = Message { status: RELAYED, args: [0; ARGS_SIZE], ..*request };
         answer.args[..8].copy_from_slice(&to.to_bits().to_le_bytes());
-        self.core.reply(request.source, &answer, &[])
+        self.core.reply(request.source, &answer, &[], Which::Named)
     }
 
     /// Unbinds this endpoint: who waits for it is told that it died.
@@ -375,14 +384,15 @@ impl Core {
         if self.inbox.is_lost() {
             return Err(IpcError::NotBound);
         }
-        if to == self.inbox.endpoint() || self.is_sending_here(to) {
-            return Err(IpcError::Deadlock);
-        }
-        let end =
-            timeout.filter(|timeout| !timeout.is_zero()).map(|timeout| Instant::now() + timeout);
+        let end = timeout
+            .filter(|timeout| !timeout.is_zero())
+            .and_then(|timeout| Instant::now().checked_add(timeout));
         let request = *message;
         let (mut to, mut timeout) = (to, timeout);
         for _ in 0..=RELAYS_MAX {
+            if to == self.inbox.endpoint() || self.is_sending_here(to) {
+                return Err(IpcError::Deadlock);
+            }
             let wait = Wait { timeout_ms: timeout.map(milliseconds), signals: Signals::Ignore };
             let len = self.client.sendrec(&*self.inbox, to, message, send, answer, wait)?;
             if message.status != RELAYED {
@@ -439,12 +449,14 @@ impl Core {
         to: Endpoint,
         message: &Message,
         payload: &[u8],
+        which: Which,
     ) -> Result<(), IpcError> {
         let mut receiving = locked(&self.receiving);
         receiving.begin();
         receiving.place.refresh();
         receiving.forget();
-        receiving.reply(to, &Message { source: self.inbox.endpoint(), ..*message }, payload)
+        let message = Message { source: self.inbox.endpoint(), ..*message };
+        receiving.reply(to, &message, payload, which)
     }
 
     /// Does `to` wait until this endpoint receives its message? Then neither would go on. If another thread of this
@@ -574,11 +586,18 @@ impl Receiving {
         }
     }
 
-    fn reply(&mut self, to: Endpoint, message: &Message, payload: &[u8]) -> Result<(), IpcError> {
+    fn reply(
+        &mut self,
+        to: Endpoint,
+        message: &Message,
+        payload: &[u8],
+        which: Which,
+    ) -> Result<(), IpcError> {
         loop {
             let of = |open: &Received| open.message.source == to;
             let tagged = |open: &Received| of(open) && open.message.tag == message.tag;
-            let at = self.open.iter().position(tagged).or_else(|| self.open.iter().position(of));
+            let oldest = || self.open.iter().position(of).filter(|_| which != Which::Named);
+            let at = self.open.iter().position(tagged).or_else(oldest);
             let open = match at {
                 Some(at) => self.open.remove(at),
                 None => {
@@ -711,8 +730,8 @@ impl Incoming for Place {
         }
     }
     #[inline]
-    fn has_news(&mut self) -> bool {
-        self.inbox.has_news() || self.list.iter().any(Inbound::has_news)
+    fn has_news(&mut self, from: Endpoint, want: Want) -> bool {
+        self.inbox.has_news() || self.list.iter().any(|inbound| inbound.has_news(from, want))
     }
     fn notification(&mut self, from: Endpoint) -> Option<(Endpoint, u64)> {
         self.inbox.notification(from)

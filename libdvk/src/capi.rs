@@ -229,7 +229,8 @@ pub unsafe extern "C" fn dvk_umbind(dcid: c_int, number: c_int, ep: *mut u64) ->
 pub unsafe extern "C" fn dvk_umswitch(ep: u64) -> c_int {
     let wanted = from_c(ep);
     let user = USER.read().unwrap_or_else(PoisonError::into_inner);
-    let found = user.iter().find(|bound| bound.endpoint() == wanted).cloned();
+    let is_it = |bound: &&Arc<Bound>| wanted != Endpoint::NONE && wanted.names(bound.endpoint());
+    let found = user.iter().find(is_it).cloned();
     if found.is_none() && wanted != Endpoint::NONE {
         return code(IpcError::Stale);
     }
@@ -804,8 +805,8 @@ pub unsafe extern "C" fn dvk_lend(
     };
     let lent = current().and_then(|bound| {
         let shared = bound.lend(from_c(ep), len, access)?;
-        // SAFETY: dvk.h: room for a pointer.
-        unsafe { start.write(shared.as_ptr().as_ptr().cast()) };
+        // SAFETY: dvk.h: null or room for a pointer. Without it `shared` is dropped, and nothing is lent.
+        unsafe { put(start, shared.as_ptr().as_ptr().cast()) }?;
         Ok(bound.keep(shared))
     });
     match lent {

@@ -531,8 +531,11 @@ impl Channel for Accepted {
     fn closed(&self) -> Option<IpcError> {
         self.channel.closed()
     }
-    fn has_news(&self) -> bool {
-        self.channel.has_news()
+    fn has_requests(&self) -> bool {
+        self.channel.has_requests()
+    }
+    fn is_notified(&self) -> bool {
+        self.channel.is_notified()
     }
     fn first(&self) -> Option<Tag> {
         self.channel.first()
@@ -555,8 +558,8 @@ impl Channel for Accepted {
     fn claim(&self, lane: usize) -> bool {
         self.channel.claim(lane)
     }
-    fn unclaim(&self, lane: usize) {
-        self.channel.unclaim(lane);
+    fn unclaim(&self, lane: usize) -> bool {
+        self.channel.unclaim(lane)
     }
     fn is_abandoned(&self, lane: usize) -> bool {
         self.channel.is_abandoned(lane)

@@ -11,7 +11,7 @@ use crate::inbox::{Inbox, locked};
 use crate::memory::{Access, Grant, Grants, Memory, Range};
 use m3ipc::door::{Ask, ask, tell};
 use m3ipc::lent::Lent;
-use m3ipc::limits::BORROWED_MAX;
+use m3ipc::limits::{BORROWED_MAX, LENT_MAX};
 use m3ipc::message::ARGS_SIZE;
 use m3ipc::{Endpoint, IpcError, Message};
 use rustix::fd::AsFd;
@@ -129,14 +129,15 @@ impl Drop for Shared {
     }
 }
 
-/// What the answer to a copy says about memory that can be mapped: its name, where it begins, how long it is, and whether
-/// it may be written. All zero: it cannot.
+/// What the answer to a copy says about memory that can be mapped: its name, where it begins, how long it is, and what is
+/// granted. All zero: it cannot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Hint {
     name: u64,
     start: u64,
     len: u64,
     is_writable: bool,
+    is_readable: bool,
 }
 
 /// Puts into the answer to a copy what can be mapped instead.
@@ -150,8 +151,9 @@ pub(crate) fn hint(
         grant.lent.is_some() && grant.allows(message.source, range.0, range.1, None)
     });
     let Some((grant, of)) = found else { return };
-    let is_writable = u64::from(of.access != Access::Read);
-    let words = [grant.number(), of.start, of.len, is_writable];
+    let [is_writable, is_readable] =
+        [Access::Read, Access::Write].map(|only| u64::from(of.access != only));
+    let words = [grant.number(), of.start, of.len, is_writable, is_readable];
     for (bytes, word) in args.chunks_exact_mut(8).zip(words) {
         bytes.copy_from_slice(&word.to_le_bytes());
     }
@@ -163,8 +165,14 @@ impl Hint {
             .chunks_exact(8)
             .map(|bytes| u64::from_le_bytes(*bytes.first_chunk().expect("chunks of eight bytes")));
         let mut next = || words.next().expect("forty bytes are five words");
-        let hint = Hint { name: next(), start: next(), len: next(), is_writable: next() != 0 };
-        (hint.name != 0).then_some(hint)
+        let (name, start, len) = (next(), next(), next());
+        let (is_writable, is_readable) = (next() != 0, next() != 0);
+        (name != 0).then_some(Hint { name, start, len, is_writable, is_readable })
+    }
+
+    fn allows(&self, access: Access) -> bool {
+        (access == Access::Write || self.is_readable)
+            && (access == Access::Read || self.is_writable)
     }
 
     /// Where in the memory `len` bytes at `at` are, if all of them are there.
@@ -203,7 +211,7 @@ impl Borrowed {
         let mut windows = locked(&self.0);
         let holds = |window: &Window| {
             window.owner == owner
-                && (access == Access::Read || window.hint.is_writable)
+                && window.hint.allows(access)
                 && window.hint.offset(at, 1).is_some()
         };
         let index = windows.iter().position(holds)?;
@@ -237,12 +245,23 @@ impl Borrowed {
         if core.channel_to(owner) != Some(channel) {
             return;
         }
+        // Unmapped when others may copy again.
+        let mut dropped = Vec::new();
         let mut windows = locked(&self.0);
-        windows.retain(|window| core.channel_to(window.owner) == Some(window.channel));
+        let is_over = |window: &mut Window| core.channel_to(window.owner) != Some(window.channel);
+        dropped.extend(windows.extract_if(.., is_over));
+        // Nobody can lend more at once: what it names anew takes the place of its own.
+        let of_owner = |window: &&Window| window.owner == owner;
+        if windows.iter().filter(of_owner).count() >= LENT_MAX
+            && let Some(at) = windows.iter().position(|window| window.owner == owner)
+        {
+            dropped.push(windows.remove(at));
+        }
         if windows.len() >= BORROWED_MAX {
-            windows.remove(0);
+            dropped.push(windows.remove(0));
         }
         windows.push(Window { owner, hint, channel, lent });
+        drop(windows);
     }
 }
 

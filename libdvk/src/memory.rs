@@ -7,7 +7,7 @@
 //! (The prototype copies if the other is blocked in a call to the requester; here the grant says that it may.)
 #![expect(unsafe_code, reason = "memory is granted, and named, by address")]
 
-use crate::bound::{Bound, Core, nonce};
+use crate::bound::{Bound, Core, Which, nonce};
 use crate::inbox::{Inbox, locked};
 use crate::lend::hint;
 use m3ipc::door::{Ask, kind};
@@ -121,9 +121,7 @@ impl Range {
     ) -> bool {
         let is_inside = start >= self.start
             && start.checked_add(len).is_some_and(|end| end <= self.start.saturating_add(self.len));
-        let is_for = self.to == Endpoint::ANY
-            || self.to == who
-            || self.to.generation == 0 && self.to.slot == who.slot;
+        let is_for = self.to == Endpoint::ANY || self.to.names(who);
         let is_so =
             self.access == Access::Both || access.is_none_or(|access| self.access == access);
         is_inside && is_for && is_so
@@ -305,8 +303,7 @@ impl Bound {
     }
 
     fn is_own(&self, endpoint: Endpoint) -> bool {
-        let own = self.endpoint();
-        endpoint == own || endpoint.generation == 0 && endpoint.slot == own.slot
+        endpoint.names(self.endpoint())
     }
 
     /// The memory side, made when it is first needed. Grants end when the endpoint goes to another process.
@@ -386,7 +383,7 @@ fn serve(core: &Core, grants: &Mutex<Grants>) {
         };
         let reply = Message { tag: got.message.tag, ..reply };
         // A requester that has given up, or died, needs none.
-        core.reply(source, &reply, bytes).ok();
+        core.reply(source, &reply, bytes, Which::Named).ok();
     }
 }
 

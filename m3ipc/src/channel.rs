@@ -452,9 +452,20 @@ impl SharedChannel {
     /// Is anything waiting (requests, cancellations, a notification)?
     #[inline]
     pub fn has_news(&self) -> bool {
+        self.has_requests() || self.is_notified()
+    }
+
+    /// Is a request or a cancellation waiting?
+    #[inline]
+    pub fn has_requests(&self) -> bool {
         let words = &self.header().requester;
         words.pending.load(Ordering::SeqCst) | words.cancelled.load(Ordering::SeqCst) != 0
-            || words.notified.load(Ordering::SeqCst) != 0
+    }
+
+    /// Is a notification?
+    #[inline]
+    pub fn is_notified(&self) -> bool {
+        self.header().requester.notified.load(Ordering::SeqCst) != 0
     }
 
     /// What the requester has done since the last look. Handle `pending` before `cancelled`: a call may be posted
@@ -523,9 +534,9 @@ impl SharedChannel {
         self.change(lane, state::REQUEST, state::TAKEN)
     }
 
-    /// Takes a claim back: the request waits again.
-    pub fn unclaim(&self, lane: usize) {
-        self.change(lane, state::TAKEN, state::REQUEST);
+    /// Takes a claim back: the request waits again. False: it has been abandoned meanwhile.
+    pub fn unclaim(&self, lane: usize) -> bool {
+        self.change(lane, state::TAKEN, state::REQUEST)
     }
 
     /// Has the requester abandoned the request on `lane`?

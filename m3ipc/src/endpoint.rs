@@ -94,6 +94,11 @@ impl Endpoint {
             && self.index() <= crate::limits::WELL_KNOWN_MAX
     }
 
+    /// Does this name, perhaps without a generation, mean `other`?
+    pub const fn names(self, other: Endpoint) -> bool {
+        self.slot == other.slot && (self.generation == other.generation || self.generation == 0)
+    }
+
     /// Has it a number that is found without a generation?
     pub const fn is_well_known(self) -> bool {
         self.node().0 != 0 && self.index() != 0 && self.index() <= crate::limits::WELL_KNOWN_MAX

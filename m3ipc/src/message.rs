@@ -79,8 +79,8 @@ pub mod kernel {
     /// An asynchronous notification; the arguments are the value (u64).
     pub const NOTIFY: u16 = 0x01;
     /// To the memory side of an endpoint: answer the bytes at an address (`vcopy`). If they can be mapped
-    /// (`crate::lent`), the arguments of the answer say how the memory is named, where it begins, how long it is, and
-    /// whether it may be written; of COPY_IN, too.
+    /// (`crate::lent`), the arguments of the answer say how the memory is named, where it begins, how long it is, whether it
+    /// may be written, and whether it may be read; of COPY_IN, too.
     pub const COPY_OUT: u16 = 0x02;
     /// To the memory side of an endpoint: write the payload to an address (`vcopy`).
     pub const COPY_IN: u16 = 0x03;

@@ -79,8 +79,12 @@ impl<T: Sendrec + ?Sized> Sendrec for &T {
 pub trait Channel {
     /// Why no more will come over it, if so.
     fn closed(&self) -> Option<IpcError>;
-    /// Is anything waiting, apart from [`Channel::first`]?
-    fn has_news(&self) -> bool;
+    /// Is a request or a cancellation waiting, apart from [`Channel::first`]?
+    fn has_requests(&self) -> bool;
+    /// Is a notification?
+    fn is_notified(&self) -> bool {
+        false
+    }
     /// The tag of the unclaimed request on the first lane, if its requester need not say that there is one.
     fn first(&self) -> Option<Tag> {
         None
@@ -107,8 +111,10 @@ pub trait Channel {
     fn claim(&self, _lane: usize) -> bool {
         true
     }
-    /// Takes a claim back.
-    fn unclaim(&self, _lane: usize) {}
+    /// Takes a claim back. False: the request has been abandoned meanwhile, and is to be answered.
+    fn unclaim(&self, _lane: usize) -> bool {
+        true
+    }
     /// Has the requester abandoned the claimed request on `lane`?
     fn is_abandoned(&self, _lane: usize) -> bool {
         false
@@ -186,8 +192,10 @@ pub enum Kind {
 
 /// What `receive` is to take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Want {
+pub enum Want {
+    /// Notifications, messages and requests.
     Anything,
+    /// Only requests.
     Requests,
     /// Only requests that have been received before.
     Again,
@@ -247,8 +255,9 @@ pub trait Incoming {
     /// Takes in what else has come: new channels, deaths.
     fn refresh(&mut self) {}
 
-    /// Is there something for [`Incoming::refresh`], or a message?
-    fn has_news(&mut self) -> bool;
+    /// Is there something for [`Incoming::refresh`], or [`Inbound::has_news`]? Who waits for one thing must not be kept
+    /// awake by another.
+    fn has_news(&mut self, from: Endpoint, want: Want) -> bool;
 
     /// A notification that came another way than over a channel.
     fn notification(&mut self, _from: Endpoint) -> Option<(Endpoint, u64)> {
@@ -271,8 +280,8 @@ impl<C: Channel> Incoming for Fixed<'_, C> {
     fn list(&mut self) -> &mut [Inbound<C>] {
         self.0
     }
-    fn has_news(&mut self) -> bool {
-        self.0.iter().any(Inbound::has_news)
+    fn has_news(&mut self, from: Endpoint, want: Want) -> bool {
+        self.0.iter().any(|inbound| inbound.has_news(from, want))
     }
     fn check_source(&mut self, from: Endpoint) -> Result<(), IpcError> {
         check_source(self.0, from)
@@ -412,11 +421,11 @@ impl<R: Rest> Port<R> {
                     IpcError::TimedOut
                 });
             }
-            if self.spin.until(|| place.has_news()) {
+            if self.spin.until(|| place.has_news(from, want)) {
                 continue;
             }
             let ticket = self.rest.prepare();
-            if place.has_news() || place.check_source(from).is_err() {
+            if place.has_news(from, want) || place.check_source(from).is_err() {
                 self.rest.awake();
             } else {
                 self.rest.sleep(ticket, left);
@@ -464,10 +473,12 @@ impl<R: Rest> Port<R> {
 }
 
 impl<C: Channel> Inbound<C> {
-    /// Has anything come that has not been looked at?
+    /// Has anything come that has not been looked at, and that one who wants this of `from` would look at?
     #[inline]
-    pub fn has_news(&self) -> bool {
-        self.has_first() || self.channel.has_news()
+    pub fn has_news(&self, from: Endpoint, want: Want) -> bool {
+        let is_wanted = from == Endpoint::ANY || from == self.peer;
+        (self.is_trusted || is_wanted) && (self.has_first() || self.channel.has_requests())
+            || is_wanted && want == Want::Anything && self.channel.is_notified()
     }
 
     /// Is there a request on the first lane that has not been looked at?
@@ -587,14 +598,26 @@ impl<C: Channel> Inbound<C> {
         if !self.channel.claim(lane) {
             return None;
         }
-        let taken = self.channel.request(lane)?;
+        let Some(taken) = self.channel.request(lane) else {
+            self.free(lane);
+            return None;
+        };
         // What was looked at may have been taken back and replaced before the claim.
         if !is_choosy || self.is_wanted(&taken, from, want) {
             return Some(taken);
         }
-        self.channel.unclaim(lane);
-        self.leave(lane, taken.tag);
+        if self.channel.unclaim(lane) {
+            self.leave(lane, taken.tag);
+        } else {
+            self.free(lane);
+        }
         None
+    }
+
+    /// The request on a claimed lane has been given up since: the lane is free when that has been answered.
+    fn free(&self, lane: usize) {
+        let ended = Message::undelivered(0, IpcError::NotWaiting);
+        self.channel.answer(lane, &ended, &[], false);
     }
 
     /// A request has been looked at, and waits.
@@ -720,8 +743,11 @@ impl Channel for SharedChannel {
     fn closed(&self) -> Option<IpcError> {
         SharedChannel::closed(self)
     }
-    fn has_news(&self) -> bool {
-        SharedChannel::has_news(self)
+    fn has_requests(&self) -> bool {
+        SharedChannel::has_requests(self)
+    }
+    fn is_notified(&self) -> bool {
+        SharedChannel::is_notified(self)
     }
     fn first(&self) -> Option<Tag> {
         SharedChannel::first(self)
@@ -744,8 +770,8 @@ impl Channel for SharedChannel {
     fn claim(&self, lane: usize) -> bool {
         SharedChannel::claim(self, lane)
     }
-    fn unclaim(&self, lane: usize) {
-        SharedChannel::unclaim(self, lane);
+    fn unclaim(&self, lane: usize) -> bool {
+        SharedChannel::unclaim(self, lane)
     }
     fn is_abandoned(&self, lane: usize) -> bool {
         SharedChannel::is_abandoned(self, lane)
@@ -774,6 +800,7 @@ impl Rest for Bell {
 mod tests {
     use super::*;
     use crate::channel::{self, Poll, Withdrawn};
+    use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
     use rustix::fd::AsFd;
     use std::vec::Vec;
 
@@ -946,9 +973,12 @@ mod tests {
     fn a_request_on_the_first_lane_is_found_without_a_bit_and_is_news_once() {
         let mut world = world();
         world.ends[0].post_first(&request(7, 0), &[]).expect("posted");
-        assert!(!world.list[0].channel.has_news() && world.list[0].has_news());
+        assert!(
+            !world.list[0].channel.has_news()
+                && world.list[0].has_news(Endpoint::ANY, Want::Anything)
+        );
         assert_eq!(world.receive(BOB), Err(IpcError::WouldBlock));
-        assert!(world.list[0].has_news(), "nobody has looked at it");
+        assert!(world.list[0].has_news(Endpoint::ANY, Want::Anything), "nobody has looked at it");
         assert_eq!(world.receive(Endpoint::ANY), Ok((ALICE, Kind::Request, 7)));
         // One that is not wanted waits, and is no reason to look again; the next one is.
         let one_way = |sequence| Message {
@@ -958,43 +988,46 @@ mod tests {
         };
         world.ends[1].post_first(&one_way(1), &[]).expect("posted");
         assert_eq!(world.requests(), None);
-        assert!(!world.list[1].has_news(), "it waits");
+        assert!(!world.list[1].has_news(Endpoint::ANY, Want::Anything), "it waits");
         assert_eq!(world.ends[1].withdraw(0), Withdrawn::Unseen);
         world.ends[1].post_first(&one_way(2), &[]).expect("posted");
-        assert!(world.list[1].has_news(), "another one");
+        assert!(world.list[1].has_news(Endpoint::ANY, Want::Anything), "another one");
         assert!(Port::<Bell>::is_sending(&mut world.list, BOB));
         assert_eq!(world.requests(), None);
-        assert!(!world.list[1].has_news(), "it waits, too");
+        assert!(!world.list[1].has_news(Endpoint::ANY, Want::Anything), "it waits, too");
         assert_eq!(world.receive(BOB), Ok((BOB, Kind::OneWay, 8)));
         // A lane that is open, or of a closed channel, has no news whatever its requester writes there.
         world.ends[0].post_first(&request(9, 0), &[]).expect("posted again");
-        assert!(!world.list[0].has_news());
+        assert!(!world.list[0].has_news(Endpoint::ANY, Want::Anything));
         world.ends[1].post_first(&one_way(3), &[]).expect("posted");
         world.ends[1].close(IpcError::Denied);
         world.ends[1].lane_as_posted(0);
-        assert!(!world.list[1].has_news());
+        assert!(!world.list[1].has_news(Endpoint::ANY, Want::Anything));
     }
 
     /// The requester looks whether the receiver sleeps after it has posted, the receiver at the lane after it has said
     /// that it sleeps: one of them sees the other.
     #[test]
     fn no_request_on_the_first_lane_is_missed_between_deciding_and_sleeping() {
-        const ROUNDS: u64 = 200_000;
+        const ROUNDS: u64 = 20_000;
         let (bell, bell_fd) = Bell::create().expect("memfd");
         let ringer = crate::bell::Ringer::map(bell_fd.as_fd()).expect("a bell");
         let fd = channel::create().expect("memfd");
         let end = SharedChannel::map(fd.as_fd()).expect("map");
         let mut list = [Inbound::new(SharedChannel::map(fd.as_fd()).expect("map"), ALICE)];
         let mut port = Port::new(bell);
+        let is_over = AtomicBool::new(false);
         std::thread::scope(|scope| {
+            // Also when the receiver fails.
+            let _over = Over(&is_over);
             scope.spawn(|| {
                 for sequence in 1..=ROUNDS {
                     let tag = Tag::new(0, sequence);
                     let message = Message { tag, ..Message::request(7) };
                     end.post_first(&message, &[]).expect("posted");
-                    while !ringer.ring() {}
+                    while !ringer.ring() && !is_over.load(Ordering::Relaxed) {}
                     let mut looks = 0u32;
-                    while !end.is_answered(0, tag) {
+                    while !end.is_answered(0, tag) && !is_over.load(Ordering::Relaxed) {
                         looks += 1;
                         if looks > 10_000 {
                             std::thread::yield_now();
@@ -1008,14 +1041,111 @@ mod tests {
             });
             // A minute is "for ever": a ring that gets lost shows as the end of this wait.
             let limit = Some(Duration::from_secs(60));
-            let start = std::time::Instant::now();
             for _ in 0..ROUNDS {
                 port.spin = Spin::sleepy();
+                let start = std::time::Instant::now();
                 let got = port.rcvrqst(&mut list, &mut [], limit).expect("a request");
+                assert!(start.elapsed() < Duration::from_secs(60), "a ring got lost");
                 port.reply(&mut list, &got, &Message::request(7), &[]).expect("it waits");
             }
-            assert!(start.elapsed() < Duration::from_secs(60), "a ring got lost");
         });
+    }
+
+    struct Over<'a>(&'a AtomicBool);
+
+    impl Drop for Over<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts how often the receiver comes to sleep, which takes no time.
+    struct Sleeps(AtomicU32);
+
+    impl Rest for &Sleeps {
+        fn prepare(&self) -> u32 {
+            0
+        }
+        fn sleep(&self, _ticket: u32, _timeout: Option<Duration>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+        fn awake(&self) {
+            panic!("there is nothing to stay awake for");
+        }
+    }
+
+    #[test]
+    fn who_waits_for_one_thing_sleeps_though_another_has_come() {
+        let world = world();
+        let (mut list, ends) = (world.list, world.ends);
+        ends[0].post_first(&request(1, 0), &[]).expect("posted");
+        ends[0].post(3, &request(2, 3), &[]).expect("posted");
+        let sleeps = Sleeps(AtomicU32::new(0));
+        let mut port = Port::new(&sleeps);
+        let soon = Some(Duration::from_millis(5));
+        port.spin = Spin::sleepy();
+        // Alice's requests are not Bob's; Bob's notification is no request.
+        let nothing = port.receive(&mut list, BOB, &mut [], soon);
+        assert_eq!(nothing.err(), Some(IpcError::TimedOut));
+        assert!(sleeps.0.swap(0, Ordering::Relaxed) > 0);
+        ends[1].notify(5).expect("left");
+        port.spin = Spin::sleepy();
+        let nothing = port.rcvrqst(&mut list[1..], &mut [], soon);
+        assert_eq!(nothing.err(), Some(IpcError::TimedOut));
+        assert!(sleeps.0.load(Ordering::Relaxed) > 0);
+    }
+
+    /// A channel whose requester gives each request up as soon as it has been claimed.
+    struct Hasty(SharedChannel);
+
+    impl Channel for Hasty {
+        fn closed(&self) -> Option<IpcError> {
+            self.0.closed()
+        }
+        fn has_requests(&self) -> bool {
+            self.0.has_requests()
+        }
+        fn take_news(&self) -> News {
+            self.0.take_news()
+        }
+        fn take_notification(&self) -> Option<u64> {
+            None
+        }
+        fn request(&self, lane: usize) -> Option<Message> {
+            self.0.request(lane)
+        }
+        fn read_request(&self, lane: usize, out: &mut [u8]) -> Result<(), IpcError> {
+            self.0.read_request(lane, out)
+        }
+        fn claim(&self, lane: usize) -> bool {
+            let is_claimed = self.0.claim(lane);
+            assert_eq!(self.0.withdraw(lane), Withdrawn::Abandoned);
+            is_claimed
+        }
+        fn unclaim(&self, lane: usize) -> bool {
+            self.0.unclaim(lane)
+        }
+        fn cancelled(&self, lane: usize) -> Tag {
+            self.0.cancelled(lane)
+        }
+        fn answer(&self, lane: usize, message: &Message, payload: &[u8], by_bell: bool) -> bool {
+            self.0.answer(lane, message, payload, by_bell)
+        }
+    }
+
+    #[test]
+    fn a_lane_that_is_given_up_between_the_claim_and_the_copy_is_free_again() {
+        let (bell, _) = Bell::create().expect("memfd");
+        let mut port = Port::new(bell);
+        let fd = channel::create().expect("memfd");
+        let end = SharedChannel::map(fd.as_fd()).expect("map");
+        let mut list = [Inbound::new(Hasty(SharedChannel::map(fd.as_fd()).expect("map")), ALICE)];
+        for _ in 0..2 {
+            end.post(1, &request(1, 1), &[]).expect("posted");
+            let nothing = port.receive(&mut list, Endpoint::ANY, &mut [], Some(Duration::ZERO));
+            assert_eq!(nothing.err(), Some(IpcError::WouldBlock));
+            assert!(end.is_idle(1));
+        }
     }
 
     #[test]

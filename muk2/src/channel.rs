@@ -89,7 +89,7 @@ impl Channel for ServerEnd {
         None
     }
 
-    fn has_news(&self) -> bool {
+    fn has_requests(&self) -> bool {
         self.0.pending.get() | self.0.cancelled.get() != 0
     }
 

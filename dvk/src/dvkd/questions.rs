@@ -232,7 +232,7 @@ impl Node {
             return Err(IpcError::Denied);
         }
         let (to, memory) = process.lent.get(&asked.value).ok_or(IpcError::Stale)?;
-        let is_for = *to == Endpoint::ANY || *to == by || to.generation == 0 && to.slot == by.slot;
+        let is_for = *to == Endpoint::ANY || to.names(by);
         if is_for { Ok(Arc::clone(memory)) } else { Err(IpcError::Denied) }
     }
 

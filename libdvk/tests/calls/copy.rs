@@ -115,6 +115,23 @@ fn a_copy_that_ends_early_says_how_much_has_arrived() {
     }
 }
 
+#[test]
+fn memory_lent_for_writing_is_not_read_by_those_who_have_mapped_it_either() {
+    let cluster = Cluster::start();
+    for node in [1, 2] {
+        let (owner, friend) = (cluster.bind(node), cluster.bind(1));
+        let lent = owner.lend(friend.endpoint(), 8192, Access::Write).unwrap();
+        let mut own = pattern(8192);
+        let place = (friend.endpoint(), own.as_mut_ptr() as u64);
+        for _ in 0..3 {
+            assert_eq!(copy(&friend, place, (owner.endpoint(), lent.address()), 8192), Ok(()));
+            let read = copy(&friend, (owner.endpoint(), lent.address()), place, 8192);
+            assert_eq!(read, Err((0, IpcError::Denied)), "node {node}");
+        }
+        assert_eq!(bytes(&lent), own);
+    }
+}
+
 /// Bytes of lent memory.
 fn bytes(lent: &Shared) -> Vec<u8> {
     // SAFETY: they are mapped as long as `lent`, and no copy is under way.

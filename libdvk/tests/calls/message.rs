@@ -341,6 +341,31 @@ fn a_relayed_request_is_answered_by_the_third() {
 }
 
 #[test]
+fn of_two_requests_of_one_caller_the_one_that_is_named_is_passed_on() {
+    for_both(|client, relay| {
+        let relayed_to = relay.endpoint();
+        scope(|threads| {
+            let call = |value| {
+                let (client, name) = (&client, relayed_to);
+                move || {
+                    let mut request = message(value);
+                    client
+                        .sendrec(name, &mut request, b"", &mut [], NEVER)
+                        .map(|_| number(&request))
+                }
+            };
+            let calls = [threads.spawn(call(1)), threads.spawn(call(2))];
+            let got = [0, 1].map(|_| relay.rcvrqst(&mut [], NEVER).unwrap().message);
+            relay.reply(client.endpoint(), &got[0], b"").unwrap();
+            // It has been answered; the other one is not meant.
+            assert_eq!(relay.relay(&got[0], client.endpoint()), Err(IpcError::NotWaiting));
+            relay.reply(client.endpoint(), &got[1], b"").unwrap();
+            assert_eq!(calls.map(|call| call.join().unwrap()), [Ok(1), Ok(2)]);
+        });
+    });
+}
+
+#[test]
 fn a_request_in_a_circle_of_relays_ends_and_only_who_may_passes_it_on() {
     let cluster = Cluster::start();
     let client = cluster.bind(1);
