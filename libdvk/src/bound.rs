@@ -239,7 +239,7 @@ impl Bound {
     }
 
     /// Receives the next message of `from`, or of anybody (`Endpoint::ANY`): pending notifications first, then
-    /// senders in turn. A well-known number without a generation stands for who is bound there now.
+    /// senders in turn. What one of them does comes in its order, also a message after a notification. A well-known number without a generation stands for who is bound there now.
     ///
     /// # Errors
     /// [`IpcError::SourceDied`] or [`IpcError::NodeDown`]: `from` is gone and will send nothing; [`IpcError::Stale`] or

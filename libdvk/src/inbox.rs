@@ -47,6 +47,7 @@ pub(crate) struct Inbox {
     calls: AtomicU32,
     /// Is there a pending notification? Written under the lock of the events.
     is_notified: AtomicBool,
+    order: Arc<Order>,
     /// Receivers that may pass requests on, as their channels' flags say.
     relayers: Mutex<BTreeSet<Endpoint>>,
     /// Who has ever got a channel to this endpoint: a bit for each, which may be somebody else's too.
@@ -60,6 +61,15 @@ mod role {
     /// On the move: it makes no calls until it is known where the endpoint goes.
     pub(super) const FROZEN: u32 = 1;
     pub(super) const BACKUP: u32 = 2;
+}
+
+/// How far the receiver is with what dvkd tells it, beside what comes over the channels.
+#[derive(Debug, Default)]
+struct Order {
+    /// Notifications that the listener has heard of; those that got lost count, too.
+    heard: AtomicU64,
+    /// Of these, how many were there when the receiver last looked for one.
+    looked: AtomicU64,
 }
 
 /// What the receiver has not taken in yet.
@@ -110,6 +120,7 @@ pub(crate) struct Accepted {
     channel: SharedChannel,
     /// Of the requester, if it is woken by that (dvkd for callers on other nodes).
     bell: Option<Ringer>,
+    order: Arc<Order>,
 }
 
 impl Inbox {
@@ -143,6 +154,7 @@ impl Inbox {
             wakes: AtomicU64::new(0),
             client: OnceLock::new(),
             is_notified: AtomicBool::new(false),
+            order: Arc::default(),
             relayers: Mutex::default(),
             callers: AtomicU64::new(0),
             is_lost: AtomicBool::new(false),
@@ -319,6 +331,8 @@ impl Inbox {
 
     /// The next pending notification of `from`, from another node.
     pub(crate) fn notification(&self, from: Endpoint) -> Option<(Endpoint, u64)> {
+        // Before the look: what is heard of later is not in it.
+        self.order.looked.store(self.order.heard.load(Ordering::Acquire), Ordering::Relaxed);
         if !self.is_notified.load(Ordering::Acquire) {
             return None;
         }
@@ -416,7 +430,7 @@ impl Inbox {
         match tell.op {
             tell::ACCEPT => {
                 // One that cannot be mapped: no memory. Its requester waits, as for a receiver that does not receive.
-                if let Ok(inbound) = Accepted::inbound(tell, fds) {
+                if let Ok(inbound) = Accepted::inbound(tell, fds, &self.order) {
                     let bits =
                         if inbound.is_trusted() { u64::MAX } else { caller_bit(inbound.peer) };
                     self.callers.fetch_or(bits, Ordering::Release);
@@ -491,12 +505,13 @@ impl Inbox {
     fn notified(&self, from: Endpoint, value: u64) {
         let mut events = locked(&self.events);
         let is_pending = events.notifications.iter().any(|(source, _)| *source == from);
-        if is_pending || events.notifications.len() >= NOTIFIERS_MAX {
-            return;
+        if !is_pending && events.notifications.len() < NOTIFIERS_MAX {
+            events.notifications.push_back((from, value));
+            self.is_notified.store(true, Ordering::Release);
         }
-        events.notifications.push_back((from, value));
-        self.is_notified.store(true, Ordering::Release);
         drop(events);
+        // Also of one that is lost: who waits for it goes on.
+        self.order.heard.fetch_add(1, Ordering::Release);
         self.news.store(true, Ordering::SeqCst);
         self.ring();
     }
@@ -515,7 +530,11 @@ fn caller_bit(who: Endpoint) -> u64 {
 }
 
 impl Accepted {
-    fn inbound(tell: &Tell, [channel, bell]: Fds) -> Result<Inbound<Accepted>, IpcError> {
+    fn inbound(
+        tell: &Tell,
+        [channel, bell]: Fds,
+        order: &Arc<Order>,
+    ) -> Result<Inbound<Accepted>, IpcError> {
         let channel = SharedChannel::map(channel.ok_or(IpcError::Protocol)?.as_fd())?;
         let bell = match bell {
             Some(bell) if tell.flags & flag::REQUESTER_BELL != 0 => {
@@ -523,7 +542,8 @@ impl Accepted {
             }
             _ => None,
         };
-        Ok(Inbound::new(Accepted { channel, bell }, tell.endpoint).with_flags(tell.flags))
+        Ok(Inbound::new(Accepted { channel, bell, order: Arc::clone(order) }, tell.endpoint)
+            .with_flags(tell.flags))
     }
 }
 
@@ -545,6 +565,9 @@ impl Channel for Accepted {
     }
     fn take_notification(&self) -> Option<u64> {
         self.channel.take_notification()
+    }
+    fn is_behind(&self) -> bool {
+        self.channel.told() > self.order.looked.load(Ordering::Relaxed)
     }
     fn request(&self, lane: usize) -> Option<Message> {
         self.channel.request(lane)

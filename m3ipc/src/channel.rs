@@ -1,7 +1,7 @@
 //! A channel: memory shared by exactly two processes, over which one makes calls of the other.
 //!
 //! ```text
-//! page 0   header: magic, version, closed | pending, cancelled, notified (requester) | answered (receiver)
+//! page 0   header: magic, version, closed | pending, cancelled, notified, told (requester) | answered (receiver)
 //! page 1…  64 lanes of 256 bytes: request, and in the same cache line the state | cancel | answer
 //! then     per lane: request payload area, answer payload area
 //! ```
@@ -77,6 +77,8 @@ struct RequesterWords {
     cancelled: AtomicU64,
     notified: AtomicU64,
     notify_value: AtomicU64,
+    /// How many notifications the requester (dvkd) has told the receiver of another way.
+    told: AtomicU64,
 }
 
 #[repr(C, align(64))]
@@ -447,7 +449,22 @@ impl SharedChannel {
         }
     }
 
+    /// Says how many notifications the receiver has been told of over its connection to dvkd, all in all: it takes what
+    /// is posted afterwards only when it has heard of them. Only dvkd's channels count.
+    pub fn note_told(&self, count: u64) {
+        let told = &self.header().requester.told;
+        if told.load(Ordering::Relaxed) != count {
+            told.store(count, Ordering::Relaxed);
+        }
+    }
+
     // ---- receiver ----
+
+    /// Of how many notifications the receiver has been told another way before it was sent what is here.
+    #[inline]
+    pub fn told(&self) -> u64 {
+        self.header().requester.told.load(Ordering::Relaxed)
+    }
 
     /// Is anything waiting (requests, cancellations, a notification)?
     #[inline]

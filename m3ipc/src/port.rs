@@ -93,6 +93,11 @@ pub trait Channel {
     fn take_news(&self) -> News;
     /// The notification's value, if there is one.
     fn take_notification(&self) -> Option<u64>;
+    /// Did a notification that comes another way ([`Incoming::notification`]) leave before what is here, and has not been
+    /// looked for since it came? Then that is first.
+    fn is_behind(&self) -> bool {
+        false
+    }
     /// The request on `lane`, copied.
     fn request(&self, lane: usize) -> Option<Message>;
     /// The payload of the request on `lane`, copied to `out`.
@@ -446,12 +451,8 @@ impl<R: Rest> Port<R> {
             for (index, inbound) in
                 list.iter_mut().enumerate().filter(|(_, inbound)| wanted(inbound.peer))
             {
-                // One that the peer may not send is taken, so that it is no news any more.
-                if let Some(value) = inbound.channel.take_notification()
-                    && inbound.calls & call::NOTIFY != 0
-                    && inbound.channel.closed().is_none()
-                {
-                    return Some(notification(inbound.peer, value, index));
+                if let Some(received) = inbound.notification(index) {
+                    return Some(received);
                 }
             }
         }
@@ -477,8 +478,24 @@ impl<C: Channel> Inbound<C> {
     #[inline]
     pub fn has_news(&self, from: Endpoint, want: Want) -> bool {
         let is_wanted = from == Endpoint::ANY || from == self.peer;
-        (self.is_trusted || is_wanted) && (self.has_first() || self.channel.has_requests())
+        (self.is_trusted || is_wanted)
+            && (self.has_first() || self.channel.has_requests())
+            && !self.is_behind(want)
             || is_wanted && want == Want::Anything && self.channel.is_notified()
+    }
+
+    /// Is what is here to wait for a notification that left before it?
+    #[inline]
+    fn is_behind(&self, want: Want) -> bool {
+        self.is_trusted && want == Want::Anything && self.channel.is_behind()
+    }
+
+    /// The notification of the peer, if there is one. One that it may not send is taken, so that it is no news any more.
+    #[inline]
+    fn notification(&self, index: usize) -> Option<Received> {
+        let value = self.channel.take_notification()?;
+        (self.calls & call::NOTIFY != 0 && self.channel.closed().is_none())
+            .then(|| notification(self.peer, value, index))
     }
 
     /// Is there a request on the first lane that has not been looked at?
@@ -507,6 +524,15 @@ impl<C: Channel> Inbound<C> {
         payload: &mut [u8],
     ) -> Option<Received> {
         let news = self.take_news();
+        // Looked for again: what is here may have been sent after a notification that was not there a moment ago.
+        if want == Want::Anything && self.waiting != 0 {
+            if let Some(received) = self.notification(index) {
+                return Some(received);
+            }
+            if self.is_behind(want) {
+                return None;
+            }
+        }
         // Whoever waited there has been told that its call is over.
         if self.channel.closed().is_some() {
             self.waiting = 0;
@@ -800,8 +826,10 @@ impl Rest for Bell {
 mod tests {
     use super::*;
     use crate::channel::{self, Poll, Withdrawn};
+    use core::cell::Cell;
     use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
     use rustix::fd::AsFd;
+    use std::rc::Rc;
     use std::vec::Vec;
 
     const ALICE: Endpoint = Endpoint { slot: 10, generation: 1 };
@@ -1131,6 +1159,99 @@ mod tests {
         fn answer(&self, lane: usize, message: &Message, payload: &[u8], by_bell: bool) -> bool {
             self.0.answer(lane, message, payload, by_bell)
         }
+    }
+
+    /// A channel whose requester notifies and calls just after one has looked for notifications.
+    struct Late {
+        channel: SharedChannel,
+        end: SharedChannel,
+        has_looked: Cell<bool>,
+        is_behind: Rc<Cell<bool>>,
+    }
+
+    impl Channel for Late {
+        fn closed(&self) -> Option<IpcError> {
+            self.channel.closed()
+        }
+        fn has_requests(&self) -> bool {
+            self.channel.has_requests()
+        }
+        fn take_news(&self) -> News {
+            self.channel.take_news()
+        }
+        fn take_notification(&self) -> Option<u64> {
+            let taken = self.channel.take_notification();
+            if !self.has_looked.replace(true) {
+                self.end.notify(5).expect("left");
+                self.end.post(1, &request(7, 1), &[]).expect("posted");
+            }
+            taken
+        }
+        fn is_behind(&self) -> bool {
+            self.is_behind.get()
+        }
+        fn request(&self, lane: usize) -> Option<Message> {
+            self.channel.request(lane)
+        }
+        fn read_request(&self, lane: usize, out: &mut [u8]) -> Result<(), IpcError> {
+            self.channel.read_request(lane, out)
+        }
+        fn read_request_at(
+            &self,
+            lane: usize,
+            start: usize,
+            out: &mut [u8],
+        ) -> Result<(), IpcError> {
+            self.channel.read_request_at(lane, start, out)
+        }
+        fn cancelled(&self, lane: usize) -> Tag {
+            self.channel.cancelled(lane)
+        }
+        fn answer(&self, lane: usize, message: &Message, payload: &[u8], by_bell: bool) -> bool {
+            self.channel.answer(lane, message, payload, by_bell)
+        }
+    }
+
+    fn late(is_behind: bool) -> (Late, Rc<Cell<bool>>) {
+        let fd = channel::create().expect("memfd");
+        let [channel, end] = [(); 2].map(|()| SharedChannel::map(fd.as_fd()).expect("map"));
+        let is_behind = Rc::new(Cell::new(is_behind));
+        let behind = Rc::clone(&is_behind);
+        (Late { channel, end, has_looked: Cell::new(false), is_behind: behind }, is_behind)
+    }
+
+    #[test]
+    fn a_notification_comes_before_the_request_that_was_made_after_it() {
+        let sleeps = Sleeps(AtomicU32::new(0));
+        let mut port = Port::new(&sleeps);
+        let mut list = [Inbound::new(late(false).0, ALICE)];
+        let now = Some(Duration::ZERO);
+        let first = port.receive(&mut list, Endpoint::ANY, &mut [], now).expect("a notification");
+        assert_eq!((first.kind, first.message.source), (Kind::Notification(5), ALICE));
+        let second = port.receive(&mut list, Endpoint::ANY, &mut [], now).expect("a request");
+        assert_eq!((second.kind, second.message.call), (Kind::Request, 7));
+    }
+
+    #[test]
+    fn what_is_behind_a_notification_on_another_way_waits_for_it_and_wakes_nobody() {
+        let sleeps = Sleeps(AtomicU32::new(0));
+        let mut port = Port::new(&sleeps);
+        let (channel, is_behind) = late(true);
+        let flags = flag::TRUSTED | call::ALL << flag::CALLS_SHIFT;
+        let mut cred = [0; CRED_SIZE_MAX];
+        let len = Cred::ROOT.encode(&mut cred);
+        channel.has_looked.set(true);
+        let message = Message { source: BOB, ..request(7, 1) };
+        channel.end.post(1, &message, &[&cred[..len]]).expect("posted");
+        let mut list = [Inbound::new(channel, ALICE).with_flags(flags)];
+        port.spin = Spin::sleepy();
+        let soon = Some(Duration::from_millis(5));
+        let nothing = port.receive(&mut list, Endpoint::ANY, &mut [], soon);
+        assert_eq!(nothing.err(), Some(IpcError::TimedOut));
+        assert!(sleeps.0.load(Ordering::Relaxed) > 0);
+        is_behind.set(false);
+        let got = port.receive(&mut list, Endpoint::ANY, &mut [], Some(Duration::ZERO));
+        assert_eq!(got.expect("a request").message.call, 7);
     }
 
     #[test]

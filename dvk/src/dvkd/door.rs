@@ -196,7 +196,14 @@ impl Door {
             let is_rendezvous = connection.role.is_some_and(Role::is_rendezvous);
             connection.is_receiver = true;
             let bell = Arc::new(bell);
-            Some(Receiver { connection: number, bell, ringer, takes_trusted, is_rendezvous })
+            Some(Receiver {
+                connection: number,
+                bell,
+                ringer,
+                takes_trusted,
+                is_rendezvous,
+                told: 0,
+            })
         });
         let welcome = Tell::welcome(endpoint, node, dc).with_data(rights.as_bytes());
         self.answer(asker, &welcome, &[]);

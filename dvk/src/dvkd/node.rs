@@ -128,6 +128,8 @@ pub(super) struct Receiver {
     pub(super) takes_trusted: bool,
     /// Does it claim what it receives?
     pub(super) is_rendezvous: bool,
+    /// Notifications that it has been told of.
+    pub(super) told: u64,
 }
 
 impl Shared {
@@ -314,9 +316,10 @@ impl Node {
             }
             Output::DeliverNotify { dc, to, from, value } => {
                 // Servers take none.
-                let receiver =
-                    self.receiver((dc, to)).filter(|receiver| receiver.is_rendezvous).cloned();
-                if let Some(receiver) = receiver {
+                let process = self.processes.get_mut(&(dc, to));
+                let receiver = process.and_then(|process| process.receiver.as_mut());
+                if let Some(receiver) = receiver.filter(|receiver| receiver.is_rendezvous) {
+                    receiver.told += 1;
                     let record = Tell { number: value, ..Tell::new(tell::NOTIFY, from) };
                     self.door.tell(receiver.connection, &record, &[]);
                 }
@@ -605,7 +608,7 @@ impl Node {
             accept.flags = flag::TRUSTED | flag::REQUESTER_BELL | calls;
             self.door.tell(receiver.connection, &accept, &[channel, self.bell.clone()]);
         }
-        let ringer = self.couriers.post(to, node, cred, message, payload)?;
+        let ringer = self.couriers.post(to, node, receiver.told, cred, message, payload)?;
         if !self.rings.iter().any(|other| Arc::ptr_eq(other, &ringer)) {
             self.rings.push(ringer);
         }

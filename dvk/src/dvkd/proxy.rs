@@ -267,11 +267,13 @@ impl Couriers {
             .is_some_and(|couriers| couriers.iter().any(|lanes| lanes.has_room(node)))
     }
 
-    /// Makes the call of a process of another node. Returns the bell to ring.
+    /// Makes the call of a process of another node, to a receiver that has been told of this many notifications. Returns
+    /// the bell to ring.
     pub(super) fn post(
         &mut self,
         place: Place,
         node: NodeId,
+        told: u64,
         cred: &Cred,
         message: &Message,
         payload: &[u8],
@@ -283,6 +285,7 @@ impl Couriers {
         let id = CallId { source: message.source, tag: message.tag };
         let mut head = [0; m3ipc::cred::CRED_SIZE_MAX];
         let head_len = cred.encode(&mut head);
+        lanes.courier.channel.note_told(told);
         lanes.courier.channel.post(lane, message, &[&head[..head_len], payload])?;
         lanes.busy |= 1 << lane;
         lanes.calls[lane] = Some(id);
@@ -755,7 +758,7 @@ mod tests {
         }
         let source = Endpoint::new(two, 5, 1);
         let message = Message { source, tag: Tag::new(0, 1), ..Message::request(0x100) };
-        couriers.post(place, two, &Cred::ROOT, &message, &[]).unwrap();
+        couriers.post(place, two, 0, &Cred::ROOT, &message, &[]).unwrap();
         couriers.retire(place, two);
         assert!(couriers.has_room(place, one) && !couriers.has_room(place, two));
         assert_eq!(couriers.count(place.0), 2, "the open call still needs its channel");
