@@ -51,12 +51,18 @@ pub(super) struct Linking {
     pub(super) system: System,
     /// How many refusals may be in the log.
     refusals: Mutex<LogLimit>,
-    /// Links of which only the small track has come, by node and `Hello::pair`.
-    halves: Mutex<BTreeMap<(NodeId, u64), Half>>,
+    /// Links of which only the small track has come. One per node: who begins another has given the last one up, and must
+    /// not keep the handshakes of its address.
+    halves: Mutex<BTreeMap<NodeId, Half>>,
 }
 
-/// What was said on a small track, and who waits for the bulk one.
-type Half = (Hello, SyncSender<Greeted>);
+/// A small track that waits for its bulk one.
+#[derive(Debug)]
+struct Half {
+    /// What this node has said on it.
+    sent: Hello,
+    waiting: SyncSender<Greeted>,
+}
 
 /// A message about members, and from whom it came.
 #[derive(Debug)]
@@ -118,6 +124,13 @@ impl Linking {
             all.remove(&address);
         }
         fine
+    }
+
+    /// The first half of that link, if it still waits.
+    fn take_half(&self, node: NodeId, pair: u64) -> Option<Half> {
+        let mut halves = locked(&self.halves);
+        let is_it = halves.get(&node).is_some_and(|half| half.sent.pair == pair);
+        if is_it { halves.remove(&node) } else { None }
     }
 
     /// Says in the log why a connection is refused, but not more often than somebody can read.
@@ -516,10 +529,10 @@ fn greet(
     let (received, rest) = hear_hello(shared, &first, subject, deadline)?;
     let node = received.node;
     ensure!(node.0 < shared.config.node, "node {} does not connect to this one", node.0);
-    let key = (node, received.pair);
     if received.track == Track::Bulk {
-        let half = locked(&linking.halves).remove(&key);
-        let (sent, waiting) = half.context("the second connection of a link that has no first")?;
+        let half = linking.take_half(node, received.pair);
+        let Half { sent, waiting } =
+            half.context("the second connection of a link that has no first")?;
         first.begin(Hello { track: Track::Bulk, ..sent });
         let link = Arc::into_inner(first).context("nobody else has it")?.into_bulk();
         // If it is not waited for any more, it ends here.
@@ -528,13 +541,16 @@ fn greet(
     }
     let sent = hello_to(shared, node, received.pair)?;
     let (waiting, second) = sync_channel(1);
+    let half = Half { sent, waiting };
+    // If another one waits, it hears that nobody will come.
+    let before = locked(&linking.halves).insert(node, half);
     ensure!(
-        locked(&linking.halves).insert(key, (sent, waiting)).is_none(),
+        before.is_none_or(|before| before.sent.pair != received.pair),
         "a link that is being made already"
     );
     first.begin(sent);
     let bulk = second.recv_timeout(deadline.saturating_duration_since(Instant::now()));
-    locked(&linking.halves).remove(&key);
+    linking.take_half(node, received.pair);
     let bulk = bulk.context("the second connection of its link has not come")?;
     Ok(Some(Met::new(sent, Greeted { link: first, received, rest }, bulk)))
 }

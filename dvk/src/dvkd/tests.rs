@@ -718,6 +718,11 @@ fn imposter(cluster: &Cluster, from: usize, to: usize) -> tls::Tls {
 
 /// The Hello on a track of a link that node `node` makes.
 fn hello_on(track: Track, node: u16, to: u16) -> Vec<u8> {
+    hello_for(5, track, node, to)
+}
+
+/// The Hello for a track of the link with this number.
+fn hello_for(pair: u64, track: Track, node: u16, to: u16) -> Vec<u8> {
     let hello = Hello {
         node: NodeId(node),
         to: NodeId(to),
@@ -728,7 +733,7 @@ fn hello_on(track: Track, node: u16, to: u16) -> Vec<u8> {
         received: 0,
         received_bulk: 0,
         track,
-        pair: 5,
+        pair,
     };
     Packet::alone(Frame::Hello(hello)).encode()
 }

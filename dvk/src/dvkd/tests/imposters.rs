@@ -3,7 +3,7 @@
 use super::*;
 use crate::dvkd::certificate::Subject;
 use crate::frame::{self, Answer, HEADER, Request, VERSION};
-use crate::limits::{FORGERIES_LOGGED, FRAME_MAX, SMALL_MAX};
+use crate::limits::{FORGERIES_LOGGED, FRAME_MAX, HANDSHAKES_PER_ADDRESS, SMALL_MAX};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::OnceLock;
@@ -139,6 +139,28 @@ impl Drop for Over<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::SeqCst);
     }
+}
+
+#[test]
+fn a_node_that_only_begins_links_does_not_keep_its_address_from_making_one() {
+    let mut cluster = Cluster::start(2);
+    cluster.wait_for_links();
+    let imposter = Imposter::of(&mut cluster, 1, 2);
+    // Each is heard, and waits for its second half; the one before does not any more.
+    let begun: Vec<tls::Tls> = (0..)
+        .take(2 * HANDSHAKES_PER_ADDRESS)
+        .map(|half| {
+            let tls = imposter.connect();
+            tls.write_all_by(&hello_for(100 + half, Track::Small, 1, 2), soon()).unwrap();
+            assert!(matches!(
+                frame::decode(&read_frame(&tls)).unwrap().0.frame,
+                Frame::Hello(Hello { pair, .. }) if pair == 100 + half
+            ));
+            tls
+        })
+        .collect();
+    imposter.link();
+    wait_until("those that were begun are ended", || begun.iter().all(is_ended));
 }
 
 #[test]
