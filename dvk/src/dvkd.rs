@@ -23,6 +23,7 @@ mod members;
 mod membership;
 mod node;
 pub mod outside;
+mod packing;
 mod programs;
 mod proxy;
 mod questions;
@@ -30,6 +31,7 @@ mod sensing;
 pub mod services;
 mod serving;
 mod system;
+mod tcp_busy;
 mod tls;
 mod token;
 
@@ -37,6 +39,7 @@ pub use children::{CONTAINER, SERVERS};
 pub use config::{Config, Dc, Peer};
 pub use credentials::found;
 pub use join::{Joined, join};
+pub use packing::Packing;
 pub use token::{Token, create as create_token};
 
 use crate::host::solo::monotonic;

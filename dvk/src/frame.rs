@@ -26,7 +26,7 @@ use m3ipc::{CallId, Cred, DcId, Endpoint, Message, NodeId, Rights};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Version of this protocol. Both nodes must have the same.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// Bytes of the header.
 pub const HEADER: usize = 24;
@@ -211,6 +211,8 @@ pub struct Hello {
     pub track: Track,
     /// Joins the two tracks of a link: the same on both, from both sides. Random, of who has connected.
     pub pair: u64,
+    /// Frames may come compressed, and are if the other side takes them so, too.
+    pub packs: bool,
 }
 
 /// A call to an endpoint of the receiving node, or to a server it has.
@@ -664,6 +666,7 @@ impl Put<'_> {
         self.u64(hello.received_bulk);
         self.u16(hello.track as u16);
         self.u64(hello.pair);
+        self.u16(hello.packs.into());
     }
 }
 
@@ -868,6 +871,7 @@ impl<'a> Get<'a> {
             received_bulk: self.u64("received")?,
             track: if self.flag()? { Track::Bulk } else { Track::Small },
             pair: self.u64("pair")?,
+            packs: self.flag()?,
         })
     }
 
@@ -919,6 +923,7 @@ mod tests {
             received_bulk: 78,
             track: Track::Bulk,
             pair: 79,
+            packs: true,
         }
     }
 

@@ -19,6 +19,8 @@ pub(crate) struct Options {
     #[arg(long)]
     name: Option<String>,
     #[command(flatten)]
+    compression: state::CompressionOption,
+    #[command(flatten)]
     state: state::StateOption,
 }
 
@@ -32,7 +34,7 @@ pub(crate) fn main(options: &Options) -> Result<()> {
     state::make(&directory)?;
     let node = Peer { node: 1, name: name.clone(), address: options.listen };
     dvkd::found(&[(node, state::credentials(&directory))])?;
-    let start = state::write(&directory, 1, &name, options.listen)?;
+    let start = state::write(&directory, 1, &name, options.listen, options.compression.value)?;
     table::say(&format!(
         "This machine is node 1 ({name}) of a new DVS.\n\
          Start it:               {start}\n\

@@ -25,6 +25,8 @@ pub(crate) struct Options {
     #[arg(long)]
     name: Option<String>,
     #[command(flatten)]
+    compression: state::CompressionOption,
+    #[command(flatten)]
     state: state::StateOption,
 }
 
@@ -41,6 +43,6 @@ pub(crate) fn main(options: &Options) -> Result<()> {
     let credentials = state::credentials(&directory);
     let Joined { node, name, address } =
         dvkd::join(options.address, &options.token, &name, listen, &credentials)?;
-    let start = state::write(&directory, node, &name, address)?;
+    let start = state::write(&directory, node, &name, address, options.compression.value)?;
     table::say(&format!("This machine is node {node} ({name}).\nStart it: {start}\n"))
 }

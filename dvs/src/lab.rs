@@ -12,6 +12,7 @@ pub(crate) use state::{Lab, LabNode, directory, directory_of_this, door};
 use crate::container;
 use crate::limits::{ASK_EVERY, DOWN_PATIENCE, NODES_MAX, SILENCE, UP_PATIENCE};
 use crate::place::{Info, NodeInfo};
+use crate::state::CompressionOption;
 use crate::table::{self, Cell, Table};
 use crate::{exit, procfs, shim};
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -40,11 +41,13 @@ pub(crate) struct UpOptions {
     /// Name of the distributed container that spans them
     #[arg(long, default_value = "lab")]
     pub(crate) dc: String,
+    #[command(flatten)]
+    pub(crate) compression: CompressionOption,
 }
 
 impl Default for UpOptions {
     fn default() -> UpOptions {
-        UpOptions { nodes: 3, dc: "lab".into() }
+        UpOptions { nodes: 3, dc: "lab".into(), compression: CompressionOption::default() }
     }
 }
 
@@ -118,7 +121,7 @@ pub(crate) fn up_quietly(options: &UpOptions) -> Result<bool> {
     }
     container::check_fuse()?;
     let signals = Interrupts::take()?;
-    let lab = Lab::new(directory, options.nodes, &options.dc)?;
+    let lab = Lab::new(directory, options.nodes, &options.dc, options.compression.value)?;
     let started = start(&lab).and_then(|children| wait_until_ready(&lab, children, &signals));
     if let Err(error) = started {
         // What was started is of no use without the rest.
@@ -640,6 +643,7 @@ impl Lab {
             store: self.run(node).join("store"),
             command: vec![program.to_owned()],
             servers_inside: self.private,
+            compression: self.compression,
             dcs: vec![dc],
         };
         config.check()?;

@@ -2,7 +2,7 @@
 
 use crate::lab::{self, Lab};
 use anyhow::{Context, Result, ensure};
-use dvk::dvkd::Config;
+use dvk::dvkd::{Config, Packing};
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -22,6 +22,23 @@ pub(crate) struct StateOption {
     /// The node's state directory [default: $DVS_STATE_DIR, the first node of the lab that is up, or /var/lib/dvs]
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
+}
+
+/// Whether a node compresses what it sends to others.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+pub(crate) struct CompressionOption {
+    /// Compress large messages to nodes that do it, too: never, auto (as long as that is faster) or always
+    #[arg(
+        long = "compression",
+        value_name = "WHEN",
+        default_value = "never",
+        long_help = "\
+Compress large messages to nodes that do it, too, with LZ4: never, auto (as long as that is faster) or always.
+
+Whoever sees the network sees how long messages are; compressed, that says something about what is in them. Leave it \
+at \"never\" where a stranger can choose a part of what your programs send."
+    )]
+    pub(crate) value: Packing,
 }
 
 impl StateOption {
@@ -93,7 +110,13 @@ pub(crate) fn credentials(directory: &Path) -> PathBuf {
 ///
 /// # Errors
 /// One sentence with the file's name.
-pub(crate) fn write(directory: &Path, node: u16, name: &str, listen: SocketAddr) -> Result<String> {
+pub(crate) fn write(
+    directory: &Path,
+    node: u16,
+    name: &str,
+    listen: SocketAddr,
+    compression: Packing,
+) -> Result<String> {
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     let program = program.to_str().context("this program's path is not UTF-8")?.to_owned();
     let directory = fs::canonicalize(directory)?;
@@ -106,6 +129,7 @@ pub(crate) fn write(directory: &Path, node: u16, name: &str, listen: SocketAddr)
         store: directory.join("store"),
         command: vec![program.clone()],
         servers_inside: false,
+        compression,
         dcs: Vec::new(),
     };
     config.check()?;

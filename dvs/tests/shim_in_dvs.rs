@@ -1,6 +1,6 @@
 //! C programs with the shim inside a DC of one node: the same programs as outside, and the same expectations.
 
-use dvk::dvkd::{Config, Daemon, Dc};
+use dvk::dvkd::{Config, Daemon, Dc, Packing};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
 use tempfile::TempDir;
@@ -29,6 +29,7 @@ impl Node {
             store: path("store"),
             command: vec![],
             servers_inside: false,
+            compression: Packing::Never,
             dcs: vec![dc],
         };
         let socket = config.socket("t");

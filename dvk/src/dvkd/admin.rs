@@ -139,6 +139,9 @@ pub struct Counters {
     pub calls_in: u64,
     /// Records and frames that broke the protocol.
     pub protocol_errors: u64,
+    /// Frames that came compressed.
+    #[serde(default)]
+    pub packed_in: u64,
 }
 
 /// Asks the dvkd whose run directory is `run` for its status.

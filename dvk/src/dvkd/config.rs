@@ -1,5 +1,6 @@
 //! What a node daemon is told when it starts: a TOML file.
 
+use super::packing::Packing;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -53,6 +54,10 @@ pub struct Config {
     /// The servers run inside this process (muk2); only containers are started.
     #[serde(default)]
     pub servers_inside: bool,
+    /// Whether large frames to other nodes are compressed with LZ4: `"never"`, `"auto"` (to nodes that have it so, too, as
+    /// long as that is faster), `"always"`. Lengths then tell who sees the network something about what is sent.
+    #[serde(default)]
+    pub compression: Packing,
     /// All distributed containers that span this node.
     #[serde(default)]
     pub dcs: Vec<Dc>,

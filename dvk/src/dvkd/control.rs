@@ -4,7 +4,7 @@
 //! its last two fields; the body is bytes. What may be lost is said again on the next link.
 
 use crate::frame::{FrameError, HEADER};
-use crate::limits::{GROUP_BYTES, JOIN_BYTES, LOAD_BYTES, MEMBERS_BYTES};
+use crate::limits::{FRAME_MAX, GROUP_BYTES, JOIN_BYTES, LOAD_BYTES, MEMBERS_BYTES};
 use bytes::Bytes;
 
 /// One such message.
@@ -22,6 +22,8 @@ pub(super) enum Control<'a> {
     Group(&'a [u8]),
     /// How busy the sender is (`super::load`). It may get lost, and overtake others.
     Load(&'a [u8]),
+    /// A frame of the kernel, compressed (`super::packing`).
+    Packed(&'a [u8]),
 }
 
 // The group can say all that it has to say.
@@ -45,6 +47,7 @@ mod kind {
     pub(super) const NOT_RENEWED: u16 = FIRST + 3;
     pub(super) const GROUP: u16 = FIRST + 4;
     pub(super) const LOAD: u16 = FIRST + 5;
+    pub(super) const PACKED: u16 = FIRST + 6;
 }
 
 impl Control<'_> {
@@ -56,6 +59,7 @@ impl Control<'_> {
             Control::NotRenewed(body) => (kind::NOT_RENEWED, body),
             Control::Group(body) => (kind::GROUP, body),
             Control::Load(body) => (kind::LOAD, body),
+            Control::Packed(body) => (kind::PACKED, body),
         }
     }
 
@@ -79,8 +83,15 @@ fn body_max(kind: u16) -> Option<usize> {
         kind::RENEW | kind::RENEWED | kind::NOT_RENEWED => Some(JOIN_BYTES),
         kind::GROUP => Some(GROUP_BYTES),
         kind::LOAD => Some(LOAD_BYTES),
+        // It is sent if it is shorter than the frame.
+        kind::PACKED => Some(FRAME_MAX),
         _ => None,
     }
+}
+
+/// Is this one whole frame of a kernel, and no message of this module?
+pub(super) fn is_kernels(frame: &[u8]) -> bool {
+    matches!(next(frame), Ok(Next::Kernel))
 }
 
 /// Looks at the front of what has come over a link.
@@ -114,6 +125,7 @@ pub(super) fn next(bytes: &[u8]) -> Result<Next<'_>, FrameError> {
         kind::RENEWED => Control::Renewed(body),
         kind::NOT_RENEWED => Control::NotRenewed(body),
         kind::LOAD => Control::Load(body),
+        kind::PACKED => Control::Packed(body),
         _ => Control::Group(body),
     };
     Ok(Next::Control(control, length))
@@ -125,7 +137,7 @@ mod tests {
     use crate::frame::{Frame, Packet};
     use proptest::prelude::*;
 
-    fn all() -> [Control<'static>; 6] {
+    fn all() -> [Control<'static>; 7] {
         [
             Control::Members(b"list"),
             Control::Renew(b"request"),
@@ -133,6 +145,7 @@ mod tests {
             Control::NotRenewed(b"no"),
             Control::Group(b"append"),
             Control::Load(b"figures"),
+            Control::Packed(b"frame"),
         ]
     }
 

@@ -5,6 +5,8 @@
 //!
 //! [`Stream`] is what it needs of a transport: TLS (`super::tls`).
 
+use super::control;
+use super::packing::{self, PACKED_MIN, Packer, Packing};
 use crate::frame::{Frame, Hello, Packet, Track};
 use crate::host::solo::monotonic;
 use crate::limits::{FRAME_MAX, GROUP_QUEUED, GROUP_QUEUED_BYTES, LINK_STALL, SMALL_MAX};
@@ -28,6 +30,10 @@ pub(super) trait Stream: Send + Sync + std::fmt::Debug {
     fn await_writable(&self, timeout: Option<Duration>) -> Result<bool>;
     /// Ends both directions; whoever waits returns.
     fn close(&self);
+    /// How long the connection has had something under way, if that is known.
+    fn busy(&self) -> Option<Nanos> {
+        None
+    }
 }
 
 /// The two tracks of a link. When one ends, both do.
@@ -48,6 +54,11 @@ impl Tracks {
     /// The track for a message between daemons of `length` bytes.
     pub(super) fn for_length(&self, length: usize) -> &Arc<Link> {
         if length > SMALL_MAX { &self.bulk } else { &self.small }
+    }
+
+    /// From now on large frames are compressed when that pays.
+    pub(super) fn pack(&self, packing: Packing) {
+        self.bulk.queue().packer = Packer::new(packing);
     }
 
     pub(super) fn close(&self) {
@@ -165,17 +176,36 @@ struct Queue {
     /// All frames are written, but the stream has not passed all of them on.
     unflushed: bool,
     closed: bool,
+    /// If frames are compressed.
+    packer: Option<Packer>,
+    /// Bytes of frames that have gone out since it was told, and how long their compression took.
+    sent: usize,
+    packing: Nanos,
 }
 
 /// Something that is to be written.
 #[derive(Debug)]
 struct Queued {
     bytes: Bytes,
+    /// Before it was compressed.
+    length: usize,
     is_lossy: bool,
+    /// It is as it is to be sent.
+    is_ready: bool,
+}
+
+impl Queued {
+    fn new(bytes: Bytes, is_lossy: bool) -> Queued {
+        let is_ready = is_lossy || bytes.len() < PACKED_MIN || !control::is_kernels(&bytes);
+        Queued { length: bytes.len(), bytes, is_lossy, is_ready }
+    }
 }
 
 /// Frames that go out with one write at most.
 const BATCH: usize = 64;
+
+/// Frames that are compressed before they go out: few, so that the network has something to do meanwhile.
+const PACKED_BATCH: usize = 4;
 
 impl Link {
     /// `queue_max`: bytes that may be queued, usually `LINK_QUEUE`.
@@ -224,7 +254,7 @@ impl Link {
             return;
         }
         queue.bytes += frame.len();
-        queue.frames.push_back(Queued { bytes: frame, is_lossy: false });
+        queue.frames.push_back(Queued::new(frame, false));
         if queue.bytes > self.queue_max {
             tracing::warn!("a node reads too slowly; its link is dropped");
             drop(queue);
@@ -245,7 +275,7 @@ impl Link {
         let behind = queue.frames.iter().skip(begun).take_while(|frame| frame.is_lossy).count();
         queue.bytes += bytes.len();
         (queue.lossy, queue.lossy_bytes) = (queue.lossy + 1, total);
-        queue.frames.insert(begun + behind, Queued { bytes, is_lossy: true });
+        queue.frames.insert(begun + behind, Queued::new(bytes, true));
         true
     }
 
@@ -273,8 +303,10 @@ impl Link {
             return Ok(());
         }
         let result = loop {
-            let batch: Vec<Bytes> =
-                queue.frames.iter().take(BATCH).map(|frame| frame.bytes.clone()).collect();
+            if queue.is_packing() {
+                queue = self.pack(queue);
+            }
+            let batch = queue.batch();
             let written = queue.written;
             queue.in_flight = batch.len();
             drop(queue);
@@ -287,12 +319,41 @@ impl Link {
             queue.unflushed = result.is_err();
             match result {
                 Ok(_) if batch.is_empty() && queue.frames.is_empty() => break Ok(()),
-                Ok(count) => queue.advance(count),
+                Ok(count) => {
+                    queue.advance(count);
+                    queue.tell_packer(&*self.stream);
+                }
                 Err(error) => break Err(error),
             }
         };
         queue.writing = false;
         result
+    }
+
+    /// Compresses the next frames. As for a write, the queue is not locked meanwhile.
+    fn pack<'a>(&'a self, mut queue: MutexGuard<'a, Queue>) -> MutexGuard<'a, Queue> {
+        let next: Vec<(usize, Bytes)> = queue.next_to_pack().collect();
+        queue.in_flight = PACKED_BATCH.min(queue.frames.len());
+        drop(queue);
+        let start = monotonic();
+        let packed: Vec<(usize, Option<Bytes>)> = next
+            .into_iter()
+            .map(|(index, frame)| {
+                let packed = packing::pack(&frame);
+                (index, packed.map(|packed| control::Control::Packed(&packed).encode()))
+            })
+            .collect();
+        let took = monotonic() - start;
+        let mut queue = self.queue();
+        queue.in_flight = 0;
+        // Of a closed link they are gone.
+        if !queue.closed {
+            queue.packing += took;
+            for (index, packed) in packed {
+                queue.replace(index, packed);
+            }
+        }
+        queue
     }
 
     /// Ends the link; its reader notices.
@@ -448,6 +509,47 @@ fn write_batch(stream: &dyn Stream, batch: &[Bytes], written: usize) -> Result<u
 }
 
 impl Queue {
+    fn is_packing(&self) -> bool {
+        self.packer.as_ref().is_some_and(Packer::is_packing)
+    }
+
+    /// What goes out with the next write.
+    fn batch(&self) -> Vec<Bytes> {
+        // Some have come while others were compressed.
+        let is_packing = self.is_packing();
+        let begun = usize::from(self.written > 0);
+        let next = self.frames.iter().take(BATCH).enumerate();
+        next.take_while(|(index, frame)| !is_packing || frame.is_ready || *index < begun)
+            .map(|(_, frame)| frame.bytes.clone())
+            .collect()
+    }
+
+    /// Those of the next frames that are to be compressed, with their places.
+    fn next_to_pack(&self) -> impl Iterator<Item = (usize, Bytes)> {
+        // The first may have been written in part.
+        let begun = usize::from(self.written > 0);
+        let next = self.frames.iter().enumerate().take(PACKED_BATCH).skip(begun);
+        next.filter(|(_, frame)| !frame.is_ready).map(|(index, frame)| (index, frame.bytes.clone()))
+    }
+
+    /// The frame at `index` has been compressed, unless that does not make it shorter.
+    fn replace(&mut self, index: usize, packed: Option<Bytes>) {
+        let frame = &mut self.frames[index];
+        frame.is_ready = true;
+        if let Some(packed) = packed {
+            self.bytes = self.bytes - frame.bytes.len() + packed.len();
+            frame.bytes = packed;
+        }
+    }
+
+    /// Tells the packer what has been sent.
+    fn tell_packer(&mut self, stream: &dyn Stream) {
+        if let Some(packer) = &mut self.packer {
+            packer.note_sent(self.sent, self.packing, || stream.busy());
+        }
+        (self.sent, self.packing) = (0, 0);
+    }
+
     fn advance(&mut self, mut count: usize) {
         while let Some(first) = self.frames.front() {
             let left = first.bytes.len() - self.written;
@@ -457,6 +559,7 @@ impl Queue {
             }
             count -= left;
             self.bytes -= first.bytes.len();
+            self.sent += first.length;
             if first.is_lossy {
                 self.lossy -= 1;
                 self.lossy_bytes -= first.bytes.len();

@@ -12,6 +12,7 @@ use super::link::{Link, Reading, Tracks};
 use super::log_limit::LogLimit;
 use super::membership::{Change, Membership, Renewal};
 use super::node::{Node, Shared};
+use super::packing::{self, Packing};
 use super::proxy::Watcher;
 use super::system::System;
 use super::tls::{self, Accepted, Tls};
@@ -483,7 +484,7 @@ impl Met {
 fn hello_to(shared: &Shared, node: NodeId, pair: u64) -> Result<Hello> {
     let hello =
         shared.with(|state| state.kernel.hello(node)).context("a node that is not known")?;
-    Ok(Hello { pair, ..hello })
+    Ok(Hello { pair, packs: shared.config.compression != Packing::Never, ..hello })
 }
 
 /// Exchanges Hellos on both tracks of a link that this node makes to `node`; `connect` makes the second connection.
@@ -614,7 +615,11 @@ impl Met {
             number
         });
         log_news(shared, |unsaid| tracing::info!(node = node.0, unsaid, "link up"));
-        let pump = Pump { link: tracks.small.clone(), tracks: tracks.clone(), node, number };
+        let packs = sent.packs && received.packs;
+        if packs {
+            tracks.pack(shared.config.compression);
+        }
+        let pump = Pump { link: tracks.small.clone(), tracks: tracks.clone(), node, number, packs };
         let reason = match pump.start_others(shared, bulk_rest) {
             Ok(threads) => {
                 let reason = pump.run(shared, rest);
@@ -651,6 +656,8 @@ pub(super) struct Pump {
     tracks: Tracks,
     node: NodeId,
     number: LinkId,
+    /// Frames may come compressed.
+    packs: bool,
 }
 
 /// What a read has brought.
@@ -860,6 +867,14 @@ impl Pump {
                 return Ok((used, calls, true));
             }
             match stopped {
+                Ok((Control::Packed(packed), length)) if self.packs => {
+                    let frame = packing::unpack(packed).map_err(|error| error.to_string())?;
+                    let end = used + length;
+                    if self.give_unpacked(shared, &frame, (used, end), &mut calls)? < end {
+                        return Ok((used, calls, true));
+                    }
+                    used = end;
+                }
                 Ok((message, length)) => {
                     pass_on(shared, self.node, message)?;
                     used += length;
@@ -868,6 +883,27 @@ impl Pump {
                 Err(error) => return Err(error.to_string()),
             }
         }
+    }
+
+    /// Gives a frame that came compressed, from `start` to `end` of what has been read, to the kernel; returns `start` if it
+    /// comes too early.
+    fn give_unpacked(
+        &self,
+        shared: &Shared,
+        frame: &Bytes,
+        (start, end): (usize, usize),
+        calls: &mut usize,
+    ) -> Result<usize, String> {
+        let (packet, length) = frame::decode(frame).map_err(|error| error.to_string())?;
+        if length != frame.len() {
+            return Err("something comes after a compressed frame".into());
+        }
+        let packets = [(start, Packet { whole: Some(frame), ..packet })];
+        Ok(shared.with(|state| {
+            let taken = self.give(state, &packets, end, calls);
+            state.counters.packed_in += u64::from(taken == end);
+            taken
+        }))
     }
 
     /// Gives packets to the kernel; returns where the first that comes too early begins, or `end`.
@@ -913,6 +949,7 @@ fn pass_on(shared: &Shared, node: NodeId, message: Control<'_>) -> Result<(), St
         Control::Renew(request) => Heard::Renew { from, request: request.to_vec() },
         Control::Renewed(certificate) => Heard::Renewed { from, certificate: certificate.to_vec() },
         Control::NotRenewed(why) => Heard::NotRenewed { from, why: why.to_vec() },
+        Control::Packed(_) => return Err("a compressed frame, which was not agreed on".to_owned()),
     };
     let sent = linking.heard.try_send(heard);
     sent.map_err(|_| "it says more about members than can be taken".to_owned())

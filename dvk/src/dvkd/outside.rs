@@ -6,6 +6,7 @@ use super::control::{self, Next};
 use super::join;
 use super::load;
 use super::members::Members;
+use super::packing;
 use super::token::Token;
 use rustls::pki_types::CertificateDer;
 
@@ -13,6 +14,9 @@ use rustls::pki_types::CertificateDer;
 pub fn decode_all(bytes: &[u8]) {
     if let Ok(Next::Control(control, length)) = control::next(bytes) {
         assert_eq!(&control.encode()[..], &bytes[..length]);
+    }
+    if let Ok(frame) = packing::unpack(bytes) {
+        crate::frame::decode(&frame).ok();
     }
     join::decode_all(bytes);
     load::decode_all(bytes);

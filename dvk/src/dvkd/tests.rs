@@ -1,5 +1,6 @@
 //! Daemons, links, a server process and clients together, on the loopback interface.
 
+mod compression;
 mod imposters;
 mod programs;
 mod system;
@@ -188,6 +189,11 @@ impl Cluster {
 
     /// With more containers than the one of all nodes.
     fn start_with(nodes: u16, more: &[Dc]) -> Cluster {
+        Cluster::start_as(nodes, more, |_| {})
+    }
+
+    /// With configurations that have been changed.
+    fn start_as(nodes: u16, more: &[Dc], change: impl Fn(&mut Config)) -> Cluster {
         let lab = Dc {
             id: 1,
             name: "lab".into(),
@@ -200,7 +206,7 @@ impl Cluster {
         let ports: Vec<_> = (0..nodes).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let addresses: Vec<_> = ports.iter().map(|port| port.local_addr().unwrap()).collect();
         drop(ports);
-        let configs: Vec<Config> = (1..=nodes)
+        let mut configs: Vec<Config> = (1..=nodes)
             .map(|node| Config {
                 node,
                 name: format!("n{node}"),
@@ -210,9 +216,11 @@ impl Cluster {
                 credentials: Some(dir.path().join(format!("credentials{node}"))),
                 command: Vec::new(),
                 servers_inside: false,
+                compression: Packing::Never,
                 dcs: dcs.iter().filter(|dc| dc.nodes.contains(&node)).cloned().collect(),
             })
             .collect();
+        configs.iter_mut().for_each(change);
         let places = configs.iter().map(|config| {
             let Config { node, name, listen, credentials, .. } = config.clone();
             (Peer { node, name, address: listen }, credentials.unwrap())
@@ -642,6 +650,7 @@ fn children_are_kept_running_and_stopped() {
         run: dir.path().join("run"),
         store: dir.path().join("store"),
         servers_inside: false,
+        compression: Packing::Never,
         command: vec!["/bin/sh".into(), path.to_str().unwrap().into()],
         dcs: vec![Dc { id: 1, name: "lab".into(), nodes: vec![1], home: 1, maps: Vec::new() }],
     };
@@ -734,6 +743,7 @@ fn hello_for(pair: u64, track: Track, node: u16, to: u16) -> Vec<u8> {
         received_bulk: 0,
         track,
         pair,
+        packs: false,
     };
     Packet::alone(Frame::Hello(hello)).encode()
 }

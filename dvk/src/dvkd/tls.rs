@@ -6,7 +6,9 @@ pub(super) use verify::{Pinned, Trust};
 
 use super::certificate::{Clock, Subject};
 use super::link::Stream;
+use super::tcp_busy;
 use crate::limits::{TLS_READ, TLS_UNSENT};
+use crate::server::Nanos;
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustls::crypto::{CryptoProvider, ring};
@@ -477,6 +479,10 @@ impl Stream for Tls {
     fn close(&self) {
         // Already closed by the other side: nothing to do.
         self.stream.shutdown(Shutdown::Both).ok();
+    }
+
+    fn busy(&self) -> Option<Nanos> {
+        tcp_busy::busy(&self.stream)
     }
 }
 

@@ -148,6 +148,7 @@ impl Peer {
             received_bulk: self.received[1],
             track: Track::Small,
             pair: 0,
+            packs: false,
         }
     }
 

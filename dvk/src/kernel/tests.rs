@@ -1365,6 +1365,7 @@ impl Walk {
             received_bulk: 0,
             track: Track::Small,
             pair: 0,
+            packs: false,
         };
         self.links.insert(node, link);
         self.bench.step(Input::LinkUp { link, sent: &sent, received: &received })

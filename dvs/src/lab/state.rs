@@ -3,6 +3,7 @@
 use super::process::ProcessId;
 use crate::limits::LOG_TAIL;
 use anyhow::{Context, Result, bail};
+use dvk::dvkd::Packing;
 use rustix::fs::FlockOperation;
 use rustix::mount::{UnmountFlags, unmount};
 use serde::{Deserialize, Serialize};
@@ -30,6 +31,9 @@ pub(crate) struct Lab {
     /// The lab of one `dvs-run`: its servers are in its only daemon, which ends with it.
     #[serde(default)]
     pub(crate) private: bool,
+    /// Are large frames between its nodes compressed?
+    #[serde(default)]
+    pub(crate) compression: Packing,
     #[serde(skip)]
     pub(crate) directory: PathBuf,
 }
@@ -130,8 +134,14 @@ impl Lab {
     ///
     /// # Errors
     /// The directory cannot be made, or an address is not to be had.
-    pub(super) fn new(directory: PathBuf, count: u16, dc: &str) -> Result<Lab> {
-        Lab::make(directory, count, dc, rustix::process::geteuid().is_root(), false)
+    pub(super) fn new(
+        directory: PathBuf,
+        count: u16,
+        dc: &str,
+        compression: Packing,
+    ) -> Result<Lab> {
+        let namespaces = rustix::process::geteuid().is_root();
+        Lab::make(directory, count, dc, namespaces, Some(compression))
     }
 
     /// The private lab of one program.
@@ -139,16 +149,18 @@ impl Lab {
     /// # Errors
     /// As [`Lab::new`].
     pub(super) fn new_private(directory: PathBuf) -> Result<Lab> {
-        Lab::make(directory, 1, "private", false, true)
+        Lab::make(directory, 1, "private", false, None)
     }
 
+    /// `compression`: between its nodes, if it has several.
     fn make(
         directory: PathBuf,
         count: u16,
         dc: &str,
         namespaces: bool,
-        private: bool,
+        compression: Option<Packing>,
     ) -> Result<Lab> {
+        let private = compression.is_none();
         // A private system has no peer that must know its port: any that is free when it listens.
         let alone = || Ok(vec![(Ipv4Addr::LOCALHOST, 0).into()]);
         let addresses = if private { alone() } else { super::addresses(count, namespaces) };
@@ -163,6 +175,7 @@ impl Lab {
             namespaces,
             nodes: nodes.collect(),
             private,
+            compression: compression.unwrap_or_default(),
             directory,
         };
         // A name that dvkd would refuse is refused before anything is there.
@@ -258,6 +271,7 @@ mod tests {
             namespaces: false,
             nodes: vec![node(1), node(2)],
             private: false,
+            compression: Packing::Auto,
             directory: directory.to_owned(),
         }
     }

@@ -1,6 +1,6 @@
 //! Two daemons in this process, and endpoints bound at their doors.
 
-use dvk::dvkd::{Config, Daemon, Dc, Peer, found};
+use dvk::dvkd::{Config, Daemon, Dc, Packing, Peer, found};
 use dvk_client::{Bound, Endpoint, NodeId};
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -33,6 +33,7 @@ impl Cluster {
             store: dir.path().join(format!("store{node}")),
             command: Vec::new(),
             servers_inside: false,
+            compression: Packing::Never,
             credentials: Some(dir.path().join(format!("credentials{node}"))),
             dcs: [(1, "lab"), (2, "other")]
                 .map(|(id, name)| Dc {

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::OnceLock;
 
 /// A node of the cluster whose daemon has ended, and whose place the test takes.
-struct Imposter {
+pub(super) struct Imposter {
     node: u16,
     to: u16,
     configs: tls::Configs,
@@ -19,7 +19,7 @@ struct Imposter {
 }
 
 impl Imposter {
-    fn of(cluster: &mut Cluster, node: usize, to: usize) -> Imposter {
+    pub(super) fn of(cluster: &mut Cluster, node: usize, to: usize) -> Imposter {
         let numbers = (u16::try_from(node).unwrap(), u16::try_from(to).unwrap());
         let membership = cluster.membership(node);
         let (configs, expected) = (membership.configs(), membership.subject(numbers.1));
@@ -34,7 +34,7 @@ impl Imposter {
     }
 
     /// A link: its two tracks, up.
-    fn link(&self) -> [tls::Tls; 2] {
+    pub(super) fn link(&self) -> [tls::Tls; 2] {
         Track::ALL.map(|track| {
             let tls = self.connect();
             tls.write_all_by(&hello_on(track, self.node, self.to), soon()).unwrap();
@@ -90,7 +90,7 @@ fn ping() -> Vec<u8> {
 }
 
 /// Reads what has come; has the other side ended the connection?
-fn is_ended(tls: &tls::Tls) -> bool {
+pub(super) fn is_ended(tls: &tls::Tls) -> bool {
     let soon = Instant::now() + Duration::from_millis(50);
     loop {
         match tls.read_exact_by(&mut [0], soon) {

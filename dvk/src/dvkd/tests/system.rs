@@ -171,6 +171,7 @@ fn a_node_alone_has_no_group_and_says_so() {
         store: dir.path().join("store"),
         command: Vec::new(),
         servers_inside: false,
+        compression: Packing::Never,
         dcs: Vec::new(),
     };
     let run = config.run.clone();
