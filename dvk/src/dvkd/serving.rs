@@ -10,11 +10,13 @@ use super::programs::Share;
 use super::services::{Failure, Lease, Op, Reply, Request, Text, Told};
 use super::system;
 use crate::limits::{
-    SERVICE_ACKNOWLEDGED, SERVICE_PATIENCE, SERVICE_SILENCE, SERVICE_TTL, SERVICE_WRITE_MAX,
+    SERVICE_ACKNOWLEDGED, SERVICE_OPENING, SERVICE_PATIENCE, SERVICE_SILENCE, SERVICE_TTL,
+    SERVICE_WRITE_MAX,
 };
 use ::group::command::{ClientId, Done, Op as Command, Refusal};
 use ::group::fence::Fence;
 use ::group::limits::{KEY_MAX, NAME_MAX, STATE_MAX, VALUE_MAX};
+use ::group::state::State;
 use ::group::{Failure as Refused, Group, Realm, Session, Unavailable};
 use ::services::Lines;
 use ::services::limits::{CHUNK, OPEN_MAX, REQUEST_MAX};
@@ -58,8 +60,8 @@ struct Served {
 /// What is remembered between requests.
 #[derive(Default)]
 struct Notes {
-    /// What requests wait for.
-    awaited: BTreeSet<(u8, String)>,
+    /// What requests ask for that one waits for.
+    asked: BTreeSet<(u8, String)>,
     /// The groups that this session has joined, by their names in the state.
     memberships: BTreeMap<String, Membership>,
 }
@@ -77,6 +79,8 @@ struct Membership {
 pub(super) enum Trouble {
     /// To be said; the connection goes on.
     Failed(Failure, String),
+    /// It is not known what the session has: the connection ends, and the session with it.
+    Lost(String),
 }
 
 /// What is to be said.
@@ -302,9 +306,16 @@ impl Served {
             Ok(Answer::Look(op)) => self.cx.look(&op, self.session.get()),
             Err(trouble) => Err(trouble),
         };
-        let reply =
-            found.unwrap_or_else(|Trouble::Failed(failure, why)| Reply::Failed { failure, why });
-        self.write(id, &reply).await
+        match found {
+            Ok(reply) => self.write(id, &reply).await,
+            Err(Trouble::Failed(failure, why)) => {
+                self.write(id, &Reply::Failed { failure, why }).await
+            }
+            Err(Trouble::Lost(why)) => {
+                self.write(0, &Reply::Lost { why: why.clone() }).await?;
+                Err(Error::new(ErrorKind::ConnectionAborted, why))
+            }
+        }
     }
 
     async fn refuse(&self, id: u64, failure: Failure, why: String) -> Result<()> {
@@ -368,6 +379,7 @@ impl Served {
                 Ok(Answer::Look(op))
             }
             Op::Receive { group, after } => self.receive(group, after, limit).await,
+            Op::Lock { name, .. } => self.try_lock(&name, patience).await,
             Op::Join { group } => {
                 let name = self.cx.name(&group)?;
                 let joined = self.run(Command::Join { group: name.clone() }, patience).await?;
@@ -400,6 +412,21 @@ impl Served {
         Ok(session)
     }
 
+    /// The session, for a request that has `limit` to wait for others: to open it may take as long as to elect a leader.
+    async fn session_within(
+        &self,
+        limit: Option<Duration>,
+    ) -> std::result::Result<&Session, Trouble> {
+        let patience = limit.unwrap_or(SERVICE_PATIENCE).max(SERVICE_OPENING);
+        match self.session(patience).await {
+            // Nothing was asked, so nothing can have happened.
+            Err(Trouble::Failed(Failure::Unavailable, why)) if patience < SERVICE_PATIENCE => {
+                Err(Trouble::Failed(Failure::Timeout, format!("gave up: {why}")))
+            }
+            opened => opened,
+        }
+    }
+
     /// Has a command carried out.
     async fn run(
         &self,
@@ -410,6 +437,20 @@ impl Served {
         let session = self.session(patience).await?;
         let done = timeout_at(until, session.run(command)).await;
         self.cx.explain(done.unwrap_or(Err(Unavailable.into())))
+    }
+
+    /// Takes a lock, if it is free and no other request of this session is about to get it.
+    async fn try_lock(&self, name: &str, patience: Duration) -> Answered {
+        let name = self.cx.name(name)?;
+        let taken = || self.cx.explain(Err(Refusal::Taken.into()));
+        let Some(_asking) = Asking::begin(self, &Awaited::Lock(name.clone())) else {
+            return taken();
+        };
+        match self.run(Command::Lock { name, wait: false }, patience).await? {
+            Done::Locked { fence } => Ok(Answer::Say(Reply::Locked { token: fence })),
+            // It has a place in line that nobody waits at.
+            _ => taken(),
+        }
     }
 
     async fn change(&self, op: Op, patience: Duration) -> Answered {
@@ -425,7 +466,6 @@ impl Served {
                 let value = value.map(|value| value.0);
                 Command::Swap { key: cx.key(&key)?, expected, value, lease }
             }
-            Op::Lock { name, .. } => Command::Lock { name: cx.name(&name)?, wait: false },
             Op::Unlock { name } => Command::Unlock { name: cx.name(&name)? },
             Op::Resign { name } => Command::Resign { name: cx.name(&name)? },
             Op::Cast { group, bytes } => Command::Cast { group: cx.name(&group)?, bytes: bytes.0 },
@@ -440,13 +480,9 @@ impl Served {
             // `carry_out` and its callers deal with them.
             _ => return Ok(Answer::Say(Reply::Done)),
         };
-        let is_try = matches!(command, Command::Lock { .. });
         Ok(Answer::Say(match self.run(command, patience).await? {
             Done::Changed { revision, found } => Reply::Changed { revision, found },
-            Done::Locked { fence } => Reply::Locked { token: fence },
             Done::Sent { number } => Reply::Sent { number },
-            // This session is in its line already, for another request.
-            Done::Waiting if is_try => return cx.explain(Err(Refusal::Taken.into())),
             _ => Reply::Done,
         }))
     }
@@ -477,6 +513,9 @@ impl Served {
     }
 
     /// Waits for something that depends on others, also while the group has no majority.
+    ///
+    /// The limit is for the others. The question itself takes as long as the group takes to answer it, or as the session
+    /// lives: so whoever does not want to wait gets what is free, and it is known what there is to be given up.
     async fn wait_for(
         &self,
         what: Awaited,
@@ -484,21 +523,61 @@ impl Served {
         cancelled: &Notify,
     ) -> Answered {
         let until = limit.map(|limit| Instant::now() + limit);
-        let Some(_waiting) = Waiting::begin(self, &what) else {
-            let why = "this session waits for that already, in another thread";
+        let Some(_asking) = Asking::begin(self, &what) else {
+            let why = "this session asks for that already, in another thread";
             return Err(Trouble::Failed(Failure::Refused, why.into()));
         };
-        let session = self.session(limit.unwrap_or(SERVICE_PATIENCE)).await?;
-        tokio::select! {
-            taken = what.take(session) => return self.cx.explain(taken).map(Answer::Say),
+        let session = self.session_within(limit).await?;
+        let client = session.client();
+        let held_before = self.cx.group.look(|state| what.is_held(state, client));
+        let mut taking = pin!(what.take(session));
+        let is_cancelled = tokio::select! {
+            biased;
+            taken = &mut taking => return self.cx.explain(taken).map(Answer::Say),
             () = session.lost() => return Ok(Answer::Say(self.cx.lost())),
-            () = over(until) => {}
-            () = cancelled.notified() => {}
-        }
+            () = over(until) => false,
+            () = cancelled.notified() => true,
+        };
+        let taken = tokio::select! {
+            biased;
+            taken = &mut taking => Some(taken),
+            () = session.lost() => return Ok(Answer::Say(self.cx.lost())),
+            () = self.cx.group.wait(|state| what.is_waiting(state, client).then_some(())) => None,
+        };
         let why = self.cx.why(&what);
-        // If that is not heard, the end of the session does it.
-        timeout(SERVICE_TIDY, session.run(what.give_up())).await.ok();
+        let is_in_line = taken.is_none();
+        match taken {
+            // What it had before stays its own; what nobody waits for any more does not.
+            Some(Ok(_)) if is_cancelled && !held_before => {}
+            Some(taken) => return self.cx.explain(taken).map(Answer::Say),
+            None => {}
+        }
+        if !self.give_up(session, &what).await? && is_in_line {
+            // Too late: it has ended meanwhile.
+            return self.cx.explain(taking.await).map(Answer::Say);
+        }
         Err(Trouble::Failed(Failure::Timeout, format!("gave up: {why}")))
+    }
+
+    /// Takes back what was asked for; false if there is nothing to take back any more. If the group does not hear it, only the
+    /// session's end does it: until then it may be given what nobody knows of.
+    async fn give_up(
+        &self,
+        session: &Session,
+        what: &Awaited,
+    ) -> std::result::Result<bool, Trouble> {
+        let heard = tokio::select! {
+            heard = session.run(what.give_up()) => heard,
+            () = session.lost() => Err(Unavailable.into()),
+        };
+        match heard {
+            Ok(_) => Ok(true),
+            Err(Refused::Refused(Refusal::NotHeld)) => Ok(false),
+            Err(error) => {
+                let why = self.cx.trouble().unwrap_or_else(|| error.to_string());
+                Err(Trouble::Lost(format!("the session ends, as it could not give up: {why}")))
+            }
+        }
     }
 
     /// Waits for changes; what they are is looked up when it is said.
@@ -528,7 +607,7 @@ impl Served {
     /// has become much.
     async fn receive(&self, group: String, after: u64, limit: Option<Duration>) -> Answered {
         let until = limit.map(|limit| Instant::now() + limit);
-        let session = self.session(limit.unwrap_or(SERVICE_PATIENCE)).await?;
+        let session = self.session_within(limit).await?;
         let name = self.cx.name(&group)?;
         let next = self.cx.group.look(|state| state.delivery(session.client(), &name, after));
         let next = self.cx.explain(next.map_err(Refused::from))?;
@@ -628,9 +707,6 @@ fn fits(op: &Op) -> std::result::Result<(), (Failure, String)> {
     }
 }
 
-/// How long tidying up may take; the end of the session does it otherwise.
-const SERVICE_TIDY: Duration = Duration::from_secs(1);
-
 async fn over(until: Option<Instant>) {
     match until {
         Some(until) => sleep_until(until).await,
@@ -645,24 +721,25 @@ pub(super) enum Awaited {
     Barrier(String, u32),
 }
 
-/// A session that waits for something; it does so once at a time, as giving up is for all of it.
-struct Waiting<'a>(&'a Served, (u8, String));
+/// A session that asks for something that one waits for; it does so once at a time, as having and giving up are for all
+/// of it.
+struct Asking<'a>(&'a Served, (u8, String));
 
-impl Waiting<'_> {
-    fn begin<'a>(served: &'a Served, what: &Awaited) -> Option<Waiting<'a>> {
+impl Asking<'_> {
+    fn begin<'a>(served: &'a Served, what: &Awaited) -> Option<Asking<'a>> {
         let key = match what {
             Awaited::Lock(name) => (0, name.clone()),
             Awaited::Election(name, _) => (1, name.clone()),
             Awaited::Barrier(name, _) => (2, name.clone()),
         };
-        let is_first = served.notes().awaited.insert(key.clone());
-        is_first.then_some(Waiting(served, key))
+        let is_first = served.notes().asked.insert(key.clone());
+        is_first.then_some(Asking(served, key))
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Asking<'_> {
     fn drop(&mut self) {
-        self.0.notes().awaited.remove(&self.1);
+        self.0.notes().asked.remove(&self.1);
     }
 }
 
@@ -706,6 +783,25 @@ impl Awaited {
                 return taken;
             }
         }
+    }
+
+    /// Has the session got it?
+    fn is_held(&self, state: &State, client: ClientId) -> bool {
+        match self {
+            Awaited::Lock(name) => state.lock_token(name, client).is_some(),
+            Awaited::Election(name, _) => state.epoch(name, client).is_some(),
+            Awaited::Barrier(..) => false,
+        }
+    }
+
+    /// Does the session wait for others?
+    fn is_waiting(&self, state: &State, client: ClientId) -> bool {
+        let is_in_line = match self {
+            Awaited::Lock(name) => state.is_in_lock_line(name, client),
+            Awaited::Election(name, _) => state.is_candidate(name, client),
+            Awaited::Barrier(name, _) => state.is_at_barrier(name, client),
+        };
+        is_in_line && !self.is_held(state, client)
     }
 
     fn give_up(&self) -> Command {

@@ -2,6 +2,7 @@
 
 mod imposters;
 mod programs;
+mod sessions;
 mod system;
 
 use super::*;

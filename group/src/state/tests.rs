@@ -303,6 +303,9 @@ fn a_barrier_lets_all_go_at_once_and_again() {
         assert_eq!(world.ask(b, arrive(3)), Err(Refusal::Parties { parties: 2 }));
         assert_eq!(world.ask(b, arrive(2)), Ok(Done::Arrived { generation }));
         for client in [a, b] {
+            // Too late to give up: the other has passed.
+            let abandon = Op::Abandon { name: "b".into() };
+            assert_eq!(world.ask(client, abandon), Err(Refusal::NotHeld));
             assert_eq!(world.state.passage("b", client, generation), Some(Passage::Passed));
         }
     }
@@ -323,7 +326,7 @@ fn a_death_breaks_the_barrier_for_those_who_wait_and_for_nobody_else() {
     assert!(next > generation);
     assert_eq!(world.state.passage("b", c, next), Some(Passage::Waiting));
     // One that gave up waiting breaks it too; one that was through does not.
-    world.ask(a, Op::Abandon { name: "b".into() }).unwrap();
+    assert_eq!(world.ask(a, Op::Abandon { name: "b".into() }), Err(Refusal::NotHeld));
     assert_eq!(world.state.passage("b", c, next), Some(Passage::Waiting));
     world.ask(a, arrive()).unwrap();
     world.ask(a, Op::Abandon { name: "b".into() }).unwrap();
