@@ -14,7 +14,7 @@ mod tables;
 pub use barrier::Passage;
 pub use kv::{Changes, Entry, Event, Range};
 pub use line::Holder;
-pub use multicast::{Delivery, Item, Member, View};
+pub use multicast::{Debt, Delivery, Item, Member, View};
 pub use tables::{Dc, Node, Place};
 
 use crate::command::{
@@ -81,6 +81,10 @@ impl Holds {
     fn check(&self, client: ClientId) -> Result<(), Refusal> {
         let count = self.0.get(&client).map_or(0, BTreeSet::len);
         bounded(count + 1, HOLDS_MAX, Limit::Holds)
+    }
+
+    fn of(&self, client: ClientId) -> impl Iterator<Item = &Hold> {
+        self.0.get(&client).into_iter().flatten()
     }
 
     fn insert(&mut self, client: ClientId, hold: Hold) {

@@ -16,7 +16,7 @@ use crate::limits::{
 use ::group::command::{ClientId, Done, Op as Command, Refusal};
 use ::group::fence::Fence;
 use ::group::limits::{KEY_MAX, NAME_MAX, STATE_MAX, VALUE_MAX};
-use ::group::state::State;
+use ::group::state::{Debt, State};
 use ::group::{Failure as Refused, Group, Realm, Session, Unavailable};
 use ::services::Lines;
 use ::services::limits::{CHUNK, OPEN_MAX, REQUEST_MAX};
@@ -62,16 +62,16 @@ struct Served {
 struct Notes {
     /// What requests ask for that one waits for.
     asked: BTreeSet<(u8, String)>,
-    /// The groups that this session has joined, by their names in the state.
-    memberships: BTreeMap<String, Membership>,
+    /// How far it is in the groups that it takes items of, by their names in the state. (Which it has joined, the state says.)
+    progress: BTreeMap<String, Progress>,
 }
 
 /// How far a member is.
 #[derive(Clone, Copy, Default)]
-struct Membership {
+struct Progress {
     /// It has dealt with what it got up to here, as it says.
     asked: u64,
-    /// So much of that the group has been told.
+    /// So much of that the group has been told, and has heard.
     acknowledged: u64,
 }
 
@@ -162,9 +162,8 @@ impl Served {
                     written?;
                 }
                 () = self.lost() => return self.say(0, &self.cx.lost()).await,
-                group = &mut stalled => {
-                    let why = format!("it did not take what its group {group} sends: its membership is ended");
-                    return self.say(0, &Reply::Lost { why }).await;
+                why = &mut stalled => {
+                    return self.say(0, &Reply::Lost { why: format!("{why}: its session is ended") }).await;
                 }
             }
             while let Some(line) = lines.take().map_err(|()| invalid("a request is too long"))? {
@@ -249,20 +248,34 @@ impl Served {
         }
     }
 
-    /// Waits until a group has little room left for more because this session does not take what is there: a process that
-    /// is stopped, or hangs, would stop all others for ever. Gives the group's name.
+    /// Waits until a group has had little room left for more for long because this session does not do its part: a process that
+    /// is stopped, or hangs, would stop all others for ever. Says what it did not do.
     async fn stalled(&self) -> String {
         let mut stalls = Stalls::default();
         loop {
             sleep(SERVICE_SILENCE).await;
             let Some(client) = self.session.get().map(Session::client) else { continue };
-            let memberships = self.notes().memberships.clone();
-            let held_up = self.cx.group.look(|state| {
-                let held_up = memberships.iter().filter(|(name, _)| state.holds_up(client, name));
-                held_up.map(|(name, member)| (name.clone(), member.asked)).collect()
+            let debts: BTreeMap<String, Option<Debt>> = self.cx.group.look(|state| {
+                let debt = |name: &str| (name.to_owned(), state.holds_up(client, name));
+                state.memberships(client).map(debt).collect()
             });
-            if let Some(name) = stalls.look(held_up, Instant::now()) {
-                return Realm::of_name(&name).1.to_owned();
+            let mut notes = self.notes();
+            // Of a group that it has left, and comes to again, the numbers may begin anew.
+            notes.progress.retain(|name, _| debts.contains_key(name));
+            let held_up = debts.into_iter().filter_map(|(name, debt)| {
+                let asked = notes.progress.get(&name).map_or(0, |progress| progress.asked);
+                Some((name, (debt?, asked)))
+            });
+            let held_up = held_up.collect();
+            drop(notes);
+            if let Some((name, debt)) = stalls.look(held_up, Instant::now()) {
+                let (_, name) = Realm::of_name(&name);
+                return match debt {
+                    Debt::Take => format!("it did not take what its group {name} sends"),
+                    Debt::Give { .. } => {
+                        format!("it did not give its state to those who joined its group {name}")
+                    }
+                };
             }
         }
     }
@@ -383,7 +396,7 @@ impl Served {
             Op::Join { group } => {
                 let name = self.cx.name(&group)?;
                 let joined = self.run(Command::Join { group: name.clone() }, patience).await?;
-                self.notes().memberships.entry(name).or_default();
+                self.notes().progress.remove(&name);
                 let member = self.session(patience).await?.client().0;
                 let view = if let Done::Joined { view } = joined { view } else { 0 };
                 Ok(Answer::Say(Reply::Joined { member, view }))
@@ -472,11 +485,7 @@ impl Served {
             Op::Give { group, view, state } => {
                 Command::GiveState { group: cx.name(&group)?, view, bytes: state.0 }
             }
-            Op::Leave { group } => {
-                let group = cx.name(&group)?;
-                self.notes().memberships.remove(&group);
-                Command::Leave { group }
-            }
+            Op::Leave { group } => Command::Leave { group: cx.name(&group)? },
             // `carry_out` and its callers deal with them.
             _ => return Ok(Answer::Say(Reply::Done)),
         };
@@ -609,14 +618,30 @@ impl Served {
         let until = limit.map(|limit| Instant::now() + limit);
         let session = self.session_within(limit).await?;
         let name = self.cx.name(&group)?;
-        let next = self.cx.group.look(|state| state.delivery(session.client(), &name, after));
-        let next = self.cx.explain(next.map_err(Refused::from))?;
-        if self.dealt_with(&name, after, next.is_none()) {
-            self.cx.explain(session.acknowledge(&name, after).await)?;
+        let client = session.client();
+        let (next, last) = self
+            .cx
+            .group
+            .look(|state| (state.has_delivery(client, &name, after), state.last_item(&name)));
+        let has_next = self.cx.explain(next.map_err(Refused::from))?;
+        if after > last {
+            let why = format!("the last item of the group is {last}: {after} cannot be dealt with");
+            return Err(Trouble::Failed(Failure::Refused, why));
         }
+        if let Some(number) = self.dealt_with(&name, after, !has_next) {
+            tokio::select! {
+                told = session.acknowledge(&name, number) => self.cx.explain(told)?,
+                () = session.lost() => return Ok(Answer::Say(self.cx.lost())),
+            }
+            self.has_told(&name, number);
+        }
+        let found = self.cx.group.wait(|state| match state.has_delivery(client, &name, after) {
+            Ok(false) => None,
+            found => Some(found.map(drop)),
+        });
         tokio::select! {
             biased;
-            found = session.receive(&name, after) => drop(self.cx.explain(found)?),
+            found = found => self.cx.explain(found.map_err(Refused::from))?,
             () = session.lost() => return Ok(Answer::Say(self.cx.lost())),
             () = over(until) => {
                 return Err(Trouble::Failed(Failure::Timeout, "nothing has come".into()));
@@ -625,35 +650,47 @@ impl Served {
         Ok(Answer::Look(Op::Receive { group, after }))
     }
 
-    /// A member has dealt with everything up to `after`: shall the group be told?
-    fn dealt_with(&self, name: &str, after: u64, is_idle: bool) -> bool {
+    /// A member has dealt with everything up to `after`: up to which number shall the group be told?
+    fn dealt_with(&self, name: &str, after: u64, is_idle: bool) -> Option<u64> {
         let mut notes = self.notes();
-        let Some(membership) = notes.memberships.get_mut(name) else { return false };
-        membership.asked = membership.asked.max(after);
-        let news = membership.asked - membership.acknowledged;
+        let progress = notes.progress.entry(name.to_owned()).or_default();
+        progress.asked = progress.asked.max(after);
+        let news = progress.asked.saturating_sub(progress.acknowledged);
         let tell = news >= SERVICE_ACKNOWLEDGED || (news > 0 && is_idle);
-        if tell {
-            membership.acknowledged = membership.asked;
+        tell.then_some(progress.asked)
+    }
+
+    /// The group has heard that.
+    fn has_told(&self, name: &str, number: u64) {
+        // Unless it has left, and come again, meanwhile.
+        if let Some(progress) = self.notes().progress.get_mut(name).filter(|it| it.asked >= number)
+        {
+            progress.acknowledged = progress.acknowledged.max(number);
         }
-        tell
     }
 }
 
-/// The groups that wait for this session, how far it was when that was first seen, and when.
+/// The groups that wait for this session, for what, how far it was when that was first seen, and when.
 #[derive(Debug, Default)]
-struct Stalls(BTreeMap<String, (u64, Instant)>);
+struct Stalls(BTreeMap<String, ((Debt, u64), Instant)>);
 
 impl Stalls {
-    /// These groups wait for it, which is so far; gives one in which it has not got on for [`SERVICE_WRITE_MAX`].
-    fn look(&mut self, held_up: BTreeMap<String, u64>, now: Instant) -> Option<String> {
+    /// These groups wait for it to do that, and it is so far; gives one in which it has not got on for [`SERVICE_WRITE_MAX`].
+    fn look(
+        &mut self,
+        held_up: BTreeMap<String, (Debt, u64)>,
+        now: Instant,
+    ) -> Option<(String, Debt)> {
         let known = std::mem::take(&mut self.0);
-        for (name, asked) in held_up {
-            let before = known.get(&name).filter(|(then, _)| *then == asked);
+        for (name, (debt, asked)) in held_up {
+            // Who is to give its state does not get on by taking what is sent.
+            let far = if debt == Debt::Take { (debt, asked) } else { (debt, 0) };
+            let before = known.get(&name).filter(|(then, _)| *then == far);
             let since = before.map_or(now, |(_, since)| *since);
             if now.duration_since(since) >= SERVICE_WRITE_MAX {
-                return Some(name);
+                return Some((name, debt));
             }
-            self.0.insert(name, (asked, since));
+            self.0.insert(name, (far, since));
         }
         None
     }
@@ -891,17 +928,22 @@ mod tests {
     fn a_member_stalls_when_it_holds_up_a_group_and_does_not_get_on() {
         let start = Instant::now();
         let mut stalls = Stalls::default();
-        let mut look = |asked: &[(&str, u64)], seconds| {
-            let held_up = asked.iter().map(|(name, asked)| ((*name).to_owned(), *asked)).collect();
-            stalls.look(held_up, start + Duration::from_secs(seconds))
+        let mut look = |held_up: &[(&str, Debt, u64)], seconds| {
+            let held_up =
+                held_up.iter().map(|(name, debt, asked)| ((*name).into(), (*debt, *asked)));
+            stalls.look(held_up.collect(), start + Duration::from_secs(seconds))
         };
         let limit = SERVICE_WRITE_MAX.as_secs();
-        assert_eq!(look(&[("a", 1), ("b", 1)], 0), None);
-        assert_eq!(look(&[("a", 1), ("b", 1)], limit - 1), None);
+        let (take, give) = (Debt::Take, Debt::Give { view: 3 });
+        assert_eq!(look(&[("a", take, 1), ("b", take, 1)], 0), None);
+        assert_eq!(look(&[("a", take, 1), ("b", take, 1)], limit - 1), None);
         // One gets on, the other is not waited for any more.
-        assert_eq!(look(&[("a", 2)], limit), None);
-        assert_eq!(look(&[("a", 2), ("b", 1)], 2 * limit - 1), None);
-        assert_eq!(look(&[("a", 2), ("b", 1)], 2 * limit), Some("a".into()));
+        assert_eq!(look(&[("a", take, 2)], limit), None);
+        assert_eq!(look(&[("a", take, 2), ("b", take, 1)], 2 * limit - 1), None);
+        assert_eq!(look(&[("a", take, 2), ("b", take, 1)], 2 * limit), Some(("a".into(), take)));
+        // Who takes everything, and gives nothing, does not get on.
+        assert_eq!(look(&[("c", give, 1)], 3 * limit), None);
+        assert_eq!(look(&[("c", give, 2)], 4 * limit), Some(("c".into(), give)));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 const TTL: Millis = 1000;
 
 /// A state and the clients that use it.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct World {
     state: State,
     now: Millis,
@@ -677,6 +677,8 @@ fn a_member_that_takes_nothing_holds_its_group_up_when_half_the_room_is_full() {
         for client in [reads, sleeps] {
             world.ask(client, Op::Join { group: name() }).unwrap();
         }
+        let give = Op::GiveState { group: name(), view: 2, bytes: vec![] };
+        world.ask(reads, give).unwrap();
         let cast = |world: &mut World| {
             let cast = Op::Cast { group: name(), bytes: vec![0; length] };
             let sent = world.ask(reads, cast);
@@ -684,16 +686,51 @@ fn a_member_that_takes_nothing_holds_its_group_up_when_half_the_room_is_full() {
             world.ask(reads, Op::Acknowledge { group: name(), number }).unwrap();
         };
         (1..casts).for_each(|_| cast(&mut world));
-        assert!(!world.state.holds_up(sleeps, &name()), "{length}");
+        assert_eq!(world.state.holds_up(sleeps, &name()), None, "{length}");
         cast(&mut world);
         cast(&mut world);
-        assert!(world.state.holds_up(sleeps, &name()), "{length}");
-        assert!(!world.state.holds_up(reads, &name()), "{length}");
+        assert_eq!(world.state.holds_up(sleeps, &name()), Some(Debt::Take), "{length}");
+        assert_eq!(world.state.holds_up(reads, &name()), None, "{length}");
         world.ask(sleeps, Op::Leave { group: name() }).unwrap();
-        assert!(!world.state.holds_up(sleeps, &name()), "{length}");
+        assert_eq!(world.state.holds_up(sleeps, &name()), None, "{length}");
     };
     check(1, QUEUE_MAX / 2 - 2);
     check(VALUE_MAX, DC_QUEUES_BYTES_MAX / 2 / VALUE_MAX - 1);
+}
+
+#[test]
+fn whoever_should_give_a_joiner_its_state_holds_the_group_up() {
+    use crate::limits::{DC_QUEUES_BYTES_MAX, QUEUE_MAX};
+    let mut world = World::default();
+    let (donor, other, joiner) = (world.open(1), world.open(2), world.open(3));
+    let name = || Realm::Dc(1).name("g").unwrap();
+    let give = |view| Op::GiveState { group: name(), view, bytes: vec![] };
+    let acknowledge = |number| Op::Acknowledge { group: name(), number };
+    let cast = |world: &mut World, length: usize| {
+        let cast = Op::Cast { group: name(), bytes: vec![0; length] };
+        let Ok(Done::Sent { number }) = world.ask(donor, cast) else { panic!("not sent") };
+        for client in [donor, other] {
+            world.ask(client, acknowledge(number)).unwrap();
+        }
+    };
+    let blamed =
+        |world: &World| [donor, other, joiner].map(|one| world.state.holds_up(one, &name()));
+    let (take, give_it) = (Some(Debt::Take), Some(Debt::Give { view: 3 }));
+    for client in [donor, other] {
+        world.ask(client, Op::Join { group: name() }).unwrap();
+    }
+    world.ask(donor, give(2)).unwrap();
+    world.ask(other, acknowledge(2)).unwrap();
+    world.ask(joiner, Op::Join { group: name() }).unwrap();
+    (0..QUEUE_MAX / 2).for_each(|_| cast(&mut world, 1));
+    assert_eq!(blamed(&world), [give_it, None, None]);
+    // What is given is the joiner's to take.
+    let mut given = world.clone();
+    given.ask(donor, give(3)).unwrap();
+    assert_eq!(blamed(&given), [None, None, take]);
+    // Nobody can be blamed for a state that there is no room for.
+    (0..DC_QUEUES_BYTES_MAX / VALUE_MAX - 2).for_each(|_| cast(&mut world, VALUE_MAX));
+    assert_eq!(blamed(&world), [None, None, take]);
 }
 
 fn any_op() -> impl Strategy<Value = Op> {

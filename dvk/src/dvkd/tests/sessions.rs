@@ -93,3 +93,43 @@ fn giving_up_that_nobody_hears_ends_the_session() {
     let end = std::iter::repeat_with(|| waiter.next(0, soon())).take(3).find_map(Result::err);
     assert!(matches!(end, Some(Ended::Lost(_))), "{end:?}");
 }
+
+#[test]
+fn a_member_cannot_have_dealt_with_what_has_not_come() {
+    let cluster = start();
+    let client = program(&cluster, 1);
+    let join = Op::Join { group: "g".into() };
+    assert!(matches!(ask(&client, join), Reply::Joined { view: 1, .. }));
+    let receive = |after| {
+        let op = Op::Receive { group: "g".into(), after };
+        hear(&client, client.post(op, Some(300), None).unwrap().unwrap())
+    };
+    assert_eq!(failure(receive(2)), Failure::Refused);
+    assert!(matches!(receive(0), Reply::Item { number: 1, .. }));
+    assert_eq!(failure(receive(1)), Failure::Timeout);
+}
+
+#[test]
+fn a_member_that_was_not_told_that_it_has_joined_is_one_like_any_other() {
+    let cluster = start();
+    let client = program(&cluster, 1);
+    ask(&client, put("k", "v"));
+    // It is not waited for, but happens. One that is quick is answered; then another is not.
+    let is_unanswered = |group: &String| {
+        let join = client.post(Op::Join { group: group.clone() }, Some(0), None).unwrap().unwrap();
+        matches!(hear(&client, join), Reply::Failed { failure: Failure::Unavailable, .. })
+    };
+    let group = (0..60).map(|number| format!("g{number}")).find(is_unanswered).unwrap();
+    let receive = |after| {
+        let op = Op::Receive { group: group.clone(), after };
+        hear(&client, client.post(op, Some(0), None).unwrap().unwrap())
+    };
+    let first = std::iter::repeat_with(|| receive(0))
+        .find(|reply| !matches!(reply, Reply::Failed { failure: Failure::NotHeld, .. }));
+    assert!(matches!(first, Some(Reply::Item { number: 1, .. })), "{first:?}");
+    assert_eq!(failure(receive(1)), Failure::Timeout);
+    let linking = cluster.daemon(1).shared.linking.as_ref().unwrap();
+    let (state, ..) = linking.system.at_work().unwrap();
+    let name = ::group::Realm::Dc(1).name(&group).unwrap();
+    assert_eq!(state.look(|state| state.queued(&name)), 0, "nobody has acknowledged anything");
+}
