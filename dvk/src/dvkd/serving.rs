@@ -156,11 +156,7 @@ impl Served {
                     0 => return Ok(()),
                     length => lines.push(&piece[..length]),
                 },
-                Some(done) = tasks.join_next() => {
-                    let (id, written): (u64, Result<()>) = done.map_err(Error::other)?;
-                    open.remove(&id);
-                    written?;
-                }
+                Some(done) = tasks.join_next() => close(&mut open, done)?,
                 () = self.lost() => return self.say(0, &self.cx.lost()).await,
                 why = &mut stalled => {
                     return self.say(0, &Reply::Lost { why: format!("{why}: its session is ended") }).await;
@@ -168,6 +164,10 @@ impl Served {
             }
             while let Some(line) = lines.take().map_err(|()| invalid("a request is too long"))? {
                 long = None;
+                // What has been answered is open no more, and its number free.
+                while let Some(done) = tasks.try_join_next() {
+                    close(&mut open, done)?;
+                }
                 let request = serde_json::from_slice::<Request>(&line);
                 let Some(request) = request.ok().filter(|one| !open.contains_key(&one.id)) else {
                     let why = "a request that is not understood; is it another version?";
@@ -397,8 +397,8 @@ impl Served {
                 let name = self.cx.name(&group)?;
                 let joined = self.run(Command::Join { group: name.clone() }, patience).await?;
                 self.notes().progress.remove(&name);
+                let Done::Joined { view } = joined else { return Err(strange(&joined)) };
                 let member = self.session(patience).await?.client().0;
-                let view = if let Done::Joined { view } = joined { view } else { 0 };
                 Ok(Answer::Say(Reply::Joined { member, view }))
             }
             Op::Grant { ttl_ms } => {
@@ -462,7 +462,8 @@ impl Served {
         match self.run(Command::Lock { name, wait: false }, patience).await? {
             Done::Locked { fence } => Ok(Answer::Say(Reply::Locked { token: fence })),
             // It has a place in line that nobody waits at.
-            _ => taken(),
+            Done::Waiting => taken(),
+            other => Err(strange(&other)),
         }
     }
 
@@ -486,13 +487,13 @@ impl Served {
                 Command::GiveState { group: cx.name(&group)?, view, bytes: state.0 }
             }
             Op::Leave { group } => Command::Leave { group: cx.name(&group)? },
-            // `carry_out` and its callers deal with them.
-            _ => return Ok(Answer::Say(Reply::Done)),
+            other => return Err(strange(&other)),
         };
         Ok(Answer::Say(match self.run(command, patience).await? {
             Done::Changed { revision, found } => Reply::Changed { revision, found },
             Done::Sent { number } => Reply::Sent { number },
-            _ => Reply::Done,
+            Done::Fine => Reply::Done,
+            other => return Err(strange(&other)),
         }))
     }
 
@@ -589,27 +590,27 @@ impl Served {
         }
     }
 
-    /// Waits for changes; what they are is looked up when it is said.
+    /// Waits for changes; what they are is looked up when it is said: from where on nothing of the kind has been seen. If
+    /// time is over that is said too, so that who asks again need not go back to where it began.
     async fn watch(&self, op: Op, limit: Option<Duration>) -> Answered {
-        let Op::Watch { start, end, from: Some(first) } = &op else { return Ok(Answer::Look(op)) };
-        let (start, end) = self.cx.bounds(start, end.as_ref());
-        let mut from = (*first).max(1);
-        let found = self.cx.group.wait(|state| match state.changes(&start, end.as_deref(), from) {
-            Ok(changes) => {
-                from = changes.next;
-                (!changes.events.is_empty()).then_some(())
-            }
-            Err(_) => Some(()),
-        });
+        let Op::Watch { start, end, from: Some(first) } = op else { return Ok(Answer::Look(op)) };
+        let (first_key, behind) = self.cx.bounds(&start, end.as_ref());
+        let mut from = first.max(1);
+        let found =
+            self.cx.group.wait(|state| match state.changes(&first_key, behind.as_deref(), from) {
+                Ok(changes) if changes.events.is_empty() => {
+                    from = changes.next;
+                    None
+                }
+                Ok(_) | Err(_) => Some(()),
+            });
         tokio::select! {
             // Whoever does not want to wait gets what is there.
             biased;
             () = found => {}
-            () = over(limit.map(|limit| Instant::now() + limit)) => {
-                return Err(Trouble::Failed(Failure::Timeout, "nothing has changed".into()));
-            }
+            () = over(limit.map(|limit| Instant::now() + limit)) => {}
         }
-        Ok(Answer::Look(op))
+        Ok(Answer::Look(Op::Watch { start, end, from: Some(from) }))
     }
 
     /// Waits for what a member gets next. What it has dealt with is acknowledged when it has nothing else to do, or that
@@ -699,10 +700,27 @@ impl Stalls {
 /// Open requests by their numbers, and how to cancel them.
 type Open = BTreeMap<u64, Arc<Notify>>;
 
+/// A request has been answered.
+fn close(
+    open: &mut Open,
+    done: std::result::Result<(u64, Result<()>), tokio::task::JoinError>,
+) -> Result<()> {
+    let (id, written) = done.map_err(Error::other)?;
+    open.remove(&id);
+    written
+}
+
 /// The right to have a long request in memory that is not whole yet.
 struct Long {
     until: Instant,
     _permit: OwnedSemaphorePermit,
+}
+
+/// It cannot be: a mistake in this program. Nothing is done, or nobody knows what was.
+pub(super) fn strange(what: &dyn std::fmt::Debug) -> Trouble {
+    tracing::error!(?what, "the services do not fit each other");
+    let why = format!("dvkd made a mistake ({what:?}); please report it");
+    Trouble::Failed(Failure::Unavailable, why)
 }
 
 fn invalid(why: &str) -> Error {

@@ -1,6 +1,8 @@
 //! What the requests of one session with the system group mean for each other.
 
-use super::programs::{ask, enter, failure, hear, post, program, put, send_raw, soon, start};
+use super::programs::{
+    ask, enter, failure, first, hear, post, program, put, send_raw, soon, start,
+};
 use super::system::settled;
 use super::*;
 use crate::dvkd::services::{Failure, Op, Reply};
@@ -132,4 +134,23 @@ fn a_member_that_was_not_told_that_it_has_joined_is_one_like_any_other() {
     let (state, ..) = linking.system.at_work().unwrap();
     let name = ::group::Realm::Dc(1).name(&group).unwrap();
     assert_eq!(state.look(|state| state.queued(&name)), 0, "nobody has acknowledged anything");
+}
+
+#[test]
+fn a_watcher_need_not_remember_what_it_does_not_watch() {
+    let cluster = start();
+    let (client, watcher) = (program(&cluster, 1), Client::new(enter(&cluster, 1)));
+    assert_eq!(first(&watcher), Some(Reply::Ready));
+    let watch = Op::Watch { start: "w".into(), end: None, from: Some(1) };
+    let watching = post(&watcher, watch.clone());
+    let big = "x".repeat(32 << 10);
+    for _ in 0..20 {
+        assert!(matches!(ask(&client, put("k", &big)), Reply::Changed { .. }));
+        // It has seen that.
+        ask(&watcher, Op::Get { key: "k".into() });
+    }
+    assert!(matches!(failure(ask(&client, watch)), Failure::Forgotten(_)));
+    ask(&client, put("w", "v"));
+    let Reply::Changes { changes, next } = hear(&watcher, watching) else { panic!("no changes") };
+    assert_eq!((changes.len(), changes[0].revision, next), (1, 21, 22));
 }
