@@ -406,15 +406,15 @@ impl Served {
                 Ok(Answer::Say(Reply::Joined { member, view }))
             }
             Op::Grant { ttl_ms } => {
-                let lease = self.lease(Lease::After(ttl_ms), patience).await?;
-                let lease = lease.map_or(0, |lease| lease.0);
+                let lease = self.grant(ttl_ms, patience).await?.0;
                 Ok(Answer::Say(Reply::Leased { lease }))
             }
             Op::Renew { lease, ends } => {
-                let session = self.session(patience).await?;
-                let renewed = timeout(patience, session.renew(ClientId(lease), ends)).await;
-                self.cx.explain(renewed.unwrap_or(Err(Unavailable.into())))?;
-                Ok(Answer::Say(Reply::Done))
+                let renew = Command::Renew { lease: ClientId(lease), ends };
+                match self.run(renew, patience).await? {
+                    Done::Fine => Ok(Answer::Say(Reply::Done)),
+                    other => Err(strange(&other)),
+                }
             }
             op => self.change(op, patience).await,
         }
@@ -486,28 +486,24 @@ impl Served {
         }))
     }
 
+    /// With what a key ends. Whether that is this session's to say, the state knows.
     async fn lease(
         &self,
         lease: Lease,
         patience: Duration,
     ) -> std::result::Result<Option<ClientId>, Trouble> {
-        let cx = &self.cx;
-        let unavailable = |_| Err(Unavailable.into());
         match lease {
             Lease::None => Ok(None),
             Lease::Connection => Ok(Some(self.session(patience).await?.client())),
-            Lease::After(ttl) => {
-                let _turn = cx.turn().await;
-                let granted = timeout(patience, Session::grant(&cx.group, ttl, cx.realm)).await;
-                cx.explain(granted.unwrap_or_else(unavailable)).map(Some)
-            }
-            Lease::Held(lease) => {
-                let lease = ClientId(lease);
-                let session = self.session(patience).await?;
-                let checked = timeout(patience, session.check_lease(lease)).await;
-                let known = checked.unwrap_or_else(|_| Err(Unavailable.into()));
-                cx.explain(known).map(|()| Some(lease))
-            }
+            Lease::After(ttl) => self.grant(ttl, patience).await.map(Some),
+            Lease::Held(lease) => Ok(Some(ClientId(lease))),
+        }
+    }
+
+    async fn grant(&self, ttl: u64, patience: Duration) -> std::result::Result<ClientId, Trouble> {
+        match self.run(Command::Grant { ttl }, patience).await? {
+            Done::Opened { client } => Ok(client),
+            other => Err(strange(&other)),
         }
     }
 

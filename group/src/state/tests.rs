@@ -218,7 +218,10 @@ fn a_watcher_gets_each_change_from_its_revision_and_learns_when_it_is_too_late()
 #[test]
 fn a_key_ends_with_its_lease_unless_it_was_put_without() {
     let mut world = World::default();
-    let [owner, lease] = world.clients();
+    let [owner, other] = world.clients();
+    let Ok(Done::Opened { client: lease }) = world.ask(owner, Op::Grant { ttl: TTL }) else {
+        panic!("no lease")
+    };
     for key in ["gone", "kept", "deleted"] {
         let op = Op::Put { key: key.into(), value: b"1".to_vec(), lease: Some(lease) };
         world.ask(owner, op).unwrap();
@@ -226,6 +229,25 @@ fn a_key_ends_with_its_lease_unless_it_was_put_without() {
     world.ask(owner, put("kept", "2")).unwrap();
     world.ask(owner, Op::Delete { key: b"deleted".to_vec() }).unwrap();
     let before = world.state.revision(Realm::System);
+    // Whoever else knows its number, or a session's, can do nothing with it, and as itself it asks nothing.
+    for (client, lease) in [(other, lease), (other, owner), (owner, other)] {
+        for ends in [false, true] {
+            assert_eq!(world.ask(client, Op::Renew { lease, ends }), Err(Refusal::NotHeld));
+        }
+        let put = Op::Put { key: b"y".to_vec(), value: vec![], lease: Some(lease) };
+        assert_eq!(world.ask(client, put), Err(Refusal::NotHeld));
+    }
+    for op in [Op::KeepAlive, Op::Close, put("y", ""), Op::Grant { ttl: TTL }] {
+        assert_eq!(world.ask(lease, op), Err(Refusal::NoSession));
+    }
+    world.now += TTL / 2;
+    world.send(owner, 0, 0, Op::KeepAlive).unwrap();
+    assert_eq!(world.ask(owner, Op::Renew { lease, ends: false }), Ok(Done::Fine));
+    world.now += TTL / 2;
+    world.send(owner, 0, 0, Op::KeepAlive).unwrap();
+    world.now += TTL / 4;
+    world.send(ClientId::default(), 0, 0, Op::Tick).unwrap();
+    assert!(world.state.is_alive(lease) && !world.state.is_alive(other));
     world.only_these_live(&[owner]);
     assert_eq!(world.state.get(b"gone"), None);
     assert_eq!(world.state.get(b"kept").unwrap().lease, None);
@@ -233,7 +255,20 @@ fn a_key_ends_with_its_lease_unless_it_was_put_without() {
     let events = world.state.changes(b"", None, before + 1).unwrap().events;
     assert_eq!(events, [Event { revision: before + 1, key: b"gone".to_vec(), value: None }]);
     let dead = Op::Put { key: b"x".to_vec(), value: vec![], lease: Some(lease) };
-    assert_eq!(world.ask(owner, dead), Err(Refusal::NoSession));
+    assert_eq!(world.ask(owner, dead), Err(Refusal::NotHeld));
+    // It outlives the session that it was granted to.
+    let Ok(Done::Opened { client: lease }) = world.ask(owner, Op::Grant { ttl: 4 * TTL }) else {
+        panic!("no lease")
+    };
+    let key = Op::Put { key: b"z".to_vec(), value: vec![], lease: Some(lease) };
+    world.ask(owner, key).unwrap();
+    world.send(owner, 0, 0, Op::Close).unwrap();
+    assert!(world.state.get(b"z").is_some());
+    world.only_these_live(&[]);
+    world.only_these_live(&[]);
+    world.only_these_live(&[]);
+    world.only_these_live(&[]);
+    assert_eq!(world.state.get(b"z"), None);
 }
 
 #[test]
@@ -528,7 +563,7 @@ fn a_snapshot_of_another_version_is_refused_with_both_versions() {
     let mut bytes = State::default().snapshot();
     bytes[0] = 9;
     let error = State::restore(&bytes).unwrap_err();
-    assert_eq!(error.to_string(), "snapshot version 9, this dvs reads 2");
+    assert_eq!(error.to_string(), "snapshot version 9, this dvs reads 3");
 }
 
 #[test]
@@ -782,6 +817,8 @@ fn any_op() -> impl Strategy<Value = Op> {
             bytes
         }),
         any_table_op().prop_map(Op::Table),
+        (50..2000u64).prop_map(|ttl| Op::Grant { ttl }),
+        (client(), any::<bool>()).prop_map(|(lease, ends)| Op::Renew { lease, ends }),
     ]
 }
 
