@@ -315,6 +315,10 @@ pub const SERVICE_WRITE_MAX: Duration = Duration::from_secs(10);
 /// How long an operation of a service may take if the asker does not say.
 pub const SERVICE_PATIENCE: Duration = Duration::from_secs(10);
 
+/// A session may take so long to open, however little time the asker has to wait for others: twice a change of the
+/// leader.
+pub const SERVICE_OPENING: Duration = Duration::from_secs(1);
+
 /// A service that makes somebody wait says for what, after this long and whenever that changes.
 pub const SERVICE_SILENCE: Duration = Duration::from_secs(2);
 

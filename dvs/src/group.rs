@@ -33,7 +33,8 @@ pub(crate) struct StatusOptions {
 #[derive(Clone, Debug, clap::Args)]
 #[command(
     after_help = "One line per item: its number, view or message, and the members' or the sender's number, the \
-    message. Other lines are for people, on standard error."
+    message. Who joins begins with the view that another listener gives it; a state of another program is state, and no \
+    more is said of it. Other lines are for people, on standard error."
 )]
 pub(crate) struct ListenOptions {
     /// The group: any name, for the whole cluster
@@ -134,6 +135,14 @@ fn shown(status: &GroupStatus) -> String {
     )
 }
 
+/// What listeners give those who join begins so: no state of another program is taken for it.
+const GIVEN: &[u8] = b"dvs group listen ";
+
+/// The members, if a listener has given this.
+fn given(state: &Text) -> Option<Vec<u64>> {
+    serde_json::from_slice(state.0.strip_prefix(GIVEN)?).ok()
+}
+
 fn listen(options: &ListenOptions) -> Result<()> {
     let mut services = options.options.connect()?;
     let mut left = options.count.unwrap_or(usize::MAX);
@@ -151,14 +160,17 @@ fn listen(options: &ListenOptions) -> Result<()> {
         left -= usize::from(matches!(item, Item::Message { .. }));
         if let Item::View { members, gives: true, .. } = &item {
             // All that a listener knows is who is there.
-            let state = Text(serde_json::to_vec(members)?);
-            services.ask(Op::Give { group: group.clone(), view: number, state })?;
+            let state = Text([GIVEN, &serde_json::to_vec(members)?].concat());
+            match services.ask(Op::Give { group: group.clone(), view: number, state })? {
+                Reply::Done => {}
+                other => return unexpected(&other),
+            }
         }
         let item = match item {
             // What a joiner is given by another listener is the view that it begins with.
-            Item::State { bytes } => match serde_json::from_slice(&bytes.0) {
-                Ok(members) => Item::View { members, fresh: false, gives: false },
-                Err(_) => Item::State { bytes },
+            Item::State { bytes } => match given(&bytes) {
+                Some(members) => Item::View { members, fresh: false, gives: false },
+                None => Item::State { bytes },
             },
             item => item,
         };
@@ -195,7 +207,10 @@ fn say_item(number: u64, item: Item, json: bool) -> Result<()> {
 
 fn send(options: &SendOptions) -> Result<()> {
     let mut services = options.options.connect()?;
-    services.ask(Op::Join { group: options.name.clone() })?;
+    match services.ask(Op::Join { group: options.name.clone() })? {
+        Reply::Joined { .. } => {}
+        other => return unexpected(&other),
+    }
     for message in &options.messages {
         send_one(&mut services, &options.name, text(message))?;
     }
@@ -211,5 +226,21 @@ fn send_one(services: &mut Services, group: &str, bytes: Text) -> Result<()> {
     match services.ask(Op::Cast { group: group.to_owned(), bytes })? {
         Reply::Sent { number } => say(&format!("{number}\n")),
         other => unexpected(&other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_a_listener_gives_is_taken_for_a_view() {
+        let check = |state: &str, expected: Option<Vec<u64>>| {
+            assert_eq!(given(&state.into()), expected, "{state}");
+        };
+        check("dvs group listen [3,4]", Some(vec![3, 4]));
+        check("[3,4]", None);
+        check("dvs group listen", None);
+        check("dvs group listen {}", None);
     }
 }

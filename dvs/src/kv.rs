@@ -242,8 +242,16 @@ fn watch(options: &WatchOptions) -> Result<()> {
     let mut from = options.rev;
     while left > 0 {
         let watch = Op::Watch { start: start.clone(), end: end.clone(), from };
-        let Reply::Changes { changes, next } = services.ask(watch)? else {
-            bail!("dvkd's answer is not understood; is it another version?");
+        let (changes, next) = match services.ask(watch) {
+            Ok(Reply::Changes { changes, .. }) if changes.is_empty() && from.is_some() => {
+                return Err(Exit::error(exit::NOT_TAKEN, "nothing has changed"));
+            }
+            Ok(Reply::Changes { changes, next }) => (changes, next),
+            Ok(other) => return unexpected(&other),
+            Err(error) => {
+                from.iter().for_each(|from| eprintln!("dvs: to go on: --rev {from}"));
+                return Err(error);
+            }
         };
         for change in changes.iter().take(left) {
             say_change(change, options.json.json)?;

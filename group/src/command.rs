@@ -45,7 +45,7 @@ pub enum Op {
     KeepAlive,
     /// Ends the session and what it holds.
     Close,
-    /// Stores a value. With a lease it is deleted when that session ends.
+    /// Stores a value. With a lease, the session itself or one that it was granted, it is deleted when that ends.
     Put { key: Vec<u8>, value: Vec<u8>, lease: Option<ClientId> },
     /// Deletes a key, if it is there.
     Delete { key: Vec<u8> },
@@ -76,6 +76,10 @@ pub enum Op {
     GiveState { group: String, view: u64, bytes: Vec<u8> },
     /// A change of the cluster's tables.
     Table(TableOp),
+    /// A lease of this session's: it ends `ttl` after it was granted or last renewed, not with the session.
+    Grant { ttl: Millis },
+    /// Gives a lease that this session was granted its time anew, or ends it and the keys that have it.
+    Renew { lease: ClientId, ends: bool },
 }
 
 /// A change of the tables of nodes, containers and the directory.

@@ -18,6 +18,8 @@ pub struct Contact {
     /// A node that was silent for so long is out of contact.
     window: Millis,
     heard: BTreeMap<RaftId, Heard>,
+    /// The last that spoke as leader, and when.
+    led: Option<(RaftId, Millis)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -31,7 +33,7 @@ struct Heard {
 
 impl Contact {
     pub fn new(this: RaftId, window: Millis) -> Contact {
-        Contact { this, window, heard: BTreeMap::new() }
+        Contact { this, window, heard: BTreeMap::new(), led: None }
     }
 
     /// A sign of life of a node, which has heard these of late, and has so many entries in its log.
@@ -55,6 +57,19 @@ impl Contact {
     /// Is there two-way contact with another node?
     pub fn reaches(&self, node: RaftId, now: Millis) -> bool {
         self.last(node).is_some_and(|last| now <= last + self.window)
+    }
+
+    /// A node has spoken as the leader.
+    pub fn led(&mut self, leader: RaftId, now: Millis) {
+        self.led = Some((leader, now));
+    }
+
+    /// Does the node lead this one? One whose log hangs says still that it is here, but leads no more: that it has not spoken
+    /// as leader may also be because this node takes its time to store what it said, so that gets longer.
+    pub fn is_led_by(&self, leader: RaftId, now: Millis) -> bool {
+        let spoke =
+            self.led.is_some_and(|(other, at)| other == leader && now <= at + 4 * self.window);
+        self.reaches(leader, now) && spoke
     }
 
     /// How many of these voters should stand for election before this node, whose log has so many entries.
@@ -128,6 +143,21 @@ mod tests {
         contact.heard(1, &[3], 9, 0);
         contact.heard(2, &[], 9, 90);
         assert_eq!(contact.ahead(&three()[0], 7, 101), 0);
+    }
+
+    #[test]
+    fn a_leader_that_is_here_and_does_not_lead_is_missed() {
+        let mut contact = Contact::new(1, 100);
+        let here = |contact: &mut Contact, now| contact.heard(2, &[1], 0, now);
+        here(&mut contact, 0);
+        assert!(!contact.is_led_by(2, 0));
+        contact.led(2, 0);
+        here(&mut contact, 400);
+        assert!(contact.is_led_by(2, 400) && !contact.is_led_by(3, 400));
+        here(&mut contact, 401);
+        assert!(!contact.is_led_by(2, 401));
+        contact.led(2, 401);
+        assert!(contact.is_led_by(2, 501) && !contact.is_led_by(2, 502));
     }
 
     #[test]

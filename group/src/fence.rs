@@ -65,15 +65,30 @@ async fn sign_on(group: &Group) -> Result<Option<(ClientId, u64)>, Unavailable> 
     let open = Op::Open { nonce: Jitter.next_u64(), ttl: config.lease, realm: Realm::System };
     let (_, opened) = group.submit(ClientId::default(), 0, 0, open, patience).await?;
     let Ok(Done::Opened { client }) = opened else { return Ok(None) };
+    let epoch = go_up(group, client, node, patience).await;
+    if !matches!(epoch, Ok(Some(_))) {
+        // Else nobody may sign on for this node until the session's time is over.
+        leave(group, client).await;
+    }
+    Ok(epoch?.map(|epoch| (client, epoch)))
+}
+
+/// Says in its session that the node is up; none if that is refused.
+async fn go_up(
+    group: &Group,
+    client: ClientId,
+    node: NodeId,
+    patience: Duration,
+) -> Result<Option<u64>, Unavailable> {
+    let config = &group.0.config;
     let known =
         TableOp::PutNode { node, name: config.name.clone(), address: config.address.clone() };
     group.submit(client, 1, 0, Op::Table(known), patience).await?.1.ok();
     let up = Op::Table(TableOp::NodeUp { node, incarnation: group.0.incarnation });
     match group.submit(client, 2, 1, up, patience).await?.1 {
-        Ok(Done::Epoch { epoch }) => Ok(Some((client, epoch))),
+        Ok(Done::Epoch { epoch }) => Ok(Some(epoch)),
         refused => {
             tracing::info!(node, ?refused, "cannot sign on yet");
-            leave(group, client).await;
             Ok(None)
         }
     }

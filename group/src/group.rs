@@ -302,6 +302,12 @@ impl Group {
         let raft = &self.0.raft;
         match ask {
             Ask::Append(request) => {
+                // An earlier leader may not know yet that it is one.
+                if let Some(leader) = request.vote.leader_id.voted_for()
+                    && request.vote >= raft.metrics().borrow().vote
+                {
+                    self.with_contact(|contact| contact.led(leader, self.local_time()));
+                }
                 raft.append_entries(request).await.map_or(Tell::Failed, Tell::Append)
             }
             Ask::Vote(request) => raft.vote(request).await.map_or(Tell::Failed, Tell::Vote),

@@ -51,7 +51,7 @@ pub(crate) async fn contact(group: Group) {
         let majority = group.with_contact(|contact| contact.has_majority(&voters, now));
         let leader = group.leader();
         let (ahead, is_led) = group.with_contact(|contact| {
-            let is_led = |leader| leader == group.node() || contact.reaches(leader, now);
+            let is_led = |leader| leader == group.node() || contact.is_led_by(leader, now);
             let others = everybody.iter().copied().filter(|node| Some(*node) != leader);
             (contact.ahead(&others.collect(), log, now), leader.is_some_and(is_led))
         });

@@ -37,7 +37,6 @@ pub struct Session(Arc<Inner>);
 struct Inner {
     group: Group,
     client: ClientId,
-    realm: Realm,
     gate: Option<Arc<Semaphore>>,
     numbers: Mutex<Numbers>,
     life: Life,
@@ -127,7 +126,7 @@ impl Session {
         group.reach(index).await;
         let life = Life { until: Mutex::new(until), ended: Signal::new(0) };
         let (group, numbers) = (group.clone(), Mutex::default());
-        let inner = Inner { group: group.clone(), client, realm, gate, numbers, life };
+        let inner = Inner { group: group.clone(), client, gate, numbers, life };
         let session = Session(Arc::new(inner));
         let weak = Arc::downgrade(&session.0);
         tokio::spawn(async move {
@@ -149,43 +148,23 @@ impl Session {
         Ok(session)
     }
 
-    /// Opens a session that gives no signs of life: it ends after `ttl` milliseconds. A lease for keys.
+    /// A lease for keys, of `ttl` milliseconds. It does not end with the session; nobody else can renew it.
     ///
     /// # Errors
-    /// As [`Session::open`].
-    pub async fn grant(group: &Group, ttl: Millis, realm: Realm) -> Result<ClientId, Failure> {
-        let open = Op::Open { nonce: Jitter.next_u64(), ttl, realm };
-        let (index, answer) = group.submit(ClientId::default(), 0, 0, open, PATIENCE).await?;
-        let Done::Opened { client } = answer? else { return Err(Refusal::NoSession.into()) };
-        group.reach(index).await;
-        Ok(client)
+    /// The group cannot be reached, or refuses the time; the realm has too many.
+    pub async fn grant(&self, ttl: Millis) -> Result<ClientId, Failure> {
+        match self.run(Op::Grant { ttl }).await? {
+            Done::Opened { client } => Ok(client),
+            _ => Err(Refusal::NoSession.into()),
+        }
     }
 
-    /// Gives a lease of this realm its time anew, or (`ends`) ends it and the keys that it has.
+    /// Gives a lease that this session was granted its time anew, or (`ends`) ends it and the keys that it has.
     ///
     /// # Errors
-    /// [`Refusal::NoSession`]: it has ended, or is another realm's; not reached.
+    /// [`Refusal::NotHeld`]: it has ended, or is another's; not reached.
     pub async fn renew(&self, lease: ClientId, ends: bool) -> Result<(), Failure> {
-        self.check_lease(lease).await?;
-        let op = if ends { Op::Close } else { Op::KeepAlive };
-        let _turn = self.turn().await;
-        let (_, answer) = self.0.group.submit(lease, 0, 0, op, PATIENCE).await?;
-        answer?;
-        Ok(())
-    }
-
-    /// Is it a lease of this session's realm?
-    ///
-    /// # Errors
-    /// As [`Session::renew`].
-    pub async fn check_lease(&self, lease: ClientId) -> Result<(), Failure> {
-        // Tokens never repeat: who knows its realm here needs nobody else.
-        let known = self.0.group.look(|state| state.realm_of(lease));
-        let found = match known {
-            Some(realm) => Some(realm),
-            None => self.0.group.read(|state| state.realm_of(lease), PATIENCE).await?,
-        };
-        if found == Some(self.0.realm) { Ok(()) } else { Err(Refusal::NoSession.into()) }
+        self.run(Op::Renew { lease, ends }).await.map(drop)
     }
 
     async fn turn(&self) -> Option<SemaphorePermit<'_>> {

@@ -14,7 +14,7 @@ mod tables;
 pub use barrier::Passage;
 pub use kv::{Changes, Entry, Event, Range};
 pub use line::Holder;
-pub use multicast::{Delivery, Item, Member, View};
+pub use multicast::{Debt, Delivery, Item, Member, View};
 pub use tables::{Dc, Node, Place};
 
 use crate::command::{
@@ -32,7 +32,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tables::Tables;
 
 /// Version of a snapshot's format: the first thing in it.
-pub const SNAPSHOT_VERSION: u32 = 2;
+pub const SNAPSHOT_VERSION: u32 = 3;
 
 /// The state of the system group.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,6 +83,10 @@ impl Holds {
         bounded(count + 1, HOLDS_MAX, Limit::Holds)
     }
 
+    fn of(&self, client: ClientId) -> impl Iterator<Item = &Hold> {
+        self.0.get(&client).into_iter().flatten()
+    }
+
     fn insert(&mut self, client: ClientId, hold: Hold) {
         self.0.entry(client).or_default().insert(hold);
     }
@@ -110,7 +114,7 @@ impl State {
             Op::Open { nonce, ttl, realm } => return self.open(nonce, ttl, realm),
             _ => {}
         }
-        self.sessions.alive(client)?;
+        self.sessions.speaks(client)?;
         match op {
             Op::KeepAlive => return self.sessions.keep_alive(client, self.now),
             Op::Close => {
@@ -133,9 +137,11 @@ impl State {
     /// The operations that happen once.
     fn execute(&mut self, client: ClientId, op: Op) -> Answer {
         match op {
-            Op::Put { key, value, lease } => self.put(key, value, lease),
+            Op::Put { key, value, lease } => self.put(client, key, value, lease),
             Op::Delete { key } => self.delete(&key),
-            Op::Swap { key, expected, value, lease } => self.swap(key, expected, value, lease),
+            Op::Swap { key, expected, value, lease } => {
+                self.swap(client, key, expected, value, lease)
+            }
             Op::Lock { name, wait } => self.lock(client, name, wait),
             Op::Unlock { name } => self.unlock(client, &name),
             Op::Campaign { name, value } => self.campaign(client, name, value),
@@ -149,6 +155,11 @@ impl State {
                 self.groups.give_state(client, &group, view, bytes)
             }
             Op::Table(op) => self.table(client, op),
+            Op::Grant { ttl } => {
+                let lease = self.sessions.grant(client, ttl, self.now, &mut self.serial)?;
+                Ok(Done::Opened { client: lease })
+            }
+            Op::Renew { lease, ends } => self.renew(client, lease, ends),
             // Dealt with before: they have no number in the session.
             Op::Tick | Op::Open { .. } | Op::KeepAlive | Op::Close | Op::Acknowledge { .. } => {
                 Ok(Done::Fine)
@@ -161,7 +172,16 @@ impl State {
         Ok(Done::Opened { client })
     }
 
-    /// Ends a session and everything it holds.
+    fn renew(&mut self, client: ClientId, lease: ClientId, ends: bool) -> Answer {
+        self.sessions.is_lease_of(client, lease)?;
+        if !ends {
+            return self.sessions.keep_alive(lease, self.now);
+        }
+        self.end(lease);
+        Ok(Done::Fine)
+    }
+
+    /// Ends a session, or a lease, and everything it holds.
     fn end(&mut self, client: ClientId) {
         self.sessions.remove(client);
         for hold in self.holds.0.remove(&client).unwrap_or_default() {

@@ -48,6 +48,8 @@ static void errors(void) {
     IS(dvk_lock(session, "\xff", DVK_NOWAIT, NULL), -EDVSINVAL);
     IS(dvk_lock(session, "", DVK_NOWAIT, NULL), -EDVSNOSPC);
     IS(dvk_group_open(NULL), -EDVSFAULT);
+    IS(dvk_lease_grant(session, 60000, NULL), -EDVSFAULT);
+    IS(dvk_group_receive(session, key, 0, DVK_NOWAIT, NULL), -EDVSFAULT);
     IS(get(key, ""), -EDVSNOENT);
     IS(dvk_group_error(text, 6), 13);
     IS(strcmp(text, "there"), 0);
@@ -91,6 +93,7 @@ static void keys(void) {
     meet();
     IS(get(called("loser"), ""), 1);
     IS(get(called("winner"), ""), 1);
+    meet();
     if (is_first) {
         IS(dvk_kv_cas(session, key, strlen(key), revision, NULL, 0, DVK_NO_LEASE, NULL), 0);
         IS(dvk_kv_delete(session, called("winner"), strlen(called("winner"))), 1);
@@ -140,13 +143,24 @@ static void locks(void) {
     uint64_t first_token = 0, token = 0, epoch = 0;
     if (is_first) {
         IS(dvk_lock(session, called("lock"), DVK_FOREVER, &first_token), 0);
-        IS(dvk_campaign(session, called("lead"), "first", 5, DVK_FOREVER, &epoch), 0);
+        IS(dvk_campaign(session, called("lead"), "1st", 3, DVK_FOREVER, &epoch), 0);
+        /* What it has it is given again, and keeps; with no time there is enough for what waits for nobody. */
+        uint64_t again = 0;
+        IS(dvk_lock(session, called("lock"), DVK_NOWAIT, &again), 0);
+        IS(again == first_token, 1);
+        IS(dvk_lock(session, called("lock"), 1, &again), 0);
+        IS(again == first_token, 1);
+        IS(dvk_campaign(session, called("lead"), "first", 5, DVK_NOWAIT, &again), 0);
+        IS(again == epoch, 1);
+        IS(dvk_barrier(session, called("own"), 1, DVK_NOWAIT), 0);
     }
     meet();
     if (!is_first) {
         char value[8];
         IS(dvk_lock(session, called("lock"), DVK_NOWAIT, NULL), -EDVSBUSY);
         IS(dvk_lock(session, called("lock"), 30, NULL), -EDVSTIMEDOUT);
+        IS(dvk_campaign(session, called("lead"), "second", 6, DVK_NOWAIT, NULL), -EDVSTIMEDOUT);
+        IS(dvk_barrier(session, called("own"), 2, DVK_NOWAIT), -EDVSTIMEDOUT);
         IS(dvk_unlock(session, called("lock")), -EDVSNOTHELD);
         IS(dvk_leader(session, called("lead"), value, sizeof value, &epoch), 5);
         IS(memcmp(value, "first", 5), 0);
@@ -223,6 +237,7 @@ static void groups(void) {
         return;
     IS(states, !is_first);
     IS(dvk_group_receive(session, group, after, DVK_NOWAIT, &item), -EDVSTIMEDOUT);
+    IS(dvk_group_receive(session, group, after + 1, DVK_NOWAIT, &item), -EDVSINVAL);
     char text[32];
     snprintf(text, sizeof text, "%" PRIu64, hash);
     IS(put(called(is_first ? "hash1" : "hash2"), text, DVK_NO_LEASE), 0);

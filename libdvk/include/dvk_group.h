@@ -13,10 +13,12 @@
  * After fork the child has no part in it: it executes a program, or exits.
  *
  * Results are 0 or more, or a negative error (dvk.h's, or those below); dvk_group_error says why in a sentence.
- * Timeouts are milliseconds: DVK_NOWAIT, a number, or DVK_FOREVER. Calls without one end after 10 s at most
- * (-EDVSNOMAJORITY), or 20 s if dvkd is stopped. Signals do not end a wait. All calls may return -EDVSNOMAJORITY,
- * -EDVSFENCED, -EDVSLOST, -EDVSBADREQUEST, -EDVSNOSPC (a limit, of sizes or of what a DC may have) and -EDVSFAULT (a
- * pointer that must not be NULL is). Names are UTF-8, 1 to 256 bytes. Where length is 0 the pointer may be NULL.
+ * Timeouts are milliseconds: DVK_NOWAIT, a number, or DVK_FOREVER. They are for others: the group has its time to answer
+ * besides (milliseconds; a second while it elects a leader), so DVK_NOWAIT gets what is free or there. Calls
+ * without one end after 10 s at most (-EDVSNOMAJORITY), or 20 s if dvkd is stopped. Signals do not end a wait. All calls may
+ * return -EDVSNOMAJORITY, -EDVSFENCED, -EDVSLOST, -EDVSBADREQUEST (dvkd is not understood), -EDVSNOSPC (a limit, of sizes or
+ * of what a DC may have), -EDVSINVAL (a name is not UTF-8, or as dvk_group_error says) and -EDVSFAULT (a pointer is NULL; it
+ * may be only where that is said). Names are UTF-8, 1 to 256 bytes. Where length is 0 the pointer may be NULL.
  */
 #ifndef DVK_GROUP_H
 #define DVK_GROUP_H
@@ -47,13 +49,14 @@ typedef struct dvk_group dvk_group;
 /* ---- sessions ---- */
 
 /* Opens a session with the dvkd of this node, as a program of its DC (DVS_SOCKET, or where containers have it).
- * -EDVSNOTBIND: there is no DVS here. -EDVSCALLDENIED: this process lives in another DC. -EDVSBADREQUEST: dvkd is of
- * another version. -EDVSNOMAJORITY: the node is alone. -EDVSNOSPC: the DC has 256 sessions on this node. */
+ * -EDVSNOTBIND: there is no DVS here. -EDVSCALLDENIED: this process lives in another DC. -EDVSINVAL: dvkd is of another
+ * version (dvk_group_error names both). -EDVSNOMAJORITY: the node is alone, or dvkd does not answer for 10 s. -EDVSNOSPC: the
+ * DC has 256 sessions on this node. */
 int dvk_group_open(dvk_group **session);
 /* Closes it, and ends what it holds. No thread may be using it. NULL is nothing. */
 void dvk_group_close(dvk_group *session);
 /* Why the last failed call of this thread to a function of this header failed: a sentence that ends with NUL, cut to room
- * bytes. Returns its whole length. */
+ * bytes; text may be NULL if room is 0. Returns its whole length. */
 int dvk_group_error(char *text, size_t room);
 
 /* ---- keys and values ---- */
@@ -87,38 +90,44 @@ typedef struct dvk_kv_list {
 /* The value of a key, as of now in the whole cluster, into room bytes. Returns its length. info may be NULL; in it key
  * and value are NULL. -EDVSNOENT. -EDVSMSGSIZE: it does not fit; info says how long it is. */
 int dvk_kv_get(const dvk_group *session, const void *key, size_t key_len, void *value, size_t room, dvk_kv_entry *info);
-/* Stores a value. revision may be NULL. -EDVSNOTHELD: the lease has ended. */
+/* Stores a value. revision may be NULL. -EDVSNOTHELD: the lease has ended, or was not granted to this session. */
 int dvk_kv_put(const dvk_group *session, const void *key, size_t key_len, const void *value, size_t value_len, uint64_t lease, uint64_t *revision);
 /* Deletes a key. Returns 1, or 0 if it was not there. */
 int dvk_kv_delete(const dvk_group *session, const void *key, size_t key_len);
 /* Compare and swap: stores a value (NULL: deletes the key) if the key's last change was at revision expected; 0: if there
- * is no such key. -EDVSREVISION: it was at *revision. */
+ * is no such key. revision may be NULL. -EDVSREVISION: it was at *revision. -EDVSNOTHELD, as dvk_kv_put. */
 int dvk_kv_cas(const dvk_group *session, const void *key, size_t key_len, uint64_t expected, const void *value, size_t value_len, uint64_t lease, uint64_t *revision);
 /* The keys from start up to and without end (NULL: to the DC's last), limit, 1024 and 64 KiB at most. Free the list. */
 int dvk_kv_range(const dvk_group *session, const void *start, size_t start_len, const void *end, size_t end_len, size_t limit, dvk_kv_list **list);
 /* Waits for changes of such keys of revision from or later; all of them, in order. Go on with from = (*list)->revision.
  * from 0: does not wait; the list is empty and says from where on to watch. Nothing is queued for a watcher:
- * -EDVSFORGOTTEN if the DC's last 1024 changes (or 512 KiB) do not reach back to from. -EDVSTIMEDOUT. Free the list. */
+ * -EDVSFORGOTTEN if the DC's last 1024 changes (or 512 KiB) do not reach back to from. -EDVSTIMEDOUT: none of such a key so
+ * far; ask again from the same. In another session, after -EDVSLOST, go on from the same too. Free the list. */
 int dvk_kv_watch(const dvk_group *session, const void *start, size_t start_len, const void *end, size_t end_len, uint64_t from, long timeout, dvk_kv_list **list);
+/* NULL is nothing. */
 void dvk_kv_free(dvk_kv_list *list);
 
-/* A lease of 100 ms to 24 h: keys that were put with it are deleted when it ends. It outlives the session. */
+/* A lease of 100 ms to 24 h: keys that were put with it are deleted when it ends. It outlives the session, but no other can
+ * renew it, end it, or put keys with it. */
 int dvk_lease_grant(const dvk_group *session, uint64_t ttl_ms, uint64_t *lease);
-/* Gives it its time anew. -EDVSNOTHELD: it has ended. */
+/* Gives it its time anew. -EDVSNOTHELD: it has ended, or is another session's. */
 int dvk_lease_renew(const dvk_group *session, uint64_t lease);
 /* Ends it, and deletes its keys. -EDVSNOTHELD. */
 int dvk_lease_revoke(const dvk_group *session, uint64_t lease);
 
 /* ---- locks and elections ---- */
 
-/* Takes a lock: waits its turn; DVK_NOWAIT: only if it is free (-EDVSBUSY). token may be NULL: the fencing token, greater than
- * that of every earlier holder. Whoever guards something with the lock refuses smaller ones: a process that was
- * stopped for long may act although its session is over. The session has the lock, not the thread. -EDVSTIMEDOUT. */
+/* Takes a lock: waits its turn; DVK_NOWAIT: only if it is free (-EDVSBUSY; also if another thread asks for it). What the
+ * session has it keeps, and is given again. -EDVSINVAL: another thread waits for it. token may be NULL: the
+ * fencing token, greater than that of every earlier holder. Whoever guards something with the lock refuses smaller ones: a
+ * process that was stopped for long may act although its session is over. The session has the lock, not the thread.
+ * -EDVSTIMEDOUT: it has not. If it cannot be known the session ends (-EDVSLOST). */
 int dvk_lock(const dvk_group *session, const char *name, long timeout, uint64_t *token);
 /* -EDVSNOTHELD. */
 int dvk_unlock(const dvk_group *session, const char *name);
 /* Becomes a candidate that says value of itself, and waits until it leads. epoch may be NULL: greater than that of every
- * earlier leader. -EDVSTIMEDOUT: it is no candidate any more. */
+ * earlier leader. DVK_NOWAIT: leads if nobody does. -EDVSTIMEDOUT: it is no candidate any more; who leads already
+ * goes on, and says value from now on. -EDVSINVAL: another thread waits for it. */
 int dvk_campaign(const dvk_group *session, const char *name, const void *value, size_t value_len, long timeout, uint64_t *epoch);
 /* Ends a leadership or candidacy. -EDVSNOTHELD. */
 int dvk_resign(const dvk_group *session, const char *name);
@@ -126,7 +135,8 @@ int dvk_resign(const dvk_group *session, const char *name);
  * -EDVSMSGSIZE: it does not fit. */
 int dvk_leader(const dvk_group *session, const char *name, void *value, size_t room, uint64_t *epoch);
 
-/* Waits until parties sessions are at the barrier; then all go on. -EDVSBROKEN, -EDVSTIMEDOUT: nobody does. */
+/* Waits until parties sessions are at the barrier; then all go on. DVK_NOWAIT: if the others are there. -EDVSBROKEN,
+ * -EDVSTIMEDOUT: nobody does. -EDVSINVAL: others wait there with another number, or another thread does. */
 int dvk_barrier(const dvk_group *session, const char *name, uint32_t parties, long timeout);
 
 /* ---- groups ---- */
@@ -150,15 +160,18 @@ typedef struct dvk_group_item {
     int reserved;
 } dvk_group_item;
 
-/* Joins a group; the session is one member, whichever thread joins. member may be NULL: its number in views. */
+/* Joins a group; the session is one member, whichever thread joins. member may be NULL: its number in views, which says
+ * nothing of the order in which they joined. After -EDVSNOMAJORITY it may be a member: join again. */
 int dvk_group_join(const dvk_group *session, const char *name, uint64_t *member);
 /* Sends to all members, the sender too. number may be NULL: that of the message. -EDVSNOTHELD: no member. -EDVSNOSPC: members
  * have not taken 4096 items yet, or those of the DC's groups 1 MiB; try again. */
 int dvk_group_cast(const dvk_group *session, const char *name, const void *data, size_t data_len, uint64_t *number);
 /* The next item behind the number after (0: the first); that says also that all up to it have been dealt with. A joiner
- * first gets the group's state, unless its first view is fresh. A member that takes nothing for 10 s while half
- * of the room is full loses its session. -EDVSTIMEDOUT, -EDVSNOTHELD. Free the item. */
+ * first gets the group's state, unless its first view is fresh. A member that takes nothing, or does not give what it is to
+ * give, for 10 s while half of the room is full loses its session. -EDVSTIMEDOUT, -EDVSNOTHELD. -EDVSINVAL: there is no item
+ * after yet. Free the item. */
 int dvk_group_receive(const dvk_group *session, const char *name, uint64_t after, long timeout, dvk_group_item **item);
+/* NULL is nothing. */
 void dvk_group_free(dvk_group_item *item);
 /* Gives the state that this member has after the view with this number to those who have none. -EDVSNOTHELD. */
 int dvk_group_give(const dvk_group *session, const char *name, uint64_t view, const void *state, size_t state_len);

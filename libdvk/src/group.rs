@@ -28,7 +28,7 @@ const ANSWER: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GroupError {
     /// There is no dvkd, or it does not let this process in: [`IpcError::NotBound`], [`IpcError::Denied`] (it lives in
-    /// another DC), [`IpcError::Protocol`] (it is of another version).
+    /// another DC), [`IpcError::Protocol`] (what it says is not understood).
     Door(IpcError),
     /// It was refused or not reached, as told.
     Failed(Failure, String),
@@ -72,8 +72,9 @@ pub type Result<T> = std::result::Result<T, GroupError>;
 /// A session of this process with the system group, as a program of its DC. Threads may share it, 32 of them may wait at a
 /// time; further ones wait for their turn. A forked child has no part in it, and must not use it.
 ///
-/// Timeouts: `None` waits for ever. Requests that wait for nobody end after 10 s at most with
-/// [`Failure::Unavailable`]. Signals do not interrupt a wait.
+/// Timeouts: `None` waits for ever. They are for others: the group has its time to answer besides (milliseconds; a second
+/// while it elects a leader), so with no time at all one gets what is free or there. Requests that wait for nobody end after
+/// 10 s at most with [`Failure::Unavailable`]. Signals do not interrupt a wait.
 #[derive(Debug)]
 pub struct Services {
     client: Client,
@@ -104,18 +105,25 @@ impl Services {
     /// Opens a session at the door `socket` of a DC; without one, where `DVS_SOCKET` says or where containers have it.
     ///
     /// # Errors
-    /// [`GroupError::Door`]; [`Failure::Unavailable`]: the node is alone, or not in the group yet; [`Failure::Limit`]: the
-    /// DC has 256 on this node already.
+    /// [`GroupError::Door`]; [`Failure::Unavailable`]: the node is alone, or not in the group yet, or dvkd does not answer for
+    /// 10 s; [`Failure::Limit`]: the DC has 256 on this node already; [`Failure::Refused`]: dvkd is of another version, as told.
     pub fn open(socket: Option<&Path>) -> Result<Services> {
         let socket = socket.map_or_else(default_socket, Path::to_path_buf);
+        Services::open_within(&socket, PATIENCE)
+    }
+
+    fn open_within(socket: &Path, patience: Duration) -> Result<Services> {
         let connection =
             Connection::connect(socket.as_os_str().as_bytes()).map_err(GroupError::Door)?;
         let hello = Ask::hello(kind::SERVICES, services::VERSION, 0);
-        let welcome = connection.hello(hello, None).map_err(GroupError::Door)?;
+        let welcome = connection.hello_within(hello, patience).map_err(|error| match error {
+            IpcError::TimedOut => silent(),
+            error => GroupError::Door(error),
+        })?;
         let node = u16::try_from(welcome.node).map_err(|_| GroupError::Door(IpcError::Protocol))?;
         let client = Client::new(connection.into());
         let opened = Services { client, dc: DcId(welcome.dc), node: NodeId(node) };
-        match opened.wait(0, Some(Instant::now() + PATIENCE))? {
+        match opened.wait(0, Some(Instant::now() + patience))? {
             Reply::Ready => Ok(opened),
             _ => Err(broken()),
         }
@@ -218,11 +226,12 @@ impl Services {
         }
     }
 
-    /// The changes from revision `from` on of keys from `start` up to and without `end`, once there are any, and the
-    /// revision that follows them. Without `from`: no changes, and the revision that follows now.
+    /// The changes from revision `from` on of keys from `start` up to and without `end`, once there are any, none if the time
+    /// is over before; and the revision to ask from for those that follow. Without `from`: no changes, and the revision that
+    /// follows now.
     ///
     /// # Errors
-    /// As [`Watch::next`].
+    /// As [`Watch::next`], but for the timeout.
     pub fn changes_from(
         &self,
         start: &[u8],
@@ -234,7 +243,7 @@ impl Services {
     }
 
     /// A lease of 100 ms to 24 h, for [`Lease::Held`]: keys that have it are deleted when it ends. It does not end
-    /// with the session.
+    /// with the session, but nobody else can renew it, end it, or have keys end with it.
     ///
     /// # Errors
     /// As [`Services::get`]; [`Failure::Limit`]: the time, or the DC has 1 024 leases and sessions.
@@ -248,9 +257,9 @@ impl Services {
     /// Gives a lease its time anew.
     ///
     /// # Errors
-    /// As [`Services::get`]; [`Failure::NotHeld`]: it has ended.
+    /// As [`Services::get`]; [`Failure::NotHeld`]: it has ended, or is another session's.
     pub fn renew(&self, lease: u64) -> Result<()> {
-        self.ask(Op::Renew { lease, ends: false }).map(drop)
+        self.done(Op::Renew { lease, ends: false })
     }
 
     /// Ends a lease and deletes its keys.
@@ -258,7 +267,7 @@ impl Services {
     /// # Errors
     /// As [`Services::renew`].
     pub fn revoke(&self, lease: u64) -> Result<()> {
-        self.ask(Op::Renew { lease, ends: true }).map(drop)
+        self.done(Op::Renew { lease, ends: true })
     }
 
     /// Takes a lock, for which it waits its turn, `timeout` at most; zero: only if it is free. Returns the fencing token: greater
@@ -266,7 +275,9 @@ impl Services {
     /// was stopped for long may act although its session is over. A session has a lock once, whichever of its threads asked.
     ///
     /// # Errors
-    /// As [`Services::get`]; [`Failure::Taken`] (zero only), [`Failure::Timeout`], [`Failure::Limit`].
+    /// As [`Services::get`]; [`Failure::Taken`] (zero only; or another thread asks for it), [`Failure::Timeout`],
+    /// [`Failure::Limit`], [`Failure::Refused`]: another thread waits for it. After none of them has the session it, unless it had
+    /// it before: if that cannot be brought about the session ends ([`Ended::Lost`]).
     pub fn lock(&self, name: &str, timeout: Option<Duration>) -> Result<u64> {
         let wait = timeout != Some(Duration::ZERO);
         let timeout = if wait { timeout } else { Some(ANSWER) };
@@ -281,14 +292,14 @@ impl Services {
     /// # Errors
     /// As [`Services::get`]; [`Failure::NotHeld`].
     pub fn unlock(&self, name: &str) -> Result<()> {
-        self.ask(Op::Unlock { name: name.into() }).map(drop)
+        self.done(Op::Unlock { name: name.into() })
     }
 
     /// Becomes a candidate that says `value` of itself, and waits until it leads. Returns the epoch: greater than that of
     /// every earlier leader.
     ///
     /// # Errors
-    /// As [`Services::get`]; [`Failure::Timeout`]: it is no candidate any more; [`Failure::Limit`].
+    /// As [`Services::lock`], but for [`Failure::Taken`]; [`Failure::Timeout`]: it is no candidate any more.
     pub fn campaign(&self, name: &str, value: &[u8], timeout: Option<Duration>) -> Result<u64> {
         let op = Op::Campaign { name: name.into(), value: text(value) };
         match self.ask_for(op, timeout)? {
@@ -302,7 +313,7 @@ impl Services {
     /// # Errors
     /// As [`Services::get`]; [`Failure::NotHeld`].
     pub fn resign(&self, name: &str) -> Result<()> {
-        self.ask(Op::Resign { name: name.into() }).map(drop)
+        self.done(Op::Resign { name: name.into() })
     }
 
     /// Who leads now.
@@ -324,7 +335,10 @@ impl Services {
     /// As [`Services::get`]; [`Failure::Broken`]: one of them has died or given up, and nobody passes; [`Failure::Timeout`];
     /// [`Failure::Refused`]: others wait there with another number.
     pub fn barrier(&self, name: &str, parties: u32, timeout: Option<Duration>) -> Result<()> {
-        self.ask_for(Op::Barrier { name: name.into(), parties }, timeout).map(drop)
+        match self.ask_for(Op::Barrier { name: name.into(), parties }, timeout)? {
+            Reply::Passed => Ok(()),
+            _ => Err(broken()),
+        }
     }
 
     /// Joins a group. The session is one member of it, whichever of its threads joined.
@@ -364,11 +378,18 @@ impl Services {
     }
 
     pub(crate) fn give(&self, group: &str, view: u64, state: &[u8]) -> Result<()> {
-        self.ask(Op::Give { group: group.into(), view, state: text(state) }).map(drop)
+        self.done(Op::Give { group: group.into(), view, state: text(state) })
     }
 
     pub(crate) fn leave(&self, group: &str) -> Result<()> {
-        self.ask(Op::Leave { group: group.into() }).map(drop)
+        self.done(Op::Leave { group: group.into() })
+    }
+
+    fn done(&self, op: Op) -> Result<()> {
+        match self.ask(op)? {
+            Reply::Done => Ok(()),
+            _ => Err(broken()),
+        }
     }
 
     fn changed(&self, op: Op) -> Result<(u64, bool)> {
@@ -406,10 +427,7 @@ impl Services {
                 Some(Reply::Failed { failure, why }) => Err(GroupError::Failed(failure, why)),
                 Some(Reply::Lost { why }) => Err(GroupError::Ended(Ended::Lost(why))),
                 Some(reply) => Ok(reply),
-                None => {
-                    let why = "dvkd does not answer".into();
-                    Err(GroupError::Failed(Failure::Unavailable, why))
-                }
+                None => Err(silent()),
             };
         }
     }
@@ -434,11 +452,15 @@ impl Watch<'_> {
         let from = Some(self.next);
         let (changes, next) =
             self.services.changes(&self.start, self.end.as_ref(), from, timeout)?;
+        // So far nothing of the kind has changed: others may, without an end, and be forgotten.
         self.next = next;
+        if changes.is_empty() {
+            return Err(GroupError::Failed(Failure::Timeout, "nothing has changed".into()));
+        }
         Ok(changes)
     }
 
-    /// The first revision that [`Watch::next`] looks at.
+    /// The first revision that [`Watch::next`] looks at: where to go on in another session, when this one is lost.
     pub fn revision(&self) -> u64 {
         self.next
     }
@@ -447,8 +469,9 @@ impl Watch<'_> {
 /// A member of a group: gets all messages and views, in the one order in which all members get them.
 ///
 /// The first thing that a joiner gets is the group's [`Item::State`], unless it is the first member (`fresh` in its first
-/// view). A member whose view says `gives` gives it: [`Member::give`]. One that does not take what is sent
-/// for 10 s while half of the group's room (4 096 items, 1 MiB) is full is taken for dead, and its session ends.
+/// view). A member whose view says `gives` gives it: [`Member::give`]. One that does not take what is sent, or give
+/// what it is to give, for 10 s while half of the group's room (4 096 items, 1 MiB) is full is taken for dead, and its session
+/// ends.
 #[derive(Debug)]
 pub struct Member<'a> {
     services: &'a Services,
@@ -466,7 +489,7 @@ impl Member<'_> {
     /// The next item and its number. That says also that everything before has been dealt with.
     ///
     /// # Errors
-    /// As [`Services::get`]; [`Failure::Timeout`]; [`Failure::NotHeld`]: it has left.
+    /// As [`Services::get`]; [`Failure::Timeout`]; [`Failure::NotHeld`]: it has left; [`Failure::Refused`]: as told.
     pub fn receive(&mut self, timeout: Option<Duration>) -> Result<(u64, Item)> {
         let (number, item) = self.services.receive(&self.group, self.after, timeout)?;
         self.after = number;
@@ -494,7 +517,7 @@ impl Member<'_> {
     /// Leaves the group.
     ///
     /// # Errors
-    /// As [`Services::get`].
+    /// As [`Services::get`]. After [`Failure::Unavailable`] it may be a member still: join again, or end the session.
     pub fn leave(self) -> Result<()> {
         self.services.leave(&self.group)
     }
@@ -508,6 +531,28 @@ fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
+fn silent() -> GroupError {
+    GroupError::Failed(Failure::Unavailable, "dvkd does not answer".into())
+}
+
 fn broken() -> GroupError {
     GroupError::Ended(Ended::Broken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, listen, socket};
+
+    #[test]
+    fn a_daemon_that_is_stopped_is_not_waited_for_without_an_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("door");
+        // As a process that is stopped: the system takes connections and records for it.
+        let door = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+        bind(&door, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        listen(&door, 1).unwrap();
+        let opened = Services::open_within(&path, Duration::from_millis(50));
+        assert_eq!(opened.unwrap_err(), silent());
+    }
 }

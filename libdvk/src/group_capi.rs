@@ -11,6 +11,7 @@ use crate::group::{Ended, Entry, Failure, GroupError, Item, Lease, Services};
 use m3ipc::IpcError;
 use std::cell::RefCell;
 use std::ffi::{CStr, c_char, c_int, c_long, c_void};
+use std::mem::MaybeUninit;
 use std::time::Duration;
 
 thread_local! {
@@ -84,63 +85,130 @@ const STATE: c_int = 3;
 /// In place of a lease: the key ends with the session.
 const OWN_LEASE: u64 = u64::MAX;
 
-const NO_ENTRY: c_int = -2;
-const FAULT: c_int = -14;
-const INVALID: c_int = -22;
-const TOO_LONG: c_int = -73;
+/// Why a call failed.
+#[derive(Debug)]
+enum Fault {
+    /// A pointer is NULL.
+    Null,
+    /// A name is not UTF-8.
+    NotUtf8,
+    /// It is longer than there is room.
+    TooLong,
+    /// There is no such key, or no leader.
+    NoEntry,
+    /// Nothing has changed before time was over.
+    Unchanged,
+    Group(GroupError),
+}
 
-/// What a C function returns for a failure.
-fn code(error: &GroupError) -> c_int {
-    -match error {
-        GroupError::Failed(failure, _) => match failure {
-            Failure::Taken => 16,
-            Failure::Refused => 22,
-            Failure::Limit => 28,
-            Failure::Timeout => 61,
-            Failure::Unavailable => 400,
-            Failure::Fenced => 401,
-            Failure::Revision(_) => 402,
-            Failure::Forgotten(_) => 403,
-            Failure::Broken => 404,
-            Failure::NotHeld => 405,
-        },
-        GroupError::Door(IpcError::Denied) => 104,
-        GroupError::Door(IpcError::Exhausted) => 28,
-        GroupError::Door(IpcError::NotBound) => 310,
-        GroupError::Door(_) | GroupError::Ended(Ended::Broken) => 107,
-        GroupError::Ended(Ended::Lost(_) | Ended::Gone) => 406,
+impl From<GroupError> for Fault {
+    fn from(error: GroupError) -> Fault {
+        Fault::Group(error)
     }
 }
 
-/// A result as C has it; `act` gives 0 or more, or an error of its own.
-fn answer(act: impl FnOnce() -> Result<Result<c_int, GroupError>, c_int>) -> c_int {
-    let (result, why) = match act() {
-        Ok(Ok(value)) => return value,
-        Ok(Err(error)) => (code(&error), error.to_string()),
-        Err(FAULT) => (FAULT, "a pointer is NULL".to_owned()),
-        Err(TOO_LONG) => (TOO_LONG, "it is longer than there is room".to_owned()),
-        Err(NO_ENTRY) => (NO_ENTRY, "there is none".to_owned()),
-        Err(code) => (code, "a value without a meaning".to_owned()),
-    };
-    WHY.with(|last| *last.borrow_mut() = why);
-    result
+impl Fault {
+    /// What a C function returns for it.
+    fn code(&self) -> c_int {
+        -match self {
+            Fault::NoEntry => 2,
+            Fault::Null => 14,
+            Fault::NotUtf8 => 22,
+            Fault::Unchanged => 61,
+            Fault::TooLong => 73,
+            Fault::Group(GroupError::Failed(failure, _)) => match failure {
+                Failure::Taken => 16,
+                Failure::Refused => 22,
+                Failure::Limit => 28,
+                Failure::Timeout => 61,
+                Failure::Unavailable => 400,
+                Failure::Fenced => 401,
+                Failure::Revision(_) => 402,
+                Failure::Forgotten(_) => 403,
+                Failure::Broken => 404,
+                Failure::NotHeld => 405,
+            },
+            Fault::Group(GroupError::Door(IpcError::Denied)) => 104,
+            Fault::Group(GroupError::Door(IpcError::Exhausted)) => 28,
+            Fault::Group(GroupError::Door(IpcError::NotBound)) => 310,
+            Fault::Group(GroupError::Door(_) | GroupError::Ended(Ended::Broken)) => 107,
+            Fault::Group(GroupError::Ended(Ended::Lost(_) | Ended::Gone)) => 406,
+        }
+    }
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Fault::Null => "a pointer is NULL",
+            Fault::NotUtf8 => "a name is not UTF-8",
+            Fault::TooLong => "it is longer than there is room",
+            Fault::NoEntry => "there is none",
+            Fault::Unchanged => "nothing has changed",
+            Fault::Group(error) => return error.fmt(f),
+        })
+    }
+}
+
+type Result<T> = std::result::Result<T, Fault>;
+
+/// A result as C has it: 0 or more.
+fn answer(act: impl FnOnce() -> Result<c_int>) -> c_int {
+    act().unwrap_or_else(|fault| {
+        // Destructors of a thread that ends may call, when its sentence is gone.
+        WHY.try_with(|last| *last.borrow_mut() = fault.to_string()).ok();
+        fault.code()
+    })
 }
 
 /// # Safety
 /// `services` is null or comes from `dvk_group_open`.
-unsafe fn session<'a>(services: *const Services) -> Result<&'a Services, c_int> {
+unsafe fn session<'a>(services: *const Services) -> Result<&'a Services> {
     // SAFETY: the caller's contract: it points to a `Services` that has not been closed.
-    unsafe { services.as_ref() }.ok_or(FAULT)
+    unsafe { services.as_ref() }.ok_or(Fault::Null)
+}
+
+/// A session and the name that it is asked for.
+///
+/// # Safety
+/// As [`session`]; `name` is null or points to characters that end with NUL, as long as the result is used.
+unsafe fn named<'a>(
+    services: *const Services,
+    name: *const c_char,
+) -> Result<(&'a Services, &'a str)> {
+    // SAFETY: the caller's contract.
+    let services = unsafe { session(services) }?;
+    if name.is_null() {
+        return Err(Fault::Null);
+    }
+    // SAFETY: not null, and the caller's contract.
+    let name = unsafe { CStr::from_ptr(name) };
+    Ok((services, name.to_str().map_err(|_| Fault::NotUtf8)?))
+}
+
+/// A session and the key that it is asked for.
+///
+/// # Safety
+/// As [`session`] and [`bytes`].
+unsafe fn keyed<'a>(
+    services: *const Services,
+    key: *const c_void,
+    len: usize,
+) -> Result<(&'a Services, &'a [u8])> {
+    // SAFETY: the caller's contract.
+    let services = unsafe { session(services) }?;
+    // SAFETY: the caller's contract.
+    Ok((services, unsafe { bytes(key, len) }?))
 }
 
 /// # Safety
 /// `data` is null or `len` bytes can be read there as long as the result is used.
-unsafe fn bytes<'a>(data: *const c_void, len: usize) -> Result<&'a [u8], c_int> {
+unsafe fn bytes<'a>(data: *const c_void, len: usize) -> Result<&'a [u8]> {
     if len == 0 {
         return Ok(&[]);
     }
     if data.is_null() || isize::try_from(len).is_err() {
-        return Err(FAULT);
+        return Err(Fault::Null);
     }
     // SAFETY: not null, no longer than an object can be, and the caller's contract.
     Ok(unsafe { std::slice::from_raw_parts(data.cast(), len) })
@@ -148,7 +216,7 @@ unsafe fn bytes<'a>(data: *const c_void, len: usize) -> Result<&'a [u8], c_int> 
 
 /// # Safety
 /// As [`bytes`].
-unsafe fn optional<'a>(data: *const c_void, len: usize) -> Result<Option<&'a [u8]>, c_int> {
+unsafe fn optional<'a>(data: *const c_void, len: usize) -> Result<Option<&'a [u8]>> {
     if data.is_null() {
         return Ok(None);
     }
@@ -156,15 +224,13 @@ unsafe fn optional<'a>(data: *const c_void, len: usize) -> Result<Option<&'a [u8
     unsafe { bytes(data, len) }.map(Some)
 }
 
+/// Where a result that must be taken goes.
+///
 /// # Safety
-/// `name` is null or points to characters that end with NUL, as long as the result is used.
-unsafe fn name<'a>(name: *const c_char) -> Result<&'a str, c_int> {
-    if name.is_null() {
-        return Err(FAULT);
-    }
-    // SAFETY: not null, and the caller's contract.
-    let name = unsafe { CStr::from_ptr(name) };
-    name.to_str().map_err(|_| INVALID)
+/// `place` is null or valid for a write as long as the result is used.
+unsafe fn place<'a, T>(place: *mut T) -> Result<&'a mut MaybeUninit<T>> {
+    // SAFETY: the caller's contract; nothing is read there.
+    unsafe { place.cast::<MaybeUninit<T>>().as_mut() }.ok_or(Fault::Null)
 }
 
 /// Writes `value` where `place` points, if it does.
@@ -182,18 +248,18 @@ unsafe fn put<T>(place: *mut T, value: T) {
 ///
 /// # Safety
 /// `place` is null or `room` bytes can be written there.
-unsafe fn fill(place: *mut c_void, room: usize, value: &[u8]) -> Result<c_int, c_int> {
+unsafe fn fill(place: *mut c_void, room: usize, value: &[u8]) -> Result<c_int> {
     if value.len() > room {
-        return Err(TOO_LONG);
+        return Err(Fault::TooLong);
     }
     if !value.is_empty() {
         if place.is_null() {
-            return Err(FAULT);
+            return Err(Fault::Null);
         }
         // SAFETY: there is room for it, by the caller's contract, and `value` is memory of this library.
         unsafe { place.cast::<u8>().copy_from_nonoverlapping(value.as_ptr(), value.len()) };
     }
-    c_int::try_from(value.len()).map_err(|_| TOO_LONG)
+    c_int::try_from(value.len()).map_err(|_| Fault::TooLong)
 }
 
 /// Milliseconds; negative is for ever.
@@ -263,14 +329,10 @@ fn item(number: u64, item: Item) -> *mut GroupItem {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dvk_group_open(session: *mut *mut Services) -> c_int {
     answer(|| {
-        if session.is_null() {
-            return Err(FAULT);
-        }
-        Ok(Services::open(None).map(|opened| {
-            // SAFETY: not null, and by dvk_group.h valid for a write.
-            unsafe { session.write(Box::into_raw(Box::new(opened))) };
-            0
-        }))
+        // SAFETY: dvk_group.h: `session` is null or valid for a write.
+        let session = unsafe { place(session) }?;
+        session.write(Box::into_raw(Box::new(Services::open(None)?)));
+        Ok(0)
     })
 }
 
@@ -284,17 +346,15 @@ pub unsafe extern "C" fn dvk_group_close(session: *mut Services) {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dvk_group_error(text: *mut c_char, room: usize) -> c_int {
-    WHY.with(|why| {
-        let why = why.borrow();
-        let mut end = why.len().min(room.saturating_sub(1));
-        while !why.is_char_boundary(end) {
-            end -= 1;
-        }
-        let shown = [&why.as_bytes()[..end], &[0]].concat();
-        // SAFETY: dvk_group.h: `room` bytes can be written at `text`. If there is no room for anything, nothing is.
-        unsafe { fill(text.cast(), room, &shown) }.ok();
-        c_int::try_from(why.len()).unwrap_or(c_int::MAX)
-    })
+    let why = WHY.try_with(|why| why.borrow().clone()).unwrap_or_default();
+    let mut end = why.len().min(room.saturating_sub(1));
+    while !why.is_char_boundary(end) {
+        end -= 1;
+    }
+    let shown = [&why.as_bytes()[..end], &[0]].concat();
+    // SAFETY: dvk_group.h: `room` bytes can be written at `text`. If there is no room for anything, nothing is.
+    unsafe { fill(text.cast(), room, &shown) }.ok();
+    c_int::try_from(why.len()).unwrap_or(c_int::MAX)
 }
 
 #[unsafe(no_mangle)]
@@ -307,18 +367,13 @@ pub unsafe extern "C" fn dvk_kv_get(
     info: *mut KvEntry,
 ) -> c_int {
     answer(|| {
-        // SAFETY: dvk_group.h says of `session` what `session()` asks for.
-        let services = unsafe { self::session(session) }?;
-        // SAFETY: and of `key` and `key_len` what `bytes()` asks for.
-        let key = unsafe { bytes(key, key_len) }?;
-        let found = match services.get(key) {
-            Ok(found) => found.ok_or(NO_ENTRY)?,
-            Err(error) => return Ok(Err(error)),
-        };
+        // SAFETY: dvk_group.h says of these what `keyed()` asks for.
+        let (services, key) = unsafe { keyed(session, key, key_len) }?;
+        let found = services.get(key)?.ok_or(Fault::NoEntry)?;
         // SAFETY: `info` is null or valid for a write.
         unsafe { put(info, entry(&found)) };
         // SAFETY: `room` bytes can be written at `value`.
-        unsafe { fill(value, room, &found.value.0) }.map(Ok)
+        unsafe { fill(value, room, &found.value.0) }
     })
 }
 
@@ -333,17 +388,14 @@ pub unsafe extern "C" fn dvk_kv_put(
     revision: *mut u64,
 ) -> c_int {
     answer(|| {
-        // SAFETY: dvk_group.h says of `session` what `session()` asks for.
-        let services = unsafe { self::session(session) }?;
-        // SAFETY: and of `key` and `key_len` what `bytes()` asks for.
-        let key = unsafe { bytes(key, key_len) }?;
-        // SAFETY: and of `value` and `value_len`.
+        // SAFETY: dvk_group.h says of these what `keyed()` asks for.
+        let (services, key) = unsafe { keyed(session, key, key_len) }?;
+        // SAFETY: and of `value` and `value_len` what `bytes()` asks for.
         let value = unsafe { bytes(value, value_len) }?;
-        Ok(services.put(key, value, self::lease(lease)).map(|new| {
-            // SAFETY: `revision` is null or valid for a write.
-            unsafe { put(revision, new) };
-            0
-        }))
+        let new = services.put(key, value, self::lease(lease))?;
+        // SAFETY: `revision` is null or valid for a write.
+        unsafe { put(revision, new) };
+        Ok(0)
     })
 }
 
@@ -354,11 +406,9 @@ pub unsafe extern "C" fn dvk_kv_delete(
     key_len: usize,
 ) -> c_int {
     answer(|| {
-        // SAFETY: dvk_group.h says of `session` what `session()` asks for.
-        let services = unsafe { self::session(session) }?;
-        // SAFETY: and of `key` and `key_len` what `bytes()` asks for.
-        let key = unsafe { bytes(key, key_len) }?;
-        Ok(services.delete(key).map(c_int::from))
+        // SAFETY: dvk_group.h says of these what `keyed()` asks for.
+        let (services, key) = unsafe { keyed(session, key, key_len) }?;
+        Ok(services.delete(key)?.into())
     })
 }
 
@@ -374,22 +424,17 @@ pub unsafe extern "C" fn dvk_kv_cas(
     revision: *mut u64,
 ) -> c_int {
     answer(|| {
-        // SAFETY: dvk_group.h says of `session` what `session()` asks for.
-        let services = unsafe { self::session(session) }?;
-        // SAFETY: and of `key` and `key_len` what `bytes()` asks for.
-        let key = unsafe { bytes(key, key_len) }?;
+        // SAFETY: dvk_group.h says of these what `keyed()` asks for.
+        let (services, key) = unsafe { keyed(session, key, key_len) }?;
         // SAFETY: and of `value` and `value_len` what `optional()` asks for.
         let value = unsafe { optional(value, value_len) }?;
         let swapped = services.compare_and_swap(key, expected, value, self::lease(lease));
-        let now = match &swapped {
-            Ok(now) | Err(GroupError::Failed(Failure::Revision(now), _)) => Some(*now),
-            Err(_) => None,
-        };
-        if let Some(now) = now {
+        if let Ok(now) | Err(GroupError::Failed(Failure::Revision(now), _)) = &swapped {
             // SAFETY: `revision` is null or valid for a write.
-            unsafe { put(revision, now) };
+            unsafe { put(revision, *now) };
         }
-        Ok(swapped.map(|_| 0))
+        swapped?;
+        Ok(0)
     })
 }
 
@@ -404,22 +449,17 @@ pub unsafe extern "C" fn dvk_kv_range(
     list: *mut *mut KvList,
 ) -> c_int {
     answer(|| {
-        // SAFETY: dvk_group.h says of `session` what `session()` asks for.
-        let services = unsafe { self::session(session) }?;
-        // SAFETY: and of `start` and `start_len` what `bytes()` asks for.
-        let start = unsafe { bytes(start, start_len) }?;
+        // SAFETY: dvk_group.h says of these what `keyed()` asks for.
+        let (services, start) = unsafe { keyed(session, start, start_len) }?;
         // SAFETY: and of `end` and `end_len` what `optional()` asks for.
         let end = unsafe { optional(end, end_len) }?;
-        if list.is_null() {
-            return Err(FAULT);
-        }
-        Ok(services.range(start, end, limit).map(|range| {
-            let found = range.entries.into_iter();
-            let found = found.map(|one| (entry(&one), one.key.0, one.value.0)).collect();
-            // SAFETY: not null, and by dvk_group.h valid for a write.
-            unsafe { list.write(self::list(found, range.revision, range.more)) };
-            0
-        }))
+        // SAFETY: `list` is null or valid for a write.
+        let list = unsafe { place(list) }?;
+        let range = services.range(start, end, limit)?;
+        let found = range.entries.into_iter();
+        let found = found.map(|one| (entry(&one), one.key.0, one.value.0)).collect();
+        list.write(self::list(found, range.revision, range.more));
+        Ok(0)
     })
 }
 
@@ -435,35 +475,26 @@ pub unsafe extern "C" fn dvk_kv_watch(
     list: *mut *mut KvList,
 ) -> c_int {
     answer(|| {
-        // SAFETY: dvk_group.h says of `session` what `session()` asks for.
-        let services = unsafe { self::session(session) }?;
-        // SAFETY: and of `start` and `start_len` what `bytes()` asks for.
-        let start = unsafe { bytes(start, start_len) }?;
+        // SAFETY: dvk_group.h says of these what `keyed()` asks for.
+        let (services, start) = unsafe { keyed(session, start, start_len) }?;
         // SAFETY: and of `end` and `end_len` what `optional()` asks for.
         let end = unsafe { optional(end, end_len) }?;
-        if list.is_null() {
-            return Err(FAULT);
-        }
+        // SAFETY: `list` is null or valid for a write.
+        let list = unsafe { place(list) }?;
         let from = Some(from).filter(|from| *from != 0);
-        Ok(services.changes_from(start, end, from, wait(timeout)).map(|(changes, next)| {
-            let found = changes.into_iter().map(|change| {
-                let is_deleted = change.value.is_none();
-                let value = change.value.unwrap_or_default();
-                let one = Entry {
-                    key: change.key,
-                    value,
-                    created: 0,
-                    modified: change.revision,
-                    version: 0,
-                    lease: None,
-                };
-                let seen = KvEntry { deleted: is_deleted.into(), ..entry(&one) };
-                (seen, one.key.0, one.value.0)
-            });
-            // SAFETY: not null, and by dvk_group.h valid for a write.
-            unsafe { list.write(self::list(found.collect(), next, false)) };
-            0
-        }))
+        let (changes, next) = services.changes_from(start, end, from, wait(timeout))?;
+        if changes.is_empty() && from.is_some() {
+            return Err(Fault::Unchanged);
+        }
+        let found = changes.into_iter().map(|change| {
+            let deleted = change.value.is_none().into();
+            let (key, value) = (change.key, change.value.unwrap_or_default());
+            let modified = change.revision;
+            let one = Entry { key, value, created: 0, modified, version: 0, lease: None };
+            (KvEntry { deleted, ..entry(&one) }, one.key.0, one.value.0)
+        });
+        list.write(self::list(found.collect(), next, false));
+        Ok(0)
     })
 }
 
@@ -484,27 +515,31 @@ pub unsafe extern "C" fn dvk_lease_grant(
     answer(|| {
         // SAFETY: dvk_group.h says of `session` what `session()` asks for.
         let services = unsafe { self::session(session) }?;
-        if lease.is_null() {
-            return Err(FAULT);
-        }
-        Ok(services.grant(Duration::from_millis(ttl_ms)).map(|granted| {
-            // SAFETY: not null, and by dvk_group.h valid for a write.
-            unsafe { lease.write(granted) };
-            0
-        }))
+        // SAFETY: `lease` is null or valid for a write.
+        let lease = unsafe { place(lease) }?;
+        lease.write(services.grant(Duration::from_millis(ttl_ms))?);
+        Ok(0)
     })
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dvk_lease_renew(session: *const Services, lease: u64) -> c_int {
-    // SAFETY: dvk_group.h says of `session` what `session()` asks for.
-    answer(|| Ok(unsafe { self::session(session) }?.renew(lease).map(|()| 0)))
+    answer(|| {
+        // SAFETY: dvk_group.h says of `session` what `session()` asks for.
+        let services = unsafe { self::session(session) }?;
+        services.renew(lease)?;
+        Ok(0)
+    })
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dvk_lease_revoke(session: *const Services, lease: u64) -> c_int {
-    // SAFETY: dvk_group.h says of `session` what `session()` asks for.
-    answer(|| Ok(unsafe { self::session(session) }?.revoke(lease).map(|()| 0)))
+    answer(|| {
+        // SAFETY: dvk_group.h says of `session` what `session()` asks for.
+        let services = unsafe { self::session(session) }?;
+        services.revoke(lease)?;
+        Ok(0)
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -515,26 +550,22 @@ pub unsafe extern "C" fn dvk_lock(
     token: *mut u64,
 ) -> c_int {
     answer(|| {
-        // SAFETY: dvk_group.h says of `session` what `session()` asks for.
-        let services = unsafe { self::session(session) }?;
-        // SAFETY: and of `name` what `name()` asks for.
-        let name = unsafe { self::name(name) }?;
-        Ok(services.lock(name, wait(timeout)).map(|taken| {
-            // SAFETY: `token` is null or valid for a write.
-            unsafe { put(token, taken) };
-            0
-        }))
+        // SAFETY: dvk_group.h says of both what `named()` asks for.
+        let (services, name) = unsafe { named(session, name) }?;
+        let taken = services.lock(name, wait(timeout))?;
+        // SAFETY: `token` is null or valid for a write.
+        unsafe { put(token, taken) };
+        Ok(0)
     })
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dvk_unlock(session: *const Services, name: *const c_char) -> c_int {
     answer(|| {
-        // SAFETY: dvk_group.h says of `session` what `session()` asks for.
-        let services = unsafe { self::session(session) }?;
-        // SAFETY: and of `name` what `name()` asks for.
-        let name = unsafe { self::name(name) }?;
-        Ok(services.unlock(name).map(|()| 0))
+        // SAFETY: dvk_group.h says of both what `named()` asks for.
+        let (services, name) = unsafe { named(session, name) }?;
+        services.unlock(name)?;
+        Ok(0)
     })
 }
 
@@ -548,28 +579,24 @@ pub unsafe extern "C" fn dvk_campaign(
     epoch: *mut u64,
 ) -> c_int {
     answer(|| {
-        // SAFETY: dvk_group.h says of `session` what `session()` asks for.
-        let services = unsafe { self::session(session) }?;
-        // SAFETY: and of `name` what `name()` asks for.
-        let name = unsafe { self::name(name) }?;
+        // SAFETY: dvk_group.h says of both what `named()` asks for.
+        let (services, name) = unsafe { named(session, name) }?;
         // SAFETY: and of `value` and `value_len` what `bytes()` asks for.
         let value = unsafe { bytes(value, value_len) }?;
-        Ok(services.campaign(name, value, wait(timeout)).map(|elected| {
-            // SAFETY: `epoch` is null or valid for a write.
-            unsafe { put(epoch, elected) };
-            0
-        }))
+        let elected = services.campaign(name, value, wait(timeout))?;
+        // SAFETY: `epoch` is null or valid for a write.
+        unsafe { put(epoch, elected) };
+        Ok(0)
     })
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dvk_resign(session: *const Services, name: *const c_char) -> c_int {
     answer(|| {
-        // SAFETY: dvk_group.h says of `session` what `session()` asks for.
-        let services = unsafe { self::session(session) }?;
-        // SAFETY: and of `name` what `name()` asks for.
-        let name = unsafe { self::name(name) }?;
-        Ok(services.resign(name).map(|()| 0))
+        // SAFETY: dvk_group.h says of both what `named()` asks for.
+        let (services, name) = unsafe { named(session, name) }?;
+        services.resign(name)?;
+        Ok(0)
     })
 }
 
@@ -582,18 +609,13 @@ pub unsafe extern "C" fn dvk_leader(
     epoch: *mut u64,
 ) -> c_int {
     answer(|| {
-        // SAFETY: dvk_group.h says of `session` what `session()` asks for.
-        let services = unsafe { self::session(session) }?;
-        // SAFETY: and of `name` what `name()` asks for.
-        let name = unsafe { self::name(name) }?;
-        let leader = match services.leader(name) {
-            Ok(leader) => leader.ok_or(NO_ENTRY)?,
-            Err(error) => return Ok(Err(error)),
-        };
+        // SAFETY: dvk_group.h says of both what `named()` asks for.
+        let (services, name) = unsafe { named(session, name) }?;
+        let leader = services.leader(name)?.ok_or(Fault::NoEntry)?;
         // SAFETY: `epoch` is null or valid for a write.
         unsafe { put(epoch, leader.epoch) };
         // SAFETY: `room` bytes can be written at `value`.
-        unsafe { fill(value, room, &leader.value) }.map(Ok)
+        unsafe { fill(value, room, &leader.value) }
     })
 }
 
@@ -605,11 +627,10 @@ pub unsafe extern "C" fn dvk_barrier(
     timeout: c_long,
 ) -> c_int {
     answer(|| {
-        // SAFETY: dvk_group.h says of `session` what `session()` asks for.
-        let services = unsafe { self::session(session) }?;
-        // SAFETY: and of `name` what `name()` asks for.
-        let name = unsafe { self::name(name) }?;
-        Ok(services.barrier(name, parties, wait(timeout)).map(|()| 0))
+        // SAFETY: dvk_group.h says of both what `named()` asks for.
+        let (services, name) = unsafe { named(session, name) }?;
+        services.barrier(name, parties, wait(timeout))?;
+        Ok(0)
     })
 }
 
@@ -620,15 +641,12 @@ pub unsafe extern "C" fn dvk_group_join(
     member: *mut u64,
 ) -> c_int {
     answer(|| {
-        // SAFETY: dvk_group.h says of `session` what `session()` asks for.
-        let services = unsafe { self::session(session) }?;
-        // SAFETY: and of `name` what `name()` asks for.
-        let name = unsafe { self::name(name) }?;
-        Ok(services.join_as(name).map(|(number, _)| {
-            // SAFETY: `member` is null or valid for a write.
-            unsafe { put(member, number) };
-            0
-        }))
+        // SAFETY: dvk_group.h says of both what `named()` asks for.
+        let (services, name) = unsafe { named(session, name) }?;
+        let (number, _) = services.join_as(name)?;
+        // SAFETY: `member` is null or valid for a write.
+        unsafe { put(member, number) };
+        Ok(0)
     })
 }
 
@@ -641,17 +659,14 @@ pub unsafe extern "C" fn dvk_group_cast(
     number: *mut u64,
 ) -> c_int {
     answer(|| {
-        // SAFETY: dvk_group.h says of `session` what `session()` asks for.
-        let services = unsafe { self::session(session) }?;
-        // SAFETY: and of `name` what `name()` asks for.
-        let name = unsafe { self::name(name) }?;
+        // SAFETY: dvk_group.h says of both what `named()` asks for.
+        let (services, name) = unsafe { named(session, name) }?;
         // SAFETY: and of `data` and `data_len` what `bytes()` asks for.
         let data = unsafe { bytes(data, data_len) }?;
-        Ok(services.cast(name, data).map(|sent| {
-            // SAFETY: `number` is null or valid for a write.
-            unsafe { put(number, sent) };
-            0
-        }))
+        let sent = services.cast(name, data)?;
+        // SAFETY: `number` is null or valid for a write.
+        unsafe { put(number, sent) };
+        Ok(0)
     })
 }
 
@@ -664,18 +679,13 @@ pub unsafe extern "C" fn dvk_group_receive(
     item: *mut *mut GroupItem,
 ) -> c_int {
     answer(|| {
-        // SAFETY: dvk_group.h says of `session` what `session()` asks for.
-        let services = unsafe { self::session(session) }?;
-        // SAFETY: and of `name` what `name()` asks for.
-        let name = unsafe { self::name(name) }?;
-        if item.is_null() {
-            return Err(FAULT);
-        }
-        Ok(services.receive(name, after, wait(timeout)).map(|(number, got)| {
-            // SAFETY: not null, and by dvk_group.h valid for a write.
-            unsafe { item.write(self::item(number, got)) };
-            0
-        }))
+        // SAFETY: dvk_group.h says of both what `named()` asks for.
+        let (services, name) = unsafe { named(session, name) }?;
+        // SAFETY: `item` is null or valid for a write.
+        let item = unsafe { place(item) }?;
+        let (number, got) = services.receive(name, after, wait(timeout))?;
+        item.write(self::item(number, got));
+        Ok(0)
     })
 }
 
@@ -696,23 +706,21 @@ pub unsafe extern "C" fn dvk_group_give(
     state_len: usize,
 ) -> c_int {
     answer(|| {
-        // SAFETY: dvk_group.h says of `session` what `session()` asks for.
-        let services = unsafe { self::session(session) }?;
-        // SAFETY: and of `name` what `name()` asks for.
-        let name = unsafe { self::name(name) }?;
+        // SAFETY: dvk_group.h says of both what `named()` asks for.
+        let (services, name) = unsafe { named(session, name) }?;
         // SAFETY: and of `state` and `state_len` what `bytes()` asks for.
         let state = unsafe { bytes(state, state_len) }?;
-        Ok(services.give(name, view, state).map(|()| 0))
+        services.give(name, view, state)?;
+        Ok(0)
     })
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dvk_group_leave(session: *const Services, name: *const c_char) -> c_int {
     answer(|| {
-        // SAFETY: dvk_group.h says of `session` what `session()` asks for.
-        let services = unsafe { self::session(session) }?;
-        // SAFETY: and of `name` what `name()` asks for.
-        let name = unsafe { self::name(name) }?;
-        Ok(services.leave(name).map(|()| 0))
+        // SAFETY: dvk_group.h says of both what `named()` asks for.
+        let (services, name) = unsafe { named(session, name) }?;
+        services.leave(name)?;
+        Ok(0)
     })
 }

@@ -4,6 +4,8 @@ use crate::door::{Ask, Tell, tell};
 use crate::endpoint::Endpoint;
 use crate::errno::IpcError;
 use core::mem::MaybeUninit;
+use core::time::Duration;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno as Os;
 use rustix::net::{
@@ -61,6 +63,25 @@ impl Connection {
     /// As dvkd refuses it, or [`IpcError::NotBound`] if the connection breaks.
     pub fn hello(&self, ask: Ask, bell: Option<BorrowedFd<'_>>) -> Result<Tell, IpcError> {
         self.ask(&ask, bell)?;
+        self.hear().and_then(|(tell, _)| tell.expect(tell::WELCOME))
+    }
+
+    /// As [`Connection::hello`], without a bell, for whoever does not wait longer than `patience`: a dvkd that is stopped takes
+    /// the record and does not answer.
+    ///
+    /// # Errors
+    /// As [`Connection::hello`], or [`IpcError::TimedOut`].
+    pub fn hello_within(&self, ask: Ask, patience: Duration) -> Result<Tell, IpcError> {
+        self.ask(&ask, None)?;
+        let timeout: Option<Timespec> = patience.try_into().ok();
+        loop {
+            match poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], timeout.as_ref()) {
+                Ok(0) => return Err(IpcError::TimedOut),
+                Ok(_) => break,
+                Err(Os::INTR) => {}
+                Err(_) => return Err(IpcError::NotBound),
+            }
+        }
         self.hear().and_then(|(tell, _)| tell.expect(tell::WELCOME))
     }
 

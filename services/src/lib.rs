@@ -17,4 +17,4 @@ pub use lines::Lines;
 pub use record::{Change, Entry, Failure, Item, Lease, Op, Reply, Request, Text, Told};
 
 /// Version of the records. A program says it when it comes; both sides must have the same.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;

@@ -142,11 +142,11 @@ pub enum Op {
     Leave {
         group: String,
     },
-    /// A lease of so many milliseconds.
+    /// A lease of so many milliseconds. It does not end with this connection, but is no other's.
     Grant {
         ttl_ms: u64,
     },
-    /// Gives a lease its time anew, or ends it and its keys.
+    /// Gives a lease that was granted here its time anew, or ends it and its keys.
     Renew {
         lease: u64,
         ends: bool,
@@ -167,7 +167,7 @@ pub enum Lease {
     Connection,
     /// After so many milliseconds.
     After(u64),
-    /// With this lease.
+    /// With this lease, which was granted to this connection.
     Held(u64),
 }
 
@@ -264,7 +264,7 @@ pub enum Reply {
         entries: Vec<Entry>,
         more: bool,
     },
-    /// Changes in order, and from where on to ask for those that follow.
+    /// Changes in order, none if time was over, and from where on to ask for those that follow.
     Changes {
         changes: Vec<Change>,
         next: u64,

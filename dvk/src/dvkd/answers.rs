@@ -1,7 +1,7 @@
 //! What this node's copy of the group's state shows to those who use the services, and why it refuses.
 
 use super::services::{Change, Entry, Failure, Item, Op, Reply, Text};
-use super::serving::{Awaited, Context, Trouble};
+use super::serving::{Awaited, Context, Trouble, strange};
 use ::group::command::Refusal;
 use ::group::state::{self, Delivery, State};
 use ::group::{Realm, Session};
@@ -46,7 +46,7 @@ impl Context {
             }
             Op::Watch { start, end, from } => self.changes(state, start, end.as_ref(), *from),
             Op::Receive { group, after } => self.item(state, group, *after, session),
-            _ => Ok(Reply::Done),
+            other => Err(strange(other)),
         })
     }
 

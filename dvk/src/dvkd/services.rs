@@ -101,7 +101,7 @@ impl Client {
         let refused = |error| anyhow!("dvkd does not let this process in at {shown}: {error:?}");
         let connection = Connection::connect(socket.as_os_str().as_bytes()).map_err(refused)?;
         let hello = Ask::hello(kind::SERVICES, ::services::VERSION, 0);
-        connection.hello(hello, None).map_err(refused)?;
+        connection.hello_within(hello, admin::ANSWER_TIMEOUT).map_err(refused)?;
         Client::begin(connection.into())
     }
 

@@ -4,17 +4,23 @@
 //! connection that is not read has one answer in memory, not as many as it has asked for.
 #![expect(unsafe_code, reason = "tokio polls a descriptor of ours")]
 
+mod waits;
+
+pub(super) use waits::Awaited;
+
 use super::answers::{refused, sorted};
 use super::node::Shared;
 use super::programs::Share;
 use super::services::{Failure, Lease, Op, Reply, Request, Text, Told};
 use super::system;
 use crate::limits::{
-    SERVICE_ACKNOWLEDGED, SERVICE_PATIENCE, SERVICE_SILENCE, SERVICE_TTL, SERVICE_WRITE_MAX,
+    SERVICE_ACKNOWLEDGED, SERVICE_OPENING, SERVICE_PATIENCE, SERVICE_SILENCE, SERVICE_TTL,
+    SERVICE_WRITE_MAX,
 };
-use ::group::command::{ClientId, Done, Op as Command, Refusal};
+use ::group::command::{ClientId, Done, Op as Command};
 use ::group::fence::Fence;
 use ::group::limits::{KEY_MAX, NAME_MAX, STATE_MAX, VALUE_MAX};
+use ::group::state::Debt;
 use ::group::{Failure as Refused, Group, Realm, Session, Unavailable};
 use ::services::Lines;
 use ::services::limits::{CHUNK, OPEN_MAX, REQUEST_MAX};
@@ -58,18 +64,18 @@ struct Served {
 /// What is remembered between requests.
 #[derive(Default)]
 struct Notes {
-    /// What requests wait for.
-    awaited: BTreeSet<(u8, String)>,
-    /// The groups that this session has joined, by their names in the state.
-    memberships: BTreeMap<String, Membership>,
+    /// What requests ask for that one waits for.
+    asked: BTreeSet<(u8, String)>,
+    /// How far it is in the groups that it takes items of, by their names in the state. (Which it has joined, the state says.)
+    progress: BTreeMap<String, Progress>,
 }
 
 /// How far a member is.
 #[derive(Clone, Copy, Default)]
-struct Membership {
+struct Progress {
     /// It has dealt with what it got up to here, as it says.
     asked: u64,
-    /// So much of that the group has been told.
+    /// So much of that the group has been told, and has heard.
     acknowledged: u64,
 }
 
@@ -77,6 +83,8 @@ struct Membership {
 pub(super) enum Trouble {
     /// To be said; the connection goes on.
     Failed(Failure, String),
+    /// It is not known what the session has: the connection ends, and the session with it.
+    Lost(String),
 }
 
 /// What is to be said.
@@ -152,19 +160,18 @@ impl Served {
                     0 => return Ok(()),
                     length => lines.push(&piece[..length]),
                 },
-                Some(done) = tasks.join_next() => {
-                    let (id, written): (u64, Result<()>) = done.map_err(Error::other)?;
-                    open.remove(&id);
-                    written?;
-                }
+                Some(done) = tasks.join_next() => close(&mut open, done)?,
                 () = self.lost() => return self.say(0, &self.cx.lost()).await,
-                group = &mut stalled => {
-                    let why = format!("it did not take what its group {group} sends: its membership is ended");
-                    return self.say(0, &Reply::Lost { why }).await;
+                why = &mut stalled => {
+                    return self.say(0, &Reply::Lost { why: format!("{why}: its session is ended") }).await;
                 }
             }
             while let Some(line) = lines.take().map_err(|()| invalid("a request is too long"))? {
                 long = None;
+                // What has been answered is open no more, and its number free.
+                while let Some(done) = tasks.try_join_next() {
+                    close(&mut open, done)?;
+                }
                 let request = serde_json::from_slice::<Request>(&line);
                 let Some(request) = request.ok().filter(|one| !open.contains_key(&one.id)) else {
                     let why = "a request that is not understood; is it another version?";
@@ -245,20 +252,34 @@ impl Served {
         }
     }
 
-    /// Waits until a group has little room left for more because this session does not take what is there: a process that
-    /// is stopped, or hangs, would stop all others for ever. Gives the group's name.
+    /// Waits until a group has had little room left for more for long because this session does not do its part: a process that
+    /// is stopped, or hangs, would stop all others for ever. Says what it did not do.
     async fn stalled(&self) -> String {
         let mut stalls = Stalls::default();
         loop {
             sleep(SERVICE_SILENCE).await;
             let Some(client) = self.session.get().map(Session::client) else { continue };
-            let memberships = self.notes().memberships.clone();
-            let held_up = self.cx.group.look(|state| {
-                let held_up = memberships.iter().filter(|(name, _)| state.holds_up(client, name));
-                held_up.map(|(name, member)| (name.clone(), member.asked)).collect()
+            let debts: BTreeMap<String, Option<Debt>> = self.cx.group.look(|state| {
+                let debt = |name: &str| (name.to_owned(), state.holds_up(client, name));
+                state.memberships(client).map(debt).collect()
             });
-            if let Some(name) = stalls.look(held_up, Instant::now()) {
-                return Realm::of_name(&name).1.to_owned();
+            let mut notes = self.notes();
+            // Of a group that it has left, and comes to again, the numbers may begin anew.
+            notes.progress.retain(|name, _| debts.contains_key(name));
+            let held_up = debts.into_iter().filter_map(|(name, debt)| {
+                let asked = notes.progress.get(&name).map_or(0, |progress| progress.asked);
+                Some((name, (debt?, asked)))
+            });
+            let held_up = held_up.collect();
+            drop(notes);
+            if let Some((name, debt)) = stalls.look(held_up, Instant::now()) {
+                let (_, name) = Realm::of_name(&name);
+                return match debt {
+                    Debt::Take => format!("it did not take what its group {name} sends"),
+                    Debt::Give { .. } => {
+                        format!("it did not give its state to those who joined its group {name}")
+                    }
+                };
             }
         }
     }
@@ -302,9 +323,16 @@ impl Served {
             Ok(Answer::Look(op)) => self.cx.look(&op, self.session.get()),
             Err(trouble) => Err(trouble),
         };
-        let reply =
-            found.unwrap_or_else(|Trouble::Failed(failure, why)| Reply::Failed { failure, why });
-        self.write(id, &reply).await
+        match found {
+            Ok(reply) => self.write(id, &reply).await,
+            Err(Trouble::Failed(failure, why)) => {
+                self.write(id, &Reply::Failed { failure, why }).await
+            }
+            Err(Trouble::Lost(why)) => {
+                self.write(0, &Reply::Lost { why: why.clone() }).await?;
+                Err(Error::new(ErrorKind::ConnectionAborted, why))
+            }
+        }
     }
 
     async fn refuse(&self, id: u64, failure: Failure, why: String) -> Result<()> {
@@ -368,24 +396,25 @@ impl Served {
                 Ok(Answer::Look(op))
             }
             Op::Receive { group, after } => self.receive(group, after, limit).await,
+            Op::Lock { name, .. } => self.try_lock(&name, patience).await,
             Op::Join { group } => {
                 let name = self.cx.name(&group)?;
                 let joined = self.run(Command::Join { group: name.clone() }, patience).await?;
-                self.notes().memberships.entry(name).or_default();
+                self.notes().progress.remove(&name);
+                let Done::Joined { view } = joined else { return Err(strange(&joined)) };
                 let member = self.session(patience).await?.client().0;
-                let view = if let Done::Joined { view } = joined { view } else { 0 };
                 Ok(Answer::Say(Reply::Joined { member, view }))
             }
             Op::Grant { ttl_ms } => {
-                let lease = self.lease(Lease::After(ttl_ms), patience).await?;
-                let lease = lease.map_or(0, |lease| lease.0);
+                let lease = self.grant(ttl_ms, patience).await?.0;
                 Ok(Answer::Say(Reply::Leased { lease }))
             }
             Op::Renew { lease, ends } => {
-                let session = self.session(patience).await?;
-                let renewed = timeout(patience, session.renew(ClientId(lease), ends)).await;
-                self.cx.explain(renewed.unwrap_or(Err(Unavailable.into())))?;
-                Ok(Answer::Say(Reply::Done))
+                let renew = Command::Renew { lease: ClientId(lease), ends };
+                match self.run(renew, patience).await? {
+                    Done::Fine => Ok(Answer::Say(Reply::Done)),
+                    other => Err(strange(&other)),
+                }
             }
             op => self.change(op, patience).await,
         }
@@ -398,6 +427,21 @@ impl Served {
         let session = self.cx.explain(opened.unwrap_or(Err(Unavailable.into())))?;
         self.opened.notify_one();
         Ok(session)
+    }
+
+    /// The session, for a request that has `limit` to wait for others: to open it may take as long as to elect a leader.
+    async fn session_within(
+        &self,
+        limit: Option<Duration>,
+    ) -> std::result::Result<&Session, Trouble> {
+        let patience = limit.unwrap_or(SERVICE_PATIENCE).max(SERVICE_OPENING);
+        match self.session(patience).await {
+            // Nothing was asked, so nothing can have happened.
+            Err(Trouble::Failed(Failure::Unavailable, why)) if patience < SERVICE_PATIENCE => {
+                Err(Trouble::Failed(Failure::Timeout, format!("gave up: {why}")))
+            }
+            opened => opened,
+        }
     }
 
     /// Has a command carried out.
@@ -425,119 +469,97 @@ impl Served {
                 let value = value.map(|value| value.0);
                 Command::Swap { key: cx.key(&key)?, expected, value, lease }
             }
-            Op::Lock { name, .. } => Command::Lock { name: cx.name(&name)?, wait: false },
             Op::Unlock { name } => Command::Unlock { name: cx.name(&name)? },
             Op::Resign { name } => Command::Resign { name: cx.name(&name)? },
             Op::Cast { group, bytes } => Command::Cast { group: cx.name(&group)?, bytes: bytes.0 },
             Op::Give { group, view, state } => {
                 Command::GiveState { group: cx.name(&group)?, view, bytes: state.0 }
             }
-            Op::Leave { group } => {
-                let group = cx.name(&group)?;
-                self.notes().memberships.remove(&group);
-                Command::Leave { group }
-            }
-            // `carry_out` and its callers deal with them.
-            _ => return Ok(Answer::Say(Reply::Done)),
+            Op::Leave { group } => Command::Leave { group: cx.name(&group)? },
+            other => return Err(strange(&other)),
         };
-        let is_try = matches!(command, Command::Lock { .. });
         Ok(Answer::Say(match self.run(command, patience).await? {
             Done::Changed { revision, found } => Reply::Changed { revision, found },
-            Done::Locked { fence } => Reply::Locked { token: fence },
             Done::Sent { number } => Reply::Sent { number },
-            // This session is in its line already, for another request.
-            Done::Waiting if is_try => return cx.explain(Err(Refusal::Taken.into())),
-            _ => Reply::Done,
+            Done::Fine => Reply::Done,
+            other => return Err(strange(&other)),
         }))
     }
 
+    /// With what a key ends. Whether that is this session's to say, the state knows.
     async fn lease(
         &self,
         lease: Lease,
         patience: Duration,
     ) -> std::result::Result<Option<ClientId>, Trouble> {
-        let cx = &self.cx;
-        let unavailable = |_| Err(Unavailable.into());
         match lease {
             Lease::None => Ok(None),
             Lease::Connection => Ok(Some(self.session(patience).await?.client())),
-            Lease::After(ttl) => {
-                let _turn = cx.turn().await;
-                let granted = timeout(patience, Session::grant(&cx.group, ttl, cx.realm)).await;
-                cx.explain(granted.unwrap_or_else(unavailable)).map(Some)
-            }
-            Lease::Held(lease) => {
-                let lease = ClientId(lease);
-                let session = self.session(patience).await?;
-                let checked = timeout(patience, session.check_lease(lease)).await;
-                let known = checked.unwrap_or_else(|_| Err(Unavailable.into()));
-                cx.explain(known).map(|()| Some(lease))
-            }
+            Lease::After(ttl) => self.grant(ttl, patience).await.map(Some),
+            Lease::Held(lease) => Ok(Some(ClientId(lease))),
         }
     }
 
-    /// Waits for something that depends on others, also while the group has no majority.
-    async fn wait_for(
-        &self,
-        what: Awaited,
-        limit: Option<Duration>,
-        cancelled: &Notify,
-    ) -> Answered {
-        let until = limit.map(|limit| Instant::now() + limit);
-        let Some(_waiting) = Waiting::begin(self, &what) else {
-            let why = "this session waits for that already, in another thread";
-            return Err(Trouble::Failed(Failure::Refused, why.into()));
-        };
-        let session = self.session(limit.unwrap_or(SERVICE_PATIENCE)).await?;
-        tokio::select! {
-            taken = what.take(session) => return self.cx.explain(taken).map(Answer::Say),
-            () = session.lost() => return Ok(Answer::Say(self.cx.lost())),
-            () = over(until) => {}
-            () = cancelled.notified() => {}
+    async fn grant(&self, ttl: u64, patience: Duration) -> std::result::Result<ClientId, Trouble> {
+        match self.run(Command::Grant { ttl }, patience).await? {
+            Done::Opened { client } => Ok(client),
+            other => Err(strange(&other)),
         }
-        let why = self.cx.why(&what);
-        // If that is not heard, the end of the session does it.
-        timeout(SERVICE_TIDY, session.run(what.give_up())).await.ok();
-        Err(Trouble::Failed(Failure::Timeout, format!("gave up: {why}")))
     }
 
-    /// Waits for changes; what they are is looked up when it is said.
+    /// Waits for changes; what they are is looked up when it is said: from where on nothing of the kind has been seen. If
+    /// time is over that is said too, so that who asks again need not go back to where it began.
     async fn watch(&self, op: Op, limit: Option<Duration>) -> Answered {
-        let Op::Watch { start, end, from: Some(first) } = &op else { return Ok(Answer::Look(op)) };
-        let (start, end) = self.cx.bounds(start, end.as_ref());
-        let mut from = (*first).max(1);
-        let found = self.cx.group.wait(|state| match state.changes(&start, end.as_deref(), from) {
-            Ok(changes) => {
-                from = changes.next;
-                (!changes.events.is_empty()).then_some(())
-            }
-            Err(_) => Some(()),
-        });
+        let Op::Watch { start, end, from: Some(first) } = op else { return Ok(Answer::Look(op)) };
+        let (first_key, behind) = self.cx.bounds(&start, end.as_ref());
+        let mut from = first.max(1);
+        let found =
+            self.cx.group.wait(|state| match state.changes(&first_key, behind.as_deref(), from) {
+                Ok(changes) if changes.events.is_empty() => {
+                    from = changes.next;
+                    None
+                }
+                Ok(_) | Err(_) => Some(()),
+            });
         tokio::select! {
             // Whoever does not want to wait gets what is there.
             biased;
             () = found => {}
-            () = over(limit.map(|limit| Instant::now() + limit)) => {
-                return Err(Trouble::Failed(Failure::Timeout, "nothing has changed".into()));
-            }
+            () = over(limit.map(|limit| Instant::now() + limit)) => {}
         }
-        Ok(Answer::Look(op))
+        Ok(Answer::Look(Op::Watch { start, end, from: Some(from) }))
     }
 
     /// Waits for what a member gets next. What it has dealt with is acknowledged when it has nothing else to do, or that
     /// has become much.
     async fn receive(&self, group: String, after: u64, limit: Option<Duration>) -> Answered {
         let until = limit.map(|limit| Instant::now() + limit);
-        let session = self.session(limit.unwrap_or(SERVICE_PATIENCE)).await?;
+        let session = self.session_within(limit).await?;
         let name = self.cx.name(&group)?;
-        let next = self.cx.group.look(|state| state.delivery(session.client(), &name, after));
-        let next = self.cx.explain(next.map_err(Refused::from))?;
-        if self.dealt_with(&name, after, next.is_none()) {
-            self.cx.explain(session.acknowledge(&name, after).await)?;
+        let client = session.client();
+        let (next, last) = self
+            .cx
+            .group
+            .look(|state| (state.has_delivery(client, &name, after), state.last_item(&name)));
+        let has_next = self.cx.explain(next.map_err(Refused::from))?;
+        if after > last {
+            let why = format!("the last item of the group is {last}: {after} cannot be dealt with");
+            return Err(Trouble::Failed(Failure::Refused, why));
         }
+        if let Some(number) = self.dealt_with(&name, after, !has_next) {
+            tokio::select! {
+                told = session.acknowledge(&name, number) => self.cx.explain(told)?,
+                () = session.lost() => return Ok(Answer::Say(self.cx.lost())),
+            }
+            self.has_told(&name, number);
+        }
+        let found = self.cx.group.wait(|state| match state.has_delivery(client, &name, after) {
+            Ok(false) => None,
+            found => Some(found.map(drop)),
+        });
         tokio::select! {
             biased;
-            found = session.receive(&name, after) => drop(self.cx.explain(found)?),
+            found = found => self.cx.explain(found.map_err(Refused::from))?,
             () = session.lost() => return Ok(Answer::Say(self.cx.lost())),
             () = over(until) => {
                 return Err(Trouble::Failed(Failure::Timeout, "nothing has come".into()));
@@ -546,35 +568,47 @@ impl Served {
         Ok(Answer::Look(Op::Receive { group, after }))
     }
 
-    /// A member has dealt with everything up to `after`: shall the group be told?
-    fn dealt_with(&self, name: &str, after: u64, is_idle: bool) -> bool {
+    /// A member has dealt with everything up to `after`: up to which number shall the group be told?
+    fn dealt_with(&self, name: &str, after: u64, is_idle: bool) -> Option<u64> {
         let mut notes = self.notes();
-        let Some(membership) = notes.memberships.get_mut(name) else { return false };
-        membership.asked = membership.asked.max(after);
-        let news = membership.asked - membership.acknowledged;
+        let progress = notes.progress.entry(name.to_owned()).or_default();
+        progress.asked = progress.asked.max(after);
+        let news = progress.asked.saturating_sub(progress.acknowledged);
         let tell = news >= SERVICE_ACKNOWLEDGED || (news > 0 && is_idle);
-        if tell {
-            membership.acknowledged = membership.asked;
+        tell.then_some(progress.asked)
+    }
+
+    /// The group has heard that.
+    fn has_told(&self, name: &str, number: u64) {
+        // Unless it has left, and come again, meanwhile.
+        if let Some(progress) = self.notes().progress.get_mut(name).filter(|it| it.asked >= number)
+        {
+            progress.acknowledged = progress.acknowledged.max(number);
         }
-        tell
     }
 }
 
-/// The groups that wait for this session, how far it was when that was first seen, and when.
+/// The groups that wait for this session, for what, how far it was when that was first seen, and when.
 #[derive(Debug, Default)]
-struct Stalls(BTreeMap<String, (u64, Instant)>);
+struct Stalls(BTreeMap<String, ((Debt, u64), Instant)>);
 
 impl Stalls {
-    /// These groups wait for it, which is so far; gives one in which it has not got on for [`SERVICE_WRITE_MAX`].
-    fn look(&mut self, held_up: BTreeMap<String, u64>, now: Instant) -> Option<String> {
+    /// These groups wait for it to do that, and it is so far; gives one in which it has not got on for [`SERVICE_WRITE_MAX`].
+    fn look(
+        &mut self,
+        held_up: BTreeMap<String, (Debt, u64)>,
+        now: Instant,
+    ) -> Option<(String, Debt)> {
         let known = std::mem::take(&mut self.0);
-        for (name, asked) in held_up {
-            let before = known.get(&name).filter(|(then, _)| *then == asked);
+        for (name, (debt, asked)) in held_up {
+            // Who is to give its state does not get on by taking what is sent.
+            let far = if debt == Debt::Take { (debt, asked) } else { (debt, 0) };
+            let before = known.get(&name).filter(|(then, _)| *then == far);
             let since = before.map_or(now, |(_, since)| *since);
             if now.duration_since(since) >= SERVICE_WRITE_MAX {
-                return Some(name);
+                return Some((name, debt));
             }
-            self.0.insert(name, (asked, since));
+            self.0.insert(name, (far, since));
         }
         None
     }
@@ -583,10 +617,27 @@ impl Stalls {
 /// Open requests by their numbers, and how to cancel them.
 type Open = BTreeMap<u64, Arc<Notify>>;
 
+/// A request has been answered.
+fn close(
+    open: &mut Open,
+    done: std::result::Result<(u64, Result<()>), tokio::task::JoinError>,
+) -> Result<()> {
+    let (id, written) = done.map_err(Error::other)?;
+    open.remove(&id);
+    written
+}
+
 /// The right to have a long request in memory that is not whole yet.
 struct Long {
     until: Instant,
     _permit: OwnedSemaphorePermit,
+}
+
+/// It cannot be: a mistake in this program. Nothing is done, or nobody knows what was.
+pub(super) fn strange(what: &dyn std::fmt::Debug) -> Trouble {
+    tracing::error!(?what, "the services do not fit each other");
+    let why = format!("dvkd made a mistake ({what:?}); please report it");
+    Trouble::Failed(Failure::Unavailable, why)
 }
 
 fn invalid(why: &str) -> Error {
@@ -628,92 +679,10 @@ fn fits(op: &Op) -> std::result::Result<(), (Failure, String)> {
     }
 }
 
-/// How long tidying up may take; the end of the session does it otherwise.
-const SERVICE_TIDY: Duration = Duration::from_secs(1);
-
 async fn over(until: Option<Instant>) {
     match until {
         Some(until) => sleep_until(until).await,
         None => std::future::pending().await,
-    }
-}
-
-/// What somebody waits for.
-pub(super) enum Awaited {
-    Lock(String),
-    Election(String, Text),
-    Barrier(String, u32),
-}
-
-/// A session that waits for something; it does so once at a time, as giving up is for all of it.
-struct Waiting<'a>(&'a Served, (u8, String));
-
-impl Waiting<'_> {
-    fn begin<'a>(served: &'a Served, what: &Awaited) -> Option<Waiting<'a>> {
-        let key = match what {
-            Awaited::Lock(name) => (0, name.clone()),
-            Awaited::Election(name, _) => (1, name.clone()),
-            Awaited::Barrier(name, _) => (2, name.clone()),
-        };
-        let is_first = served.notes().awaited.insert(key.clone());
-        is_first.then_some(Waiting(served, key))
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.notes().awaited.remove(&self.1);
-    }
-}
-
-impl Awaited {
-    fn of(op: &Op) -> Option<Awaited> {
-        match op {
-            Op::Lock { name, wait: true } => Some(Awaited::Lock(name.clone())),
-            Op::Campaign { name, value } => Some(Awaited::Election(name.clone(), value.clone())),
-            Op::Barrier { name, parties } => Some(Awaited::Barrier(name.clone(), *parties)),
-            _ => None,
-        }
-    }
-
-    /// With its name as the state has it.
-    fn placed(self, realm: Realm) -> std::result::Result<Awaited, Trouble> {
-        let place = |name: String| realm.name(&name).map_err(|refusal| refused(&refusal));
-        Ok(match self {
-            Awaited::Lock(name) => Awaited::Lock(place(name)?),
-            Awaited::Election(name, value) => Awaited::Election(place(name)?, value),
-            Awaited::Barrier(name, parties) => Awaited::Barrier(place(name)?, parties),
-        })
-    }
-
-    async fn take(&self, session: &Session) -> std::result::Result<Reply, Refused> {
-        loop {
-            let taken = match self {
-                Awaited::Lock(name) => {
-                    session.lock(name).await.map(|token| Reply::Locked { token })
-                }
-                Awaited::Election(name, value) => {
-                    let elected = session.campaign(name, &value.0).await;
-                    elected.map(|epoch| Reply::Elected { epoch })
-                }
-                Awaited::Barrier(name, parties) => {
-                    session.barrier(name, *parties).await.map(|()| Reply::Passed)
-                }
-            };
-            // One who has perhaps been at a barrier must not wait at the next one.
-            let again = !matches!(self, Awaited::Barrier(..));
-            if !again || !matches!(taken, Err(Refused::Unavailable(_))) {
-                return taken;
-            }
-        }
-    }
-
-    fn give_up(&self) -> Command {
-        match self {
-            Awaited::Lock(name) => Command::Unlock { name: name.clone() },
-            Awaited::Election(name, _) => Command::Resign { name: name.clone() },
-            Awaited::Barrier(name, _) => Command::Abandon { name: name.clone() },
-        }
     }
 }
 
@@ -795,17 +764,22 @@ mod tests {
     fn a_member_stalls_when_it_holds_up_a_group_and_does_not_get_on() {
         let start = Instant::now();
         let mut stalls = Stalls::default();
-        let mut look = |asked: &[(&str, u64)], seconds| {
-            let held_up = asked.iter().map(|(name, asked)| ((*name).to_owned(), *asked)).collect();
-            stalls.look(held_up, start + Duration::from_secs(seconds))
+        let mut look = |held_up: &[(&str, Debt, u64)], seconds| {
+            let held_up =
+                held_up.iter().map(|(name, debt, asked)| ((*name).into(), (*debt, *asked)));
+            stalls.look(held_up.collect(), start + Duration::from_secs(seconds))
         };
         let limit = SERVICE_WRITE_MAX.as_secs();
-        assert_eq!(look(&[("a", 1), ("b", 1)], 0), None);
-        assert_eq!(look(&[("a", 1), ("b", 1)], limit - 1), None);
+        let (take, give) = (Debt::Take, Debt::Give { view: 3 });
+        assert_eq!(look(&[("a", take, 1), ("b", take, 1)], 0), None);
+        assert_eq!(look(&[("a", take, 1), ("b", take, 1)], limit - 1), None);
         // One gets on, the other is not waited for any more.
-        assert_eq!(look(&[("a", 2)], limit), None);
-        assert_eq!(look(&[("a", 2), ("b", 1)], 2 * limit - 1), None);
-        assert_eq!(look(&[("a", 2), ("b", 1)], 2 * limit), Some("a".into()));
+        assert_eq!(look(&[("a", take, 2)], limit), None);
+        assert_eq!(look(&[("a", take, 2), ("b", take, 1)], 2 * limit - 1), None);
+        assert_eq!(look(&[("a", take, 2), ("b", take, 1)], 2 * limit), Some(("a".into(), take)));
+        // Who takes everything, and gives nothing, does not get on.
+        assert_eq!(look(&[("c", give, 1)], 3 * limit), None);
+        assert_eq!(look(&[("c", give, 2)], 4 * limit), Some(("c".into(), give)));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod compression;
 mod imposters;
 mod programs;
+mod sessions;
 mod system;
 
 use super::*;

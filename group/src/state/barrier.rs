@@ -69,8 +69,8 @@ impl State {
     }
 
     pub(super) fn abandon(&mut self, client: ClientId, name: &str) -> Answer {
-        let Some(barrier) = self.barriers.get(name) else { return Err(Refusal::NotHeld) };
-        if !barrier.clients().any(|other| other == client) {
+        // Who has passed cannot undo it: the others have passed too.
+        if !self.is_at_barrier(name, client) {
             return Err(Refusal::NotHeld);
         }
         self.holds.remove(client, &Hold::Barrier(name.to_owned()));
@@ -88,6 +88,11 @@ impl State {
         if barrier.clients().next().is_none() {
             self.barriers.remove(name);
         }
+    }
+
+    /// Does the client wait at the barrier?
+    pub fn is_at_barrier(&self, name: &str, client: ClientId) -> bool {
+        self.barriers.get(name).is_some_and(|barrier| barrier.arrived.contains(&client))
     }
 
     /// How it went with a client that has arrived as one of this generation; none if it is not known

@@ -87,9 +87,17 @@ struct Share {
 static NOTHING: Past = Past { revision: 0, history: VecDeque::new(), forgotten: 0, bytes: 0 };
 
 impl State {
-    pub(super) fn put(&mut self, key: Vec<u8>, value: Vec<u8>, lease: Option<ClientId>) -> Answer {
+    pub(super) fn put(
+        &mut self,
+        client: ClientId,
+        key: Vec<u8>,
+        value: Vec<u8>,
+        lease: Option<ClientId>,
+    ) -> Answer {
         if let Some(lease) = lease {
-            self.sessions.alive(lease)?;
+            if lease != client {
+                self.sessions.is_lease_of(client, lease)?;
+            }
             let held = self.kv.keys.get(&key).is_some_and(|entry| entry.lease == Some(lease));
             if !held {
                 self.holds.check(lease)?;
@@ -122,6 +130,7 @@ impl State {
 
     pub(super) fn swap(
         &mut self,
+        client: ClientId,
         key: Vec<u8>,
         expected: u64,
         value: Option<Vec<u8>>,
@@ -132,7 +141,7 @@ impl State {
             return Err(Refusal::Revision { revision });
         }
         match value {
-            Some(value) => self.put(key, value, lease),
+            Some(value) => self.put(client, key, value, lease),
             None => self.delete(&key),
         }
     }

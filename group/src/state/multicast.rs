@@ -52,6 +52,21 @@ pub enum Delivery {
     },
 }
 
+/// What a member gets next, where it is.
+enum Next<'a> {
+    State(u64, &'a [u8]),
+    Item(u64, &'a Item),
+}
+
+/// What a group waits for a member to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Debt {
+    /// To deal with what it gets.
+    Take,
+    /// To give its state, as of the view with this number or a later one, to those who have none.
+    Give { view: u64 },
+}
+
 impl View {
     /// The member that gives its state, as of this view, to those who have none; if there are any.
     pub fn donor(&self) -> Option<ClientId> {
@@ -166,18 +181,38 @@ impl State {
         group: &str,
         after: u64,
     ) -> Result<Option<Delivery>, Refusal> {
+        Ok(self.next_of(client, group, after)?.map(|next| match next {
+            Next::State(number, bytes) => Delivery::State { number, bytes: bytes.to_vec() },
+            Next::Item(number, item) => Delivery::Item { number, item: item.clone() },
+        }))
+    }
+
+    /// Is there something that such a member gets next?
+    ///
+    /// # Errors
+    /// As [`State::delivery`].
+    pub fn has_delivery(&self, client: ClientId, group: &str, after: u64) -> Result<bool, Refusal> {
+        Ok(self.next_of(client, group, after)?.is_some())
+    }
+
+    fn next_of(
+        &self,
+        client: ClientId,
+        group: &str,
+        after: u64,
+    ) -> Result<Option<Next<'_>>, Refusal> {
         let group = self.groups.table.get(group).ok_or(Refusal::NotMember)?;
         let member = group.members.iter().find(|member| member.client == client);
         let member = member.ok_or(Refusal::NotMember)?;
         let Some(base) = member.base else { return Ok(None) };
         let after = after.max(member.acked);
         if after < base {
-            let bytes = group.states.get(&base).cloned().unwrap_or_default();
-            return Ok(Some(Delivery::State { number: base, bytes }));
+            let bytes = group.states.get(&base).map_or(&[][..], |bytes| bytes);
+            return Ok(Some(Next::State(base, bytes)));
         }
         let index = group.items.partition_point(|(number, _)| *number <= after);
         let item = group.items.get(index);
-        Ok(item.map(|(number, item)| Delivery::Item { number: *number, item: item.clone() }))
+        Ok(item.map(|(number, item)| Next::Item(*number, item)))
     }
 
     /// Who is in the group now.
@@ -190,14 +225,36 @@ impl State {
         self.groups.table.get(group).map_or(0, |group| group.items.len() + group.states.len())
     }
 
-    /// Has the group, or its realm, little room left for more while it keeps items that this member has not acknowledged,
-    /// and no other has acknowledged less?
-    pub fn holds_up(&self, client: ClientId, name: &str) -> bool {
-        let Some(group) = self.groups.table.get(name) else { return false };
-        let member = group.members.iter().find(|member| member.client == client);
-        let first = group.items.front().map(|(number, _)| *number);
-        let is_last = member.is_some_and(|member| first.is_some_and(|first| member.acked < first));
-        is_last && (group.items.len() >= QUEUE_MAX / 2 || self.groups.kept.is_half_full(name))
+    /// What the member has to do before the group can forget anything, if the group, or its realm, has little room left for
+    /// more. One that has not been given the state can do nothing: whoever is to give it can, if there is room for it.
+    pub fn holds_up(&self, client: ClientId, name: &str) -> Option<Debt> {
+        let group = self.groups.table.get(name)?;
+        let (first, _) = group.items.front()?;
+        if group.items.len() < QUEUE_MAX / 2 && !self.groups.kept.is_half_full(name) {
+            return None;
+        }
+        let member = group.members.iter().find(|member| member.client == client)?;
+        let can_be_given = self.groups.kept.fits(name, STATE_MAX).is_ok();
+        if member.acked < *first {
+            return (member.base.is_some() || !can_be_given).then_some(Debt::Take);
+        }
+        let donor = group.members.iter().find(|member| member.base.is_some())?;
+        let waits = |other: &&Standing| other.acked < *first && other.base.is_none();
+        let joiner = group.members.iter().find(waits).filter(|_| can_be_given)?;
+        (donor.client == client).then_some(Debt::Give { view: joiner.acked.saturating_add(1) })
+    }
+
+    /// The number of the group's last item; 0 if there is no such group.
+    pub fn last_item(&self, group: &str) -> u64 {
+        self.groups.table.get(group).map_or(0, |group| group.last)
+    }
+
+    /// The groups that the client is a member of.
+    pub fn memberships(&self, client: ClientId) -> impl Iterator<Item = &str> {
+        self.holds.of(client).filter_map(|hold| match hold {
+            Hold::Group(name) => Some(name.as_str()),
+            _ => None,
+        })
     }
 
     /// The groups' names.

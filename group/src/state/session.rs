@@ -20,10 +20,19 @@ pub(super) struct Sessions {
     count: BTreeMap<Realm, usize>,
 }
 
+/// Who asks, or only something for keys to end with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Kind {
+    /// Opened with this number.
+    Client { nonce: u64 },
+    /// A lease that this session was granted. It asks nothing, and may live longer.
+    Lease { owner: ClientId },
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Session {
     realm: Realm,
-    nonce: u64,
+    kind: Kind,
     ttl: Millis,
     deadline: Millis,
     /// The client has the answers of all commands up to this number.
@@ -50,6 +59,22 @@ impl Sessions {
         if self.table.contains_key(&client) { Ok(()) } else { Err(Refusal::NoSession) }
     }
 
+    /// Is it a session that may ask for something?
+    pub(super) fn speaks(&self, client: ClientId) -> Result<(), Refusal> {
+        match self.table.get(&client).map(|session| session.kind) {
+            Some(Kind::Client { .. }) => Ok(()),
+            Some(Kind::Lease { .. }) | None => Err(Refusal::NoSession),
+        }
+    }
+
+    /// Was the lease granted to this session, and has not ended?
+    pub(super) fn is_lease_of(&self, client: ClientId, lease: ClientId) -> Result<(), Refusal> {
+        match self.table.get(&lease).map(|session| session.kind) {
+            Some(Kind::Lease { owner }) if owner == client => Ok(()),
+            _ => Err(Refusal::NotHeld),
+        }
+    }
+
     pub(super) fn realm_of(&self, client: ClientId) -> Option<Realm> {
         self.table.get(&client).map(|session| session.realm)
     }
@@ -66,6 +91,30 @@ impl Sessions {
             self.keep_alive(client, now)?;
             return Ok(client);
         }
+        let client = self.add(Kind::Client { nonce }, ttl, realm, now, serial)?;
+        self.by_nonce.insert(nonce, client);
+        Ok(client)
+    }
+
+    pub(super) fn grant(
+        &mut self,
+        owner: ClientId,
+        ttl: Millis,
+        now: Millis,
+        serial: &mut Serial,
+    ) -> Result<ClientId, Refusal> {
+        let realm = self.realm_of(owner).ok_or(Refusal::NoSession)?;
+        self.add(Kind::Lease { owner }, ttl, realm, now, serial)
+    }
+
+    fn add(
+        &mut self,
+        kind: Kind,
+        ttl: Millis,
+        realm: Realm,
+        now: Millis,
+        serial: &mut Serial,
+    ) -> Result<ClientId, Refusal> {
         if !(TTL_MIN..=TTL_MAX).contains(&ttl) {
             return Err(Refusal::Limit { what: Limit::Ttl, limit: TTL_MAX });
         }
@@ -77,11 +126,10 @@ impl Sessions {
         together(realm, all, DCS_SESSIONS_MAX, Limit::Sessions)?;
         let client = ClientId(serial.next());
         let deadline = now.saturating_add(ttl);
-        let session = Session { realm, nonce, ttl, deadline, acked: 0, answers: BTreeMap::new() };
+        let session = Session { realm, kind, ttl, deadline, acked: 0, answers: BTreeMap::new() };
         self.count.insert(realm, count);
         self.table.insert(client, session);
         self.by_deadline.insert((deadline, client));
-        self.by_nonce.insert(nonce, client);
         Ok(client)
     }
 
@@ -96,7 +144,9 @@ impl Sessions {
     pub(super) fn remove(&mut self, client: ClientId) {
         if let Some(session) = self.table.remove(&client) {
             self.by_deadline.remove(&(session.deadline, client));
-            self.by_nonce.remove(&session.nonce);
+            if let Kind::Client { nonce } = session.kind {
+                self.by_nonce.remove(&nonce);
+            }
             if let Some(count) = self.count.get_mut(&session.realm) {
                 *count -= 1;
                 if *count == 0 {
@@ -146,7 +196,11 @@ impl Sessions {
     pub(super) fn rebuild(&mut self) {
         let table = &self.table;
         self.by_deadline = table.iter().map(|(id, session)| (session.deadline, *id)).collect();
-        self.by_nonce = table.iter().map(|(id, session)| (session.nonce, *id)).collect();
+        let nonce = |(id, session): (&ClientId, &Session)| match session.kind {
+            Kind::Client { nonce } => Some((nonce, *id)),
+            Kind::Lease { .. } => None,
+        };
+        self.by_nonce = table.iter().filter_map(nonce).collect();
         self.count.clear();
         for session in self.table.values() {
             *self.count.entry(session.realm).or_default() += 1;

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 const TTL: Millis = 1000;
 
 /// A state and the clients that use it.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct World {
     state: State,
     now: Millis,
@@ -218,7 +218,10 @@ fn a_watcher_gets_each_change_from_its_revision_and_learns_when_it_is_too_late()
 #[test]
 fn a_key_ends_with_its_lease_unless_it_was_put_without() {
     let mut world = World::default();
-    let [owner, lease] = world.clients();
+    let [owner, other] = world.clients();
+    let Ok(Done::Opened { client: lease }) = world.ask(owner, Op::Grant { ttl: TTL }) else {
+        panic!("no lease")
+    };
     for key in ["gone", "kept", "deleted"] {
         let op = Op::Put { key: key.into(), value: b"1".to_vec(), lease: Some(lease) };
         world.ask(owner, op).unwrap();
@@ -226,6 +229,25 @@ fn a_key_ends_with_its_lease_unless_it_was_put_without() {
     world.ask(owner, put("kept", "2")).unwrap();
     world.ask(owner, Op::Delete { key: b"deleted".to_vec() }).unwrap();
     let before = world.state.revision(Realm::System);
+    // Whoever else knows its number, or a session's, can do nothing with it, and as itself it asks nothing.
+    for (client, lease) in [(other, lease), (other, owner), (owner, other)] {
+        for ends in [false, true] {
+            assert_eq!(world.ask(client, Op::Renew { lease, ends }), Err(Refusal::NotHeld));
+        }
+        let put = Op::Put { key: b"y".to_vec(), value: vec![], lease: Some(lease) };
+        assert_eq!(world.ask(client, put), Err(Refusal::NotHeld));
+    }
+    for op in [Op::KeepAlive, Op::Close, put("y", ""), Op::Grant { ttl: TTL }] {
+        assert_eq!(world.ask(lease, op), Err(Refusal::NoSession));
+    }
+    world.now += TTL / 2;
+    world.send(owner, 0, 0, Op::KeepAlive).unwrap();
+    assert_eq!(world.ask(owner, Op::Renew { lease, ends: false }), Ok(Done::Fine));
+    world.now += TTL / 2;
+    world.send(owner, 0, 0, Op::KeepAlive).unwrap();
+    world.now += TTL / 4;
+    world.send(ClientId::default(), 0, 0, Op::Tick).unwrap();
+    assert!(world.state.is_alive(lease) && !world.state.is_alive(other));
     world.only_these_live(&[owner]);
     assert_eq!(world.state.get(b"gone"), None);
     assert_eq!(world.state.get(b"kept").unwrap().lease, None);
@@ -233,7 +255,20 @@ fn a_key_ends_with_its_lease_unless_it_was_put_without() {
     let events = world.state.changes(b"", None, before + 1).unwrap().events;
     assert_eq!(events, [Event { revision: before + 1, key: b"gone".to_vec(), value: None }]);
     let dead = Op::Put { key: b"x".to_vec(), value: vec![], lease: Some(lease) };
-    assert_eq!(world.ask(owner, dead), Err(Refusal::NoSession));
+    assert_eq!(world.ask(owner, dead), Err(Refusal::NotHeld));
+    // It outlives the session that it was granted to.
+    let Ok(Done::Opened { client: lease }) = world.ask(owner, Op::Grant { ttl: 4 * TTL }) else {
+        panic!("no lease")
+    };
+    let key = Op::Put { key: b"z".to_vec(), value: vec![], lease: Some(lease) };
+    world.ask(owner, key).unwrap();
+    world.send(owner, 0, 0, Op::Close).unwrap();
+    assert!(world.state.get(b"z").is_some());
+    world.only_these_live(&[]);
+    world.only_these_live(&[]);
+    world.only_these_live(&[]);
+    world.only_these_live(&[]);
+    assert_eq!(world.state.get(b"z"), None);
 }
 
 #[test]
@@ -303,6 +338,9 @@ fn a_barrier_lets_all_go_at_once_and_again() {
         assert_eq!(world.ask(b, arrive(3)), Err(Refusal::Parties { parties: 2 }));
         assert_eq!(world.ask(b, arrive(2)), Ok(Done::Arrived { generation }));
         for client in [a, b] {
+            // Too late to give up: the other has passed.
+            let abandon = Op::Abandon { name: "b".into() };
+            assert_eq!(world.ask(client, abandon), Err(Refusal::NotHeld));
             assert_eq!(world.state.passage("b", client, generation), Some(Passage::Passed));
         }
     }
@@ -323,7 +361,7 @@ fn a_death_breaks_the_barrier_for_those_who_wait_and_for_nobody_else() {
     assert!(next > generation);
     assert_eq!(world.state.passage("b", c, next), Some(Passage::Waiting));
     // One that gave up waiting breaks it too; one that was through does not.
-    world.ask(a, Op::Abandon { name: "b".into() }).unwrap();
+    assert_eq!(world.ask(a, Op::Abandon { name: "b".into() }), Err(Refusal::NotHeld));
     assert_eq!(world.state.passage("b", c, next), Some(Passage::Waiting));
     world.ask(a, arrive()).unwrap();
     world.ask(a, Op::Abandon { name: "b".into() }).unwrap();
@@ -525,7 +563,7 @@ fn a_snapshot_of_another_version_is_refused_with_both_versions() {
     let mut bytes = State::default().snapshot();
     bytes[0] = 9;
     let error = State::restore(&bytes).unwrap_err();
-    assert_eq!(error.to_string(), "snapshot version 9, this dvs reads 2");
+    assert_eq!(error.to_string(), "snapshot version 9, this dvs reads 3");
 }
 
 #[test]
@@ -674,6 +712,8 @@ fn a_member_that_takes_nothing_holds_its_group_up_when_half_the_room_is_full() {
         for client in [reads, sleeps] {
             world.ask(client, Op::Join { group: name() }).unwrap();
         }
+        let give = Op::GiveState { group: name(), view: 2, bytes: vec![] };
+        world.ask(reads, give).unwrap();
         let cast = |world: &mut World| {
             let cast = Op::Cast { group: name(), bytes: vec![0; length] };
             let sent = world.ask(reads, cast);
@@ -681,16 +721,51 @@ fn a_member_that_takes_nothing_holds_its_group_up_when_half_the_room_is_full() {
             world.ask(reads, Op::Acknowledge { group: name(), number }).unwrap();
         };
         (1..casts).for_each(|_| cast(&mut world));
-        assert!(!world.state.holds_up(sleeps, &name()), "{length}");
+        assert_eq!(world.state.holds_up(sleeps, &name()), None, "{length}");
         cast(&mut world);
         cast(&mut world);
-        assert!(world.state.holds_up(sleeps, &name()), "{length}");
-        assert!(!world.state.holds_up(reads, &name()), "{length}");
+        assert_eq!(world.state.holds_up(sleeps, &name()), Some(Debt::Take), "{length}");
+        assert_eq!(world.state.holds_up(reads, &name()), None, "{length}");
         world.ask(sleeps, Op::Leave { group: name() }).unwrap();
-        assert!(!world.state.holds_up(sleeps, &name()), "{length}");
+        assert_eq!(world.state.holds_up(sleeps, &name()), None, "{length}");
     };
     check(1, QUEUE_MAX / 2 - 2);
     check(VALUE_MAX, DC_QUEUES_BYTES_MAX / 2 / VALUE_MAX - 1);
+}
+
+#[test]
+fn whoever_should_give_a_joiner_its_state_holds_the_group_up() {
+    use crate::limits::{DC_QUEUES_BYTES_MAX, QUEUE_MAX};
+    let mut world = World::default();
+    let (donor, other, joiner) = (world.open(1), world.open(2), world.open(3));
+    let name = || Realm::Dc(1).name("g").unwrap();
+    let give = |view| Op::GiveState { group: name(), view, bytes: vec![] };
+    let acknowledge = |number| Op::Acknowledge { group: name(), number };
+    let cast = |world: &mut World, length: usize| {
+        let cast = Op::Cast { group: name(), bytes: vec![0; length] };
+        let Ok(Done::Sent { number }) = world.ask(donor, cast) else { panic!("not sent") };
+        for client in [donor, other] {
+            world.ask(client, acknowledge(number)).unwrap();
+        }
+    };
+    let blamed =
+        |world: &World| [donor, other, joiner].map(|one| world.state.holds_up(one, &name()));
+    let (take, give_it) = (Some(Debt::Take), Some(Debt::Give { view: 3 }));
+    for client in [donor, other] {
+        world.ask(client, Op::Join { group: name() }).unwrap();
+    }
+    world.ask(donor, give(2)).unwrap();
+    world.ask(other, acknowledge(2)).unwrap();
+    world.ask(joiner, Op::Join { group: name() }).unwrap();
+    (0..QUEUE_MAX / 2).for_each(|_| cast(&mut world, 1));
+    assert_eq!(blamed(&world), [give_it, None, None]);
+    // What is given is the joiner's to take.
+    let mut given = world.clone();
+    given.ask(donor, give(3)).unwrap();
+    assert_eq!(blamed(&given), [None, None, take]);
+    // Nobody can be blamed for a state that there is no room for.
+    (0..DC_QUEUES_BYTES_MAX / VALUE_MAX - 2).for_each(|_| cast(&mut world, VALUE_MAX));
+    assert_eq!(blamed(&world), [None, None, take]);
 }
 
 fn any_op() -> impl Strategy<Value = Op> {
@@ -742,6 +817,8 @@ fn any_op() -> impl Strategy<Value = Op> {
             bytes
         }),
         any_table_op().prop_map(Op::Table),
+        (50..2000u64).prop_map(|ttl| Op::Grant { ttl }),
+        (client(), any::<bool>()).prop_map(|(lease, ends)| Op::Renew { lease, ends }),
     ]
 }
 

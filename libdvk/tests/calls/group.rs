@@ -43,8 +43,12 @@ fn keys_have_revisions_ranges_watches_and_leases_on_every_node() {
     one.put(b"l", b"leased", Lease::Held(lease)).unwrap();
     let all = two.range(b"", None, 1).unwrap();
     assert_eq!((all.entries.len(), all.more), (1, true));
-    two.renew(lease).unwrap();
-    two.revoke(lease).unwrap();
+    // Nobody else can renew or end it, or have keys end with it.
+    assert_eq!(failure(two.renew(lease)), Failure::NotHeld);
+    assert_eq!(failure(two.revoke(lease)), Failure::NotHeld);
+    assert_eq!(failure(two.put(b"l", b"theirs", Lease::Held(lease))), Failure::NotHeld);
+    one.renew(lease).unwrap();
+    one.revoke(lease).unwrap();
     assert_eq!(failure(one.renew(lease)), Failure::NotHeld);
     assert_eq!(two.range(b"l", Some(b"m"), 9).unwrap().entries, []);
     let third = open(&cluster, 1, "lab");

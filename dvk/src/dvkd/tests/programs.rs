@@ -8,7 +8,7 @@ use ::services::limits::{CHUNK, OPEN_MAX, REQUEST_MAX};
 use rustix::fd::OwnedFd;
 
 /// Node 1 alone, with the containers 1 and 2.
-fn start() -> Cluster {
+pub(super) fn start() -> Cluster {
     let mut cluster = Cluster::start(1);
     cluster.stop(1);
     let second = Dc { id: 2, name: "other".into(), ..cluster.configs[0].dcs[0].clone() };
@@ -18,7 +18,7 @@ fn start() -> Cluster {
 }
 
 /// The door of a container, as a connection that has been let in.
-fn enter(cluster: &Cluster, dc: u32) -> OwnedFd {
+pub(super) fn enter(cluster: &Cluster, dc: u32) -> OwnedFd {
     let name = if dc == 1 { "lab" } else { "other" };
     let socket = cluster.configs[0].socket(name);
     let connection = Connection::connect(socket.as_os_str().as_bytes()).unwrap();
@@ -32,16 +32,16 @@ fn hello(version: u32) -> Ask {
 }
 
 /// The first that dvkd says on a connection.
-fn first(client: &Client) -> Option<Reply> {
+pub(super) fn first(client: &Client) -> Option<Reply> {
     client.next(0, soon()).unwrap()
 }
 
-fn soon() -> Option<Instant> {
+pub(super) fn soon() -> Option<Instant> {
     Some(Instant::now() + Duration::from_secs(20))
 }
 
 /// A program of a container, when the group is at work.
-fn program(cluster: &Cluster, dc: u32) -> Client {
+pub(super) fn program(cluster: &Cluster, dc: u32) -> Client {
     let limit = Instant::now() + Duration::from_secs(10);
     loop {
         let client = Client::new(enter(cluster, dc));
@@ -56,16 +56,16 @@ fn program(cluster: &Cluster, dc: u32) -> Client {
     }
 }
 
-fn post(client: &Client, op: Op) -> u64 {
+pub(super) fn post(client: &Client, op: Op) -> u64 {
     client.post(op, None, None).unwrap().unwrap()
 }
 
-fn hear(client: &Client, id: u64) -> Reply {
+pub(super) fn hear(client: &Client, id: u64) -> Reply {
     client.next(id, soon()).unwrap().expect("it does not answer")
 }
 
 /// Asks again as long as the group has no leader yet.
-fn ask(client: &Client, op: Op) -> Reply {
+pub(super) fn ask(client: &Client, op: Op) -> Reply {
     loop {
         match hear(client, post(client, op.clone())) {
             Reply::Failed { failure: Failure::Unavailable, .. } => {}
@@ -74,7 +74,7 @@ fn ask(client: &Client, op: Op) -> Reply {
     }
 }
 
-fn put(key: &str, value: &str) -> Op {
+pub(super) fn put(key: &str, value: &str) -> Op {
     Op::Put { key: key.into(), value: value.into(), lease: Lease::None }
 }
 
@@ -92,7 +92,7 @@ fn keys(reply: Reply) -> Vec<Text> {
     }
 }
 
-fn failure(reply: Reply) -> Failure {
+pub(super) fn failure(reply: Reply) -> Failure {
     match reply {
         Reply::Failed { failure, .. } => failure,
         other => panic!("{other:?}"),
@@ -280,7 +280,7 @@ fn a_process_of_another_container_is_refused_at_the_door() {
 }
 
 /// Sends bytes as packets, as long as there is room.
-fn send_raw(socket: &OwnedFd, bytes: &[u8]) {
+pub(super) fn send_raw(socket: &OwnedFd, bytes: &[u8]) {
     for piece in bytes.chunks(CHUNK) {
         let flags = rustix::net::SendFlags::NOSIGNAL;
         if rustix::net::send(socket, piece, flags).is_err() {

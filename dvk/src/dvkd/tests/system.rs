@@ -32,7 +32,7 @@ fn status(cluster: &Cluster, node: usize) -> GroupStatus {
 }
 
 /// Waits until these nodes, and no others, are voters and up, as each of them sees it; says who leads.
-fn settled(cluster: &Cluster, nodes: &[u16]) -> u16 {
+pub(super) fn settled(cluster: &Cluster, nodes: &[u16]) -> u16 {
     let is_settled = |node: &u16| {
         let status = status(cluster, usize::from(*node));
         let listed = |wanted: fn(&services::MemberStatus) -> bool| -> Vec<u16> {
