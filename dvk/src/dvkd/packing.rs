@@ -15,7 +15,7 @@ use std::str::FromStr;
 pub(super) const PACKED_MIN: usize = 4096;
 
 /// Bytes that are sent in one way before it is judged: some hundred milliseconds of a link that is worth it.
-const WINDOW: u64 = 1 << 20;
+const WINDOW: usize = 1 << 20;
 
 /// Windows in the better way before the other is tried again: at first, and at most. A try that fails doubles them.
 const PATIENCE: u32 = 16;
@@ -109,7 +109,7 @@ impl Packer {
         }
         self.sent += bytes as u64;
         self.packing += packing;
-        if self.sent < WINDOW {
+        if self.sent < WINDOW as u64 {
             return;
         }
         let now = busy();
@@ -196,8 +196,8 @@ mod tests {
             (0..windows)
                 .map(|_| {
                     let is_packing = self.packer.is_packing();
-                    self.busy += WINDOW * SECOND / if is_packing { packed } else { raw };
-                    self.packer.note_sent(WINDOW as usize, 0, || Some(self.busy));
+                    self.busy += WINDOW as u64 * SECOND / if is_packing { packed } else { raw };
+                    self.packer.note_sent(WINDOW, 0, || Some(self.busy));
                     u32::from(is_packing)
                 })
                 .sum()
@@ -230,12 +230,12 @@ mod tests {
             // The network has three times less to do, the processor five times more.
             let (busy, packing) = if is_packing { (1, 5) } else { (3, 0) };
             wire.busy += busy * SECOND;
-            wire.packer.note_sent(WINDOW as usize, packing * SECOND, || Some(wire.busy));
+            wire.packer.note_sent(WINDOW, packing * SECOND, || Some(wire.busy));
         }
         assert!(!wire.packer.is_packing() && wire.packer.patience > PATIENCE);
         let mut packer = Packer::new(Packing::Auto).unwrap();
         for _ in 0..1000 {
-            packer.note_sent(WINDOW as usize, 0, || None);
+            packer.note_sent(WINDOW, 0, || None);
             assert!(!packer.is_packing());
         }
     }
@@ -249,7 +249,7 @@ mod tests {
 
     #[test]
     fn a_frame_comes_back_and_one_that_does_not_get_shorter_is_left() {
-        let frame: Vec<u8> = (0..PACKED_MIN).map(|at| (at / 64) as u8).collect();
+        let frame: Vec<u8> = (0..PACKED_MIN).map(|at| u8::try_from(at / 64).unwrap()).collect();
         let packed = pack(&frame).unwrap();
         assert_eq!(unpack(&packed).unwrap(), frame);
         for end in 0..packed.len() {
@@ -258,7 +258,7 @@ mod tests {
         let mut state = 1u32;
         let noise: Vec<u8> = std::iter::repeat_with(|| {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 24) as u8
+            state.to_be_bytes()[0]
         })
         .take(PACKED_MIN)
         .collect();
@@ -283,7 +283,7 @@ mod tests {
         #[test]
         fn no_bytes_make_it_panic(
             mut bytes in prop::collection::vec(any::<u8>(), 4..200),
-            length in PACKED_MIN as u32..10_000,
+            length in 4096_u32..10_000,
         ) {
             unpack(&bytes).ok();
             bytes[..4].copy_from_slice(&length.to_le_bytes());

@@ -11,11 +11,13 @@ use std::os::fd::AsRawFd;
 /// Where `tcpi_busy_time` (microseconds) is in `struct tcp_info` (linux/tcp.h), since Linux 4.10.
 const BUSY_AT: usize = 168;
 const SIZE: usize = BUSY_AT + size_of::<u64>();
+const LEN: libc::socklen_t = 176;
+const _: () = assert!(LEN as usize == SIZE);
 
 /// None: Linux does not say.
 pub(super) fn busy(stream: &TcpStream) -> Option<Nanos> {
     let mut info = [0_u8; SIZE];
-    let mut len = SIZE as libc::socklen_t;
+    let mut len = LEN;
     let (fd, to) = (stream.as_raw_fd(), info.as_mut_ptr().cast());
     // SAFETY: the descriptor is open as `stream` has it, and `to` has `len` bytes, of which Linux writes at most that many.
     let result = unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, to, &mut len) };

@@ -6,11 +6,11 @@ use crate::dvkd::packing::{self, PACKED_MIN};
 
 /// Bytes that become shorter, and some that do not.
 fn payloads() -> Vec<Vec<u8>> {
-    let text = |len: usize| (0..len).map(|at| (at / 100) as u8).collect();
+    let text = |len: usize| (0..len).map(|at| u8::try_from(at / 100 % 251).unwrap()).collect();
     let mut state = 1_u64;
     let noise = std::iter::repeat_with(|| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        (state >> 56) as u8
+        state.to_be_bytes()[0]
     });
     vec![text(9000), noise.take(PAYLOAD_MAX).collect(), text(PAYLOAD_MAX), text(100)]
 }

@@ -45,6 +45,47 @@ impl Imposter {
     }
 }
 
+/// The tracks of a link that is alive for as long as this lasts, however slow the test is.
+struct Lively<'a> {
+    tracks: [&'a tls::Tls; 2],
+    /// Frames of two threads are not mixed.
+    turn: Mutex<()>,
+    is_over: AtomicBool,
+}
+
+impl<'a> Lively<'a> {
+    fn new(small: &'a tls::Tls, bulk: &'a tls::Tls) -> Lively<'a> {
+        Lively { tracks: [small, bulk], turn: Mutex::default(), is_over: AtomicBool::new(false) }
+    }
+
+    /// Gives signs of life until `over` is dropped.
+    fn keep<'s>(
+        &'s self,
+        scope: &'s std::thread::Scope<'s, '_>,
+        shared: &'s crate::dvkd::node::Shared,
+    ) -> Over<'s> {
+        scope.spawn(|| {
+            while !self.is_over.load(Ordering::SeqCst) {
+                for track in self.tracks {
+                    // Of one that has ended, nobody wants any.
+                    self.try_write(track, &ping()).ok();
+                }
+                shared.nap(Duration::from_millis(100));
+            }
+        });
+        Over(&self.is_over)
+    }
+
+    fn write(&self, track: &tls::Tls, bytes: &[u8]) {
+        self.try_write(track, bytes).unwrap();
+    }
+
+    fn try_write(&self, track: &tls::Tls, bytes: &[u8]) -> io::Result<()> {
+        let _turn = locked(&self.turn);
+        track.write_all_by(bytes, soon())
+    }
+}
+
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(10)
 }
@@ -170,18 +211,9 @@ fn a_small_call_does_not_wait_for_bulk_ones_that_nobody_reads() {
     let [small, bulk] = Imposter::of(&mut cluster, 1, 2).link();
     // One process: a program that says hello again is another one.
     let client = cluster.client(2);
-    let is_over = AtomicBool::new(false);
+    let lively = Lively::new(&small, &bulk);
     std::thread::scope(|scope| {
-        let over = Over(&is_over);
-        // Signs of life, however long this takes.
-        scope.spawn(|| {
-            while !is_over.load(Ordering::SeqCst) {
-                for track in [&small, &bulk] {
-                    track.write_all_by(&ping(), soon()).ok();
-                }
-                cluster.daemon(2).shared.nap(Duration::from_millis(100));
-            }
-        });
+        let over = lively.keep(scope, &cluster.daemon(2).shared);
         for _ in 0..4 {
             scope.spawn(|| client.call(ECHO, &[7; PAYLOAD_MAX]));
         }
@@ -194,7 +226,7 @@ fn a_small_call_does_not_wait_for_bulk_ones_that_nobody_reads() {
         assert_eq!((request.message.call, request.payload), (GET, &b"small"[..]));
         let answer = answer_to(&request, b"ok");
         let packet = Packet { sequence: 1, received, ..Packet::alone(answer) };
-        small.write_all_by(&packet.encode(), soon()).unwrap();
+        lively.write(&small, &packet.encode());
         assert_eq!(asked.join().unwrap().unwrap(), b"ok");
         // Now they are read. None may be taken before the small frames that were sent first.
         for sequence in 1..=4 {
@@ -214,7 +246,9 @@ fn a_bulk_frame_that_comes_early_waits_for_the_small_one_that_was_sent_first() {
     cluster.wait_for_links();
     let [small, bulk] = Imposter::of(&mut cluster, 1, 2).link();
     let client = cluster.client(2);
+    let lively = Lively::new(&small, &bulk);
     std::thread::scope(|scope| {
+        let _over = lively.keep(scope, &cluster.daemon(2).shared);
         let long = scope.spawn(|| client.call(ECHO, b"long"));
         let bytes = read_request(&small);
         let (_, first) = request_in(&bytes);
@@ -224,7 +258,7 @@ fn a_bulk_frame_that_comes_early_waits_for_the_small_one_that_was_sent_first() {
         let bytes = vec![7; SMALL_MAX + 1];
         let answer = answer_to(&first, &bytes);
         let packet = Packet { sequence: 1, received, after: 1, ..Packet::alone(answer) };
-        bulk.write_all_by(&packet.encode(), soon()).unwrap();
+        lively.write(&bulk, &packet.encode());
         let is_held = |node: &mut crate::dvkd::node::Node| {
             node.links.values().any(|link| link.bulk.is_held())
         };
@@ -232,7 +266,7 @@ fn a_bulk_frame_that_comes_early_waits_for_the_small_one_that_was_sent_first() {
         assert!(!long.is_finished());
         let answer = answer_to(&second, b"ok");
         let packet = Packet { sequence: 1, received, ..Packet::alone(answer) };
-        small.write_all_by(&packet.encode(), soon()).unwrap();
+        lively.write(&small, &packet.encode());
         assert_eq!(short.join().unwrap().unwrap(), b"ok");
         assert_eq!(long.join().unwrap().unwrap(), bytes);
     });
@@ -244,7 +278,9 @@ fn what_is_wrong_behind_a_frame_that_comes_early_ends_the_link_when_that_is_take
     cluster.wait_for_links();
     let [small, bulk] = Imposter::of(&mut cluster, 1, 2).link();
     let client = cluster.client(2);
+    let lively = Lively::new(&small, &bulk);
     std::thread::scope(|scope| {
+        let _over = lively.keep(scope, &cluster.daemon(2).shared);
         // Whether it gets the answer that is followed by garbage does not matter.
         let long = scope.spawn(|| client.call(ECHO, b"long").ok());
         let bytes = read_request(&small);
@@ -255,18 +291,16 @@ fn what_is_wrong_behind_a_frame_that_comes_early_ends_the_link_when_that_is_take
         let payload = vec![7; SMALL_MAX + 1];
         let answer = answer_to(&first, &payload);
         let packet = Packet { sequence: 1, received, after: 1, ..Packet::alone(answer) };
-        bulk.write_all_by(&[packet.encode(), vec![0xff; HEADER]].concat(), soon()).unwrap();
+        lively.write(&bulk, &[packet.encode(), vec![0xff; HEADER]].concat());
         let is_held = |node: &mut crate::dvkd::node::Node| {
             node.links.values().any(|link| link.bulk.is_held())
         };
         wait_until("it waits", || cluster.daemon(2).shared.with(is_held));
         let answer = answer_to(&second, b"ok");
         let packet = Packet { sequence: 1, received, ..Packet::alone(answer) };
-        small.write_all_by(&packet.encode(), soon()).unwrap();
+        lively.write(&small, &packet.encode());
         assert_eq!(short.join().unwrap().unwrap(), b"ok");
-        wait_until("the link ends, though the small track is lively", || {
-            small.write_all_by(&ping(), soon()).is_err() || is_ended(&bulk)
-        });
+        wait_until("the link ends, though the small track is lively", || is_ended(&bulk));
         long.join().unwrap();
     });
 }
@@ -285,7 +319,11 @@ fn a_track_that_stalls_or_half_closes_or_drips_ends_its_link_and_disturbs_no_oth
             let tracks = imposter.link();
             let ping = ping();
             wait_until("the link is up", || {
-                tracks.iter().for_each(|track| track.write_all_by(&ping, soon()).unwrap());
+                for track in &tracks {
+                    track.write_all_by(&ping, soon()).unwrap();
+                    // Who never reads what it is told loses its link, too.
+                    assert!(!is_ended(track));
+                }
                 cluster.linked(3).contains(&2)
             });
             let begin = Instant::now();
