@@ -138,8 +138,11 @@ fn garbage_in_every_page_that_a_process_can_write_harms_only_itself() {
         let scribbler = Scribbler::start(&cluster);
         let errors = || cluster.protocol_errors(1);
         let before = errors();
-        // Once is enough: mostly it has written that its channel is closed, and then nobody looks.
-        wait_until("dvkd has met the garbage", || errors() > before);
+        // Once is enough: mostly it has written that its channel is closed, and then nobody looks. A call makes dvkd look.
+        wait_until("dvkd has met the garbage", || {
+            assert_eq!(ask(&honest, well_known(2, FAR), 3), 4);
+            errors() > before
+        });
         for round in 0..ROUNDS {
             assert_eq!(ask(&honest, well_known(1, NEAR), round), round + 1);
             assert_eq!(ask(&honest, well_known(2, FAR), round), round + 1);
