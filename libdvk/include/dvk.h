@@ -168,9 +168,9 @@ int dvk_wakeup(int dcid, dvk_ep_t ep);
 int dvk_send_T(dvk_ep_t ep, const dvk_message *message, long timeout);
 /* Sends a request and waits for the reply, which replaces it. Errors as dvk_send_T. */
 int dvk_sendrec_T(dvk_ep_t ep, dvk_message *message, long timeout);
-/* Receives from ep or DVK_ANY: pending notifications first, then senders in turn; what one of them does
- * comes in its order. -EDVSSRCDIED, -EDVSNONODE: ep is
- * gone. -EDVSNOTBIND, -EDVSENDPOINT: it was not there. -EDVSCALLDENIED, -EDVSTIMEDOUT, -EDVSAGAIN. */
+/* Receives from ep or DVK_ANY: pending notifications first, then senders in turn; what one of them does comes in its
+ * order. -EDVSSRCDIED, -EDVSNONODE: ep is gone. -EDVSNOTBIND, -EDVSENDPOINT: it was not there. -EDVSCALLDENIED,
+ * -EDVSTIMEDOUT, -EDVSAGAIN. */
 int dvk_receive_T(dvk_ep_t ep, dvk_message *message, long timeout);
 /* Receives only requests (sendrec), of anybody. */
 int dvk_rcvrqst_T(dvk_message *message, long timeout);

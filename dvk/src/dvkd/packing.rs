@@ -52,7 +52,7 @@ impl FromStr for Packing {
 /// compressed: not what a socket takes at once, nor pauses.
 #[derive(Debug)]
 pub(super) struct Packer {
-    packing_mode: Packing,
+    mode: Packing,
     is_packing: bool,
     /// What has been sent in this window, before compression, and how long that took to compress.
     sent: u64,
@@ -78,10 +78,10 @@ enum Step {
 
 impl Packer {
     /// None if nothing is to be compressed.
-    pub(super) fn new(packing: Packing) -> Option<Packer> {
-        (packing != Packing::Never).then_some(Packer {
-            packing_mode: packing,
-            is_packing: packing == Packing::Always,
+    pub(super) fn new(mode: Packing) -> Option<Packer> {
+        (mode != Packing::Never).then_some(Packer {
+            mode,
+            is_packing: mode == Packing::Always,
             sent: 0,
             packing: 0,
             busy: None,
@@ -104,7 +104,7 @@ impl Packer {
         packing: Nanos,
         busy: impl FnOnce() -> Option<Nanos>,
     ) {
-        if self.packing_mode != Packing::Auto {
+        if self.mode != Packing::Auto {
             return;
         }
         self.sent += bytes as u64;
