@@ -33,6 +33,20 @@ pub struct Command {
     pub op: Op,
 }
 
+impl Command {
+    /// May another node, `from`, say this?
+    pub(crate) fn may_be_of(&self, from: u64) -> bool {
+        match &self.op {
+            Op::Table(TableOp::NodeUp { node, .. } | TableOp::PutNode { node, .. }) => {
+                u64::from(*node) == from
+            }
+            Op::Table(TableOp::Place { by, .. }) => u64::from(by.node) == from,
+            Op::Table(TableOp::RemoveNode { .. }) => false,
+            _ => true,
+        }
+    }
+}
+
 /// What shall happen.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Op {
@@ -109,19 +123,32 @@ pub enum TableOp {
     RemoveDc {
         dc: u32,
     },
-    /// Says where an endpoint is, if the entry's epoch is `expected` (0: there is no entry).
+    /// Says where an endpoint is, if the entry's epoch is `expected` (0: there is no entry). As long as the node is up where
+    /// it was, in that incarnation, only that can say so; and it can be only where a node is up. It needs no session.
     Place {
         dc: u32,
         slot: u32,
-        node: NodeId,
+        by: Life,
+        to: Whereabouts,
         expected: u64,
     },
-    /// Removes an entry, if its epoch is `expected`.
-    Unplace {
-        dc: u32,
-        slot: u32,
-        expected: u64,
-    },
+}
+
+/// A node from one start to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Life {
+    pub node: NodeId,
+    pub incarnation: u64,
+}
+
+/// Where an endpoint is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Whereabouts {
+    /// Which of the owners that its slot has had.
+    pub generation: u32,
+    pub life: Life,
+    /// It was there, and is no more.
+    pub is_over: bool,
 }
 
 /// The answer to a command.

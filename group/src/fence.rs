@@ -23,8 +23,9 @@ pub enum Fence {
     /// Not signed on yet.
     #[default]
     Joining,
-    /// Up: nobody else takes over what is this node's. `epoch` of the membership in which it came.
-    Up { client: ClientId, epoch: u64 },
+    /// Up: nobody else takes over what is this node's before `until`, which sign of life after sign of life is later.
+    /// `epoch` of the membership in which it came.
+    Up { client: ClientId, epoch: u64, until: Instant },
     /// The majority may take this node for down soon, or has: it must stop what only one may do.
     Fenced,
 }
@@ -44,9 +45,11 @@ pub(crate) async fn live(group: Group) {
         if let Ok(Some((client, epoch))) = sign_on(&group).await {
             let until = sent + trust;
             if Instant::now() < until {
-                group.0.fence.send_replace(Fence::Up { client, epoch });
-                keep_alive(&group, client, until, trust).await;
+                group.0.fence.send_replace(Fence::Up { client, epoch, until });
+                keep_alive(&group, client, epoch, until, trust).await;
                 group.0.fence.send_replace(Fence::Fenced);
+                // What it is for stops now, and has the margin for that.
+                sleep(Duration::from_millis(margin(lease))).await;
                 // If it can be told: else nobody may sign on for this node until the lease is over.
                 leave(&group, client).await;
             } else {
@@ -84,7 +87,7 @@ async fn go_up(
     let known =
         TableOp::PutNode { node, name: config.name.clone(), address: config.address.clone() };
     group.submit(client, 1, 0, Op::Table(known), patience).await?.1.ok();
-    let up = Op::Table(TableOp::NodeUp { node, incarnation: group.0.incarnation });
+    let up = Op::Table(TableOp::NodeUp { node, incarnation: config.incarnation });
     match group.submit(client, 2, 1, up, patience).await?.1 {
         Ok(Done::Epoch { epoch }) => Ok(Some(epoch)),
         refused => {
@@ -100,7 +103,13 @@ async fn leave(group: &Group, client: ClientId) {
 }
 
 /// Until the node must fence itself, or the session has ended.
-async fn keep_alive(group: &Group, client: ClientId, mut until: Instant, trust: Duration) {
+async fn keep_alive(
+    group: &Group,
+    client: ClientId,
+    epoch: u64,
+    mut until: Instant,
+    trust: Duration,
+) {
     // Each is a command that all nodes write to their disks. One that is not answered is sent again by `submit`.
     let pause = Duration::from_millis(group.0.config.lease / 4);
     // The first at once: to sign on may have taken most of the time.
@@ -113,7 +122,10 @@ async fn keep_alive(group: &Group, client: ClientId, mut until: Instant, trust: 
         let sent = Instant::now();
         let sign = group.submit(client, 0, 0, Op::KeepAlive, trust);
         match timeout_at(until, sign).await {
-            Ok(Ok((_, Ok(_)))) => until = sent + trust,
+            Ok(Ok((_, Ok(_)))) => {
+                until = sent + trust;
+                group.0.fence.send_replace(Fence::Up { client, epoch, until });
+            }
             Ok(Ok((_, Err(Refusal::NoSession)))) | Err(_) => return,
             Ok(Ok((_, Err(_))) | Err(Unavailable)) => {}
         }

@@ -34,6 +34,8 @@ pub struct Config {
     pub founds: bool,
     /// Nodes to ask while it is not known who leads. See [`Group::set_peers`].
     pub peers: Vec<u64>,
+    /// Random at each start of what the node is for, though the group may start again meanwhile.
+    pub incarnation: u64,
     /// A node that the group has not heard of for so long is down. See [`crate::fence`].
     pub lease: Millis,
     /// A voter that has been down for so long is replaced.
@@ -52,6 +54,7 @@ impl Config {
             peers: first_voters.iter().copied().collect(),
             first_voters,
             founds: true,
+            incarnation: Jitter.next_u64(),
             // A new leader is there after 0.5 s, seldom 1: that must not fence anybody.
             lease: 2000,
             gone: Duration::from_secs(60),
@@ -104,8 +107,6 @@ pub(crate) struct Inner {
     /// Who leads; 0 is nobody.
     pub(crate) leader: Signal,
     pub(crate) fence: watch::Sender<crate::fence::Fence>,
-    /// Random at each start.
-    pub(crate) incarnation: u64,
 }
 
 /// The group's clock while this node leads: it goes on from the last stamp that this node knew.
@@ -212,7 +213,6 @@ impl Group {
             expelled: Mutex::default(),
             leader: Signal::default(),
             fence: watch::Sender::default(),
-            incarnation: Jitter.next_u64(),
         }));
         group.begin().await?;
         tokio::spawn(crate::keeping::leader(group.clone()));
@@ -286,6 +286,9 @@ impl Group {
                 locked(&self.0.contact).heard(from, &hears, log, self.local_time());
             }
             Ok(Wire::Tell { id, tell }) => self.0.network.told(id, tell),
+            Ok(Wire::Ask { ask, .. }) if !ask.may_be_of(from) => {
+                tracing::warn!(from, "a node speaks for another; dropped");
+            }
             Ok(Wire::Ask { id, ask }) => {
                 // Who asks more than can be dealt with gets no answer, and asks again.
                 let Some(served) = Served::admit(self, from, bytes.len()) else { return };

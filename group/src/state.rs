@@ -15,10 +15,11 @@ pub use barrier::Passage;
 pub use kv::{Changes, Entry, Event, Range};
 pub use line::Holder;
 pub use multicast::{Debt, Delivery, Item, Member, View};
-pub use tables::{Dc, Node, Place};
+pub use tables::{Dc, Node, Place, home};
 
 use crate::command::{
-    Answer, ClientId, Command, DecodeError, Done, Limit, Millis, Op, Refusal, decode, encode,
+    Answer, ClientId, Command, DecodeError, Done, Limit, Millis, Op, Refusal, TableOp, decode,
+    encode,
 };
 use crate::limits::{DC_NAMES_MAX, HOLDS_MAX, NAME_MAX, NAMES_MAX, SNAPSHOT_MAX};
 use crate::realm::Realm;
@@ -32,7 +33,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tables::Tables;
 
 /// Version of a snapshot's format: the first thing in it.
-pub const SNAPSHOT_VERSION: u32 = 3;
+pub const SNAPSHOT_VERSION: u32 = 4;
 
 /// The state of the system group.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -112,6 +113,8 @@ impl State {
         match op {
             Op::Tick => return Ok(Done::Fine),
             Op::Open { nonce, ttl, realm } => return self.open(nonce, ttl, realm),
+            // It happens once, by its epoch.
+            Op::Table(op @ TableOp::Place { .. }) => return self.table(client, op),
             _ => {}
         }
         self.sessions.speaks(client)?;

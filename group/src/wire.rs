@@ -7,7 +7,7 @@ use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest, V
 use serde::{Deserialize, Serialize};
 
 /// Version of these messages: their first byte.
-pub const VERSION: u8 = 3;
+pub const VERSION: u8 = 4;
 
 /// Bytes of the longest message: as many log entries as are read at once, one more, and what is around them.
 pub const WIRE_MAX: usize = 2 * COMMAND_MAX + (64 << 10);
@@ -41,6 +41,21 @@ pub(crate) enum Ask {
     Submit(Command),
     /// The index that a reader has to wait for.
     ReadIndex,
+}
+
+impl Ask {
+    /// May `from` ask this? A leader and a candidate speak for themselves, and so does a node of its own place in the tables;
+    /// what only the leader does, it asks of itself.
+    pub(crate) fn may_be_of(&self, from: RaftId) -> bool {
+        let is_of = |vote: &Vote| vote.leader_id.voted_for().is_none_or(|node| node == from);
+        match self {
+            Ask::Append(request) => is_of(&request.vote),
+            Ask::Vote(request) => is_of(&request.vote),
+            Ask::Piece(piece) => is_of(&piece.vote),
+            Ask::Submit(command) => command.may_be_of(from),
+            Ask::ReadIndex => true,
+        }
+    }
 }
 
 /// A part of a snapshot. `total` bytes are all of them.

@@ -1,7 +1,7 @@
 //! The cluster's tables: nodes and whether they are up, containers, and where endpoints are.
 
 use super::{Hold, Holds, Serial, State, bounded};
-use crate::command::{Answer, ClientId, Done, Limit, NodeId, Refusal, TableOp};
+use crate::command::{Answer, ClientId, Done, Life, Limit, NodeId, Refusal, TableOp, Whereabouts};
 use crate::limits::{DIRECTORY_MAX, NAME_MAX, NODES_MAX};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,11 +25,17 @@ pub struct Dc {
     pub epoch: u64,
 }
 
-/// Where an endpoint is. A message with an older epoch went to where it was.
+/// An entry of the directory: where an endpoint is that has moved, or has backups. Epochs only grow, from entry to entry
+/// of all endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
-    pub node: NodeId,
+    pub to: Whereabouts,
     pub epoch: u64,
+}
+
+/// The node whose number is in a slot (`m3ipc::Endpoint`).
+pub fn home(slot: u32) -> NodeId {
+    u16::try_from(slot >> 20).unwrap_or(NodeId::MAX)
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +45,8 @@ pub(super) struct Tables {
     nodes: BTreeMap<NodeId, Node>,
     dcs: BTreeMap<u32, Dc>,
     directory: BTreeMap<(u32, u32), Place>,
+    /// Of the last entry.
+    directory_epoch: u64,
 }
 
 impl State {
@@ -51,10 +59,9 @@ impl State {
                 self.tables.put_dc(dc, name, nodes, &mut self.serial)
             }
             TableOp::RemoveDc { dc } => self.tables.remove_dc(dc),
-            TableOp::Place { dc, slot, node, expected } => {
-                self.tables.place(dc, slot, node, expected, &mut self.serial)
+            TableOp::Place { dc, slot, by, to, expected } => {
+                self.tables.place((dc, slot), by, to, expected, &mut self.serial)
             }
-            TableOp::Unplace { dc, slot, expected } => self.tables.unplace(dc, slot, expected),
         }
     }
 
@@ -80,10 +87,11 @@ impl State {
 
     fn remove_node(&mut self, number: NodeId) -> Answer {
         let node = self.tables.nodes.remove(&number).ok_or(Refusal::NotFound)?;
+        // It never comes back: nobody will want its numbers.
+        self.tables.directory.retain(|(_, slot), place| home(*slot) != number || !place.to.is_over);
         if let Some((client, _)) = node.up {
             self.holds.remove(client, &Hold::Node(number));
         }
-        self.tables.directory.retain(|_, place| place.node != number);
         self.tables.epoch = self.serial.next();
         Ok(Done::Epoch { epoch: self.tables.epoch })
     }
@@ -124,6 +132,26 @@ impl State {
     pub fn place(&self, dc: u32, slot: u32) -> Option<Place> {
         self.tables.directory.get(&(dc, slot)).copied()
     }
+
+    /// The epoch of the directory's last entry; 0 if there was none.
+    pub fn directory_epoch(&self) -> u64 {
+        self.tables.directory_epoch
+    }
+
+    /// All entries with a later epoch than `since`, by container and slot, in the order of their epochs.
+    pub fn places_since(&self, since: u64) -> Vec<(u32, u32, Place)> {
+        let later = self.tables.directory.iter().filter(|(_, place)| place.epoch > since);
+        let mut places: Vec<_> = later.map(|((dc, slot), place)| (*dc, *slot, *place)).collect();
+        places.sort_unstable_by_key(|(.., place)| place.epoch);
+        places
+    }
+
+    /// The nodes that are up, and in which incarnation.
+    pub fn up(&self) -> impl Iterator<Item = (NodeId, u64)> {
+        let up =
+            |(node, entry): (NodeId, &Node)| entry.up.map(|(_, incarnation)| (node, incarnation));
+        self.nodes().filter_map(up)
+    }
 }
 
 impl Tables {
@@ -162,35 +190,54 @@ impl Tables {
         Ok(Done::Epoch { epoch: dc.epoch })
     }
 
-    fn epoch_is(&self, key: (u32, u32), expected: u64) -> Result<(), Refusal> {
-        let epoch = self.directory.get(&key).map_or(0, |place| place.epoch);
-        if epoch == expected { Ok(()) } else { Err(Refusal::Epoch { epoch }) }
+    /// The one that has been so for longest.
+    fn forget_one_that_is_over(&mut self) {
+        let over = self.directory.iter().filter(|(_, place)| place.to.is_over);
+        if let Some((key, _)) = over.min_by_key(|(_, place)| place.epoch) {
+            let key = *key;
+            self.directory.remove(&key);
+        }
+    }
+
+    fn is_up(&self, life: Life) -> bool {
+        let up = self.nodes.get(&life.node).and_then(|node| node.up);
+        up.is_some_and(|(_, incarnation)| incarnation == life.incarnation)
     }
 
     fn place(
         &mut self,
-        dc: u32,
-        slot: u32,
-        node: NodeId,
+        key: (u32, u32),
+        by: Life,
+        to: Whereabouts,
         expected: u64,
         serial: &mut Serial,
     ) -> Answer {
-        let known = self.dcs.get(&dc).is_some_and(|dc| dc.nodes.contains(&node));
-        if !known || !self.nodes.contains_key(&node) {
+        let now = self.directory.get(&key);
+        // One that is over may have been forgotten.
+        if let Some(epoch) = now.map(|place| place.epoch).filter(|epoch| *epoch != expected) {
+            return Err(Refusal::Epoch { epoch });
+        }
+        let is_others =
+            |now: &Place| !now.to.is_over && now.to.life != by && self.is_up(now.to.life);
+        if now.is_some_and(is_others) {
+            return Err(Refusal::Exists);
+        }
+        // Where nobody is, only the home of the slot can say otherwise.
+        if now.is_none_or(|now| now.to.is_over) && (to.is_over || by.node != home(key.1)) {
             return Err(Refusal::NotFound);
         }
-        self.epoch_is((dc, slot), expected)?;
-        let more = usize::from(expected == 0);
+        if !to.is_over && !self.is_up(to.life) {
+            return Err(Refusal::NotFound);
+        }
+        if now.is_none() && self.directory.len() >= DIRECTORY_MAX {
+            self.forget_one_that_is_over();
+        }
+        let more = usize::from(!self.directory.contains_key(&key));
         bounded(self.directory.len() + more, DIRECTORY_MAX, Limit::Directory)?;
         let epoch = serial.next();
-        self.directory.insert((dc, slot), Place { node, epoch });
+        self.directory.insert(key, Place { to, epoch });
+        self.directory_epoch = epoch;
         Ok(Done::Epoch { epoch })
-    }
-
-    fn unplace(&mut self, dc: u32, slot: u32, expected: u64) -> Answer {
-        self.epoch_is((dc, slot), expected)?;
-        self.directory.remove(&(dc, slot));
-        Ok(Done::Fine)
     }
 
     pub(super) fn rebuild(&self, holds: &mut Holds) {

@@ -1,7 +1,7 @@
 //! The replicated state, service by service.
 
 use super::*;
-use crate::command::{Done, NodeId, TableOp, decode_answer, encode_answer};
+use crate::command::{Done, Life, NodeId, TableOp, Whereabouts, decode_answer, encode_answer};
 use crate::limits::{ANSWERS_MAX, COMMAND_MAX, KEY_MAX, QUEUE_MAX, TTL_MIN, VALUE_MAX};
 use proptest::prelude::*;
 
@@ -496,25 +496,50 @@ fn a_node_is_up_with_its_session_and_its_coming_and_going_changes_the_epoch() {
 }
 
 #[test]
-fn a_directory_entry_changes_only_for_those_who_know_its_epoch() {
+fn a_directory_entry_changes_only_for_those_who_know_it_and_while_its_node_is_up_only_for_that() {
+    // Of node 1.
+    const SLOT: u32 = (1 << 20) + 3;
     let mut world = World::default();
-    let client = world.open(1);
-    let mut table = |op| world.ask(client, Op::Table(op));
-    for node in [1, 2] {
-        let name = format!("n{node}");
-        table(TableOp::PutNode { node, name, address: String::new() }).unwrap();
-    }
-    let place = |node, expected| TableOp::Place { dc: 1, slot: 3, node, expected };
-    assert_eq!(table(place(1, 0)), Err(Refusal::NotFound));
-    table(TableOp::PutDc { dc: 1, name: "d".into(), nodes: vec![2, 1, 2] }).unwrap();
-    let Ok(Done::Epoch { epoch }) = table(place(1, 0)) else { panic!() };
-    assert_eq!(table(place(2, 0)), Err(Refusal::Epoch { epoch }));
-    let Ok(Done::Epoch { epoch: moved }) = table(place(2, epoch)) else { panic!() };
-    assert!(moved > epoch);
-    assert_eq!(world.state.place(1, 3), Some(Place { node: 2, epoch: moved }));
-    // A node that is removed for good has no endpoints.
-    world.ask(client, Op::Table(TableOp::RemoveNode { node: 2 })).unwrap();
-    assert_eq!(world.state.place(1, 3), None);
+    let lives = [1, 2].map(|node| Life { node, incarnation: 7 });
+    let clients = [1, 2].map(|nonce| world.open(nonce));
+    let up = |world: &mut World, at: usize| {
+        let Life { node, incarnation } = lives[at];
+        let (name, address) = (format!("n{node}"), String::new());
+        world.ask(clients[at], Op::Table(TableOp::PutNode { node, name, address })).unwrap();
+        world.ask(clients[at], Op::Table(TableOp::NodeUp { node, incarnation })).unwrap();
+    };
+    let place = |world: &mut World, by: Life, to: Life, is_over: bool, expected: u64| {
+        let to = Whereabouts { generation: 9, life: to, is_over };
+        let op = Op::Table(TableOp::Place { dc: 1, slot: SLOT, by, to, expected });
+        world.state.apply(Command { now: 0, client: ClientId(0), sequence: 0, acked: 0, op })
+    };
+    let [one, two] = lives;
+    up(&mut world, 0);
+    assert_eq!(place(&mut world, two, one, false, 0), Err(Refusal::NotFound), "it is node 1's");
+    assert_eq!(place(&mut world, one, one, true, 0), Err(Refusal::NotFound), "nobody was there");
+    let Ok(Done::Epoch { epoch }) = place(&mut world, one, one, false, 0) else { panic!() };
+    assert_eq!(place(&mut world, one, one, false, 0), Err(Refusal::Epoch { epoch }));
+    assert_eq!(place(&mut world, one, two, false, epoch), Err(Refusal::NotFound), "it is not up");
+    up(&mut world, 1);
+    assert_eq!(place(&mut world, two, two, false, epoch), Err(Refusal::Exists), "it is node 1's");
+    let earlier = Life { incarnation: 6, ..one };
+    assert_eq!(place(&mut world, earlier, two, false, epoch), Err(Refusal::Exists));
+    let Ok(Done::Epoch { epoch: moved }) = place(&mut world, one, two, false, epoch) else {
+        panic!()
+    };
+    assert!(moved > epoch && world.state.directory_epoch() == moved);
+    assert_eq!(place(&mut world, one, one, true, moved), Err(Refusal::Exists), "not any more");
+    // When its node is down, others may: here the first who asks.
+    world.only_these_live(&clients[..1]);
+    let Ok(Done::Epoch { epoch: ended }) = place(&mut world, one, one, true, moved) else {
+        panic!()
+    };
+    assert_eq!(place(&mut world, two, two, false, moved), Err(Refusal::Epoch { epoch: ended }));
+    let places = world.state.places_since(moved);
+    assert!(matches!(places[..], [(1, SLOT, Place { epoch, .. })] if epoch == ended), "{places:?}");
+    assert_eq!(world.state.places_since(ended), []);
+    assert_eq!(place(&mut world, two, one, false, ended), Err(Refusal::NotFound));
+    assert_eq!(world.state.up().collect::<Vec<_>>(), [(1, 7)]);
 }
 
 #[test]
@@ -563,7 +588,7 @@ fn a_snapshot_of_another_version_is_refused_with_both_versions() {
     let mut bytes = State::default().snapshot();
     bytes[0] = 9;
     let error = State::restore(&bytes).unwrap_err();
-    assert_eq!(error.to_string(), "snapshot version 9, this dvs reads 3");
+    assert_eq!(error.to_string(), "snapshot version 9, this dvs reads 4");
 }
 
 #[test]
@@ -831,25 +856,20 @@ fn any_table_op() -> impl Strategy<Value = TableOp> {
             address: String::new()
         }),
         node().prop_map(|node| TableOp::RemoveNode { node }),
-        (node(), any::<u64>())
-            .prop_map(|(node, incarnation)| TableOp::NodeUp { node, incarnation }),
+        (node(), 0..3u64).prop_map(|(node, incarnation)| TableOp::NodeUp { node, incarnation }),
         (1..3u32, proptest::collection::vec(node(), 0..3)).prop_map(|(dc, nodes)| TableOp::PutDc {
             dc,
             name: dc.to_string(),
             nodes
         }),
         (1..3u32).prop_map(|dc| TableOp::RemoveDc { dc }),
-        (1..3u32, 0..2u32, node(), 0..9u64).prop_map(|(dc, slot, node, expected)| TableOp::Place {
-            dc,
-            slot,
-            node,
-            expected
-        }),
-        (1..3u32, 0..2u32, 0..9u64).prop_map(|(dc, slot, expected)| TableOp::Unplace {
-            dc,
-            slot,
-            expected
-        }),
+        ((1 << 20)..(1 << 20) + 2u32, node(), node(), any::<bool>(), 0..9u64).prop_map(
+            |(slot, by, to, is_over, expected)| {
+                let life = |node| Life { node, incarnation: 1 };
+                let to = Whereabouts { generation: 1, life: life(to), is_over };
+                TableOp::Place { dc: 1, slot, by: life(by), to, expected }
+            }
+        ),
     ]
 }
 

@@ -183,7 +183,7 @@ impl World {
             }
         }
         for (node, fence) in self.fences() {
-            let Fence::Up { client, epoch } = fence else { continue };
+            let Fence::Up { client, epoch, .. } = fence else { continue };
             let number = u16::try_from(node).unwrap();
             let up = state.node(number).and_then(|node| node.up).map(|(client, _)| client);
             // A state that is older than the node's signing on says nothing.
