@@ -10,6 +10,7 @@ mod confine;
 mod control;
 mod credentials;
 mod dcs;
+mod directory;
 mod door;
 pub mod figures;
 mod heap;

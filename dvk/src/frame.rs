@@ -26,7 +26,7 @@ use m3ipc::{CallId, Cred, DcId, Endpoint, Message, NodeId, Rights};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Version of this protocol. Both nodes must have the same.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// Bytes of the header.
 pub const HEADER: usize = 24;
@@ -121,16 +121,11 @@ pub enum Frame<'a> {
         number: u64,
         order: Order,
     },
-    /// The directory: since `epoch`, `endpoint` is at `node`. Answered by `Noted` when the receiver goes by it.
+    /// Does the receiver go by the entry that the directory has of `endpoint` since `epoch`? Answered by `Noted` when it does.
     Entry {
         dc: DcId,
         endpoint: Endpoint,
-        node: NodeId,
         epoch: u64,
-        /// Nobody is that endpoint any more; its slot is its home's again.
-        is_over: bool,
-        /// Its node took it over by itself, as the place before was down.
-        is_claim: bool,
     },
     /// The sender goes by the entry of this epoch.
     Noted {
@@ -139,7 +134,7 @@ pub enum Frame<'a> {
         epoch: u64,
     },
     /// `endpoint`, now at the sending node, is to be taken on by `backup` of the receiving one (`Endpoint::NONE`: by any
-    /// of its backups). Answered by `Adopted`; it acts as `endpoint` from when the sender's entry comes.
+    /// of its backups). Answered by `Adopted`; it acts as `endpoint` when the system group has placed that there.
     Adopt {
         dc: DcId,
         endpoint: Endpoint,
@@ -147,14 +142,14 @@ pub enum Frame<'a> {
         epoch: u64,
         rights: Rights,
     },
-    /// 0: it is taken on; else the status of an error.
+    /// 0: it is taken on; else the status of an error. From the node that has sent `Adopt`: `endpoint` stays there.
     Adopted {
         dc: DcId,
         endpoint: Endpoint,
         epoch: u64,
         status: u16,
     },
-    /// The call is not here: the entry that came before says where it belongs. It is made there again, by the same tag.
+    /// The call is not here: its receiver's entry says where it belongs. It is made there again, by the same tag.
     Moved {
         dc: DcId,
         to: Endpoint,
@@ -605,15 +600,7 @@ impl Put<'_> {
                 self.u16(node.0);
                 self.endpoint(backup);
             }
-            Frame::Entry { dc, endpoint, node, epoch, is_over, is_claim } => {
-                self.u32(dc.0);
-                self.endpoint(*endpoint);
-                self.u16(node.0);
-                self.u64(*epoch);
-                self.u16(u16::from(*is_over));
-                self.u16(u16::from(*is_claim));
-            }
-            Frame::Noted { dc, endpoint, epoch } => {
+            Frame::Entry { dc, endpoint, epoch } | Frame::Noted { dc, endpoint, epoch } => {
                 self.u32(dc.0);
                 self.endpoint(*endpoint);
                 self.u64(*epoch);
@@ -778,14 +765,9 @@ impl<'a> Get<'a> {
                 number: self.u64("number")?,
                 order: self.order()?,
             },
-            kind::ENTRY => Frame::Entry {
-                dc: self.dc()?,
-                endpoint: self.mobile()?,
-                node: self.node()?,
-                epoch: self.u64("epoch")?,
-                is_over: self.flag()?,
-                is_claim: self.flag()?,
-            },
+            kind::ENTRY => {
+                Frame::Entry { dc: self.dc()?, endpoint: self.mobile()?, epoch: self.u64("epoch")? }
+            }
             kind::NOTED => {
                 Frame::Noted { dc: self.dc()?, endpoint: self.mobile()?, epoch: self.u64("epoch")? }
             }
@@ -1001,7 +983,7 @@ mod tests {
                 number: 7,
                 order: Order::Commit { node, backup: from },
             },
-            Frame::Entry { dc, endpoint: mobile, node, epoch: 8, is_over: true, is_claim: false },
+            Frame::Entry { dc, endpoint: mobile, epoch: 8 },
             Frame::Noted { dc, endpoint: mobile, epoch: 8 },
             Frame::Adopt { dc, endpoint: mobile, backup: from, epoch: 8, rights },
             Frame::Adopted { dc, endpoint: mobile, epoch: 8, status: 4098 },

@@ -18,13 +18,16 @@ mod slots;
 
 pub use crate::frame::Order;
 use crate::frame::{Hello, Packet, Track};
+use crate::limits::PLACING_MAX;
 use crate::server::{Gone, Nanos};
 use awaits::Awaits;
 pub use awaits::Event;
 use bytes::Bytes;
 use container::Container;
+use directory::{Binder, Number};
 use link::Peer;
 use m3ipc::door::kind;
+use m3ipc::limits::WELL_KNOWN_MAX;
 use m3ipc::rights::{Rights, level};
 use m3ipc::{CallId, Cred, DcId, Endpoint, IpcError, Message, NodeId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -92,6 +95,21 @@ impl Role {
         })
     }
 
+    /// The slot of a process of `node` that names its number; none if it does not.
+    fn slot(self, node: NodeId) -> Option<u32> {
+        match self {
+            Role::Peer(number @ 1..=WELL_KNOWN_MAX) | Role::Replica(number) => {
+                Some(Endpoint::well_known(node, number).slot)
+            }
+            _ => None,
+        }
+    }
+
+    /// Can whoever is it move, if it has a number?
+    fn can_move(self) -> bool {
+        matches!(self, Role::Peer(1..))
+    }
+
     /// May others open channels to it?
     pub fn receives(self) -> bool {
         !matches!(self, Role::Process | Role::Backup(..))
@@ -148,12 +166,12 @@ pub enum Input<'a> {
     /// A process wants to be bound. `pid` is as the daemon sees it (SO_PEERCRED); `nonce` tells apart
     /// the programs that one pid runs one after the other: the same pid with another nonce has
     /// executed a new program, and its old endpoint is gone. `privileged`: it runs as the daemon's own user.
-    /// Ends in `Welcome` or `Refused`, at once.
+    /// Ends in `Welcome` or `Refused`; later, if it is not known yet whether the last owner of its number has ended.
     Hello { asker: Asker, dc: DcId, role: Role, pid: u32, nonce: u64, privileged: bool },
     /// The process bound as `from` wants a channel to `to`. Ends in `Channel` or `Refused`; later, if
     /// `to` is a server of this node that is not bound at the moment.
     Open { asker: Asker, dc: DcId, from: Endpoint, to: Endpoint },
-    /// Nobody waits for the answer to that OPEN or AWAIT any more.
+    /// Nobody waits for the answer to that HELLO, BIND, OPEN or AWAIT any more.
     Withdraw { asker: Asker },
     /// The process bound as `from` wants to know when `to` is bound or unbound, within `timeout` (0: is it now?).
     /// Ends in `Done` or `Refused`.
@@ -166,7 +184,7 @@ pub enum Input<'a> {
         timeout: Option<Nanos>,
     },
     /// The administrator binds a process of this node as peer `number`; it says hello later. `pid` as the daemon
-    /// sees it. Ends in `Done` or `Refused`, at once.
+    /// sees it. Ends in `Done` or `Refused`; later, as `Hello`.
     Reserve { asker: Asker, dc: DcId, number: u32, pid: u32, privileged: bool },
     /// The endpoint `to`, bound on this node, has these rights from now on. Ends in `Done` or `Refused`, at once.
     SetRights { asker: Asker, dc: DcId, to: Endpoint, rights: &'a Rights, privileged: bool },
@@ -205,6 +223,16 @@ pub enum Input<'a> {
     /// A notification to an endpoint of this or another node. It may get lost if that is not there.
     LocalNotify { dc: DcId, from: Endpoint, to: Endpoint, value: u64 },
 
+    /// The system group has a new entry in its directory. Those of one endpoint come with growing epochs; of each the latest
+    /// comes again at the start.
+    Placed { dc: DcId, entry: Entry },
+    /// The group has not done what an [`Output::Propose`] asked for, and will not. `is_full`: the directory is.
+    Unplaced { dc: DcId, slot: u32, expected: u64, is_full: bool },
+    /// How the nodes stand with the group: until when it does not take this one for down (what only one node may do rests
+    /// from then on: the node is fenced; 0: it is so now), and which are up, in which of their lives
+    /// ([`Config::incarnation`]). Every entry that was there when this node signed on comes before it is not fenced.
+    Standing { until: Nanos, up: &'a BTreeMap<NodeId, u64> },
+
     /// Both connections of a link to another node have exchanged Hellos; the one sent was made by [`Kernel::hello`].
     /// Replaces the link that the node had, if any. When one of the two connections ends, the link does.
     LinkUp { link: LinkId, sent: &'a Hello, received: &'a Hello },
@@ -228,6 +256,19 @@ pub enum Input<'a> {
     DcStop { dc: DcId },
 }
 
+/// An entry of the directory: where an endpoint is that has moved, or has backups elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub endpoint: Endpoint,
+    pub node: NodeId,
+    /// Of that node: in its next life the endpoint is not there any more.
+    pub incarnation: u64,
+    /// From entry to entry of an endpoint it grows. The group gives it; in a proposal it means nothing.
+    pub epoch: u64,
+    /// Nobody is the endpoint any more, and its number is its home's again.
+    pub is_over: bool,
+}
+
 /// What an administrator does to the link with another node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Steer {
@@ -236,7 +277,8 @@ pub enum Steer {
     /// Given up at once, and no link until `Connect`.
     Down,
     Connect,
-    /// The container, on this node, has nothing to do with that node any more: as if it were down, for this container.
+    /// The container, on this node, has nothing to do with that node any more: as if it were down, for this container. But
+    /// that has to be down for the group before a backup takes over from an endpoint there.
     Leave,
     /// The container spans it.
     Enter,
@@ -300,6 +342,10 @@ pub enum Output {
     /// The end of a `LocalRequest` to `from`.
     AnswerLocal { dc: DcId, from: Endpoint, id: CallId, message: Message, payload: Bytes },
 
+    /// Ask the group to put `entry` in place of the one with the epoch `expected` (0: of none), until it has done so or
+    /// refused. It refuses if there is another entry by now, or the one there is of a node that is up and not this one, or
+    /// the new one of a node that is not up. Answered by `Placed` or `Unplaced`.
+    Propose { dc: DcId, entry: Entry, expected: u64 },
     /// Write these bytes, one encoded frame, to that track of the link.
     Send { node: NodeId, link: LinkId, track: Track, bytes: Bytes },
     /// Close that connection, and try anew. The kernel has already forgotten it.
@@ -411,6 +457,14 @@ pub struct Kernel {
     /// and bytes of their payload.
     own_calls: usize,
     own_bytes: usize,
+    /// As [`Input::Standing`] says. Without a group nothing ends it.
+    until: Nanos,
+    is_fenced: bool,
+    /// It was not fenced once: it knows the directory.
+    has_stood: bool,
+    up: BTreeMap<NodeId, u64>,
+    /// Entries of containers that are not here (yet).
+    entries_of_others: BTreeMap<(DcId, u32), Entry>,
 }
 
 impl Kernel {
@@ -424,6 +478,11 @@ impl Kernel {
             awaits: Awaits::default(),
             own_calls: 0,
             own_bytes: 0,
+            until: Nanos::MAX,
+            is_fenced: false,
+            has_stood: false,
+            up: BTreeMap::new(),
+            entries_of_others: BTreeMap::new(),
             peers: config
                 .peers
                 .iter()
@@ -439,13 +498,15 @@ impl Kernel {
 
     /// Takes one input at time `now`, which never goes back, and appends what is to be done.
     pub fn step(&mut self, now: Nanos, input: Input<'_>, out: &mut Vec<Output>) {
+        if now >= self.until {
+            self.fence(now, true, out);
+        }
         match input {
             Input::Tick => self.tick(now, out),
             Input::Hello { asker, dc, role, pid, nonce, privileged } => {
-                match self.bind(now, dc, role, pid, nonce, privileged, out) {
-                    Ok(bound) => self.welcome(now, asker, dc, bound, out),
-                    Err(error) => out.push(Output::Refused { asker, error }),
-                }
+                let (nonce, until) = (Some(nonce), now + PLACING_MAX);
+                let binder = Binder { asker, role, pid, nonce, privileged, until };
+                self.bind_or_park(now, dc, binder, out);
             }
             Input::Open { asker, dc, from, to } => {
                 if let Err(error) = self.open(now, asker, dc, from, to, out) {
@@ -462,13 +523,9 @@ impl Kernel {
                 }
             }
             Input::Reserve { asker, dc, number, pid, privileged } => {
-                match self.reserve(now, dc, number, pid, privileged, out) {
-                    Ok(endpoint) => {
-                        out.push(Output::Done { asker, endpoint });
-                        self.tell_awaits(now, dc, endpoint.slot, out);
-                    }
-                    Err(error) => out.push(Output::Refused { asker, error }),
-                }
+                let (role, nonce, until) = (Role::Peer(number), None, now + PLACING_MAX);
+                let binder = Binder { asker, role, pid, nonce, privileged, until };
+                self.bind_or_park(now, dc, binder, out);
             }
             Input::SetRights { asker, dc, to, rights, privileged } => {
                 match self.set_rights(dc, to, rights, privileged, out) {
@@ -494,6 +551,11 @@ impl Kernel {
                     Err(error) => out.push(Output::Refused { asker, error }),
                 }
             }
+            Input::Placed { dc, entry } => self.placed(now, dc, entry, out),
+            Input::Unplaced { dc, slot, expected, is_full } => {
+                self.unplaced(now, dc, slot, expected, is_full, out);
+            }
+            Input::Standing { until, up } => self.standing(now, until, up, out),
             Input::Frozen { dc, endpoint } => self.frozen(now, dc, endpoint, out),
             Input::Unreceived { dc, to, id } => self.unreceived(dc, to, id),
             Input::Pending { dc, to, from, value } => {
@@ -520,7 +582,10 @@ impl Kernel {
             Input::NodeJoined { node } => self.node_joined(now, node),
             Input::NodeRevoked { node } => self.node_revoked(now, node, out),
             Input::NodeRefused { node } => self.node_refused(now, node, out),
-            Input::DcStart { dc } => self.dc_start(dc),
+            Input::DcStart { dc } => {
+                self.dc_start(dc);
+                self.place_early(now, dc.id, out);
+            }
             Input::DcSpan { dc, nodes } => self.dc_span(dc, nodes),
             Input::DcStop { dc } => self.dc_stop(now, dc, out),
         }
@@ -531,7 +596,13 @@ impl Kernel {
     pub fn next_deadline(&self) -> Option<Nanos> {
         let containers = self.containers.values().filter_map(Container::deadline);
         let peers = self.peers.values().filter_map(Peer::deadline);
-        containers.chain(peers).chain(self.awaits.deadline()).min()
+        let fence = (!self.is_fenced && self.until != Nanos::MAX).then_some(self.until);
+        containers.chain(peers).chain(self.awaits.deadline()).chain(fence).min()
+    }
+
+    /// Of this life of the node: [`Config::incarnation`].
+    pub fn incarnation(&self) -> u64 {
+        self.incarnation
     }
 
     /// The Hello for a new connection to `node`; `None` if it is not of this cluster, or the administrator wants no
@@ -557,6 +628,15 @@ impl Kernel {
         container
             .into_iter()
             .flat_map(|container| container.slots.iter().map(|binding| container.info(binding)))
+    }
+
+    /// Is a process of this node `endpoint`, of whatever generation, and going on as it?
+    pub fn acts_as(&self, dc: DcId, endpoint: Endpoint) -> bool {
+        self.containers.get(&dc).is_some_and(|container| {
+            let bound = container.slots.by_slot(endpoint.slot);
+            bound.is_some_and(|binding| binding.role.can_move())
+                && container.directory.moving(endpoint.slot).is_none()
+        })
     }
 
     /// The process bound as `to` on this node.

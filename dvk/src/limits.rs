@@ -52,6 +52,14 @@ pub const FREEZE_WAIT: Nanos = SECOND;
 /// of many gigabytes is copied in this time.
 pub const MIGRATION_MAX: Nanos = 300 * SECOND;
 
+/// How long an endpoint that changes its place waits for nodes that do not say that they know, or that are to go up with the
+/// group, and a process for a number whose last owner has not ended for the group. Longer than a node that is not answered
+/// takes to be given up; all of it takes milliseconds when nobody is cut off.
+pub const PLACING_MAX: Nanos = 5 * SECOND;
+
+/// Entries of the directory, of one DC, that one other node may ask for before this one has heard of them.
+pub const ASKED_MAX: usize = 1024;
+
 /// Backups that take over by themselves, of all endpoints of a DC that are on one node.
 pub const BACKUPS_MAX: usize = 4096;
 

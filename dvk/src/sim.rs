@@ -18,6 +18,7 @@ mod process;
 mod random;
 mod seeds;
 mod service;
+pub(crate) mod system_group;
 #[cfg(test)]
 mod tests;
 
@@ -40,6 +41,7 @@ use process::{Process, Told};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use system_group::{Group, Proposal};
 
 pub const MICROSECOND: Nanos = 1_000;
 pub const MILLISECOND: Nanos = 1_000_000;
@@ -58,6 +60,8 @@ pub struct Faults {
     /// Silences of a link, one way or both ways, and how long at most.
     pub silences: u64,
     pub silence_max: Nanos,
+    /// Nodes that nobody hears, or that hear nobody, or both, as long as `silence_max` says.
+    pub cuts: u64,
     pub server_kills: u64,
     pub process_kills: u64,
     pub peer_kills: u64,
@@ -78,6 +82,7 @@ impl Faults {
         breaks: 0,
         silences: 0,
         silence_max: 0,
+        cuts: 0,
         server_kills: 0,
         process_kills: 0,
         peer_kills: 0,
@@ -116,6 +121,7 @@ pub struct Sim {
     /// How often each request, told apart by its arguments, has been received by a peer.
     received: BTreeMap<[u8; ARGS], u32>,
     wires: BTreeMap<LinkId, Wire>,
+    group: Group,
     /// Directions in which nothing arrives before that time.
     silent: BTreeMap<(NodeId, NodeId), Nanos>,
     /// What must not happen and did.
@@ -139,6 +145,10 @@ pub struct Stats {
     /// How often a node gave another up, in the last incarnation of each. With `node_crashes` it says whether
     /// a call may have ended without its server's answer, and what somebody held may have been taken from them.
     pub given_up: u64,
+    /// How often the group took a node for down (who was there may have been taken over), and looks at which a node was
+    /// fenced when it should long have signed on (nobody waits until it knows where others are).
+    pub taken_for_down: u64,
+    pub fenced: u64,
 }
 
 /// Something that will happen.
@@ -264,10 +274,18 @@ enum Event {
 
     BreakLink,
     Silence,
+    CutOff,
     KillServer,
     KillProcess,
     KillPeer,
     CrashNode,
+
+    LookAtGroup,
+    /// A node hears of what the group has decided.
+    Learn(NodeId),
+    /// The group hears of a proposal, and its node that it is refused.
+    Propose(Proposal),
+    Unplaced(Proposal),
 }
 
 impl Sim {
@@ -288,6 +306,7 @@ impl Sim {
             peers: BTreeMap::new(),
             received: BTreeMap::new(),
             wires: BTreeMap::new(),
+            group: Group::default(),
             silent: BTreeMap::new(),
             wrong: Vec::new(),
             log: None,
@@ -297,6 +316,7 @@ impl Sim {
         for node in nodes {
             sim.after(0, 50 * MILLISECOND, Event::StartNode(node));
         }
+        sim.look_at_group();
         sim
     }
 
@@ -306,6 +326,7 @@ impl Sim {
         for (count, event) in [
             (faults.breaks, (|| Event::BreakLink) as fn() -> Event),
             (faults.silences, || Event::Silence),
+            (faults.cuts, || Event::CutOff),
             (faults.server_kills, || Event::KillServer),
             (faults.process_kills, || Event::KillProcess),
             (faults.peer_kills, || Event::KillPeer),
@@ -471,10 +492,15 @@ impl Sim {
             }
             Event::BreakLink => self.break_link(),
             Event::Silence => self.fall_silent(),
+            Event::CutOff => self.cut_off_some_node(),
             Event::KillServer => self.kill_some_server(),
             Event::KillProcess => self.kill_some_process(),
             Event::KillPeer => self.kill_some_peer(),
             Event::CrashNode => self.crash_some_node(),
+            Event::LookAtGroup => self.look_at_group(),
+            Event::Learn(node) => self.learn(node),
+            Event::Propose(proposal) => self.proposed(proposal),
+            Event::Unplaced(proposal) => self.unplaced(proposal),
         }
     }
 

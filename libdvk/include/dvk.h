@@ -85,8 +85,9 @@ typedef struct dvk_message {
 int dvk_open(void);
 /* Binds this process in its DC. number: the well-known one wanted, or 0 for any. dcid: this DC, or 0. ep may be NULL.
  * -EDVSSLOTUSED: the number is another's, or the process is bound already. -EDVSCALLDENIED: a system number without
- * the right. -EDVSNOTBIND: no DVS, no such number. -EDVSBADDCID, -EDVSNOSPC. After dvk_lclbind of this process it is
- * given that endpoint. */
+ * the right. -EDVSNOTBIND: no DVS, no such number. -EDVSBADDCID, -EDVSNOSPC. -EDVSTIMEDOUT: after 5 s it is not known
+ * whether the number's last owner has ended, as the system group has no majority or this node is cut off from it. After
+ * dvk_lclbind of this process it is given that endpoint. */
 int dvk_bind(int dcid, int number, dvk_ep_t *ep);
 /* The same for the calling thread. It is unbound when the thread ends. */
 int dvk_tbind(int dcid, int number, dvk_ep_t *ep);
@@ -137,8 +138,9 @@ int dvk_wait4unbind_T(dvk_ep_t ep, long timeout);
 
 /* Binds this process as a backup of the endpoint of, bound or not. It makes no calls (-EDVSMIGRATE) until it is promoted:
  * by dvk_migr_commit; with takes_over also when the endpoint's process dies, or its node goes down. Then requests that
- * had been received have ended with an error, and others go on here. While two nodes cannot reach each other, and take
- * each other for down, both may have the endpoint; when they meet again its home's, or the first, stays it.
+ * had been received have ended with an error, and others go on here. The system group decides that a node is down, 2 s after
+ * the majority heard it last; whoever is an endpoint on a node that may be cut off has stopped by then, and goes on if
+ * nobody has taken over when it is back.
  * -EDVSCALLDENIED, -EDVSNOTBIND: of has no number, or its node is none of the DC; else as dvk_bind. */
 int dvk_bkupbind(int dcid, dvk_ep_t of, int takes_over, dvk_ep_t *ep);
 /* The same for the calling thread. */

@@ -111,7 +111,8 @@ impl Bound {
     ///
     /// # Errors
     /// [`IpcError::NotBound`]: no dvkd there, or no such number. [`IpcError::InUse`], [`IpcError::Denied`],
-    /// [`IpcError::Exhausted`].
+    /// [`IpcError::Exhausted`]. [`IpcError::TimedOut`]: after 5 s the system group has not said whether the last owner of
+    /// the number has ended, as it has no majority, or this node is cut off from that.
     pub fn bind(socket: Option<&Path>, number: u32) -> Result<Bound, IpcError> {
         let socket = socket.map_or_else(default_socket, Path::to_path_buf);
         Bound::open(socket, Ask::hello(kind::PEER, number, nonce()))

@@ -465,6 +465,7 @@ impl Node {
             if let Some(asker) = connection.asking.get(&id).copied() {
                 self.step(Input::Withdraw { asker });
                 self.settle();
+                self.reserving.remove(&asker);
                 self.door.answer(asker, &Tell::refused(IpcError::Interrupted), &[]);
             }
             return Ok(());
@@ -538,6 +539,7 @@ impl Node {
         let Some(Source::Connection(connection)) = self.door.remove(number) else { return };
         for asker in connection.asking.into_values() {
             self.step(Input::Withdraw { asker });
+            self.reserving.remove(&asker);
         }
         if let (true, Some(endpoint)) = (connection.is_receiver, connection.endpoint) {
             let place = (connection.dc, endpoint);

@@ -8,6 +8,7 @@ use super::admin::Counters;
 use super::children::Children;
 use super::config::{Config, Dc};
 use super::confine::Confined;
+use super::directory::Proposal;
 use super::door::Door;
 use super::identity::Identity;
 use super::link::{Link, Tracks};
@@ -15,6 +16,7 @@ use super::links::{Linking, Pump};
 use super::load::Loads;
 use super::log_limit::LogLimit;
 use super::proxy::{Couriers, Proxies, Version};
+use super::questions::Reserving;
 use super::sensing::Traffic;
 use crate::frame::Track;
 use crate::host::solo::monotonic;
@@ -80,6 +82,10 @@ pub(super) struct Node {
     /// The links that are read.
     pub(super) pumps: BTreeMap<LinkId, Pump>,
     next_link: u64,
+    /// Processes that administrators bind, by who has asked.
+    pub(super) reserving: BTreeMap<Asker, Reserving>,
+    /// What the group is to be asked for, when the lock is free.
+    proposals: Vec<Proposal>,
     /// Links with something new to write, when the lock is free.
     unflushed: Vec<Arc<Link>>,
     /// To be rung when the lock is free.
@@ -157,6 +163,8 @@ impl Shared {
             links: BTreeMap::new(),
             pumps: BTreeMap::new(),
             next_link: 1,
+            reserving: BTreeMap::new(),
+            proposals: Vec::new(),
             unflushed: Vec::new(),
             rings: Vec::new(),
             counters: Counters::default(),
@@ -166,7 +174,8 @@ impl Shared {
             link_news: LogLimit::new(REFUSALS_LOGGED, REFUSALS_EVERY),
             bell: Arc::new(descriptor),
         };
-        Ok(Shared {
+        let is_linked = linking.is_some();
+        let shared = Shared {
             dcs: Mutex::new(config.dcs.clone()),
             children: Mutex::default(),
             config,
@@ -180,7 +189,13 @@ impl Shared {
             nap: Mutex::default(),
             woken: Condvar::new(),
             ring_again: Mutex::default(),
-        })
+        };
+        if is_linked {
+            // Until it has signed on with the group, it may be cut off, or taken for its last life.
+            let up = BTreeMap::new();
+            shared.with(|node| node.step(Input::Standing { until: 0, up: &up }));
+        }
+        Ok(shared)
     }
 
     /// The containers that span this node now.
@@ -229,6 +244,7 @@ impl Shared {
         node.settle();
         let rings = std::mem::take(&mut node.rings);
         let unflushed = std::mem::take(&mut node.unflushed);
+        let proposals = std::mem::take(&mut node.proposals);
         let deadline = node.kernel.next_deadline().unwrap_or(Nanos::MAX);
         drop(node);
         // Both may take a while, and let somebody run who then wants the lock.
@@ -237,6 +253,11 @@ impl Shared {
         }
         for link in unflushed {
             link.flush();
+        }
+        // A node without links asks for nothing.
+        let system = self.linking.as_ref().map(|linking| &linking.system);
+        for proposal in proposals {
+            system.inspect(|system| system.directory.propose(proposal));
         }
         if deadline < self.sleeps_until.fetch_min(deadline, Ordering::SeqCst) {
             // It looks at the time again before it sleeps, so a ring that fails is no loss.
@@ -272,8 +293,12 @@ impl Node {
     fn carry_out(&mut self, output: Output) {
         match output {
             Output::Welcome { asker, dc, endpoint } => self.welcome(asker, dc, endpoint),
-            Output::Refused { asker, error } => self.door.answer(asker, &Tell::refused(error), &[]),
+            Output::Refused { asker, error } => {
+                self.reserving.remove(&asker);
+                self.door.answer(asker, &Tell::refused(error), &[]);
+            }
             Output::Done { asker, endpoint } => {
+                self.reserved(asker, endpoint);
                 self.door.answer(asker, &Tell::done(endpoint, &[]), &[]);
             }
             Output::Reopen { dc, endpoint } => self.reopen((dc, endpoint)),
@@ -329,6 +354,9 @@ impl Node {
                 self.close_retired();
             }
             Output::Send { link, track, bytes, .. } => self.send(link, track, bytes),
+            Output::Propose { dc, entry, expected } => {
+                self.proposals.push(Proposal { dc, entry, expected });
+            }
             Output::Forged { node, dc, endpoint, forgery } => {
                 self.counters.protocol_errors += 1;
                 if let Some(unsaid) = self.forgeries.admit(monotonic()) {

@@ -18,6 +18,16 @@ use zerocopy::IntoBytes;
 const MILLISECOND: u64 = 1_000_000;
 const SECOND: u64 = 1_000 * MILLISECOND;
 
+/// A process that is to be bound, and who waits for that.
+#[derive(Debug)]
+pub(super) struct Reserving {
+    dc: DcId,
+    pid: u32,
+    inner_pid: u32,
+    uid: u32,
+    pidfd: OwnedFd,
+}
+
 impl Node {
     /// Answers a question of the process at `from`, at once or later. `fd` came with it.
     pub(super) fn question(
@@ -184,19 +194,20 @@ impl Node {
         };
         let uid = self.door.connection_of(asker).map_or(0, |connection| connection.identity.uid);
         let (dc, privileged) = (from.0, self.is_administrator(asker));
+        // The kernel may take its time.
+        self.reserving.insert(asker, Reserving { dc, pid, inner_pid, uid, pidfd });
         self.step(Input::Reserve { asker, dc, number, pid, privileged });
-        let reserved = self.kernel.endpoints(dc).find(|info| {
-            info.is_reserved
-                && info.pid == pid
-                && !self.processes.contains_key(&(dc, info.endpoint))
-        });
-        let Some(info) = reserved else { return Ok(()) };
-        let place = (dc, info.endpoint);
-        if let Err(error) = self.note(place, pid, inner_pid, uid, pidfd) {
-            tracing::warn!(pid, %error, "cannot watch a process");
-            self.step(Input::Died { dc, endpoint: info.endpoint });
-        }
         Ok(())
+    }
+
+    /// The kernel has bound an endpoint, if it is for a process that was to be bound.
+    pub(super) fn reserved(&mut self, asker: Asker, endpoint: Endpoint) {
+        let Some(reserving) = self.reserving.remove(&asker) else { return };
+        let Reserving { dc, pid, inner_pid, uid, pidfd } = reserving;
+        if let Err(error) = self.note((dc, endpoint), pid, inner_pid, uid, pidfd) {
+            tracing::warn!(pid, %error, "cannot watch a process");
+            self.step(Input::Died { dc, endpoint });
+        }
     }
 
     /// Takes note of memory that a memory side lends, or does not lend any more.

@@ -6,6 +6,7 @@
 
 use super::control::Control;
 use super::credentials::{Founders, founders, write_founders};
+use super::directory::{self, Directory};
 use super::links::{self, Linking};
 use super::node::Shared;
 use super::programs::Seats;
@@ -45,6 +46,7 @@ pub(super) struct System {
     ended: Notify,
     /// Connections that use the services.
     pub(super) seats: Seats,
+    pub(super) directory: Directory,
 }
 
 /// The group while it is at work; those who use it look whether `_alive` is still there.
@@ -184,6 +186,7 @@ async fn start(shared: &Arc<Shared>, linking: &Linking) -> Result<Group> {
     let founders = founders(credentials, linking.membership.members().authority)?;
     let voters = founders.voters.iter().map(|node| u64::from(*node)).collect();
     let config = Config {
+        incarnation: shared.with(|node| node.kernel.incarnation()),
         name: own.name.clone(),
         address: own.listen.to_string(),
         founds: !founders.begun,
@@ -217,17 +220,26 @@ fn tell_members(group: &Group, linking: &Linking) {
 }
 
 /// Lets the group work until the daemon stops, or it has ended by itself: its disk has failed.
-async fn keep(shared: &Shared, linking: &Linking, group: Group) {
+async fn keep(shared: &Arc<Shared>, linking: &Linking, group: Group) {
     let (sender, alive) = watch::channel(());
     let running = Running { group: group.clone(), alive, _alive: sender };
     linking.system.set(Some(running));
+    let following = directory::follow(shared, &linking.system, &group);
+    let mut following = std::pin::pin!(following);
     while !shared.is_stopping() {
-        if timeout(LOOK, linking.system.stop.notified()).await.is_err() && !group.is_running() {
-            let why = group.failure().unwrap_or_default();
-            tracing::error!(why, "the system group has ended here; it is started again");
-            break;
+        tokio::select! {
+            () = &mut following => {}
+            () = linking.system.stop.notified() => {}
+            () = sleep(LOOK) => {
+                if !group.is_running() {
+                    let why = group.failure().unwrap_or_default();
+                    tracing::error!(why, "the system group has ended here; it is started again");
+                    break;
+                }
+            }
         }
     }
+    linking.system.directory.fence(shared);
     linking.system.set(None);
     // Those who use it end their sessions first.
     let done = async {

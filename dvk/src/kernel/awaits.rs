@@ -243,11 +243,12 @@ impl Kernel {
         let container = self.containers.get(&dc);
         let known = match container.filter(|container| container.dc.nodes.contains(&node)) {
             None => Some(Err(IpcError::NotBound)),
-            Some(container) if container.is_elsewhere(to) => {
-                self.send_entry_of(now, node, dc, to.slot, out);
-                Some(Err(IpcError::Moved))
-            }
-            Some(container) if container.home(to) != Some(self.node) => {
+            Some(container) if container.is_elsewhere(to) => Some(Err(IpcError::Moved)),
+            // Who asks may know before this node that it comes here.
+            Some(container)
+                if container.home(to) != Some(self.node)
+                    && container.directory.moving(to.slot).is_none() =>
+            {
                 Some(Err(IpcError::NotBound))
             }
             Some(container) => container.look_for(to, event),

@@ -538,7 +538,6 @@ impl Kernel {
             Ok(Entrance::To(place)) => place,
             Ok(Entrance::Already) => return,
             Ok(Entrance::Elsewhere) => {
-                self.send_entry_of(now, node, request.dc, request.to.slot, out);
                 let (dc, to) = (request.dc, request.to);
                 let is_received = request.message.status & RECEIVED != 0;
                 return self.send_moved(now, node, dc, to, id, is_received, out);

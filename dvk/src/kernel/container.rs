@@ -6,11 +6,10 @@ use super::calls::Incoming;
 use super::directory::Directory;
 use super::replicas::Replicas;
 use super::slots::{Binding, Slots};
-use super::{Asker, Dc, EndpointInfo, Kernel, Output, Role};
+use super::{Asker, Binder, Dc, EndpointInfo, Kernel, Number, Output, Role};
 use crate::frame::Frame;
 use crate::limits::{PARKED_MAX, PEERS_PER_ENDPOINT, SERVER_WAIT, UNTOLD_MAX};
 use crate::server::{Gone, Nanos};
-use m3ipc::limits::WELL_KNOWN_MAX;
 use m3ipc::rights::{Rights, call};
 use m3ipc::{DcId, Endpoint, IpcError, NodeId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -395,11 +394,38 @@ impl Kernel {
         for parked in container.receivers.into_values().flat_map(|receiver| receiver.parked) {
             out.push(Output::Refused { asker: parked.asker, error: IpcError::NotBound });
         }
+        self.entries_of_others.extend(container.directory.leave(dc, out));
+    }
+
+    /// A process, or the administrator for one, says what it wants to be: now, or when its number is free.
+    pub(super) fn bind_or_park(
+        &mut self,
+        now: Nanos,
+        dc: DcId,
+        binder: Binder,
+        out: &mut Vec<Output>,
+    ) {
+        if self.parks(now, dc, binder, out) {
+            return;
+        }
+        let Binder { asker, role, pid, nonce, privileged, .. } = binder;
+        let done = match nonce {
+            Some(nonce) => self
+                .bind(now, dc, role, pid, nonce, privileged, out)
+                .map(|bound| self.welcome(now, asker, dc, bound, out)),
+            None => self.reserve(dc, role, pid, privileged).map(|endpoint| {
+                out.push(Output::Done { asker, endpoint });
+                self.tell_awaits(now, dc, endpoint.slot, out);
+            }),
+        };
+        if let Err(error) = done {
+            out.push(Output::Refused { asker, error });
+        }
     }
 
     /// Binds a process, or finds it bound.
     #[expect(clippy::too_many_arguments, reason = "the fields of Input::Hello")]
-    pub(super) fn bind(
+    fn bind(
         &mut self,
         now: Nanos,
         dc: DcId,
@@ -421,7 +447,7 @@ impl Kernel {
         if let Role::Peer(number) = role
             && let Some(endpoint) = container.slots.reserved_for(pid, number)
         {
-            return Ok(self.claim_reserved(dc, endpoint, nonce));
+            return Ok(self.claim_reserved(now, dc, endpoint, nonce, out));
         }
         if !role.is_bound_to_connection()
             && let Some(binding) = container.slots.by_pid(pid)
@@ -433,7 +459,9 @@ impl Kernel {
                 false => self.died(now, dc, old, out),
             }
         }
-        self.check_number(dc, role)?;
+        if role.slot(self.node).is_some_and(|slot| self.number(dc, slot) != Number::Free) {
+            return Err(IpcError::InUse);
+        }
         let container = self.containers.get_mut(&dc).ok_or(IpcError::NotBound)?;
         if let Role::Backup(of, _) = role
             && !(of.is_well_known() && container.dc.nodes.contains(&of.node()))
@@ -444,59 +472,58 @@ impl Kernel {
         if role.receives() {
             container.receivers.entry(endpoint.slot).or_default();
         }
-        self.number_bound(now, dc, endpoint, out);
+        self.reconcile(now, dc, endpoint.slot, out);
         match role {
-            Role::Backup(of, true) => self.register_backups(now, dc, of.slot, out),
+            Role::Backup(of, true) => {
+                self.register_backups(now, dc, of.slot, out);
+                // Its place may be down already.
+                self.reconcile(now, dc, of.slot, out);
+            }
             Role::Replica(_) => self.own_replica(now, dc, endpoint, false, out),
             _ => {}
         }
         Ok(Bound::New(endpoint))
     }
 
-    /// A number whose endpoint has moved away, or is moving, is taken.
-    fn check_number(&self, dc: DcId, role: Role) -> Result<(), IpcError> {
-        match role {
-            Role::Peer(number @ 1..=WELL_KNOWN_MAX) | Role::Replica(number)
-                if !self.is_number_free(dc, Endpoint::well_known(self.node, number).slot) =>
-            {
-                Err(IpcError::InUse)
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// The process for which the administrator has bound an endpoint is there.
-    fn claim_reserved(&mut self, dc: DcId, endpoint: Endpoint, nonce: u64) -> Bound {
+    fn claim_reserved(
+        &mut self,
+        now: Nanos,
+        dc: DcId,
+        endpoint: Endpoint,
+        nonce: u64,
+        out: &mut Vec<Output>,
+    ) -> Bound {
         let container = self.containers.get_mut(&dc);
         if let Some(binding) = container.and_then(|container| container.slots.get_mut(endpoint)) {
             binding.is_reserved = false;
             binding.nonce = nonce;
         }
+        self.reconcile(now, dc, endpoint.slot, out);
         Bound::New(endpoint)
     }
 
     /// Binds a process that has not said hello.
-    pub(super) fn reserve(
+    fn reserve(
         &mut self,
-        now: Nanos,
         dc: DcId,
-        number: u32,
+        role: Role,
         pid: u32,
         privileged: bool,
-        out: &mut Vec<Output>,
     ) -> Result<Endpoint, IpcError> {
         if !privileged {
             return Err(IpcError::Denied);
         }
-        self.check_number(dc, Role::Peer(number))?;
+        if role.slot(self.node).is_some_and(|slot| self.number(dc, slot) != Number::Free) {
+            return Err(IpcError::InUse);
+        }
         let container = self.containers.get_mut(&dc).ok_or(IpcError::NotBound)?;
         let rights = Rights::of_level(m3ipc::rights::level::SERVER);
-        let endpoint = container.slots.bind(Role::Peer(number), pid, 0, rights)?;
+        let endpoint = container.slots.bind(role, pid, 0, rights)?;
         if let Some(binding) = container.slots.get_mut(endpoint) {
             binding.is_reserved = true;
         }
         container.receivers.entry(endpoint.slot).or_default();
-        self.number_bound(now, dc, endpoint, out);
         Ok(endpoint)
     }
 
@@ -520,14 +547,7 @@ impl Kernel {
         Ok(endpoint)
     }
 
-    pub(super) fn welcome(
-        &mut self,
-        now: Nanos,
-        asker: Asker,
-        dc: DcId,
-        bound: Bound,
-        out: &mut Vec<Output>,
-    ) {
+    fn welcome(&mut self, now: Nanos, asker: Asker, dc: DcId, bound: Bound, out: &mut Vec<Output>) {
         let (Bound::New(endpoint) | Bound::Already(endpoint)) = bound;
         out.push(Output::Welcome { asker, dc, endpoint });
         let (Bound::New(_), Some(container)) = (bound, self.containers.get_mut(&dc)) else {
@@ -582,6 +602,9 @@ impl Kernel {
             self.containers.values_mut().flat_map(|container| container.receivers.values_mut())
         {
             receiver.parked.retain(|parked| parked.asker != asker);
+        }
+        for container in self.containers.values_mut() {
+            container.directory.withdraw(asker);
         }
     }
 
@@ -692,7 +715,7 @@ impl Kernel {
 
 /// How a HELLO ended well.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Bound {
+enum Bound {
     New(Endpoint),
     Already(Endpoint),
 }

@@ -1,46 +1,37 @@
-//! The directory: where endpoints are that have moved, and how one moves.
+//! The directory: where endpoints are that have moved or have backups elsewhere, and how one moves.
 //!
-//! An endpoint names its home node, and is there unless it has an *entry*: at which node it is, since which epoch. Only
-//! endpoints with a number can move. The node where one is (its *place*) decides: it stops the process, lets a backup on
-//! the new node take the endpoint on, and tells every node of the DC before the new one speaks as that endpoint. So
-//! whoever hears the endpoint from its new place knows that it is there. A node believes an entry from the endpoint's
-//! home, from its present place, and from the new place itself if the present one is down.
+//! An endpoint names its home node, and is there unless it has an *entry*: at which node it is, in which of that node's
+//! lives. Only endpoints with a number can have one. Entries are the system group's: all nodes learn the same ones in the
+//! same order, an entry is replaced only by who knows it (compare and swap by its epoch), and as long as its node is up only
+//! by that node. A node believes nobody but the group (`places`).
+//!
+//! The node where an endpoint is (its *place*) moves it: it stops the process, asks the new node to hold what comes for the
+//! endpoint (`Frame::Adopt`), and has the group place it there. When the group has, the old place gives it up and a backup on
+//! the new one becomes it; both wait first until the other nodes go by the entry (`Frame::Entry`, `Frame::Noted`), so that
+//! nobody takes what comes from the new place for forged, or does not know where to send what comes back from the old one.
+//! If the group takes the place for down, a backup elsewhere has itself placed instead. A node that may be taken for down
+//! rests first (`fence`).
 //!
 //! Messages that come to an endpoint that moves are held. If it goes on here, they are delivered; if it has gone, their
 //! senders' nodes are told (`Frame::Moved`) and send them to where it is now. Who had received a message before is not
 //! given it again: it is delivered as one that has been received and waits for its answer (`port::RECEIVED`).
 
-mod agreement;
+mod fence;
+mod places;
+mod standby;
+
+pub(super) use places::{Binder, Number};
 
 use super::container::Container;
 use super::slots::Binding;
-use super::{Asker, Kernel, NodeState, Output, Role};
+use super::{Asker, Entry, Kernel, NodeState, Output, Role};
 use crate::frame::{Frame, Order};
-use crate::limits::{FREEZE_WAIT, MIGRATION_MAX};
-use crate::server::{Gone, Nanos};
+use crate::limits::{FREEZE_WAIT, MIGRATION_MAX, PLACING_MAX};
+use crate::server::Nanos;
 use m3ipc::limits::NOTIFIERS_MAX;
 use m3ipc::{CallId, DcId, Endpoint, IpcError, NodeId, Rights};
-use std::cmp::Reverse;
+use places::Wish;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-
-/// Where an endpoint is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Entry {
-    pub(super) endpoint: Endpoint,
-    pub(super) node: NodeId,
-    pub(super) epoch: u64,
-    pub(super) is_over: bool,
-    /// Its node took it over by itself, as the one before was down.
-    pub(super) is_claim: bool,
-}
-
-impl Entry {
-    /// Of two entries of one endpoint the higher is right: a later one; of one epoch what the place before has decided,
-    /// which was not down; of two that took over at the same time, one.
-    fn rank(&self) -> (u64, bool, Reverse<NodeId>) {
-        (self.epoch, !self.is_claim, Reverse(self.node))
-    }
-}
 
 /// Who is told how an order ended.
 #[derive(Clone, Copy, Debug)]
@@ -65,8 +56,17 @@ struct Move {
     is_dead: bool,
     /// Nobody has what that had received: who takes over has not been given its state.
     is_takeover: bool,
+    /// It has stopped because this node is fenced, and goes on when that is over.
+    is_fenced: bool,
     /// Notifications that wait, one of each source.
     pending: VecDeque<(Endpoint, u64)>,
+}
+
+impl Move {
+    fn new(endpoint: Endpoint, rights: Rights, stage: Stage) -> Move {
+        let (is_dead, is_takeover, is_fenced) = (false, false, false);
+        Move { endpoint, rights, stage, is_dead, is_takeover, is_fenced, pending: VecDeque::new() }
+    }
 }
 
 #[derive(Debug)]
@@ -85,34 +85,59 @@ enum Stage {
         node: NodeId,
         epoch: u64,
     },
-    /// It has. These nodes do not know yet.
-    Telling {
+    /// It will, as soon as the group takes it for up.
+    Ready {
         reply: Reply,
         node: NodeId,
-        epoch: u64,
-        unaware: BTreeSet<NodeId>,
+        until: Nanos,
     },
-    /// It comes here, from that node.
+    /// The group is asked to place it there.
+    Proposed {
+        reply: Reply,
+        node: NodeId,
+    },
+    /// The group has done so.
+    Leaving {
+        reply: Reply,
+        node: NodeId,
+        gate: Gate,
+    },
+    /// It comes here from that node, if the group says so.
     Adopting {
         from: NodeId,
         backup: Endpoint,
-        epoch: u64,
     },
-    /// It comes here, as the node where it was is down. These nodes do not know yet.
+    /// The group is asked to place it here, as its place is down.
     Claiming {
         backup: Endpoint,
-        epoch: u64,
-        unaware: BTreeSet<NodeId>,
     },
+    /// The group has placed it here.
+    Arriving {
+        backup: Endpoint,
+        gate: Gate,
+    },
+}
+
+/// Nodes that do not go by an entry yet, and how long they are waited for.
+#[derive(Debug)]
+struct Gate {
+    unaware: BTreeSet<NodeId>,
+    until: Nanos,
 }
 
 /// The directory of one container, as this node knows it.
 #[derive(Debug, Default)]
 pub(super) struct Directory {
     entries: BTreeMap<u32, Entry>,
-    /// What nodes say that this one cannot believe yet, and who does.
-    claims: BTreeMap<u32, (NodeId, Entry)>,
     moves: BTreeMap<u32, Move>,
+    /// What the group has been asked for and has not answered, at most one thing for each slot.
+    proposed: BTreeMap<u32, Wish>,
+    /// Endpoints that the group has placed here, and that nobody here is yet.
+    arrivals: BTreeSet<u32>,
+    /// Nodes that have asked whether this one goes by an entry of this epoch, before it did.
+    asked: BTreeMap<(u32, NodeId), u64>,
+    /// Processes that wait for a number whose last owner has not ended for the group.
+    binders: VecDeque<Binder>,
     /// Backups of endpoints that are here, on which nodes, that take over when those die.
     standing_by: BTreeSet<(u32, NodeId, Endpoint)>,
     /// Where endpoints that are here were before: that node passes on what was pending.
@@ -121,7 +146,7 @@ pub(super) struct Directory {
 
 impl Directory {
     pub(super) fn place(&self, slot: u32) -> Option<NodeId> {
-        self.entries.get(&slot).map(|entry| entry.node)
+        self.entries.get(&slot).filter(|entry| !entry.is_over).map(|entry| entry.node)
     }
 
     /// Does `node` pass on what was pending at the endpoint in `slot`?
@@ -138,17 +163,14 @@ impl Directory {
         self.moves.get(&slot).map(|moving| &moving.rights)
     }
 
-    /// Of what is known about the endpoint in `slot`.
+    /// Of the entry of the endpoint in `slot`; 0: it has none.
     pub(super) fn epoch(&self, slot: u32) -> u64 {
         self.entries.get(&slot).map_or(0, |entry| entry.epoch)
     }
 
     pub(super) fn deadline(&self) -> Option<Nanos> {
-        let until = |moving: &Move| match moving.stage {
-            Stage::Freezing { until, .. } | Stage::Frozen { until } => Some(until),
-            _ => None,
-        };
-        self.moves.values().filter_map(until).min()
+        let binders = self.binders.front().map(|binder| binder.until);
+        self.moves.values().filter_map(Move::until).chain(binders).min()
     }
 
     /// Keeps a notification for an endpoint on the move; as elsewhere, one of each source.
@@ -287,15 +309,7 @@ impl Kernel {
             return Err(IpcError::Denied);
         }
         let stage = Stage::Freezing { reply, until: now + FREEZE_WAIT };
-        let moving = Move {
-            endpoint,
-            rights,
-            stage,
-            is_dead: false,
-            is_takeover: false,
-            pending: VecDeque::new(),
-        };
-        container.directory.moves.insert(endpoint.slot, moving);
+        container.directory.moves.insert(endpoint.slot, Move::new(endpoint, rights, stage));
         container.incoming.hold(endpoint.slot);
         out.push(Output::Freeze { dc, endpoint });
         Ok(None)
@@ -319,6 +333,7 @@ impl Kernel {
             self.reply(now, dc, endpoint, reply, Ok(endpoint), out);
         } else if moving.is_takeover
             && moving.is_dead
+            && !moving.is_fenced
             && matches!(moving.stage, Stage::Frozen { .. })
         {
             self.take_over(now, dc, endpoint, out);
@@ -351,16 +366,24 @@ impl Kernel {
         let container = self.containers.get(&dc).ok_or(IpcError::NotBound)?;
         match container.directory.moves.get(&to.slot) {
             Some(moving) if to.generation != 0 && moving.endpoint != to => Err(IpcError::Stale),
+            // This node is cut off, and so is whoever wants that.
+            Some(Move { is_fenced: true, .. }) => Err(IpcError::NodeDown),
             Some(Move { endpoint, stage: Stage::Frozen { .. }, .. }) => Ok(*endpoint),
             Some(_) => Err(IpcError::Moved),
             None => container.resolve(to).and(Err(IpcError::NotWaiting)),
         }
     }
 
-    /// The endpoint goes on where it was.
+    /// The endpoint goes on where it was, if this node may.
     fn thaw(&mut self, now: Nanos, dc: DcId, endpoint: Endpoint, out: &mut Vec<Output>) {
+        if self.rests_on(dc, endpoint.slot) {
+            return;
+        }
         let Some(container) = self.containers.get_mut(&dc) else { return };
         let Some(moving) = container.directory.moves.remove(&endpoint.slot) else { return };
+        if let Stage::Freezing { reply, .. } = moving.stage {
+            self.reply(now, dc, endpoint, reply, Err(IpcError::TimedOut), out);
+        }
         if moving.is_dead {
             return self.end_dead(now, dc, endpoint, out);
         }
@@ -406,7 +429,7 @@ impl Kernel {
         if matches!(peer.state(), NodeState::Down { .. }) {
             return Err(IpcError::NodeDown);
         }
-        let epoch = container.directory.epoch(endpoint.slot) + 1;
+        let epoch = container.directory.epoch(endpoint.slot);
         let moving = container.directory.moves.get_mut(&endpoint.slot).ok_or(IpcError::NotBound)?;
         moving.stage = Stage::Offered { reply, node, epoch };
         let rights = moving.rights;
@@ -491,22 +514,22 @@ impl Kernel {
         out: &mut Vec<Output>,
     ) {
         let taken = self.containers.get_mut(&dc).ok_or(IpcError::NotBound).and_then(|container| {
-            if container.home(endpoint) != Some(node) || !container.dc.nodes.contains(&node) {
+            let is_there = container.home(endpoint) == Some(node);
+            if !is_there || !container.dc.nodes.contains(&node) {
                 return Err(IpcError::Denied);
             }
-            if container.directory.moving(endpoint.slot).is_some() {
-                return Err(IpcError::Moved);
+            match container.directory.moves.get(&endpoint.slot).map(|moving| &moving.stage) {
+                None => {}
+                // It has thought better of it, and now asks again.
+                Some(Stage::Adopting { from, .. }) if *from == node => {}
+                Some(_) => return Err(IpcError::Moved),
             }
             let backup = container.backup(endpoint.slot, backup).ok_or(IpcError::NotBound)?;
-            let moving = Move {
-                endpoint,
-                rights: *rights,
-                stage: Stage::Adopting { from: node, backup, epoch },
-                is_dead: false,
-                is_takeover: false,
-                pending: VecDeque::new(),
-            };
-            container.directory.moves.insert(endpoint.slot, moving);
+            let stage = Stage::Adopting { from: node, backup };
+            let moving = Move::new(endpoint, *rights, stage);
+            let before = container.directory.moves.remove(&endpoint.slot);
+            let pending = before.map(|before| before.pending).unwrap_or_default();
+            container.directory.moves.insert(endpoint.slot, Move { pending, ..moving });
             Ok(())
         });
         let status = taken.err().map_or(0, IpcError::status);
@@ -525,7 +548,6 @@ impl Kernel {
         status: u16,
         out: &mut Vec<Output>,
     ) {
-        let unaware = self.others(dc, node);
         let Some(moving) = self
             .containers
             .get_mut(&dc)
@@ -533,6 +555,10 @@ impl Kernel {
         else {
             return;
         };
+        if matches!(moving.stage, Stage::Adopting { from, .. } if from == node) && status != 0 {
+            // It is the other way round: the endpoint stays where it is.
+            return self.stop_adopting(now, dc, endpoint.slot, out);
+        }
         let Stage::Offered { reply, node: asked, epoch } = moving.stage else { return };
         if (asked, epoch, moving.endpoint) != (node, of, endpoint) {
             return;
@@ -546,70 +572,17 @@ impl Kernel {
             }
             return;
         }
-        moving.stage = Stage::Telling { reply, node, epoch, unaware: unaware.clone() };
-        for other in unaware {
-            let (is_over, is_claim) = (false, false);
-            let entry = Frame::Entry { dc, endpoint, node, epoch, is_over, is_claim };
-            self.send(now, other, &entry, out);
-        }
-        self.go_if_all_know(now, dc, endpoint.slot, out);
+        moving.stage = Stage::Ready { reply, node, until: now + PLACING_MAX };
+        self.propose_ready(dc, endpoint.slot, out);
     }
 
-    /// The nodes of the container that are to be told, but this one and `but`.
-    pub(super) fn others(&self, dc: DcId, but: NodeId) -> BTreeSet<NodeId> {
+    /// The nodes of the container that are there, but this one.
+    pub(super) fn others(&self, dc: DcId) -> BTreeSet<NodeId> {
         let nodes = self.containers.get(&dc).map(|container| container.dc.nodes.clone());
         let is_there = |node: &NodeId| {
-            *node != but
-                && self
-                    .peers
-                    .get(node)
-                    .is_some_and(|peer| !matches!(peer.state(), NodeState::Down { .. }))
+            self.peers.get(node).is_some_and(|peer| !matches!(peer.state(), NodeState::Down { .. }))
         };
         nodes.into_iter().flatten().filter(is_there).collect()
-    }
-
-    /// A node goes by an entry.
-    pub(super) fn noted(
-        &mut self,
-        now: Nanos,
-        node: NodeId,
-        dc: DcId,
-        slot: u32,
-        of: u64,
-        out: &mut Vec<Output>,
-    ) {
-        let Some(container) = self.containers.get_mut(&dc) else { return };
-        let Some(moving) = container.directory.moves.get_mut(&slot) else { return };
-        if let Stage::Telling { epoch, unaware, .. } | Stage::Claiming { epoch, unaware, .. } =
-            &mut moving.stage
-            && *epoch == of
-        {
-            unaware.remove(&node);
-            self.go_if_all_know(now, dc, slot, out);
-        }
-    }
-
-    /// The endpoint changes its place when every node knows.
-    fn go_if_all_know(&mut self, now: Nanos, dc: DcId, slot: u32, out: &mut Vec<Output>) {
-        let Some(container) = self.containers.get_mut(&dc) else { return };
-        let Some(moving) = container.directory.moves.get(&slot) else { return };
-        let endpoint = moving.endpoint;
-        match moving.stage {
-            Stage::Telling { reply, node, epoch, ref unaware } if unaware.is_empty() => {
-                let entry = Entry { endpoint, node, epoch, is_over: false, is_claim: false };
-                container.directory.entries.insert(slot, entry);
-                self.send_entry(now, node, dc, &entry, out);
-                self.leave_for(now, dc, endpoint, node, out);
-                self.reply(now, dc, endpoint, reply, Ok(endpoint), out);
-            }
-            Stage::Claiming { backup, epoch, ref unaware } if unaware.is_empty() => {
-                let node = self.node;
-                let entry = Entry { endpoint, node, epoch, is_over: false, is_claim: true };
-                container.directory.entries.insert(slot, entry);
-                self.arrive(now, dc, slot, backup, out);
-            }
-            _ => {}
-        }
     }
 
     /// The endpoint in `slot` is here now: `backup` is it, unless it has died meanwhile.
@@ -622,19 +595,6 @@ impl Kernel {
         } else {
             self.end_dead(now, dc, moving.endpoint, out);
         }
-    }
-
-    fn send_entry(
-        &mut self,
-        now: Nanos,
-        to: NodeId,
-        dc: DcId,
-        entry: &Entry,
-        out: &mut Vec<Output>,
-    ) {
-        let Entry { endpoint, node, epoch, is_over, is_claim } = *entry;
-        let frame = Frame::Entry { dc, endpoint, node, epoch, is_over, is_claim };
-        self.send(now, to, &frame, out);
     }
 
     /// The endpoint is at `node` now: everything that waits for it here goes there.
@@ -665,16 +625,21 @@ impl Kernel {
 
     /// Its process was dead already, and nobody takes it on: now it dies.
     fn end_dead(&mut self, now: Nanos, dc: DcId, endpoint: Endpoint, out: &mut Vec<Output>) {
+        self.is_over(now, dc, endpoint, out);
+        self.end_waiting(now, dc, endpoint, out);
+    }
+
+    /// Nobody is the endpoint any more: whoever waits for it here hears that.
+    fn end_waiting(&mut self, now: Nanos, dc: DcId, endpoint: Endpoint, out: &mut Vec<Output>) {
         if let Some(container) = self.containers.get_mut(&dc) {
             container.forget_receiver(endpoint.slot);
         }
         self.receiver_died(now, dc, endpoint, out);
-        self.is_over(now, dc, endpoint, out);
         out.push(Output::Retire { dc, to: endpoint });
         self.tell_awaits(now, dc, endpoint.slot, out);
     }
 
-    /// The endpoint, which was here, is nobody any more: if it ever moved, every node is to know.
+    /// The endpoint, which was here, is nobody any more: if it has an entry, every node is to know.
     pub(super) fn is_over(
         &mut self,
         now: Nanos,
@@ -684,18 +649,7 @@ impl Kernel {
     ) {
         let Some(container) = self.containers.get_mut(&dc) else { return };
         container.directory.came_from.remove(&endpoint.slot);
-        let Some(entry) = container.directory.entries.get_mut(&endpoint.slot) else { return };
-        entry.endpoint = endpoint;
-        entry.node = endpoint.node();
-        entry.epoch += 1;
-        entry.is_over = true;
-        entry.is_claim = false;
-        let entry = *entry;
-        container.tell_all(Gone::Endpoint(endpoint), out);
-        for node in self.others(dc, self.node) {
-            self.send_entry(now, node, dc, &entry, out);
-        }
-        self.register_backups(now, dc, endpoint.slot, out);
+        self.reconcile(now, dc, endpoint.slot, out);
     }
 
     /// The process of an endpoint with a number has died. True: the endpoint lives on, it is moving or a backup takes
@@ -707,30 +661,29 @@ impl Kernel {
         binding: &Binding,
         out: &mut Vec<Output>,
     ) -> bool {
-        let endpoint = binding.endpoint;
+        let (endpoint, is_fenced) = (binding.endpoint, self.is_fenced);
         let Some(container) = self.containers.get_mut(&dc) else { return false };
         if let Some(moving) = container.directory.moves.get_mut(&endpoint.slot) {
-            if let Stage::Freezing { reply, .. } = moving.stage {
-                container.directory.moves.remove(&endpoint.slot);
-                self.reply(now, dc, endpoint, reply, Err(IpcError::DestinationDied), out);
-                return false;
+            if moving.is_fenced {
+                self.died_at_fence(now, dc, endpoint, out);
+                return true;
             }
-            moving.is_dead = true;
-            return true;
+            let Stage::Freezing { reply, .. } = moving.stage else {
+                moving.is_dead = true;
+                return true;
+            };
+            container.directory.moves.remove(&endpoint.slot);
+            self.reply(now, dc, endpoint, reply, Err(IpcError::DestinationDied), out);
         }
         let slot = endpoint.slot;
+        let Some(container) = self.containers.get_mut(&dc) else { return false };
         let has_backup = container.directory.standing_by.iter().any(|(of, ..)| *of == slot);
         if !has_backup || binding.is_reserved {
             return false;
         }
-        let moving = Move {
-            endpoint,
-            rights: binding.rights,
-            stage: Stage::Frozen { until: now + MIGRATION_MAX },
-            is_dead: true,
-            is_takeover: true,
-            pending: VecDeque::new(),
-        };
+        let stage = Stage::Frozen { until: now + MIGRATION_MAX };
+        let moving = Move::new(endpoint, binding.rights, stage);
+        let moving = Move { is_dead: true, is_takeover: true, is_fenced, ..moving };
         container.directory.moves.insert(slot, moving);
         container.incoming.hold(slot);
         // Answered by `Input::Frozen`, when it is known what the dead had received.
@@ -756,25 +709,57 @@ impl Kernel {
         }
     }
 
-    /// Moves whose time is over: the endpoint goes on where it was.
+    /// Moves whose time is over: the endpoint goes on where it was, or nobody waits any more.
     pub(super) fn end_overdue_moves(&mut self, now: Nanos, out: &mut Vec<Output>) {
         let mut overdue = Vec::new();
         for (dc, container) in &self.containers {
-            for moving in container.directory.moves.values() {
-                match moving.stage {
-                    Stage::Freezing { reply, until } if until <= now => {
-                        overdue.push((*dc, moving.endpoint, reply));
-                    }
-                    Stage::Frozen { until } if until <= now => {
-                        overdue.push((*dc, moving.endpoint, Reply::Nobody));
-                    }
-                    _ => {}
-                }
-            }
+            let due = container
+                .directory
+                .moves
+                .iter()
+                .filter(|(_, moving)| moving.until().is_some_and(|until| until <= now));
+            overdue.extend(due.map(|(slot, _)| (*dc, *slot)));
         }
-        for (dc, endpoint, reply) in overdue {
-            self.reply(now, dc, endpoint, reply, Err(IpcError::TimedOut), out);
-            self.thaw(now, dc, endpoint, out);
+        for (dc, slot) in overdue {
+            self.end_overdue_move(now, dc, slot, out);
+        }
+        self.refuse_overdue_binders(now, out);
+    }
+
+    fn end_overdue_move(&mut self, now: Nanos, dc: DcId, slot: u32, out: &mut Vec<Output>) {
+        let Some(container) = self.containers.get_mut(&dc) else { return };
+        let Some(moving) = container.directory.moves.get_mut(&slot) else { return };
+        let endpoint = moving.endpoint;
+        match &mut moving.stage {
+            Stage::Freezing { .. } | Stage::Frozen { .. } => self.thaw(now, dc, endpoint, out),
+            Stage::Ready { .. } => self.stay(now, dc, slot, out),
+            Stage::Leaving { gate, .. } | Stage::Arriving { gate, .. } => {
+                gate.unaware.clear();
+                self.go_if_all_know(now, dc, slot, out);
+            }
+            Stage::Offered { .. }
+            | Stage::Proposed { .. }
+            | Stage::Adopting { .. }
+            | Stage::Claiming { .. } => {}
+        }
+    }
+}
+
+impl Move {
+    /// When it is over, if it is not waited for the group, another node or the fence.
+    fn until(&self) -> Option<Nanos> {
+        match &self.stage {
+            _ if self.is_fenced => None,
+            Stage::Freezing { until, .. }
+            | Stage::Frozen { until }
+            | Stage::Ready { until, .. } => Some(*until),
+            Stage::Leaving { gate, .. } | Stage::Arriving { gate, .. } => {
+                (!gate.unaware.is_empty()).then_some(gate.until)
+            }
+            Stage::Offered { .. }
+            | Stage::Proposed { .. }
+            | Stage::Adopting { .. }
+            | Stage::Claiming { .. } => None,
         }
     }
 }

@@ -8,7 +8,7 @@
 //! bulk frame that the other may not have yet goes on the bulk track, behind it ([`Peer::track_of`]).
 
 use super::calls::{Lane, Outgoing};
-use super::directory::{Entry, Reply};
+use super::directory::Reply;
 use super::{Forgery, Kernel, LinkError, LinkId, NodeInfo, NodeState, Output, Steer};
 use crate::frame::{Frame, Hello, Packet, Track};
 use crate::limits::{
@@ -94,6 +94,11 @@ enum Link {
 }
 
 impl Peer {
+    /// The other's life, if there is a session.
+    pub(super) fn life(&self) -> Option<u64> {
+        self.session.map(|session| session.incarnation)
+    }
+
     pub(super) fn new(node: NodeId, now: Nanos) -> Peer {
         Peer {
             node,
@@ -543,10 +548,8 @@ impl Kernel {
                 let reply = Reply::There { node, from: *from, number: *number };
                 self.remote_order(now, node, *dc, *to, reply, *order, out);
             }
-            Frame::Entry { dc, endpoint, node: at, epoch, is_over, is_claim } => {
-                let (endpoint, is_over, is_claim) = (*endpoint, *is_over, *is_claim);
-                let entry = Entry { endpoint, node: *at, epoch: *epoch, is_over, is_claim };
-                self.entry(now, node, *dc, entry, out);
+            Frame::Entry { dc, endpoint, epoch } => {
+                self.asked(now, node, *dc, *endpoint, *epoch, out);
             }
             Frame::Noted { dc, endpoint, epoch } => {
                 self.noted(now, node, *dc, endpoint.slot, *epoch, out);

@@ -45,7 +45,7 @@ impl Kernel {
         out: &mut Vec<Output>,
     ) {
         self.note_replica(now, dc, replica, is_over, out);
-        for node in self.others(dc, self.node) {
+        for node in self.others(dc) {
             self.send(now, node, &Frame::Replica { dc, endpoint: replica, is_over }, out);
         }
     }

@@ -1,8 +1,8 @@
 //! The kernel, one and two at a time. Whole clusters under fault are the simulator's.
 
 use super::{
-    Asker, Config, Dc, Event, Input, Kernel, LinkError, LinkId, NodeState, Order, Output, Role,
-    Steer,
+    Asker, Config, Dc, Entry, Event, Input, Kernel, LinkError, LinkId, NodeState, Order, Output,
+    Role, Steer,
 };
 use crate::frame::{Frame, Hello, Packet, Request, Track, decode};
 use crate::limits::{
@@ -10,11 +10,13 @@ use crate::limits::{
     SERVER_WAIT, UNTOLD_MAX,
 };
 use crate::server::{Gone, Nanos};
+use crate::sim::system_group::{Group, Proposal};
 use bytes::Bytes;
 use m3ipc::rights::{Allowed, Rights, level};
 use m3ipc::{CallId, Cred, DcId, Endpoint, IpcError, Message, NodeId, Tag};
 use std::collections::{BTreeMap, BTreeSet};
 
+mod fence;
 mod moves;
 mod replicas;
 mod tracks;
@@ -45,13 +47,15 @@ fn config(node: NodeId, incarnation: u64) -> Config {
 /// One kernel, its clock and what it said last.
 struct Bench {
     kernel: Kernel,
+    incarnation: u64,
     now: Nanos,
     askers: u64,
 }
 
 impl Bench {
     fn new(node: NodeId, incarnation: u64) -> Bench {
-        Bench { kernel: Kernel::new(config(node, incarnation), 0), now: 0, askers: 0 }
+        let kernel = Kernel::new(config(node, incarnation), 0);
+        Bench { kernel, incarnation, now: 0, askers: 0 }
     }
 
     fn step(&mut self, input: Input<'_>) -> Vec<Output> {
@@ -360,6 +364,9 @@ struct Pair {
     /// Bytes under way, by sender.
     wires: BTreeMap<NodeId, Vec<(Track, Bytes)>>,
     link: u64,
+    group: Group,
+    /// What it is asked for.
+    proposals: Vec<Proposal>,
 }
 
 impl Pair {
@@ -368,9 +375,25 @@ impl Pair {
             nodes: BTreeMap::from([(N1, Bench::new(N1, 1)), (N2, Bench::new(N2, 2))]),
             wires: BTreeMap::new(),
             link: 0,
+            group: Group::default(),
+            proposals: Vec::new(),
         };
+        pair.stand(N1, Some(1));
+        pair.stand(N2, Some(2));
         pair.connect();
         pair
+    }
+
+    /// A node is up with the group, in that life, or not: both learn that.
+    fn stand(&mut self, node: NodeId, life: Option<u64>) -> Vec<Output> {
+        self.group.set_up(node, life);
+        let up = self.group.up().clone();
+        let mut all = Vec::new();
+        for node in [N1, N2] {
+            let out = self.at(node).step(Input::Standing { until: Nanos::MAX, up: &up });
+            all.extend(self.sort(node, out));
+        }
+        all
     }
 
     fn at(&mut self, node: NodeId) -> &mut Bench {
@@ -384,11 +407,27 @@ impl Pair {
             _ => None,
         });
         self.wires.entry(node).or_default().extend(sent);
-        out.into_iter().filter(|output| !matches!(output, Output::Send { .. })).collect()
+        let life = self.nodes[&node].incarnation;
+        self.proposals.extend(out.iter().filter_map(|output| match *output {
+            Output::Propose { entry, expected, .. } => {
+                Some(Proposal { node, incarnation: life, life, entry, expected })
+            }
+            _ => None,
+        }));
+        let is_done =
+            |output: &Output| !matches!(output, Output::Send { .. } | Output::Propose { .. });
+        out.into_iter().filter(is_done).collect()
     }
 
     fn hellos(&self) -> (Hello, Hello) {
         (self.nodes[&N1].kernel.hello(N2).unwrap(), self.nodes[&N2].kernel.hello(N1).unwrap())
+    }
+
+    /// Binds a process, and what other nodes are told of that is under way.
+    fn welcome(&mut self, node: NodeId, role: Role, pid: u32) {
+        let out = self.at(node).hello(BLUE, role, pid, 0);
+        assert!(refusals(&out).is_empty(), "{out:?}");
+        self.sort(node, out);
     }
 
     fn link_up(&mut self, node: NodeId, sent: &Hello, received: &Hello) -> Vec<Output> {
@@ -450,11 +489,37 @@ impl Pair {
     /// Everything arrives, until nothing is under way. What node 1 did, what node 2 did.
     fn settle(&mut self) -> (Vec<Output>, Vec<Output>) {
         let (mut one, mut two) = (Vec::new(), Vec::new());
-        while self.wires.values().any(|wire| !wire.is_empty()) {
+        while self.wires.values().any(|wire| !wire.is_empty()) || !self.proposals.is_empty() {
             two.extend(self.arrive(N1));
             one.extend(self.arrive(N2));
+            for proposal in std::mem::take(&mut self.proposals) {
+                let (first, second) = self.decide(&proposal);
+                one.extend(first);
+                two.extend(second);
+            }
         }
         (one, two)
+    }
+
+    /// The group does what it is asked for, or refuses, and all that are concerned learn that.
+    fn decide(&mut self, proposal: &Proposal) -> (Vec<Output>, Vec<Output>) {
+        let Proposal { node, entry, expected, .. } = *proposal;
+        if let Some(entry) = self.group.decide(proposal) {
+            return (self.learn(N1, entry), self.learn(N2, entry));
+        }
+        // The answer is later than what it answers.
+        let up = self.group.up().clone();
+        let mut out = self.at(node).step(Input::Standing { until: Nanos::MAX, up: &up });
+        let input =
+            Input::Unplaced { dc: BLUE, slot: entry.endpoint.slot, expected, is_full: false };
+        out.extend(self.at(node).step(input));
+        let out = self.sort(node, out);
+        if node == N1 { (out, Vec::new()) } else { (Vec::new(), out) }
+    }
+
+    fn learn(&mut self, node: NodeId, entry: Entry) -> Vec<Output> {
+        let out = self.at(node).step(Input::Placed { dc: BLUE, entry });
+        self.sort(node, out)
     }
 
     fn wait(&mut self, node: NodeId, time: Nanos) -> Vec<Output> {
@@ -1207,6 +1272,10 @@ struct Walk {
     open: BTreeSet<(DcId, u32, CallId)>,
     ended: u64,
     links: BTreeMap<NodeId, LinkId>,
+    /// Of the last entry of the directory.
+    epoch: u64,
+    /// What the group was asked for and has not answered: container, slot, expected epoch.
+    asked: Vec<(DcId, u32, u64)>,
 }
 
 impl Walk {
@@ -1247,18 +1316,11 @@ impl Walk {
         }
         let mobile = Endpoint::well_known(self.pick(&[N1, N2, N3]), 1 + u32::from(self.small()));
         let mobile = Endpoint { generation: 1 + u32::from(self.small()), ..mobile };
-        let (at, epoch) = (self.pick(&[N1, N2, N3]), self.random.below(6));
+        let epoch = self.random.below(6);
         let order = self.order();
         match self.random.below(18) {
             9 => Frame::Order { dc, from: message.source, to, number: epoch, order },
-            10 | 11 => Frame::Entry {
-                dc,
-                endpoint: mobile,
-                node: at,
-                epoch,
-                is_over: epoch == 3,
-                is_claim: self.random.chance(50),
-            },
+            10 | 11 => Frame::Entry { dc, endpoint: mobile, epoch },
             12 => Frame::Noted { dc, endpoint: mobile, epoch },
             13 => {
                 let rights = Rights::of_level(level::SERVER);
@@ -1288,7 +1350,10 @@ impl Walk {
         let (dc, to, message) = (self.dc(), self.endpoint(), self.message());
         let pid = self.small().into();
         let asker = self.bench.asker();
-        let out = match self.random.below(19) {
+        let out = match self.random.below(22) {
+            19 => self.placed(),
+            20 => self.standing(),
+            21 => self.unplaced(false),
             14 => {
                 let order = self.order();
                 let from = message.source;
@@ -1350,6 +1415,35 @@ impl Walk {
         self.check(&out);
     }
 
+    /// The group has placed somebody somewhere, whatever it was asked for.
+    fn placed(&mut self) -> Vec<Output> {
+        self.epoch += 1;
+        let endpoint = Endpoint::well_known(self.pick(&[N1, N2, N3]), 1 + u32::from(self.small()));
+        let endpoint = Endpoint { generation: 1 + u32::from(self.small()), ..endpoint };
+        let entry = Entry {
+            endpoint,
+            node: self.pick(&[N1, N1, N2, N3]),
+            incarnation: 1 - u64::from(self.random.chance(100)),
+            epoch: self.epoch,
+            is_over: self.random.chance(200),
+        };
+        let dc = self.dc();
+        self.bench.step(Input::Placed { dc, entry })
+    }
+
+    fn standing(&mut self) -> Vec<Output> {
+        let nodes = [N1, N2, N3].into_iter().filter(|_| self.random.chance(700));
+        let up: BTreeMap<NodeId, u64> = nodes.map(|node| (node, 1)).collect();
+        let until = self.pick(&[0, Nanos::MAX, self.bench.now + 20_000_000]);
+        self.bench.step(Input::Standing { until, up: &up })
+    }
+
+    /// The group refuses what it was asked for last.
+    fn unplaced(&mut self, is_full: bool) -> Vec<Output> {
+        let Some((dc, slot, expected)) = self.asked.pop() else { return Vec::new() };
+        self.bench.step(Input::Unplaced { dc, slot, expected, is_full })
+    }
+
     fn link_up(&mut self) -> Vec<Output> {
         let node = self.pick(&[N2, N3]);
         let link = LinkId(self.bench.askers);
@@ -1406,6 +1500,9 @@ impl Walk {
             if let Output::Send { bytes, .. } = output {
                 decode(bytes).unwrap();
             }
+            if let Output::Propose { dc, entry, expected } = output {
+                self.asked.push((*dc, entry.endpoint.slot, *expected));
+            }
         }
     }
 }
@@ -1420,13 +1517,22 @@ fn no_input_makes_it_panic_or_end_a_call_twice() {
             open: BTreeSet::new(),
             ended: 0,
             links: BTreeMap::new(),
+            epoch: 0,
+            asked: Vec::new(),
         };
         for _ in 0..400 {
             walk.step();
         }
         in_flight +=
             walk.bench.kernel.nodes().map(|info| info.calls_in + info.calls_out).sum::<usize>();
-        // Left alone it gives up everybody, and nothing is open any more.
+        // When all is decided and it is left alone it gives up everybody, and nothing is open any more.
+        let input = Input::Standing { until: Nanos::MAX, up: &BTreeMap::new() };
+        let out = walk.bench.step(input);
+        walk.check(&out);
+        while !walk.asked.is_empty() {
+            let out = walk.unplaced(true);
+            walk.check(&out);
+        }
         let out = walk.bench.wait(2 * crate::limits::MIGRATION_MAX);
         walk.check(&out);
         assert_eq!(walk.bench.kernel.next_deadline(), None, "seed {seed}");

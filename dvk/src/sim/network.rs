@@ -297,6 +297,27 @@ impl Sim {
         }
     }
 
+    /// For a while a node hears nobody, or is heard by nobody.
+    pub(super) fn cut_off_some_node(&mut self) {
+        let nodes: Vec<NodeId> = self.nodes.keys().copied().collect();
+        let node = nodes[self.random.index(nodes.len())];
+        let until = self.now + self.random.below(self.faults.silence_max);
+        let (hears, is_heard) =
+            [(false, false), (false, true), (true, false)][self.random.index(3)];
+        self.note(format!(
+            "{node:?} hears: {hears}, is heard: {is_heard}, until {} µs",
+            until / MICROSECOND
+        ));
+        for other in nodes.into_iter().filter(|other| *other != node) {
+            if !is_heard {
+                self.silent.insert((node, other), until);
+            }
+            if !hears {
+                self.silent.insert((other, node), until);
+            }
+        }
+    }
+
     /// The machine at this node stops: its connections are as if cut there.
     pub(super) fn cut_all(&mut self, node: NodeId) {
         let links: Vec<LinkId> = self
@@ -331,7 +352,7 @@ impl Sim {
         }
     }
 
-    fn silence(&self, from: NodeId, to: NodeId) -> Nanos {
+    pub(super) fn silence(&self, from: NodeId, to: NodeId) -> Nanos {
         self.silent.get(&(from, to)).copied().unwrap_or(0)
     }
 }

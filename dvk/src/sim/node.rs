@@ -2,6 +2,7 @@
 
 use super::process::{Question, Told, Wish};
 use super::service::{Item, Origin, Service};
+use super::system_group::{Proposal, Standing};
 use super::{Event, MILLISECOND, SECOND, Sim};
 use crate::kernel::{Asker, Config, Input, Kernel, LinkId, Output, Role};
 use crate::server::Nanos;
@@ -19,6 +20,9 @@ pub(super) struct Node {
     /// Connections that are up, by the node at the other end.
     pub(super) links: BTreeMap<NodeId, LinkId>,
     ticks_at: Option<Nanos>,
+    /// The incarnation of its kernel.
+    pub(super) life: u64,
+    pub(super) standing: Standing,
     askers: BTreeMap<Asker, u32>,
     /// Bound processes: endpoint and pid.
     pub(super) bound: BTreeMap<Endpoint, u32>,
@@ -59,10 +63,12 @@ impl Sim {
         }
         let incarnation = node.incarnation + 1;
         let first_generation = u32::try_from(incarnation << 16).expect("few restarts");
-        *node = Node { incarnation, ..Node::default() };
+        let standing = Standing::new(now);
+        *node = Node { incarnation, life: random, standing, ..Node::default() };
         let config =
             Config { node: id, incarnation: random, first_generation, peers, dcs: vec![dc] };
         node.kernel = Some(Kernel::new(config, now));
+        self.step(id, Input::Standing { until: 0, up: &BTreeMap::new() });
         for peer in self.dc.nodes.clone() {
             if peer != id {
                 self.want_link(id, peer);
@@ -137,12 +143,20 @@ impl Sim {
             return;
         };
         kernel.step(now, input, &mut out);
+        let mut appeared = Vec::new();
         for output in out {
+            if let Output::Promote { endpoint, .. }
+            | Output::Thaw { endpoint, .. }
+            | Output::Welcome { endpoint, .. } = output
+            {
+                appeared.push(endpoint);
+            }
             if self.log.is_some() {
                 self.note(format!("    {id:?} {output:?}"));
             }
             self.carry_out(id, output);
         }
+        appeared.into_iter().for_each(|endpoint| self.check_alone(endpoint));
         self.plan_tick(id);
     }
 
@@ -215,6 +229,11 @@ impl Sim {
                     self.nodes.get(&id).and_then(|node| node.bound.get(&call.source).copied());
                 self.lane_answered(pid, call, message, payload.to_vec());
             }
+            Output::Propose { entry, expected, .. } => {
+                let Some(node) = self.nodes.get(&id) else { return };
+                let (incarnation, life) = (node.incarnation, node.life);
+                self.propose(Proposal { node: id, incarnation, life, entry, expected });
+            }
             Output::Send { link, track, bytes, .. } => self.send(id, link, track, bytes),
             // A node may have heard of a move before this one has.
             Output::Forged { forgery: crate::kernel::Forgery::NotThere, .. } => {}
@@ -281,6 +300,17 @@ impl Sim {
                 self.opening(pid, to, asker);
                 self.step(id, Input::Open { asker, dc, from, to });
             }
+        }
+    }
+
+    /// Nobody waits for answers to what a dead process has asked.
+    pub(super) fn withdraw_all(&mut self, id: NodeId, pid: u32) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let of_it = node.askers.iter().filter(|(_, of)| **of == pid).map(|(asker, _)| *asker);
+        let asked: Vec<Asker> = of_it.collect();
+        for asker in asked {
+            self.asker_pid(id, asker);
+            self.step(id, Input::Withdraw { asker });
         }
     }
 

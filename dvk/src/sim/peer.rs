@@ -342,6 +342,7 @@ impl Sim {
         };
         let bound = node.bound.iter().find(|(_, of)| **of == pid).map(|(endpoint, _)| *endpoint);
         self.read_peer(pid);
+        self.withdraw_all(id, pid);
         if let Some(endpoint) = bound {
             self.step(id, Input::Died { dc: self.dc.id, endpoint });
             if let Some(node) = self.nodes.get_mut(&id) {

@@ -245,6 +245,7 @@ fn faults(seed: u64) -> Faults {
         power_fails: false,
         signals: random.below(200),
         doubles: random.below(100),
+        cuts: if gentle { 0 } else { random.below(2) },
     }
 }
 

@@ -182,11 +182,11 @@ fn information_is_about_the_dc_its_nodes_and_its_endpoints() {
     let cluster = Cluster::start();
     let one = cluster.bind_as(1, 76);
     let dc = one.dc_info().unwrap();
-    assert_eq!((dc.dc, dc.node, dc.node_count, dc.endpoint_count), (1, 1, 2, 1));
+    assert_eq!((dc.dc, dc.node, dc.node_count, dc.endpoint_count), (1, 1, 3, 1));
     let info = one.endpoint_info(well_known(1, 76)).unwrap();
     assert_eq!((info.endpoint, info.pid), (one.endpoint(), std::process::id()));
     assert_eq!(one.node_info(NodeId(1)).unwrap().link, 1);
     assert_eq!(one.node_info(NodeId(2)).unwrap().link, 2);
-    assert_eq!(one.node_info(NodeId(3)), Err(IpcError::NotBound));
+    assert_eq!(one.node_info(NodeId(4)), Err(IpcError::NotBound));
     assert_eq!(one.endpoint_info(well_known(1, 77)), Err(IpcError::NotBound));
 }

@@ -1,4 +1,5 @@
-//! Two daemons in this process, and endpoints bound at their doors.
+//! Three daemons in this process, and endpoints bound at their doors. Two of them are a majority: what one that is down
+//! was can be taken over.
 
 use dvk::dvkd::{Config, Daemon, Dc, Packing, Peer, found};
 use dvk_client::{Bound, Endpoint, NodeId};
@@ -12,7 +13,7 @@ pub(crate) const NEVER: Option<Duration> = Some(Duration::from_secs(20));
 pub(crate) const SHORT: Option<Duration> = Some(Duration::from_millis(30));
 pub(crate) const NOWAIT: Option<Duration> = Some(Duration::ZERO);
 
-/// A cluster of the nodes 1 and 2 with the DC in which endpoints are bound, and another.
+/// A cluster of the nodes 1 to 3 with the DC in which endpoints are bound, and another.
 pub(crate) struct Cluster {
     _dir: tempfile::TempDir,
     configs: Vec<Config>,
@@ -22,7 +23,7 @@ pub(crate) struct Cluster {
 impl Cluster {
     pub(crate) fn start() -> Cluster {
         let dir = tempfile::tempdir().unwrap();
-        let ports = [1, 2].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
+        let ports = [1, 2, 3].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
         let addresses = ports.each_ref().map(|port| port.local_addr().unwrap());
         drop(ports);
         let config = |node: u16| Config {
@@ -39,13 +40,13 @@ impl Cluster {
                 .map(|(id, name)| Dc {
                     id,
                     name: name.into(),
-                    nodes: vec![1, 2],
+                    nodes: vec![1, 2, 3],
                     home: 1,
                     maps: Vec::new(),
                 })
                 .to_vec(),
         };
-        let configs = vec![config(1), config(2)];
+        let configs = vec![config(1), config(2), config(3)];
         let places = configs.iter().map(|config| {
             let Config { node, name, listen, credentials, .. } = config.clone();
             (Peer { node, name, address: listen }, credentials.unwrap())

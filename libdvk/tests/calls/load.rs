@@ -35,13 +35,17 @@ fn each_node_knows_how_busy_all_are_and_who_calls_whom() {
             let [Ok(from), Ok(to)] = nodes.map(|node| asker.dc_load(node, NOW)) else {
                 return false;
             };
+            let is_linked = |node| asker.node_load(node, NOW).is_ok_and(|load| load.links == 2);
             // Ten bytes each.
-            from.calls_out > 0 && from.bytes_out >= 9 * from.calls_out && to.calls_in > 0
+            from.calls_out > 0
+                && from.bytes_out >= 9 * from.calls_out
+                && to.calls_in > 0
+                && nodes.into_iter().all(is_linked)
         })
     });
     for node in nodes {
         let load = one.node_load(node, NOW).unwrap();
-        assert_eq!((load.node, load.links), (node.0.into(), 1));
+        assert_eq!((load.node, load.links), (node.0.into(), 2));
         assert!(load.cpus > 0 && load.busy <= 1000 * load.cpus, "{load:?}");
         assert!(load.memory_available > 0 && load.memory_available <= load.memory_total);
         assert!(load.span_ms > 0 && load.endpoints >= 1, "{load:?}");
@@ -51,8 +55,8 @@ fn each_node_knows_how_busy_all_are_and_who_calls_whom() {
     }
     let to = one.dc_load(NodeId(2), NOW).unwrap();
     assert!(to.served[..3] == [0; 3] && to.calls_out == 0, "no server was called: {to:?}");
-    assert_eq!(one.node_load(NodeId(3), NOW), Err(IpcError::NotBound));
-    assert_eq!(one.dc_load(NodeId(3), NOW), Err(IpcError::NotBound));
+    assert_eq!(one.node_load(NodeId(4), NOW), Err(IpcError::NotBound));
+    assert_eq!(one.dc_load(NodeId(4), NOW), Err(IpcError::NotBound));
     // Nothing was known then.
     let before = Duration::from_secs(600);
     assert_eq!(one.node_load(NodeId(1), before), Err(IpcError::WouldBlock));

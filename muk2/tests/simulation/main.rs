@@ -71,6 +71,7 @@ fn faults(random: &mut Random) -> Faults {
         power_fails: false,
         signals: random.below(100),
         doubles: random.below(50),
+        cuts: random.below(2),
     }
 }
 

@@ -3,23 +3,24 @@
 use super::*;
 
 /// A pair with the endpoint 70 of node 1, a backup of it on node 2, and a client on each node.
-struct Moving {
-    pair: Pair,
-    mover: Endpoint,
+pub(super) struct Moving {
+    pub(super) pair: Pair,
+    pub(super) mover: Endpoint,
     clients: [Endpoint; 2],
 }
 
-fn moving() -> Moving {
+/// `takes_over`: the backup does, when the endpoint dies.
+pub(super) fn moving(takes_over: bool) -> Moving {
     let mut pair = Pair::new();
     let mover = pair.at(N1).bind(BLUE, Role::Peer(70), 30);
-    pair.at(N2).bind(BLUE, Role::Backup(mover, false), 31);
+    pair.welcome(N2, Role::Backup(mover, takes_over), 31);
     let clients = [N1, N2].map(|node| pair.at(node).bind(BLUE, Role::Peer(0), 32));
     pair.settle();
     Moving { pair, mover, clients }
 }
 
 impl Moving {
-    fn order(&mut self, node: NodeId, order: Order) -> Vec<Output> {
+    pub(super) fn order(&mut self, node: NodeId, order: Order) -> Vec<Output> {
         let (to, from) = (self.mover, self.clients[usize::from(node.0) - 1]);
         let bench = self.pair.at(node);
         let asker = bench.asker();
@@ -32,7 +33,7 @@ impl Moving {
     }
 
     /// The process stops, and what had not been received is said.
-    fn stop(&mut self, unreceived: &[Message]) {
+    pub(super) fn stop(&mut self, unreceived: &[Message]) {
         self.order(N1, Order::Start);
         let to = self.mover;
         for call in unreceived {
@@ -57,7 +58,7 @@ fn received(out: &[Output]) -> Vec<(i64, bool)> {
 
 #[test]
 fn what_waits_goes_where_the_endpoint_goes_and_what_was_received_is_said_to_be() {
-    let mut moving = moving();
+    let mut moving = moving(false);
     let (mover, [near, far]) = (moving.mover, moving.clients);
     let calls = [message(far, 0, 1), message(far, 1, 2), message(far, 2, 3)];
     for call in &calls[..2] {
@@ -86,14 +87,17 @@ fn what_waits_goes_where_the_endpoint_goes_and_what_was_received_is_said_to_be()
 
 #[test]
 fn a_node_that_was_down_or_has_forgotten_learns_where_an_endpoint_is() {
-    let mut moving = moving();
+    let mut moving = moving(false);
     let mover = moving.mover;
     moving.stop(&[]);
     let commit = Order::Commit { node: N2, backup: Endpoint::NONE };
     assert_eq!(told(&moving.order(N1, commit)), [Ok(mover)]);
-    // Its home starts again, and knows nothing until it has met the endpoint's place.
+    // Its home starts again, and knows nothing until the group has told it.
     moving.pair.nodes.insert(N1, Bench::new(N1, 3));
     let client = moving.pair.at(N1).bind(BLUE, Role::Peer(0), 40);
+    moving.pair.stand(N1, Some(3));
+    let entry = *moving.pair.group.log().last().unwrap();
+    moving.pair.learn(N1, entry);
     moving.pair.connect();
     moving.pair.settle();
     let out = moving.pair.at(N1).open(BLUE, client, mover);
@@ -104,7 +108,7 @@ fn a_node_that_was_down_or_has_forgotten_learns_where_an_endpoint_is() {
     for node in [N1, N2] {
         moving.pair.wait(node, NODE_DOWN_AFTER + 1);
     }
-    moving.pair.at(N2).died(BLUE, mover);
+    moving.pair.died(N2, mover);
     moving.pair.connect();
     moving.pair.settle();
     let out = moving.pair.at(N1).open(BLUE, client, mover);
@@ -114,8 +118,31 @@ fn a_node_that_was_down_or_has_forgotten_learns_where_an_endpoint_is() {
 }
 
 #[test]
+fn who_waits_where_an_endpoint_has_ended_hears_of_the_next_one_at_its_home() {
+    let mut moving = moving(false);
+    let (mover, clients) = (moving.mover, moving.clients);
+    moving.stop(&[]);
+    let commit = Order::Commit { node: N2, backup: Endpoint::NONE };
+    assert_eq!(told(&moving.order(N1, commit)), [Ok(mover)]);
+    // It has ended there, and the group has not heard of that yet.
+    moving.pair.died(N2, mover);
+    let name = Endpoint { generation: 0, ..mover };
+    for (node, client) in [N1, N2].into_iter().zip(clients) {
+        let (_, out) = moving.pair.at(node).ask(client, name, Event::Bound, None);
+        assert_eq!(told(&moving.pair.sort(node, out)), []);
+    }
+    moving.pair.settle();
+    moving.pair.welcome(N1, Role::Peer(70), 50);
+    let (one, two) = moving.pair.settle();
+    let next = moving.pair.at(N1).kernel.endpoint(BLUE, name).unwrap().endpoint;
+    // Who waits on node 1 was told with the welcome.
+    assert_eq!((told(&one), told(&two)), (vec![], vec![Ok(next)]));
+    assert_eq!(moving.pair.at(N1).kernel.await_count(), 0);
+}
+
+#[test]
 fn a_rollback_delivers_what_waited_and_who_is_not_ready_is_refused() {
-    let mut moving = moving();
+    let mut moving = moving(false);
     let (mover, [_, far]) = (moving.mover, moving.clients);
     assert_eq!(told(&moving.order(N1, Order::Rollback)), [Err(IpcError::NotWaiting)]);
     assert_eq!(told(&moving.order(N2, Order::Rollback)), [Err(IpcError::NotWaiting)]);
@@ -131,7 +158,7 @@ fn a_rollback_delivers_what_waited_and_who_is_not_ready_is_refused() {
 
 #[test]
 fn a_process_that_does_not_stop_goes_on_and_a_migration_that_is_forgotten_ends() {
-    let mut moving = moving();
+    let mut moving = moving(false);
     moving.order(N1, Order::Start);
     let out = moving.pair.wait(N1, crate::limits::FREEZE_WAIT);
     assert_eq!(told(&out), [Err(IpcError::TimedOut)]);
@@ -158,11 +185,11 @@ fn nobody_is_believed_to_be_an_endpoint_that_is_not_known_to_be_there() {
     let forgery = crate::kernel::Forgery::NotThere;
     let said = Output::Forged { node: N1, dc: BLUE, endpoint: claimed, forgery };
     assert_eq!(forged(&mut pair, 2, notify), [said]);
-    // Not even if it says so: its home, which is here, knows better.
+    // Not even if it says that it knows better: only the group is believed.
     let bound = pair.at(N2).bind(BLUE, Role::Peer(70), 50);
-    let (dc, endpoint, node, epoch) = (BLUE, claimed, N1, 7);
-    let entry = Frame::Entry { dc, endpoint, node, epoch, is_over: false, is_claim: true };
-    forged(&mut pair, 3, entry);
+    let (dc, endpoint, epoch) = (BLUE, claimed, 7);
+    assert_eq!(forged(&mut pair, 3, Frame::Entry { dc, endpoint, epoch }), []);
+    assert_eq!(forged(&mut pair, 4, Frame::Noted { dc, endpoint, epoch }), []);
     assert_eq!(pair.at(N2).kernel.endpoint(BLUE, bound).map(|info| info.endpoint), Ok(bound));
     assert_eq!(pair.at(N2).kernel.place_of(BLUE, bound), N2);
 }
