@@ -5,6 +5,8 @@ use crate::report::{Group, Report};
 use crate::system::System;
 use anyhow::{Context, Result};
 use legacy_tests::lab::NODES;
+use nix::time::ClockId;
+use nix::unistd::Pid;
 use std::fs;
 use std::time::{Duration, Instant};
 
@@ -112,16 +114,10 @@ fn memory(process: u32) -> Result<u64> {
     Ok(kib.parse()?)
 }
 
-/// CPU time of all threads of a process (schedstat in proc(5), its first number).
+/// CPU time of all threads that a process has and has had (`clock_getcpuclockid(3)`): it never runs backwards.
 fn cpu_time(process: u32) -> Result<Duration> {
-    let mut all = Duration::ZERO;
-    for task in fs::read_dir(format!("/proc/{process}/task"))? {
-        // One that has ended meanwhile is not idle either.
-        let Ok(line) = fs::read_to_string(task?.path().join("schedstat")) else { continue };
-        let nanos = line.split_whitespace().next().context("schedstat is empty")?;
-        all += Duration::from_nanos(nanos.parse()?);
-    }
-    Ok(all)
+    let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(process.try_into()?))?;
+    Ok(clock.now()?.into())
 }
 
 #[cfg(test)]
@@ -133,9 +129,13 @@ mod tests {
         let before = cpu_time(std::process::id()).unwrap();
         let start = Instant::now();
         let mut spent = Duration::ZERO;
+        // Threads come and go meanwhile, as those of other tests do.
         while spent < Duration::from_millis(1) && start.elapsed() < Duration::from_secs(60) {
+            std::thread::spawn(|| ()).join().unwrap();
             spent = cpu_time(std::process::id()).unwrap() - before;
         }
         assert!(spent >= Duration::from_millis(1), "{spent:?}");
+        // Above the kernel's highest (PID_MAX_LIMIT).
+        assert!(cpu_time((4 << 20) + 1).is_err(), "there is no such process");
     }
 }
