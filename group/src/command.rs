@@ -24,6 +24,8 @@ pub struct ClientId(pub u64);
 pub struct Command {
     /// When the leader took it.
     pub now: Millis,
+    /// The node that it came from, as the leader knows it. Sessions are the node's through which they were opened.
+    pub from: u64,
     /// Session of whoever asks; nobody's, 0, for those operations that need none.
     pub client: ClientId,
     /// Number of the command in its session, from 1; 0 for operations that may happen twice.

@@ -293,7 +293,7 @@ impl Group {
                 // Who asks more than can be dealt with gets no answer, and asks again.
                 let Some(served) = Served::admit(self, from, bytes.len()) else { return };
                 self.0.runtime.spawn(async move {
-                    let tell = served.group.serve(ask).await;
+                    let tell = served.group.serve(from, ask).await;
                     served.group.0.network.send(from, &Wire::Tell { id, tell });
                 });
             }
@@ -301,7 +301,8 @@ impl Group {
         }
     }
 
-    async fn serve(&self, ask: Ask) -> Tell {
+    /// Does what a node asks.
+    async fn serve(&self, from: RaftId, ask: Ask) -> Tell {
         let raft = &self.0.raft;
         match ask {
             Ask::Append(request) => {
@@ -315,7 +316,7 @@ impl Group {
             }
             Ask::Vote(request) => raft.vote(request).await.map_or(Tell::Failed, Tell::Vote),
             Ask::Piece(piece) => self.piece(piece).await,
-            Ask::Submit(command) => self.lead(command).await,
+            Ask::Submit(command) => self.lead(from, command).await,
             Ask::ReadIndex => self.read_index().await,
         }
     }
@@ -352,10 +353,10 @@ impl Group {
         }
     }
 
-    /// Carries out a command as the leader.
-    async fn lead(&self, mut command: Command) -> Tell {
+    /// Carries out a command as the leader, who says when it was and whose.
+    async fn lead(&self, from: RaftId, command: Command) -> Tell {
         let Some(now) = self.clock() else { return Tell::NotLeader(self.leader()) };
-        command.now = now;
+        let command = Command { now, from, ..command };
         match timeout(ATTEMPT, self.0.raft.client_write(command)).await {
             Ok(Ok(done)) => Tell::Answer { index: done.log_id.index, answer: done.data.0 },
             Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward)))) => {
@@ -454,7 +455,7 @@ impl Group {
                     peers.get(next_peer % peers.len().max(1)).copied().unwrap_or(self.node())
                 });
                 let tell = if to == self.node() {
-                    Some(self.serve(ask()).await)
+                    Some(self.serve(to, ask()).await)
                 } else {
                     // Whoever led, or is asked who leads, may be dead: no need to wait for it when another does.
                     let is_open = self.leader().is_none_or(|leader| leader == to);
@@ -494,7 +495,7 @@ impl Group {
         op: Op,
         patience: Duration,
     ) -> Result<(u64, Answer), Unavailable> {
-        let command = Command { now: 0, client, sequence, acked, op };
+        let command = Command { now: 0, from: self.node(), client, sequence, acked, op };
         let wanted = |tell| match tell {
             Tell::Answer { index, answer } => Ok((index, answer)),
             Tell::NotLeader(leader) => Err(leader),

@@ -33,7 +33,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tables::Tables;
 
 /// Version of a snapshot's format: the first thing in it.
-pub const SNAPSHOT_VERSION: u32 = 4;
+pub const SNAPSHOT_VERSION: u32 = 5;
 
 /// The state of the system group.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,15 +109,15 @@ impl State {
         for client in self.sessions.due(self.now) {
             self.end(client);
         }
-        let Command { client, sequence, acked, op, .. } = command;
+        let Command { from, client, sequence, acked, op, .. } = command;
         match op {
             Op::Tick => return Ok(Done::Fine),
-            Op::Open { nonce, ttl, realm } => return self.open(nonce, ttl, realm),
+            Op::Open { nonce, ttl, realm } => return self.open(from, nonce, ttl, realm),
             // It happens once, by its epoch.
             Op::Table(op @ TableOp::Place { .. }) => return self.table(client, op),
             _ => {}
         }
-        self.sessions.speaks(client)?;
+        self.sessions.speaks(client, from)?;
         match op {
             Op::KeepAlive => return self.sessions.keep_alive(client, self.now),
             Op::Close => {
@@ -170,8 +170,8 @@ impl State {
         }
     }
 
-    fn open(&mut self, nonce: u64, ttl: Millis, realm: Realm) -> Answer {
-        let client = self.sessions.open(nonce, ttl, realm, self.now, &mut self.serial)?;
+    fn open(&mut self, from: u64, nonce: u64, ttl: Millis, realm: Realm) -> Answer {
+        let client = self.sessions.open(from, nonce, ttl, realm, self.now, &mut self.serial)?;
         Ok(Done::Opened { client })
     }
 

@@ -7,7 +7,7 @@ use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest, V
 use serde::{Deserialize, Serialize};
 
 /// Version of these messages: their first byte.
-pub const VERSION: u8 = 4;
+pub const VERSION: u8 = 5;
 
 /// Bytes of the longest message: as many log entries as are read at once, one more, and what is around them.
 pub const WIRE_MAX: usize = 2 * COMMAND_MAX + (64 << 10);
@@ -129,6 +129,7 @@ mod tests {
     fn messages() -> Vec<Wire> {
         let command = Command {
             now: 1,
+            from: 1,
             client: ClientId(2),
             sequence: 3,
             acked: 2,

@@ -15,7 +15,7 @@ pub(super) struct Sessions {
     #[serde(skip)]
     by_deadline: BTreeSet<(Millis, ClientId)>,
     #[serde(skip)]
-    by_nonce: BTreeMap<u64, ClientId>,
+    by_nonce: BTreeMap<(u64, u64), ClientId>,
     #[serde(skip)]
     count: BTreeMap<Realm, usize>,
 }
@@ -23,8 +23,8 @@ pub(super) struct Sessions {
 /// Who asks, or only something for keys to end with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Kind {
-    /// Opened with this number.
-    Client { nonce: u64 },
+    /// Opened with this number, through this node.
+    Client { nonce: u64, from: u64 },
     /// A lease that this session was granted. It asks nothing, and may live longer.
     Lease { owner: ClientId },
 }
@@ -59,11 +59,11 @@ impl Sessions {
         if self.table.contains_key(&client) { Ok(()) } else { Err(Refusal::NoSession) }
     }
 
-    /// Is it a session that may ask for something?
-    pub(super) fn speaks(&self, client: ClientId) -> Result<(), Refusal> {
+    /// Is it a session that may ask for something, and this node's to speak for?
+    pub(super) fn speaks(&self, client: ClientId, node: u64) -> Result<(), Refusal> {
         match self.table.get(&client).map(|session| session.kind) {
-            Some(Kind::Client { .. }) => Ok(()),
-            Some(Kind::Lease { .. }) | None => Err(Refusal::NoSession),
+            Some(Kind::Client { from, .. }) if from == node => Ok(()),
+            _ => Err(Refusal::NoSession),
         }
     }
 
@@ -81,18 +81,19 @@ impl Sessions {
 
     pub(super) fn open(
         &mut self,
+        from: u64,
         nonce: u64,
         ttl: Millis,
         realm: Realm,
         now: Millis,
         serial: &mut Serial,
     ) -> Result<ClientId, Refusal> {
-        if let Some(client) = self.by_nonce.get(&nonce).copied() {
+        if let Some(client) = self.by_nonce.get(&(from, nonce)).copied() {
             self.keep_alive(client, now)?;
             return Ok(client);
         }
-        let client = self.add(Kind::Client { nonce }, ttl, realm, now, serial)?;
-        self.by_nonce.insert(nonce, client);
+        let client = self.add(Kind::Client { nonce, from }, ttl, realm, now, serial)?;
+        self.by_nonce.insert((from, nonce), client);
         Ok(client)
     }
 
@@ -144,8 +145,8 @@ impl Sessions {
     pub(super) fn remove(&mut self, client: ClientId) {
         if let Some(session) = self.table.remove(&client) {
             self.by_deadline.remove(&(session.deadline, client));
-            if let Kind::Client { nonce } = session.kind {
-                self.by_nonce.remove(&nonce);
+            if let Kind::Client { nonce, from } = session.kind {
+                self.by_nonce.remove(&(from, nonce));
             }
             if let Some(count) = self.count.get_mut(&session.realm) {
                 *count -= 1;
@@ -197,7 +198,7 @@ impl Sessions {
         let table = &self.table;
         self.by_deadline = table.iter().map(|(id, session)| (session.deadline, *id)).collect();
         let nonce = |(id, session): (&ClientId, &Session)| match session.kind {
-            Kind::Client { nonce } => Some((nonce, *id)),
+            Kind::Client { nonce, from } => Some(((from, nonce), *id)),
             Kind::Lease { .. } => None,
         };
         self.by_nonce = table.iter().filter_map(nonce).collect();

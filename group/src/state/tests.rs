@@ -12,6 +12,8 @@ const TTL: Millis = 1000;
 struct World {
     state: State,
     now: Millis,
+    /// The node that speaks.
+    from: u64,
     sequence: u64,
 }
 
@@ -33,7 +35,7 @@ impl World {
     }
 
     fn send(&mut self, client: ClientId, sequence: u64, acked: u64, op: Op) -> Answer {
-        self.state.apply(Command { now: self.now, client, sequence, acked, op })
+        self.state.apply(Command { now: self.now, from: self.from, client, sequence, acked, op })
     }
 
     /// The client's next command; it has all answers before.
@@ -90,6 +92,34 @@ fn limit(answer: Answer) -> Limit {
         Err(Refusal::Limit { what, .. }) => what,
         other => panic!("{other:?}"),
     }
+}
+
+/// A node that has heard, or guessed, the number of another's session.
+#[test]
+fn a_session_is_spoken_for_by_its_node_only() {
+    let mut world = World { from: 1, ..World::default() };
+    let [holder] = world.clients();
+    let fence = world.ask(holder, Op::Lock { name: "l".into(), wait: false });
+    assert!(matches!(fence, Ok(Done::Locked { .. })), "{fence:?}");
+    let alive_until = world.state.deadline();
+    let mut other = World { from: 2, now: 10, ..world.clone() };
+    for op in [
+        Op::KeepAlive,
+        Op::Close,
+        Op::Unlock { name: "l".into() },
+        put("k", "v"),
+        Op::Grant { ttl: TTL },
+        Op::Acknowledge { group: "g".into(), number: 1 },
+        Op::Table(TableOp::NodeUp { node: 1, incarnation: 1 }),
+    ] {
+        assert_eq!(other.ask(holder, op.clone()), Err(Refusal::NoSession), "{op:?}");
+    }
+    assert_eq!((other.state.deadline(), other.fence("l", holder).is_some()), (alive_until, true));
+    // The same random number through another node is another session, also after a snapshot.
+    let mut other = World { state: State::restore(&world.state.snapshot()).unwrap(), ..other };
+    let [second] = other.clients();
+    assert_ne!(second, holder);
+    assert_eq!(World { from: 1, ..other }.clients(), [holder]);
 }
 
 #[test]
@@ -511,7 +541,7 @@ fn a_directory_entry_changes_only_for_those_who_know_it_and_while_its_node_is_up
     let place = |world: &mut World, by: Life, to: Life, is_over: bool, expected: u64| {
         let to = Whereabouts { generation: 9, life: to, is_over };
         let op = Op::Table(TableOp::Place { dc: 1, slot: SLOT, by, to, expected });
-        world.state.apply(Command { now: 0, client: ClientId(0), sequence: 0, acked: 0, op })
+        world.state.apply(Command { now: 0, from: 1, client: ClientId(0), sequence: 0, acked: 0, op })
     };
     let [one, two] = lives;
     up(&mut world, 0);
@@ -874,9 +904,10 @@ fn any_table_op() -> impl Strategy<Value = TableOp> {
 }
 
 fn any_command() -> impl Strategy<Value = Command> {
-    (0..3000u64, 0..8u64, 0..40u64, 0..40u64, any_op()).prop_map(
-        |(now, client, sequence, acked, op)| Command {
+    (0..3000u64, 1..3u64, 0..8u64, 0..40u64, 0..40u64, any_op()).prop_map(
+        |(now, from, client, sequence, acked, op)| Command {
             now,
+            from,
             client: ClientId(client),
             sequence,
             acked,
@@ -964,6 +995,7 @@ proptest! {
 fn a_cut_command_and_one_with_something_behind_it_are_refused() {
     let command = Command {
         now: 300,
+        from: 2,
         client: ClientId(9),
         sequence: 4,
         acked: 3,

@@ -62,7 +62,7 @@ struct Experiment {
 }
 
 fn command(client: ClientId, sequence: u64, op: Op) -> Command {
-    Command { now: 0, client, sequence, acked: sequence.saturating_sub(1), op }
+    Command { now: 0, from: 1, client, sequence, acked: sequence.saturating_sub(1), op }
 }
 
 impl Experiment {

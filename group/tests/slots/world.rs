@@ -301,7 +301,7 @@ impl World {
         let sequence = self.sequences.entry(client).or_default();
         *sequence += 1;
         let (sequence, acked) = (*sequence, *sequence - 1);
-        let answer = self.group.apply(Command { now: 0, client, sequence, acked, op });
+        let answer = self.group.apply(Command { now: 0, from: 1, client, sequence, acked, op });
         if self.group.view(GROUP).is_none() {
             // All have gone: it begins again, and its numbers do.
             self.behind.clear();
@@ -365,7 +365,7 @@ impl World {
             let number = member.after;
             let op = Op::Acknowledge { group: GROUP.into(), number };
             let (client, now, sequence, acked) = (who.client, 0, 0, 0);
-            drop(self.group.apply(Command { now, client, sequence, acked, op }));
+            drop(self.group.apply(Command { now, from: 1, client, sequence, acked, op }));
         }
     }
 
@@ -428,7 +428,7 @@ impl World {
         }
         let nonce = self.random.next();
         let open = Op::Open { nonce, ttl: TTL_MAX, realm: Realm::System };
-        let command = Command { now: 0, client: ClientId(0), sequence: 0, acked: 0, op: open };
+        let command = Command { now: 0, from: 1, client: ClientId(0), sequence: 0, acked: 0, op: open };
         let Ok(Done::Opened { client }) = self.group.apply(command) else { panic!("no session") };
         let join = self.apply(client, Op::Join { group: GROUP.into() });
         if let Err(Refusal::Limit { .. }) = join {
