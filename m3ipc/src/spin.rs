@@ -21,9 +21,13 @@ const LOOKS_BETWEEN: u32 = 8;
 /// Waits without a look after many looks in vain.
 const SKIPS_MAX: u32 = 31;
 /// Giving the CPU away takes longer than this only if somebody took it.
-const SWITCH: Duration = Duration::from_nanos(2500);
+const SWITCH: Duration = Duration::from_nanos(1500);
 /// Looks that give the CPU away at once after the other side was found on this one.
 const LOOKS_BESIDE: u32 = 16;
+/// Waits without a look where the other side needs this CPU, the only one: to sleep lets it run as well, for less. And
+/// looks in a row that must have shown that: where it has a CPU of its own, to wake that takes much longer.
+const SKIPS_BEHIND: u32 = 63;
+const BEHIND: u32 = 8;
 /// Two that call each other do not keep the CPU for so long: somebody else needs it.
 const BUSY: Duration = Duration::from_micros(500);
 /// Waits without a look when that happens again and again.
@@ -40,6 +44,8 @@ pub struct Spin {
     penalty: AtomicU32,
     /// Looks that are still to give the CPU away at once, as the other side was found on it.
     beside: AtomicU32,
+    /// Looks in a row that ended so, and with nothing to do for this CPU but what was waited for.
+    behind: AtomicU32,
     /// Threads that look now. One that is ended, or jumps out of a signal handler, while it looks is counted
     /// for ever: then fewer look.
     lookers: AtomicU32,
@@ -51,6 +57,8 @@ enum Look {
     Found(Duration),
     /// After the other side was let run on this CPU.
     Beside,
+    /// The same, and others had it for nearly all the time, and there is no other CPU for this thread.
+    Behind,
     InVain,
     /// Others want the CPU.
     Busy,
@@ -63,6 +71,7 @@ impl Spin {
             skips: AtomicU32::new(0),
             penalty: AtomicU32::new(0),
             beside: AtomicU32::new(0),
+            behind: AtomicU32::new(0),
             lookers: AtomicU32::new(0),
         }
     }
@@ -97,7 +106,7 @@ impl Spin {
         let look = self.look(&mut found);
         self.lookers.fetch_sub(1, Ordering::Relaxed);
         self.learn(look);
-        matches!(look, Look::Found(_) | Look::Beside) || found()
+        matches!(look, Look::Found(_) | Look::Beside | Look::Behind) || found()
     }
 
     fn look(&self, found: &mut impl FnMut() -> bool) -> Look {
@@ -106,17 +115,25 @@ impl Spin {
             nanos => Duration::from_nanos(nanos.into()),
         };
         let start = now();
-        let mut time = Duration::ZERO;
+        let (mut time, mut given) = (Duration::ZERO, Duration::ZERO);
         while time < grant {
             rustix::thread::sched_yield();
             let has_found = (0..LOOKS_BETWEEN).any(|_| looked(found));
             let before = time;
             time = now().saturating_sub(start);
-            if time - before > BUSY {
+            let gap = time - before;
+            if gap > BUSY {
                 return Look::Busy;
             }
+            if gap > SWITCH {
+                given += gap;
+            }
             if has_found {
-                return if time - before > SWITCH { Look::Beside } else { Look::Found(time) };
+                return match gap > SWITCH {
+                    true if 4 * given >= 3 * time && has_one_cpu() => Look::Behind,
+                    true => Look::Beside,
+                    false => Look::Found(time),
+                };
             }
         }
         Look::InVain
@@ -124,9 +141,12 @@ impl Spin {
 
     fn learn(&self, look: Look) {
         let penalty = self.penalty.load(Ordering::Relaxed);
+        let behind = self.behind.load(Ordering::Relaxed);
         let (grant, skips, next) = match look {
             Look::Found(time) => ((2 * time).clamp(SPIN_MAX, SPIN_PROBE), 0, 0),
             Look::Beside => (SPIN_PROBE, 0, 0),
+            Look::Behind if behind >= BEHIND => (SPIN_PROBE, SKIPS_BEHIND, 0),
+            Look::Behind => (SPIN_PROBE, 0, 0),
             Look::InVain => (SPIN_PROBE, penalty, (2 * penalty + 1).min(SKIPS_MAX.max(penalty))),
             Look::Busy => {
                 let skips = penalty.max(SKIPS_MAX);
@@ -135,18 +155,24 @@ impl Spin {
         };
         let grant = u32::try_from(grant.as_nanos()).unwrap_or(0);
         let beside = match (look, self.beside.load(Ordering::Relaxed)) {
-            (Look::Beside, 0) => LOOKS_BESIDE,
-            (Look::Beside, left) => left - 1,
+            (Look::Beside | Look::Behind, 0) => LOOKS_BESIDE,
+            (Look::Beside | Look::Behind, left) => left - 1,
             _ => 0,
         };
-        let words = [&self.grant, &self.skips, &self.penalty, &self.beside];
+        let behind = if look == Look::Behind { (behind + 1).min(BEHIND) } else { 0 };
+        let words = [&self.grant, &self.skips, &self.penalty, &self.beside, &self.behind];
         // Usually nothing changes, and others who read this keep their copy.
-        for (word, value) in words.into_iter().zip([grant, skips, next, beside]) {
+        for (word, value) in words.into_iter().zip([grant, skips, next, beside, behind]) {
             if word.load(Ordering::Relaxed) != value {
                 word.store(value, Ordering::Relaxed);
             }
         }
     }
+}
+
+/// May this thread run on one CPU only, as it is now?
+fn has_one_cpu() -> bool {
+    rustix::thread::sched_getaffinity(None).is_ok_and(|set| set.count() == 1)
 }
 
 /// One look.
