@@ -680,6 +680,13 @@ impl Place {
                 self.forgotten.push(endpoint);
                 self.died(endpoint, IpcError::SourceDied);
             }
+            Event::Cut(endpoint) => {
+                let is_of = |inbound: &&mut Inbound<Accepted>| match endpoint {
+                    Endpoint::ANY => !inbound.is_trusted(),
+                    endpoint => inbound.peer == endpoint,
+                };
+                self.list.iter_mut().filter(is_of).for_each(Inbound::cut);
+            }
             Event::NodeGone(node) => {
                 self.has_gone = true;
                 self.lost_nodes.push(node);
@@ -758,7 +765,7 @@ fn relayed_to(answer: &Message) -> Option<Endpoint> {
 
 fn is_closed(inbound: &Inbound<Accepted>) -> bool {
     use m3ipc::port::Channel;
-    inbound.channel.closed().is_some()
+    inbound.is_cut() || inbound.channel.closed().is_some()
 }
 
 fn milliseconds(timeout: Duration) -> u32 {

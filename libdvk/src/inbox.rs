@@ -86,6 +86,8 @@ pub(crate) enum Event {
     Accepted(Box<Inbound<Accepted>>),
     Gone(Endpoint),
     NodeGone(NodeId),
+    /// What has been handed over of this endpoint's channels, or of all of this node, brings nothing any more.
+    Cut(Endpoint),
     /// The answer to a question that nobody waits for: the endpoint cannot send any more, for that reason.
     Watched(Endpoint, IpcError),
     /// It goes on after it was to move.
@@ -438,6 +440,7 @@ impl Inbox {
                 }
             }
             tell::GONE => self.happen(Event::Gone(tell.endpoint)),
+            tell::CUT => self.happen(Event::Cut(tell.endpoint)),
             tell::NODE_GONE => {
                 if let Ok(node) = u16::try_from(tell.node) {
                     self.happen(Event::NodeGone(NodeId(node)));

@@ -32,7 +32,7 @@ use crate::errno::IpcError;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of this protocol and of the channel's layout. Both sides must have the same.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// Environment variable with the path of the DC's socket; [`SOCKET_PATH`] if it is not set.
 pub const SOCKET_ENV: &str = "DVS_SOCKET";
@@ -192,6 +192,9 @@ pub mod tell {
     pub const DEMOTED: u32 = 14;
     /// Blocked calls end.
     pub const WOKEN: u32 = 15;
+    /// Channels from `endpoint` ([`Endpoint::ANY`](crate::Endpoint::ANY): from all others of this node) that were handed
+    /// over before this bring nothing any more, whatever is written in them.
+    pub const CUT: u32 = 16;
 }
 
 /// A record from a process.
@@ -348,7 +351,7 @@ impl Tell {
     /// A record from a packet; `None` if it has another size or opcode.
     pub fn decode(packet: &[u8]) -> Option<Tell> {
         let tell = Tell::read_from_bytes(packet).ok()?;
-        (tell::WELCOME..=tell::WOKEN).contains(&tell.op).then_some(tell)
+        (tell::WELCOME..=tell::CUT).contains(&tell.op).then_some(tell)
     }
 
     /// REFUSED as an error, anything but `op` as a broken protocol.

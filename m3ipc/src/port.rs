@@ -158,6 +158,8 @@ pub struct Inbound<C> {
     tags: [Tag; LANES],
     /// Which request on the first lane has been looked at, and waits.
     first: Tag,
+    /// Nothing is taken from it any more.
+    is_cut: bool,
 }
 
 /// What `receive` got.
@@ -229,7 +231,18 @@ impl<C> Inbound<C> {
             open: 0,
             tags: [Tag(0); LANES],
             first: Tag(0),
+            is_cut: false,
         }
+    }
+
+    /// Takes nothing from it any more. (That the channel says it is closed can be undone by whoever writes there.) What is
+    /// open can be answered.
+    pub const fn cut(&mut self) {
+        self.is_cut = true;
+    }
+
+    pub const fn is_cut(&self) -> bool {
+        self.is_cut
     }
 
     /// As dvkd hands it over, with the bits of `door::flag`.
@@ -478,10 +491,11 @@ impl<C: Channel> Inbound<C> {
     #[inline]
     pub fn has_news(&self, from: Endpoint, want: Want) -> bool {
         let is_wanted = from == Endpoint::ANY || from == self.peer;
-        (self.is_trusted || is_wanted)
-            && (self.has_first() || self.channel.has_requests())
-            && !self.is_behind(want)
-            || is_wanted && want == Want::Anything && self.channel.is_notified()
+        !self.is_cut
+            && ((self.is_trusted || is_wanted)
+                && (self.has_first() || self.channel.has_requests())
+                && !self.is_behind(want)
+                || is_wanted && want == Want::Anything && self.channel.is_notified())
     }
 
     /// Is what is here to wait for a notification that left before it?
@@ -493,6 +507,9 @@ impl<C: Channel> Inbound<C> {
     /// The notification of the peer, if there is one. One that it may not send is taken, so that it is no news any more.
     #[inline]
     fn notification(&self, index: usize) -> Option<Received> {
+        if self.is_cut {
+            return None;
+        }
         let value = self.channel.take_notification()?;
         (self.calls & call::NOTIFY != 0 && self.channel.closed().is_none())
             .then(|| notification(self.peer, value, index))
@@ -523,6 +540,9 @@ impl<C: Channel> Inbound<C> {
         want: Want,
         payload: &mut [u8],
     ) -> Option<Received> {
+        if self.is_cut {
+            return None;
+        }
         let news = self.take_news();
         // Looked for again: what is here may have been sent after a notification that was not there a moment ago.
         if want == Want::Anything && self.waiting != 0 {
@@ -691,7 +711,7 @@ impl<C: Channel> Inbound<C> {
     }
 
     fn is_sending(&mut self, from: Endpoint) -> bool {
-        if !self.is_trusted && self.peer != from {
+        if self.is_cut || !self.is_trusted && self.peer != from {
             return false;
         }
         self.take_news();
@@ -746,7 +766,7 @@ fn check_source<C: Channel>(list: &[Inbound<C>], from: Endpoint) -> Result<(), I
     if known.peek().is_none() {
         return Err(IpcError::Stale);
     }
-    if known.all(|inbound| inbound.channel.closed().is_some()) {
+    if known.all(|inbound| inbound.is_cut || inbound.channel.closed().is_some()) {
         Err(IpcError::SourceDied)
     } else {
         Ok(())

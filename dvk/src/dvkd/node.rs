@@ -549,6 +549,8 @@ impl Node {
         self.close_local_channels(place, IpcError::Denied);
         self.close_as_requester(place, IpcError::Denied);
         if let Some(receiver) = self.receiver(place).cloned() {
+            // Its requesters can write into their channels that these are not closed.
+            self.door.tell(receiver.connection, &Tell::new(tell::CUT, Endpoint::ANY), &[]);
             let record = Tell::new(tell::RIGHTS, place.1).with_data(info.rights.as_bytes());
             self.door.tell(receiver.connection, &record, &[]);
         }
@@ -747,7 +749,7 @@ impl Node {
         self.processes.insert(to, process);
     }
 
-    /// Closes the channels on which the process at `place` makes calls.
+    /// Closes the channels on which the process at `place` makes calls. Their receivers do not rely on what it can write.
     fn close_as_requester(&mut self, place: Place, error: IpcError) {
         let peers =
             self.processes.get_mut(&place).map(|process| std::mem::take(&mut process.peers));
@@ -757,6 +759,7 @@ impl Node {
                 .get_mut(&(place.0, peer))
                 .and_then(|peer| peer.channels.remove(&place.1));
             channels.iter().flatten().for_each(|channel| close(channel, error));
+            self.tell((place.0, peer), &Tell::new(tell::CUT, place.1));
         }
         self.proxies.close(place, error);
     }

@@ -13,16 +13,18 @@ use crate::host::solo;
 use crate::limits::{CERTIFICATE_LIFE, HANDSHAKE_TIMEOUT};
 use crate::server::{Call, Context, Gone, Nanos, Server};
 use crate::store::Store;
+use m3ipc::bell::Bell;
 use m3ipc::channel::SharedChannel;
 use m3ipc::client::{Identity, Process};
 use m3ipc::connection::Connection;
-use m3ipc::door::{Ask, kind};
+use m3ipc::door::{Ask, ask, kind};
 use m3ipc::limits::{LANES, PAYLOAD_MAX};
 use m3ipc::port::Signals;
-use m3ipc::{CallId, Cred, DcId, Endpoint, IpcError, Message, NodeId, Sendrec, Wait};
+use m3ipc::{CallId, Cred, DcId, Endpoint, IpcError, Message, NodeId, Rights, Sendrec, Tag, Wait};
 use rustix::fd::AsFd;
 use std::net::TcpStream;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -537,6 +539,47 @@ fn a_notification_does_not_keep_a_server_awake_that_takes_none() {
         let _heard = ringer.ring();
         std::thread::yield_now();
     }
+}
+
+#[test]
+fn a_server_takes_nothing_from_a_channel_that_was_closed_whatever_is_written_into_it() {
+    let cluster = Cluster::start(1);
+    let _server = cluster.server();
+    let other = cluster.client(1);
+    let connection = Connection::connect(cluster.socket(1).as_os_str().as_bytes()).unwrap();
+    let (_bell, bell) = Bell::create().unwrap();
+    let endpoint =
+        connection.hello(Ask::hello(kind::PEER, 0, 7), Some(bell.as_fd())).unwrap().endpoint;
+    let opened = connection.open(Endpoint::server(1)).unwrap();
+    let channel = SharedChannel::map(opened.channel.as_fd()).unwrap();
+    let ringer = m3ipc::bell::Ringer::map(opened.bell.as_fd()).unwrap();
+    let add = |sequence| {
+        let message = Message { tag: Tag::new(0, sequence), ..Message::request(ADD) };
+        channel.post(0, &message, &[]).unwrap();
+        assert!(ringer.ring());
+    };
+    add(1);
+    wait_until("it is answered", || channel.is_answered(0, Tag::new(0, 1)));
+    assert_eq!(other.number(GET), 1);
+    let rights = Rights { calls: 0, ..Rights::of_level(m3ipc::rights::level::USER) };
+    let mut ask = Ask::new(ask::SET_RIGHTS, endpoint);
+    ask.data[..size_of::<Rights>()].copy_from_slice(rights.as_bytes());
+    connection.ask(&ask, None).unwrap();
+    wait_until("it is closed", || channel.closed().is_some());
+    // A channel of later: the server has heard of everything before.
+    let third = Connection::connect(cluster.socket(1).as_os_str().as_bytes()).unwrap();
+    third.hello(Ask::hello(kind::PEER, 0, 8), Some(bell.as_fd())).unwrap();
+    let opened_later = third.open(Endpoint::server(1)).unwrap();
+    let later = SharedChannel::map(opened_later.channel.as_fd()).unwrap();
+    later.post(0, &Message { tag: Tag::new(0, 1), ..Message::request(GET) }, &[]).unwrap();
+    assert!(ringer.ring());
+    wait_until("it is answered", || later.is_answered(0, Tag::new(0, 1)));
+    // Where it says that it is closed, behind magic and version.
+    std::fs::File::from(opened.channel).write_all_at(&[0; 4], 8).unwrap();
+    assert_eq!(channel.closed(), None);
+    add(2);
+    assert_eq!(other.number(ADD), 2);
+    assert!(!channel.is_answered(0, Tag::new(0, 2)));
 }
 
 #[test]

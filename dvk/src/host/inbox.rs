@@ -37,6 +37,8 @@ pub(crate) enum Event {
     Accepted(Box<Accepted>),
     /// A death, with its number.
     Gone(u64, Gone),
+    /// What has been handed over of this endpoint's channels, or of all of this node, brings nothing any more.
+    Cut(Endpoint),
     Stop,
     /// dvkd is gone.
     Lost(IpcError),
@@ -162,6 +164,7 @@ fn event(record: &Tell, fds: Fds) -> Option<Event> {
             }
         },
         tell::GONE => Some(Event::Gone(record.number, Gone::Endpoint(record.endpoint))),
+        tell::CUT => Some(Event::Cut(record.endpoint)),
         tell::NODE_GONE => {
             let node = u16::try_from(record.node).ok().map(NodeId);
             node.map(|node| Event::Gone(record.number, Gone::Node(node)))

@@ -240,18 +240,23 @@ impl<S: Server, D: Durable> Solo<S, D> {
             Event::Accepted(accepted) => self.channels.push(Rc::from(accepted)),
             Event::Gone(number, gone) => {
                 // Channels of the dead, and those that dvkd has done with.
-                let stays = |accepted: &Rc<Accepted>| {
+                self.keep_channels(|accepted| {
                     Gone::Endpoint(accepted.peer) != gone && accepted.channel.closed().is_none()
-                };
-                self.channels.retain(stays);
-                self.hot.retain(stays);
-                self.ring_again.retain(stays);
+                });
                 self.with_context(|hosted, cx| hosted.told(number, gone, cx));
             }
+            Event::Cut(Endpoint::ANY) => self.keep_channels(Accepted::is_trusted),
+            Event::Cut(peer) => self.keep_channels(|accepted| accepted.peer != peer),
             Event::Stop => self.stopping = true,
             Event::Lost(error) => bail!("the connection to dvkd is lost: {error:?}"),
         }
         Ok(())
+    }
+
+    fn keep_channels(&mut self, stays: impl Fn(&Accepted) -> bool) {
+        for list in [&mut self.channels, &mut self.hot, &mut self.ring_again] {
+            list.retain(|accepted| stays(accepted));
+        }
     }
 
     /// Passes one input to the server.

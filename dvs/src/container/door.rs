@@ -133,6 +133,14 @@ impl Door {
                     tracing::warn!("a channel that dvkd handed over is refused: {error:?}");
                 }
             }
+            tell::CUT => {
+                // On channels of dvkd itself each message has been checked.
+                let is_of = |peer| match tell.endpoint {
+                    Endpoint::ANY => peer != Endpoint::NONE,
+                    endpoint => peer == endpoint,
+                };
+                self.inbound.retain(|inbound| !is_of(inbound.peer));
+            }
             tell::GONE => {
                 self.inbound.retain(|inbound| inbound.peer != tell.endpoint);
                 self.forget(|source| source == tell.endpoint);

@@ -541,7 +541,14 @@ fn a_directory_entry_changes_only_for_those_who_know_it_and_while_its_node_is_up
     let place = |world: &mut World, by: Life, to: Life, is_over: bool, expected: u64| {
         let to = Whereabouts { generation: 9, life: to, is_over };
         let op = Op::Table(TableOp::Place { dc: 1, slot: SLOT, by, to, expected });
-        world.state.apply(Command { now: 0, from: 1, client: ClientId(0), sequence: 0, acked: 0, op })
+        world.state.apply(Command {
+            now: 0,
+            from: 1,
+            client: ClientId(0),
+            sequence: 0,
+            acked: 0,
+            op,
+        })
     };
     let [one, two] = lives;
     up(&mut world, 0);

@@ -38,7 +38,8 @@ fn the_store_in_memory_is_what_openraft_expects() {
 
 fn entry(index: u64, term: u64) -> Entry {
     let op = Op::Put { key: index.to_be_bytes().to_vec(), value: vec![1], lease: None };
-    let command = Command { now: index, from: 1, client: ClientId(1), sequence: index, acked: 0, op };
+    let command =
+        Command { now: index, from: 1, client: ClientId(1), sequence: index, acked: 0, op };
     let log_id = LogId::new(openraft::CommittedLeaderId::new(term, 1), index);
     Entry { log_id, payload: EntryPayload::Normal(command) }
 }

@@ -12,10 +12,11 @@ use tokio::time::{Instant, sleep};
 
 const PATIENCE: Duration = Duration::from_millis(1500);
 
-/// A client with its own numbers, which goes to whatever node is on.
+/// A client with its own numbers, whose commands go by way of the node where it opened its session.
 pub(crate) struct Client {
     pub(crate) world: Arc<World>,
     pub(crate) id: ClientId,
+    node: u64,
     sequence: u64,
 }
 
@@ -28,7 +29,8 @@ impl Client {
                 let open = Op::Open { nonce, ttl, realm: Realm::System };
                 let opened = group.submit(ClientId::default(), 0, 0, open, PATIENCE).await;
                 if let Ok((_, Ok(Done::Opened { client }))) = opened {
-                    return Client { world: world.clone(), id: client, sequence: 0 };
+                    let (world, node) = (world.clone(), group.node());
+                    return Client { world, id: client, node, sequence: 0 };
                 }
             }
             sleep(Duration::from_millis(50)).await;
@@ -41,9 +43,9 @@ impl Client {
         self.ask_again(op).await
     }
 
-    /// The last command once more, perhaps by way of another node.
+    /// The last command once more, perhaps after its node was off.
     async fn ask_again(&self, op: Op) -> Option<Answer> {
-        let group = self.world.any()?;
+        let group = self.world.group(self.node)?;
         let (sequence, acked) = (self.sequence, self.sequence - 1);
         Some(group.submit(self.id, sequence, acked, op, PATIENCE).await.ok()?.1)
     }
@@ -57,7 +59,7 @@ impl Client {
 
     /// A command that may happen twice. None: no answer.
     async fn say(&self, op: Op) -> Option<Answer> {
-        Some(self.world.any()?.submit(self.id, 0, 0, op, PATIENCE).await.ok()?.1)
+        Some(self.world.group(self.node)?.submit(self.id, 0, 0, op, PATIENCE).await.ok()?.1)
     }
 }
 

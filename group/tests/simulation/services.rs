@@ -149,10 +149,14 @@ fn a_session_that_has_ended_says_so_to_those_who_wait() {
         let waiting = two.lock("l");
         tokio::pin!(waiting);
         assert!(waits(&mut waiting).await);
-        // Somebody else closes it, as its end by the clock would.
-        let group = world.group(1).unwrap();
-        let patience = Duration::from_secs(1);
-        group.submit(two.client(), 0, 0, Op::Close, patience).await.unwrap().1.unwrap();
+        let close = async |node| {
+            let group = world.group(node).unwrap();
+            let closed = group.submit(two.client(), 0, 0, Op::Close, Duration::from_secs(1));
+            closed.await.unwrap().1
+        };
+        assert_eq!(close(1).await, Err(Refusal::NoSession), "it is no session of that node's");
+        // Somebody else of its node closes it, as its end by the clock would.
+        assert_eq!(close(2).await, Ok(Done::Fine));
         assert_eq!(waiting.await, Err(Refusal::NoSession.into()));
     });
 }

@@ -428,7 +428,8 @@ impl World {
         }
         let nonce = self.random.next();
         let open = Op::Open { nonce, ttl: TTL_MAX, realm: Realm::System };
-        let command = Command { now: 0, from: 1, client: ClientId(0), sequence: 0, acked: 0, op: open };
+        let command =
+            Command { now: 0, from: 1, client: ClientId(0), sequence: 0, acked: 0, op: open };
         let Ok(Done::Opened { client }) = self.group.apply(command) else { panic!("no session") };
         let join = self.apply(client, Op::Join { group: GROUP.into() });
         if let Err(Refusal::Limit { .. }) = join {
