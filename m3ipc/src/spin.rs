@@ -193,3 +193,35 @@ fn lookers_max() -> u32 {
     }
     max
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many waits go to sleep at once after looks that ended so.
+    fn skips(looks: &[Look]) -> u32 {
+        let spin = Spin::new();
+        looks.iter().for_each(|look| spin.learn(*look));
+        spin.skips.load(Ordering::Relaxed)
+    }
+
+    #[test]
+    fn the_only_cpu_is_left_to_others_when_a_row_of_looks_has_shown_that_they_need_it() {
+        let row = [Look::Behind; BEHIND as usize + 1];
+        assert_eq!(skips(&row), SKIPS_BEHIND);
+        assert_eq!(skips(&row[1..]), 0, "one time is no evidence where a CPU takes long to wake");
+        for other in [Look::Found(Duration::ZERO), Look::Beside, Look::InVain] {
+            let mut broken = row;
+            broken[1] = other;
+            assert_eq!(skips(&broken), 0, "{other:?} in between");
+        }
+    }
+
+    #[test]
+    fn looks_in_vain_become_rare_and_one_that_finds_something_makes_them_frequent_again() {
+        let in_vain = [Look::InVain; 9];
+        let after = core::array::from_fn(|count| skips(&in_vain[..=count]));
+        assert_eq!(after, [0, 1, 3, 7, 15, 31, 31, 31, 31]);
+        assert_eq!(skips(&[Look::InVain, Look::InVain, Look::Found(Duration::ZERO)]), 0);
+    }
+}
