@@ -304,6 +304,9 @@ pub enum Output {
     /// has a call there makes it again, over a channel whose receiver is the daemon. Then say which of the calls that
     /// were delivered have not been received, and which notifications, and `Frozen` when the process has stopped.
     Freeze { dc: DcId, endpoint: Endpoint },
+    /// The process at `endpoint` has not stopped in time: close the channels on which it calls others, so that it can do no
+    /// more as that.
+    CutOff { dc: DcId, endpoint: Endpoint },
     /// It goes on.
     Thaw { dc: DcId, endpoint: Endpoint },
     /// The process at `endpoint` is dead and another will be it: as `Freeze`, but the calls that it had received end with

@@ -48,6 +48,10 @@ pub const AWAITS_PER_NODE: usize = 65_536;
 /// does not move.
 pub const FREEZE_WAIT: Nanos = SECOND;
 
+/// How long a process may take to stop because its node is fenced, before it is cut off: less than half of the margin that
+/// the node has for that before the group may take it for down (`group::fence`).
+pub const FENCE_STOP: Nanos = 100 * MILLISECOND;
+
 /// How long an endpoint may be on the move: then it goes on where it was, as whoever moves it seems to be gone. State
 /// of many gigabytes is copied in this time.
 pub const MIGRATION_MAX: Nanos = 300 * SECOND;

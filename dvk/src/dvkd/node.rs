@@ -303,6 +303,14 @@ impl Node {
             }
             Output::Reopen { dc, endpoint } => self.reopen((dc, endpoint)),
             Output::Freeze { dc, endpoint } => self.freeze((dc, endpoint)),
+            Output::CutOff { dc, endpoint } => {
+                tracing::warn!(
+                    dc = dc.0,
+                    ?endpoint,
+                    "a process does not stop although its node is fenced; it is cut off"
+                );
+                self.close_as_requester((dc, endpoint), IpcError::Moved);
+            }
             Output::Thaw { dc, endpoint } => {
                 self.tell((dc, endpoint), &Tell::new(tell::THAW, endpoint));
             }

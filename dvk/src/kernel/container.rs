@@ -571,7 +571,7 @@ impl Kernel {
         let container = self.containers.get_mut(&dc).ok_or(IpcError::NotBound)?;
         let binding = container.slots.get(from).ok_or(IpcError::Stale)?;
         let requester = binding.endpoint;
-        if matches!(binding.role, Role::Backup(..)) {
+        if matches!(binding.role, Role::Backup(..)) || container.directory.is_cut_off(requester) {
             return Err(IpcError::Moved);
         }
         let home = container.home(to).ok_or(IpcError::NotBound)?;

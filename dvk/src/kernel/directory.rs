@@ -58,14 +58,26 @@ struct Move {
     is_takeover: bool,
     /// It has stopped because this node is fenced, and goes on when that is over.
     is_fenced: bool,
+    /// When it is cut off if it has not stopped at the fence.
+    obeys_by: Option<Nanos>,
+    is_cut_off: bool,
     /// Notifications that wait, one of each source.
     pending: VecDeque<(Endpoint, u64)>,
 }
 
 impl Move {
     fn new(endpoint: Endpoint, rights: Rights, stage: Stage) -> Move {
-        let (is_dead, is_takeover, is_fenced) = (false, false, false);
-        Move { endpoint, rights, stage, is_dead, is_takeover, is_fenced, pending: VecDeque::new() }
+        Move {
+            endpoint,
+            rights,
+            stage,
+            is_dead: false,
+            is_takeover: false,
+            is_fenced: false,
+            obeys_by: None,
+            is_cut_off: false,
+            pending: VecDeque::new(),
+        }
     }
 }
 
@@ -730,6 +742,9 @@ impl Kernel {
         let Some(container) = self.containers.get_mut(&dc) else { return };
         let Some(moving) = container.directory.moves.get_mut(&slot) else { return };
         let endpoint = moving.endpoint;
+        if moving.is_fenced {
+            return moving.cut_off(dc, out);
+        }
         match &mut moving.stage {
             Stage::Freezing { .. } | Stage::Frozen { .. } => self.thaw(now, dc, endpoint, out),
             Stage::Ready { .. } => self.stay(now, dc, slot, out),
@@ -749,6 +764,7 @@ impl Move {
     /// When it is over, if it is not waited for the group, another node or the fence.
     fn until(&self) -> Option<Nanos> {
         match &self.stage {
+            Stage::Freezing { .. } if self.is_fenced => self.obeys_by,
             _ if self.is_fenced => None,
             Stage::Freezing { until, .. }
             | Stage::Frozen { until }

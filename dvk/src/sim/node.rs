@@ -199,6 +199,8 @@ impl Sim {
             // Its programs have the rights they begin with.
             Output::Reopen { .. } => {}
             Output::Freeze { endpoint, .. } => self.freeze_peer(id, endpoint),
+            // Its processes stop when they are told.
+            Output::CutOff { .. } => {}
             Output::Thaw { endpoint, .. } => self.thaw_peer(id, endpoint),
             Output::TakeOver { endpoint, .. } => self.take_over_peer(id, endpoint),
             Output::Promote { backup, endpoint, inherits, .. } => {

@@ -5,6 +5,7 @@ mod bind;
 mod cluster;
 mod copy;
 mod group;
+mod liar;
 mod load;
 mod message;
 mod migrate;

@@ -1,6 +1,7 @@
 //! Endpoints that move from one process to another, on one node and between two, while others call them.
 
 use crate::cluster::{Cluster, NEVER, NOWAIT, SHORT, wait_until, well_known};
+use crate::liar::Liar;
 use dvk_client::{Bound, Endpoint, IpcError, Kind, Message, NodeId};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::scope;
@@ -330,6 +331,32 @@ fn a_backup_takes_over_when_the_node_goes_down() {
         second.reply(got.message.source, &got.message, b"").unwrap();
         assert_eq!(answered.join().unwrap(), Ok(2));
     });
+}
+
+#[test]
+fn a_process_that_does_not_stop_when_its_node_is_fenced_reaches_nobody() {
+    let mut cluster = Cluster::start();
+    let other = cluster.bind(1);
+    let mut liar = Liar::open(&cluster, NUMBER, other.endpoint());
+    let second = backup(&cluster, 2, true);
+    // What comes from the backup's node after it says that it stands by.
+    let herald = cluster.bind(2);
+    herald.notify(other.endpoint(), 1).unwrap();
+    other.receive(herald.endpoint(), &mut [], NEVER).unwrap();
+    liar.send();
+    let got = other.receive(Endpoint::ANY, &mut [], NEVER).unwrap();
+    assert_eq!(got.message.source, liar.endpoint);
+    other.receive(Endpoint::ANY, &mut [], NEVER).unwrap();
+    // A majority that is gone is as one that cannot be reached.
+    cluster.stop(3);
+    cluster.stop(2);
+    drop(second);
+    liar.reopen();
+    liar.send();
+    // Whatever dvkd had told it before it answers this has come.
+    other.get_priv(other.endpoint()).unwrap();
+    assert_eq!(other.receive(Endpoint::ANY, &mut [], SHORT).err(), Some(IpcError::TimedOut));
+    assert_eq!(liar.ask_for(other.endpoint()), Err(IpcError::Moved));
 }
 
 #[test]

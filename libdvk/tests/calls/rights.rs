@@ -2,19 +2,10 @@
 #![expect(unsafe_code, reason = "memory is granted, and copied, by address")]
 
 use crate::cluster::{Cluster, NEVER, SHORT};
+use crate::liar::Liar;
 use dvk::limits::LENT_PER_USER;
 use dvk_client::{Access, Allowed, Bound, Endpoint, IpcError, Message, Rights, call, level};
-use m3ipc::Tag;
-use m3ipc::bell::{Bell, Ringer};
-use m3ipc::channel::SharedChannel;
-use m3ipc::connection::{Connection, Opened};
-use m3ipc::door::{Ask, kind};
 use m3ipc::limits::LENT_MAX;
-use m3ipc::port::ONE_WAY;
-use std::fs::File;
-use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::thread::scope;
@@ -105,54 +96,6 @@ fn a_copy_needs_the_right_to_copy() {
     assert_eq!(got, lent);
 }
 
-/// Where in a channel it says that it is closed.
-const CLOSED_AT: u64 = 8;
-
-/// A requester that does not obey: it goes on with a channel that has been closed.
-struct Liar {
-    endpoint: Endpoint,
-    memory: File,
-    channel: SharedChannel,
-    bell: Ringer,
-    sent: u64,
-    _connection: Connection,
-    _own_bell: Bell,
-}
-
-impl Liar {
-    fn open(cluster: &Cluster, to: Endpoint) -> Liar {
-        let connection = Connection::connect(cluster.socket(1).as_os_str().as_bytes()).unwrap();
-        let (own_bell, descriptor) = Bell::create().unwrap();
-        let hello = Ask::hello(kind::PEER, 0, to.to_bits() | 1);
-        let endpoint = connection.hello(hello, Some(descriptor.as_fd())).unwrap().endpoint;
-        let Opened { channel, bell, .. } = connection.open(to).unwrap();
-        Liar {
-            endpoint,
-            channel: SharedChannel::map(channel.as_fd()).unwrap(),
-            memory: File::from(channel),
-            bell: Ringer::map(bell.as_fd()).unwrap(),
-            sent: 0,
-            _connection: connection,
-            _own_bell: own_bell,
-        }
-    }
-
-    fn send(&mut self) {
-        self.sent += 1;
-        let tag = Tag::new(0, self.sent);
-        let message = Message { tag, status: ONE_WAY, ..Message::request(0x1001) };
-        self.channel.post_first(&message, &[]).unwrap();
-        assert!(self.channel.notify(7).is_ok());
-        assert!(self.bell.ring());
-    }
-
-    fn reopen(&self) {
-        crate::cluster::wait_until("it is closed", || self.channel.closed().is_some());
-        self.memory.write_all_at(&[0; 4], CLOSED_AT).unwrap();
-        assert_eq!(self.channel.closed(), None);
-    }
-}
-
 #[test]
 fn a_channel_that_was_closed_brings_nothing_whatever_its_requester_writes_into_it() {
     let cluster = Cluster::start();
@@ -169,7 +112,7 @@ fn a_channel_that_was_closed_brings_nothing_whatever_its_requester_writes_into_i
         sources.len()
     };
     // The requester has lost its rights.
-    let mut liar = Liar::open(&cluster, two.endpoint());
+    let mut liar = Liar::open(&cluster, 0, two.endpoint());
     liar.send();
     assert_eq!(takes(&liar), 2, "a notification and a message");
     admin.set_priv(liar.endpoint, &only(0)).unwrap();
@@ -177,7 +120,7 @@ fn a_channel_that_was_closed_brings_nothing_whatever_its_requester_writes_into_i
     liar.send();
     assert_eq!(takes(&liar), 0);
     // The receiver wants nobody any more, and then everybody again: that is no reason to take the old channel.
-    let mut liar = Liar::open(&cluster, two.endpoint());
+    let mut liar = Liar::open(&cluster, 0, two.endpoint());
     liar.send();
     assert_eq!(takes(&liar), 2);
     admin.set_priv(two.endpoint(), &Rights { from: Allowed::NOBODY, ..all }).unwrap();

@@ -1,12 +1,13 @@
 //! A node that the group may take for down soon stops what only one node may do.
 //!
 //! An endpoint that has an entry in the directory, or for which the group has been asked for one, may be taken over by a
-//! backup elsewhere when this node is taken for down. So it stops before that, as if it were to move. When the fence is
-//! gone, what has stopped goes on, unless the group has placed it elsewhere meanwhile.
+//! backup elsewhere when this node is taken for down. So it stops before that, as if it were to move. A process that does
+//! not say in time that it has is cut off from whom it could call. When the fence is gone, what has stopped goes on, unless
+//! the group has placed it elsewhere meanwhile.
 
 use super::super::{Kernel, Output};
-use super::{Move, Reply, Stage};
-use crate::limits::FREEZE_WAIT;
+use super::{Directory, Move, Reply, Stage};
+use crate::limits::{FENCE_STOP, FREEZE_WAIT};
 use crate::server::Nanos;
 use m3ipc::{DcId, Endpoint, IpcError};
 use std::collections::BTreeSet;
@@ -44,6 +45,7 @@ impl Kernel {
         if let Some(moving) = container.directory.moves.get_mut(&slot) {
             moving.is_fenced |=
                 matches!(moving.stage, Stage::Freezing { .. } | Stage::Frozen { .. });
+            moving.obeys_by = Some(now + FENCE_STOP);
             return;
         }
         let Some(binding) = container.slots.by_slot(slot) else { return };
@@ -53,7 +55,8 @@ impl Kernel {
         let endpoint = binding.endpoint;
         let stage = Stage::Freezing { reply: Reply::Nobody, until: now + FREEZE_WAIT };
         let moving = Move::new(endpoint, binding.rights, stage);
-        container.directory.moves.insert(slot, Move { is_fenced: true, ..moving });
+        let obeys_by = Some(now + FENCE_STOP);
+        container.directory.moves.insert(slot, Move { is_fenced: true, obeys_by, ..moving });
         container.incoming.hold(slot);
         out.push(Output::Freeze { dc, endpoint });
     }
@@ -110,7 +113,22 @@ impl Kernel {
     }
 }
 
-impl super::Directory {
+impl Move {
+    /// Its process has not stopped in time.
+    pub(super) fn cut_off(&mut self, dc: DcId, out: &mut Vec<Output>) {
+        self.obeys_by = None;
+        self.is_cut_off = true;
+        out.push(Output::CutOff { dc, endpoint: self.endpoint });
+    }
+}
+
+impl Directory {
+    /// May a process of this node not call anybody as `endpoint`, as it has not stopped at the fence?
+    pub(in crate::kernel) fn is_cut_off(&self, endpoint: Endpoint) -> bool {
+        let moving = self.moves.get(&endpoint.slot);
+        moving.is_some_and(|moving| moving.is_cut_off && moving.endpoint == endpoint)
+    }
+
     /// Has the group an entry of who is in `slot`, or may it have one soon?
     fn is_registered(&self, slot: u32) -> bool {
         self.entries.get(&slot).is_some_and(|entry| !entry.is_over)

@@ -2,6 +2,7 @@
 
 use super::moves::{Moving, moving};
 use super::*;
+use crate::limits::FENCE_STOP;
 
 impl Pair {
     fn fence(&mut self, node: NodeId, is_fenced: bool) -> Vec<Output> {
@@ -52,6 +53,30 @@ fn an_endpoint_that_may_be_taken_over_rests_while_its_node_is_fenced() {
     let out = moving.pair.fence(N1, false);
     assert!(out.contains(&thaw), "{out:?}");
     assert!(moving.pair.acts(N1, mover));
+}
+
+#[test]
+fn a_process_that_does_not_stop_at_the_fence_is_cut_off_until_it_is_gone() {
+    let mut moving = moving(true);
+    let mover = moving.mover;
+    let cut = Output::CutOff { dc: BLUE, endpoint: mover };
+    let other = moving.pair.at(N1).bind(BLUE, Role::Peer(0), 77);
+    moving.pair.fence(N1, true);
+    let out = moving.pair.wait(N1, FENCE_STOP - 1);
+    assert!(!out.contains(&cut), "it has its time: {out:?}");
+    assert_eq!(channels(&moving.pair.at(N1).open(BLUE, mover, other)), [(mover, other, None)]);
+    let out = moving.pair.wait(N1, 1);
+    assert!(out.contains(&cut), "{out:?}");
+    let out = moving.pair.wait(N1, crate::limits::MIGRATION_MAX);
+    assert!(!out.contains(&cut), "once: {out:?}");
+    assert_eq!(refusals(&moving.pair.at(N1).open(BLUE, mover, other)), [IpcError::Moved]);
+    moving.pair.fence(N1, false);
+    assert_eq!(channels(&moving.pair.at(N1).open(BLUE, mover, other)), [(mover, other, None)]);
+    // One that stops is left alone.
+    moving.pair.fence(N1, true);
+    moving.pair.at(N1).step(Input::Frozen { dc: BLUE, endpoint: mover });
+    let out = moving.pair.wait(N1, 2 * FENCE_STOP);
+    assert!(!out.contains(&cut), "{out:?}");
 }
 
 #[test]
