@@ -7,7 +7,7 @@ use crate::command::{decode, encode};
 use crate::disk::{Batch, Disk};
 use crate::limits::{COMMAND_MAX, SNAPSHOT_MAX};
 use crate::signal::Signal;
-use crate::state::State;
+use crate::state::{SNAPSHOT_VERSION, State};
 use crate::types::{
     Entry, LogId, Membership, RaftId, Reply, Snapshot, SnapshotMeta, StorageError, Types, Vote,
 };
@@ -22,6 +22,8 @@ use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+/// Version of everything else: what is in a snapshot is also in the log.
+const FORMAT: &[u8] = b"format";
 const VOTE: &[u8] = b"vote";
 const COMMITTED: &[u8] = b"committed";
 const PURGED: &[u8] = b"purged";
@@ -61,8 +63,9 @@ struct Applied {
 /// Opens the log and the state of a node.
 ///
 /// # Errors
-/// The disk failed, or the snapshot on it is damaged or of another version.
+/// The disk failed, or what is on it is damaged or of another version.
 pub(crate) fn open(disk: Arc<dyn Disk>) -> io::Result<(LogStore, StateStore)> {
+    check_format(&*disk)?;
     let mut applied = Applied::default();
     if let Some((meta, bytes)) =
         read::<(SnapshotMeta, Vec<u8>)>(&*disk, SNAPSHOT, 2 * SNAPSHOT_MAX)?
@@ -73,6 +76,21 @@ pub(crate) fn open(disk: Arc<dyn Disk>) -> io::Result<(LogStore, StateStore)> {
     let changed = Arc::new(Signal::new(index));
     let state = StateStore { disk: disk.clone(), applied: Arc::new(Mutex::new(applied)), changed };
     Ok((LogStore { disk }, state))
+}
+
+/// Another version's commands may decode, as something else. An empty store becomes one of this version.
+fn check_format(disk: &dyn Disk) -> io::Result<()> {
+    let found = match read::<u32>(disk, FORMAT, RECORD_MAX)? {
+        Some(SNAPSHOT_VERSION) => return Ok(()),
+        Some(other) => format!("format {other}"),
+        None if disk.last_before(&[], &[u8::MAX])?.is_none() => {
+            return disk.write(vec![pair(FORMAT, &SNAPSHOT_VERSION)], true);
+        }
+        None => "a format without a number".to_owned(),
+    };
+    Err(io::Error::other(format!(
+        "the group's store has {found}, this dvs reads format {SNAPSHOT_VERSION}: go on with the dvs that wrote it"
+    )))
 }
 
 fn read<T: DeserializeOwned>(disk: &dyn Disk, key: &[u8], limit: usize) -> io::Result<Option<T>> {

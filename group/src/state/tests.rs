@@ -625,7 +625,7 @@ fn a_snapshot_of_another_version_is_refused_with_both_versions() {
     let mut bytes = State::default().snapshot();
     bytes[0] = 9;
     let error = State::restore(&bytes).unwrap_err();
-    assert_eq!(error.to_string(), "snapshot version 9, this dvs reads 4");
+    assert_eq!(error.to_string(), "snapshot version 9, this dvs reads 5");
 }
 
 #[test]

@@ -45,6 +45,26 @@ fn entry(index: u64, term: u64) -> Entry {
 }
 
 #[test]
+fn a_store_of_another_version_is_refused_before_anything_in_it_is_read() {
+    let disk = Arc::new(MemoryDisk::default());
+    open(disk.clone()).unwrap();
+    disk.write(vec![pair(VOTE, &Vote::new(3, 2))], true).unwrap();
+    open(disk.clone()).unwrap();
+    let refused = |disk: Arc<MemoryDisk>, says: &str| {
+        let error = open(disk).err().unwrap().to_string();
+        assert!(error.contains(says), "{error}");
+    };
+    let other = SNAPSHOT_VERSION - 1;
+    // Not even to find that it is damaged.
+    let batch = vec![pair(FORMAT, &other), (SNAPSHOT.to_vec(), Some(vec![0xff]))];
+    disk.write(batch, true).unwrap();
+    refused(disk, &format!("has format {other}, this dvs reads format {SNAPSHOT_VERSION}"));
+    let disk = Arc::new(MemoryDisk::default());
+    disk.write(vec![pair(VOTE, &Vote::new(3, 2))], true).unwrap();
+    refused(disk, "a format without a number");
+}
+
+#[test]
 fn a_store_on_disk_is_the_same_when_it_is_opened_again() {
     let directory = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -78,7 +98,7 @@ fn a_store_on_disk_is_the_same_when_it_is_opened_again() {
 #[test]
 fn whatever_write_the_power_fails_at_what_was_reported_is_there() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    for writes in 0..10 {
+    for writes in 0..11 {
         for kept in 0..3 {
             runtime.block_on(power_failure(writes, kept));
         }
@@ -88,7 +108,11 @@ fn whatever_write_the_power_fails_at_what_was_reported_is_there() {
 async fn power_failure(writes: u64, kept: usize) {
     let disk = Arc::new(MemoryDisk::default());
     disk.fail_after(writes);
-    let (mut log, mut state) = open(disk.clone()).unwrap();
+    let Ok((mut log, mut state)) = open(disk.clone()) else {
+        assert_eq!(writes, 0, "of the writes only the first is made when it is opened");
+        open(Arc::new(disk.crash(kept))).unwrap();
+        return;
+    };
     let (mut vote, mut last, mut first) = (None, 0, 1);
     // A failed step ends the node, as openraft does.
     let run = async {
@@ -112,7 +136,7 @@ async fn power_failure(writes: u64, kept: usize) {
         Ok::<(), StorageError>(())
     };
     let ended = run.await;
-    assert_eq!(ended.is_err(), writes < 10, "ten writes are all that it takes");
+    assert_eq!(ended.is_err(), writes < 11, "eleven writes are all that it takes");
     let (mut log, _) = open(Arc::new(disk.crash(kept))).unwrap();
     assert_eq!(log.read_vote().await.unwrap(), vote);
     let entries = log.try_get_log_entries(0..).await.unwrap();
