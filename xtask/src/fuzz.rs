@@ -5,7 +5,8 @@ use std::path::Path;
 use std::process::Command;
 
 /// Runs each target whose name contains `filter` for as long as the text `seconds` says. What they find of new
-/// inputs stays in `fuzz/corpus`, which git ignores; `fuzz/seeds` is what is kept.
+/// inputs stays in `fuzz/corpus`, which git ignores; `fuzz/seeds` is what is kept: a folder of inputs, or what earlier runs
+/// have found, as few as cover the same (`-set_cover_merge=1`), in an archive.
 pub(crate) fn run(seconds: &str, filter: &str) -> Result<()> {
     let seconds: u64 =
         seconds.parse().with_context(|| format!("{seconds} is not a number of seconds"))?;
@@ -13,6 +14,13 @@ pub(crate) fn run(seconds: &str, filter: &str) -> Result<()> {
     for target in targets(&folder)?.iter().filter(|target| target.contains(filter)) {
         let corpus = folder.join("corpus").join(target);
         std::fs::create_dir_all(&corpus)?;
+        let archive = folder.join("seeds").join(format!("{target}.tar.xz"));
+        if archive.exists() {
+            let (from, to) = (archive.as_os_str(), folder.join("corpus"));
+            let mut unpack = Command::new("tar");
+            let unpacked = unpack.arg("-xJf").arg(from).arg("-C").arg(to).status()?;
+            ensure!(unpacked.success(), "cannot unpack {}", archive.display());
+        }
         eprintln!("+ cargo +nightly fuzz run {target}, {seconds} s");
         let status = Command::new("cargo")
             .args(["+nightly", "fuzz", "run", target])
