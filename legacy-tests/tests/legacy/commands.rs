@@ -105,8 +105,8 @@ fn terminal(world: &World) {
 }
 
 fn forwarded(world: &World) {
-    let script = "trap 'kill $!; echo caught; exit 3' TERM; echo ready; while :; do tail -f /dev/null & wait; done";
-    let mut running = world.start(2, &["sh", "-c", script]);
+    let script = r#"$| = 1; $SIG{TERM} = sub { print "caught\n"; exit 3 }; print "ready\n"; select undef, undef, undef, 1 while 1"#;
+    let mut running = world.start(2, &["perl", "-e", script]);
     running.says("ready");
     kill_process(running.host_pid(), Signal::TERM).expect("it runs");
     let outcome = running.wait();
