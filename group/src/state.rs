@@ -32,7 +32,7 @@ use session::Sessions;
 use std::collections::{BTreeMap, BTreeSet};
 use tables::Tables;
 
-/// Version of a snapshot's format: the first thing in it.
+/// Version of a snapshot's format, the first thing in it, and of the log's, as both hold the same types.
 pub const SNAPSHOT_VERSION: u32 = 5;
 
 /// The state of the system group.

@@ -8,7 +8,7 @@
 //!
 //! The one who is waited for may be on the same CPU. So after the first looks the CPU is given away between them,
 //! and if that was what helped, from the first on. (Two that sleep in turn on one CPU are never moved apart; two
-//! that can both run are, as soon as the scheduler balances.)
+//! that can both run are, as soon as the scheduler balances.) Where there is no other CPU to be moved to, they sleep.
 
 use crate::client::now;
 use crate::limits::{SPIN_MAX, SPIN_PROBE};
