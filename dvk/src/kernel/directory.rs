@@ -58,8 +58,7 @@ struct Move {
     is_takeover: bool,
     /// It has stopped because this node is fenced, and goes on when that is over.
     is_fenced: bool,
-    /// When it is cut off if it has not stopped at the fence.
-    obeys_by: Option<Nanos>,
+    /// It has not stopped at the fence in time.
     is_cut_off: bool,
     /// Notifications that wait, one of each source.
     pending: VecDeque<(Endpoint, u64)>,
@@ -74,7 +73,6 @@ impl Move {
             is_dead: false,
             is_takeover: false,
             is_fenced: false,
-            obeys_by: None,
             is_cut_off: false,
             pending: VecDeque::new(),
         }
@@ -764,7 +762,7 @@ impl Move {
     /// When it is over, if it is not waited for the group, another node or the fence.
     fn until(&self) -> Option<Nanos> {
         match &self.stage {
-            Stage::Freezing { .. } if self.is_fenced => self.obeys_by,
+            Stage::Freezing { until, .. } if self.is_fenced => (!self.is_cut_off).then_some(*until),
             _ if self.is_fenced => None,
             Stage::Freezing { until, .. }
             | Stage::Frozen { until }

@@ -7,7 +7,7 @@
 
 use super::super::{Kernel, Output};
 use super::{Directory, Move, Reply, Stage};
-use crate::limits::{FENCE_STOP, FREEZE_WAIT};
+use crate::limits::FENCE_STOP;
 use crate::server::Nanos;
 use m3ipc::{DcId, Endpoint, IpcError};
 use std::collections::BTreeSet;
@@ -45,7 +45,9 @@ impl Kernel {
         if let Some(moving) = container.directory.moves.get_mut(&slot) {
             moving.is_fenced |=
                 matches!(moving.stage, Stage::Freezing { .. } | Stage::Frozen { .. });
-            moving.obeys_by = Some(now + FENCE_STOP);
+            if let Stage::Freezing { until, .. } = &mut moving.stage {
+                *until = (*until).min(now + FENCE_STOP);
+            }
             return;
         }
         let Some(binding) = container.slots.by_slot(slot) else { return };
@@ -53,10 +55,9 @@ impl Kernel {
             return;
         }
         let endpoint = binding.endpoint;
-        let stage = Stage::Freezing { reply: Reply::Nobody, until: now + FREEZE_WAIT };
+        let stage = Stage::Freezing { reply: Reply::Nobody, until: now + FENCE_STOP };
         let moving = Move::new(endpoint, binding.rights, stage);
-        let obeys_by = Some(now + FENCE_STOP);
-        container.directory.moves.insert(slot, Move { is_fenced: true, obeys_by, ..moving });
+        container.directory.moves.insert(slot, Move { is_fenced: true, ..moving });
         container.incoming.hold(slot);
         out.push(Output::Freeze { dc, endpoint });
     }
@@ -116,7 +117,6 @@ impl Kernel {
 impl Move {
     /// Its process has not stopped in time.
     pub(super) fn cut_off(&mut self, dc: DcId, out: &mut Vec<Output>) {
-        self.obeys_by = None;
         self.is_cut_off = true;
         out.push(Output::CutOff { dc, endpoint: self.endpoint });
     }
