@@ -36,6 +36,11 @@ pub struct Command {
 }
 
 impl Command {
+    /// What is said in no session. The leader stamps it.
+    pub(crate) fn alone(op: Op) -> Command {
+        Command { now: 0, from: 0, client: ClientId::default(), sequence: 0, acked: 0, op }
+    }
+
     /// May another node, `from`, say this?
     pub(crate) fn may_be_of(&self, from: u64) -> bool {
         match &self.op {
@@ -43,7 +48,7 @@ impl Command {
                 u64::from(*node) == from
             }
             Op::Table(TableOp::Place { by, .. }) => u64::from(by.node) == from,
-            Op::Table(TableOp::RemoveNode { .. }) => false,
+            Op::Table(TableOp::RemoveNode { .. }) | Op::Alive { .. } => false,
             _ => true,
         }
     }
@@ -57,8 +62,8 @@ pub enum Op {
     /// Opens a session that lives `ttl` after its last sign of life. The same `nonce` (random) while
     /// the session lives gives the same session. It counts as one of `realm`'s.
     Open { nonce: u64, ttl: Millis, realm: Realm },
-    /// A sign of life.
-    KeepAlive,
+    /// Signs of life that the leader has gathered.
+    Alive { signs: Vec<Sign> },
     /// Ends the session and what it holds.
     Close,
     /// Stores a value. With a lease, the session itself or one that it was granted, it is deleted when that ends.
@@ -96,6 +101,16 @@ pub enum Op {
     Grant { ttl: Millis },
     /// Gives a lease that this session was granted its time anew, or ends it and the keys that have it.
     Renew { lease: ClientId, ends: bool },
+}
+
+/// A sign of life of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sign {
+    pub client: ClientId,
+    /// The node that it came from.
+    pub from: u64,
+    /// When the leader got it.
+    pub at: Millis,
 }
 
 /// A change of the tables of nodes, containers and the directory.
@@ -163,6 +178,10 @@ pub enum Done {
     Fine,
     Opened {
         client: ClientId,
+    },
+    /// The signs in these places of the list are of sessions that have ended, or are another node's.
+    Alive {
+        ended: Vec<u32>,
     },
     /// A change of a key; `found` says whether the key was there before.
     Changed {

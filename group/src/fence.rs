@@ -12,6 +12,7 @@
 use crate::command::{ClientId, Done, Millis, NodeId, Op, Refusal, TableOp};
 use crate::group::{Group, Unavailable};
 use crate::realm::Realm;
+use crate::signs::pause;
 use crate::types::Jitter;
 use rand_core::RngCore;
 use std::time::Duration;
@@ -110,24 +111,19 @@ async fn keep_alive(
     mut until: Instant,
     trust: Duration,
 ) {
-    // Each is a command that all nodes write to their disks. One that is not answered is sent again by `submit`.
-    let pause = Duration::from_millis(group.0.config.lease / 4);
-    // The first at once: to sign on may have taken most of the time.
-    let mut next = Instant::now();
+    // The first at once: to sign on may have taken most of the time. One that is not answered is sent again.
     while group.is_running() {
-        if timeout_at(until, tokio::time::sleep_until(next)).await.is_err() {
-            return;
-        }
-        next = Instant::now() + pause;
         let sent = Instant::now();
-        let sign = group.submit(client, 0, 0, Op::KeepAlive, trust);
-        match timeout_at(until, sign).await {
-            Ok(Ok((_, Ok(_)))) => {
+        match timeout_at(until, group.keep_alive(client, trust)).await {
+            Ok(Ok(Ok(()))) => {
                 until = sent + trust;
                 group.0.fence.send_replace(Fence::Up { client, epoch, until });
             }
-            Ok(Ok((_, Err(Refusal::NoSession)))) | Err(_) => return,
-            Ok(Ok((_, Err(_))) | Err(Unavailable)) => {}
+            Ok(Ok(Err(Refusal::NoSession))) | Err(_) => return,
+            Ok(Ok(Err(_)) | Err(Unavailable)) => {}
+        }
+        if timeout_at(until, sleep(pause(group.0.config.lease))).await.is_err() {
+            return;
         }
     }
 }

@@ -1,15 +1,16 @@
 //! One node of the system group: openraft, the state, and the threads of work around them.
 
-use crate::command::{Answer, ClientId, Command, Millis, Op};
+use crate::command::{Answer, ClientId, Command, Millis, Op, Refusal};
 use crate::contact::Contact;
 use crate::disk::Disk;
 use crate::limits::{SERVING_BYTES, SERVING_MAX, SNAPSHOT_MAX};
 use crate::network::{Network, Peers, Transport};
 use crate::signal::Signal;
+use crate::signs::Signs;
 use crate::state::State;
-use crate::store::{self, StateStore};
+use crate::store::{self, LogStore, StateStore};
 use crate::types::{Jitter, Raft, RaftId, Snapshot, SnapshotMeta, Vote};
-use crate::wire::{Ask, Piece, Tell, Wire};
+use crate::wire::{Ask, Leads, Piece, Tell, Wire};
 use openraft::error::{ClientWriteError, RaftError};
 use openraft::{ServerState, SnapshotPolicy};
 use rand_core::RngCore;
@@ -63,14 +64,17 @@ impl Config {
     }
 }
 
-/// A leader's sign of life.
-pub(crate) const HEARTBEAT: Duration = Duration::from_millis(50);
+/// How long one request of openraft's may take.
+const REQUEST: Millis = 100;
 
-/// A node that was silent for so long is out of contact: four signs of life.
-const CONTACT: Millis = 200;
+/// How often a leader and those whom it leads say that they are here, and voters that have none.
+pub(crate) const SIGN: Duration = Duration::from_millis(100);
+
+/// A node that was silent for so long is out of contact: three signs of life.
+const CONTACT: Millis = 300;
 
 /// How long one attempt at a command may take before it is sent again.
-const ATTEMPT: Duration = Duration::from_millis(400);
+pub(crate) const ATTEMPT: Duration = Duration::from_millis(400);
 
 /// Pause before the next attempt.
 const AGAIN: Duration = Duration::from_millis(20);
@@ -93,6 +97,7 @@ impl std::fmt::Debug for Group {
 pub(crate) struct Inner {
     pub(crate) config: Config,
     pub(crate) raft: Raft,
+    pub(crate) log: LogStore,
     pub(crate) state: StateStore,
     pub(crate) network: Arc<Network>,
     started: Instant,
@@ -104,6 +109,7 @@ pub(crate) struct Inner {
     serving: Mutex<BTreeMap<u64, (usize, usize)>>,
     peers: Mutex<Vec<u64>>,
     expelled: Mutex<BTreeSet<u64>>,
+    pub(crate) signs: Signs,
     /// Who leads; 0 is nobody.
     pub(crate) leader: Signal,
     pub(crate) fence: watch::Sender<crate::fence::Fence>,
@@ -126,6 +132,15 @@ struct Receiving {
 
 fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The answer of a command, or who may know.
+fn answer(tell: Tell) -> Result<(u64, Answer), Option<RaftId>> {
+    match tell {
+        Tell::Answer { index, answer } => Ok((index, answer)),
+        Tell::NotLeader(leader) => Err(leader),
+        _ => Err(None),
+    }
 }
 
 /// A duration as the group counts it.
@@ -179,10 +194,11 @@ impl Group {
         let network = Arc::new(Network::new(transport, Jitter.next_u64()));
         let settings = openraft::Config {
             cluster_name: "dvs".into(),
-            heartbeat_interval: millis(HEARTBEAT),
-            // Whoever may stand does when it has heard no leader for twice that. Voters stand in turn (`contact`), so it
-            // need not be drawn from a wide range.
-            election_timeout_min: 150,
+            heartbeat_interval: REQUEST,
+            // Signs of life are ours, and so is when to stand for election (`contact`). A voter that has been told something
+            // by a leader has no vote for as long as the greater of these.
+            enable_heartbeat: false,
+            election_timeout_min: REQUEST + 1,
             election_timeout_max: 200,
             max_payload_entries: 256,
             snapshot_policy: SnapshotPolicy::LogsSinceLast(config.snapshot_each),
@@ -190,17 +206,20 @@ impl Group {
             replication_lag_threshold: config.snapshot_each,
             install_snapshot_timeout: 2000,
             enable_elect: false,
+            enable_tick: false,
             ..openraft::Config::default()
         };
         let settings = settings.validate().map_err(io::Error::other)?;
         let links = Peers(network.clone());
-        let raft = Raft::new(config.node, Arc::new(settings), links, log, state.clone()).await;
+        let raft =
+            Raft::new(config.node, Arc::new(settings), links, log.clone(), state.clone()).await;
         let raft = raft.map_err(io::Error::other)?;
         let contact = Mutex::new(Contact::new(config.node, CONTACT));
         let peers = config.peers.clone();
         let group = Group(Arc::new(Inner {
             config,
             raft,
+            log,
             state,
             network,
             started: Instant::now(),
@@ -211,6 +230,7 @@ impl Group {
             serving: Mutex::default(),
             peers: Mutex::new(peers),
             expelled: Mutex::default(),
+            signs: Signs::default(),
             leader: Signal::default(),
             fence: watch::Sender::default(),
         }));
@@ -219,6 +239,7 @@ impl Group {
         tokio::spawn(crate::keeping::contact(group.clone()));
         tokio::spawn(crate::keeping::time(group.clone()));
         tokio::spawn(crate::keeping::members(group.clone()));
+        tokio::spawn(crate::signs::pass_on(group.clone()));
         tokio::spawn(crate::fence::live(group.clone()));
         Ok(group)
     }
@@ -247,12 +268,17 @@ impl Group {
 
     /// Is it still at work? Not after [`Group::stop`], nor when its disk has failed.
     pub fn is_running(&self) -> bool {
-        self.0.raft.metrics().borrow().running_state.is_ok()
+        self.failure().is_none()
     }
 
     /// Why it is not at work any more, if so.
     pub fn failure(&self) -> Option<String> {
-        self.0.raft.metrics().borrow().running_state.as_ref().err().map(ToString::to_string)
+        let metrics = self.0.raft.metrics();
+        // One that has panicked says nothing any more.
+        if metrics.has_changed().is_err() {
+            return Some("its thread of work has ended".to_owned());
+        }
+        metrics.borrow().running_state.as_ref().err().map(ToString::to_string)
     }
 
     pub fn node(&self) -> u64 {
@@ -282,8 +308,14 @@ impl Group {
     /// Bytes from another node have come. May be called by any thread.
     pub fn deliver(&self, from: u64, bytes: &[u8]) {
         match Wire::decode(bytes) {
-            Ok(Wire::Ping { hears, log }) => {
-                locked(&self.0.contact).heard(from, &hears, log, self.local_time());
+            Ok(Wire::Ping { leads: Some(leads), .. }) if !leads.may_be_of(from) => {
+                tracing::warn!(from, "a node speaks for another; dropped");
+            }
+            Ok(Wire::Ping { hears, last, leads }) => {
+                self.with_contact(|contact| contact.heard(from, &hears, last, self.local_time()));
+                if let Some(leads) = leads {
+                    self.heard_leader(&leads);
+                }
             }
             Ok(Wire::Tell { id, tell }) => self.0.network.told(id, tell),
             Ok(Wire::Ask { ask, .. }) if !ask.may_be_of(from) => {
@@ -306,19 +338,37 @@ impl Group {
         let raft = &self.0.raft;
         match ask {
             Ask::Append(request) => {
-                // An earlier leader may not know yet that it is one.
-                if let Some(leader) = request.vote.leader_id.voted_for()
-                    && request.vote >= raft.metrics().borrow().vote
-                {
-                    self.with_contact(|contact| contact.led(leader, self.local_time()));
-                }
+                // As a ping says it: a new leader is heard of at once.
+                let committed = request.leader_commit.map_or(0, |last| last.index);
+                self.heard_leader(&Leads { vote: request.vote, committed });
                 raft.append_entries(request).await.map_or(Tell::Failed, Tell::Append)
             }
+            // Who is led has no vote to give away: one that has not heard the leader does not unseat it.
+            Ask::Vote(_) if self.is_led() => Tell::Failed,
             Ask::Vote(request) => raft.vote(request).await.map_or(Tell::Failed, Tell::Vote),
             Ask::Piece(piece) => self.piece(piece).await,
             Ask::Submit(command) => self.lead(from, command).await,
+            Ask::Alive(client) => self.take_sign(from, client).await,
             Ask::ReadIndex => self.read_index().await,
         }
+    }
+
+    /// A node says that it leads. An earlier leader may not know yet that it is one.
+    fn heard_leader(&self, leads: &Leads) {
+        if let Some(leader) = leads.vote.leader_id.voted_for()
+            && leads.vote >= self.0.raft.metrics().borrow().vote
+        {
+            self.with_contact(|contact| contact.led(leader, leads.committed, self.local_time()));
+        }
+    }
+
+    /// Does this node lead a majority, or is it led by another?
+    pub(crate) fn is_led(&self) -> bool {
+        let (voters, leads, now) = (self.voters(), self.is_leader(), self.local_time());
+        self.with_contact(|contact| match leads {
+            true => contact.has_majority(&voters, now),
+            false => contact.leader(now).is_some(),
+        })
     }
 
     /// Takes a part of a snapshot; installs it with the last.
@@ -355,8 +405,13 @@ impl Group {
 
     /// Carries out a command as the leader, who says when it was and whose.
     async fn lead(&self, from: RaftId, command: Command) -> Tell {
+        self.write(Command { from, ..command }).await
+    }
+
+    /// Has a command carried out as the leader.
+    pub(crate) async fn write(&self, command: Command) -> Tell {
         let Some(now) = self.clock() else { return Tell::NotLeader(self.leader()) };
-        let command = Command { now, from, ..command };
+        let command = Command { now, ..command };
         match timeout(ATTEMPT, self.0.raft.client_write(command)).await {
             Ok(Ok(done)) => Tell::Answer { index: done.log_id.index, answer: done.data.0 },
             Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward)))) => {
@@ -495,13 +550,21 @@ impl Group {
         op: Op,
         patience: Duration,
     ) -> Result<(u64, Answer), Unavailable> {
-        let command = Command { now: 0, from: self.node(), client, sequence, acked, op };
-        let wanted = |tell| match tell {
-            Tell::Answer { index, answer } => Ok((index, answer)),
-            Tell::NotLeader(leader) => Err(leader),
-            _ => Err(None),
-        };
-        self.ask_leader(|| Ask::Submit(command.clone()), wanted, patience).await
+        let command = Command { client, sequence, acked, ..Command::alone(op) };
+        self.ask_leader(|| Ask::Submit(command.clone()), answer, patience).await
+    }
+
+    /// Gives a sign of life of a session. An answer may take an eighth of its time, as it waits for others.
+    ///
+    /// # Errors
+    /// No answer in time: it may have been heard.
+    pub async fn keep_alive(
+        &self,
+        client: ClientId,
+        patience: Duration,
+    ) -> Result<Result<(), Refusal>, Unavailable> {
+        let (_, answer) = self.ask_leader(|| Ask::Alive(client), answer, patience).await?;
+        Ok(answer.map(drop))
     }
 
     /// Looks at the state as it is now in the whole group: nothing that was answered before is missing.

@@ -1,13 +1,14 @@
 //! What a node does all the time: signs of life, the group's clock, and who are its members.
 
 use crate::command::{ClientId, NodeId, Op, TableOp};
-use crate::group::{Group, HEARTBEAT, millis};
+use crate::group::{Group, SIGN, millis};
 use crate::session::Session;
 use crate::state::State;
-use crate::types::RaftId;
+use crate::types::{Jitter, RaftId};
 use crate::voters::{Liveness, Standing, wanted};
-use crate::wire::Wire;
-use openraft::{ChangeMembers, EmptyNode};
+use crate::wire::{Leads, Wire};
+use openraft::{ChangeMembers, EmptyNode, ServerState};
+use rand_core::RngCore;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
@@ -33,49 +34,92 @@ pub(crate) async fn leader(group: Group) {
 /// that takes, from the moment when the leader is missed.
 const TURN: Duration = Duration::from_millis(550);
 
+/// Who was not elected stands again after this time or up to twice that: as long as one that had a leader has no vote for
+/// another.
+const ELECTION: Duration = Duration::from_millis(200);
+
+/// Voters that are led give each other only each so many of their signs of life, within the time of contact.
+const SIGNS: u32 = 2;
+
 /// Tells the voters that this node is here and whom it hears; without a majority of them it neither stands for
 /// election nor speaks as a leader.
 pub(crate) async fn contact(group: Group) {
-    let mut missed = None;
+    let (mut missed, mut pause, mut sign) = (None, Duration::ZERO, 0_u32);
     while group.is_running() {
         let now = group.local_time();
         let voters = group.voters();
         let everybody: BTreeSet<RaftId> = voters.iter().flatten().copied().collect();
-        let hears = group.with_contact(|contact| contact.hears(now));
-        let log = group.0.raft.metrics().borrow().last_log_index.map_or(0, |last| last + 1);
+        let (vote, leads) = {
+            let metrics = group.0.raft.metrics();
+            let metrics = metrics.borrow();
+            (metrics.vote, metrics.state == ServerState::Leader)
+        };
+        let last = group.0.log.last();
+        let (hears, majority, leader, last_leader) = group.with_contact(|contact| {
+            let majority = contact.has_majority(&voters, now);
+            (contact.hears(now), majority, contact.leader(now), contact.last_leader())
+        });
+        sign = sign.wrapping_add(1);
+        let is_due = |node: RaftId| {
+            leads || leader.is_none_or(|leader| leader == node) || sign.is_multiple_of(SIGNS)
+        };
         if everybody.contains(&group.node()) {
-            for node in everybody.iter().filter(|node| **node != group.node()) {
-                group.0.network.send(*node, &Wire::Ping { hears: hears.clone(), log });
+            let says = leads && majority;
+            let leads = says.then(|| Leads { vote, committed: group.applied() });
+            for node in everybody.iter().filter(|node| **node != group.node() && is_due(**node)) {
+                let ping = Wire::Ping { hears: hears.clone(), last, leads };
+                group.0.network.send(*node, &ping);
             }
         }
-        let majority = group.with_contact(|contact| contact.has_majority(&voters, now));
-        let leader = group.leader();
-        let (ahead, is_led) = group.with_contact(|contact| {
-            let is_led = |leader| leader == group.node() || contact.is_led_by(leader, now);
-            let others = everybody.iter().copied().filter(|node| Some(*node) != leader);
-            (contact.ahead(&others.collect(), log, now), leader.is_some_and(is_led))
-        });
-        missed = if is_led { None } else { missed.or(Some(Instant::now())) };
-        let patience = TURN * u32::try_from(ahead).unwrap_or(u32::MAX);
-        let is_its_turn = ahead == 0 || missed.is_some_and(|since| since.elapsed() >= patience);
-        group.0.raft.runtime_config().elect(majority && is_its_turn);
-        group.0.raft.runtime_config().heartbeat(majority);
+        let is_led = leads || leader.is_some();
+        let others = everybody.iter().copied().filter(|node| Some(*node) != last_leader);
+        let ahead = group.with_contact(|contact| contact.ahead(&others.collect(), last, now));
+        if is_led {
+            (missed, pause) = (None, Duration::ZERO);
+        } else {
+            let since = *missed.get_or_insert_with(Instant::now);
+            let patience = pause + TURN * u32::try_from(ahead).unwrap_or(u32::MAX);
+            if majority && since.elapsed() >= patience {
+                // Who is not elected stands again, but not at the same time as another each time.
+                let other = u32::try_from(Jitter.next_u64() % 1024).unwrap_or(0);
+                (missed, pause) = (Some(Instant::now()), ELECTION + ELECTION * other / 1024);
+                group.0.raft.trigger().elect().await.ok();
+            }
+        }
         group.0.network.mute(!majority);
-        sleep(HEARTBEAT).await;
+        // All that its ticks are for here: a leader that is no voter any more lets go.
+        let is_leaving = leads && (voters.len() > 1 || !everybody.contains(&group.node()));
+        group.0.raft.runtime_config().tick(is_leaving);
+        sleep(SIGN).await;
     }
 }
+
+/// How often those who wait for news look whether the node is still at work.
+pub(crate) const LOOK: Duration = Duration::from_secs(1);
 
 /// The leader says the time when a session is due: so sessions end though nobody says anything.
 pub(crate) async fn time(group: Group) {
     while group.is_running() {
-        let due = |state: &State| state.deadline();
-        if let (Some(now), Some(deadline)) = (group.clock(), group.look(due))
-            && deadline <= now
-        {
+        let (leader, applied) = (group.0.leader.get(), group.applied());
+        let left = group.clock().zip(group.look(State::deadline));
+        match left.map(|(now, deadline)| deadline.saturating_sub(now)) {
             // If it fails, another leads by now and does it.
-            group.submit(ClientId::default(), 0, 0, Op::Tick, HEARTBEAT * 4).await.ok();
+            Some(0) => {
+                group.submit(ClientId::default(), 0, 0, Op::Tick, SIGN * 2).await.ok();
+            }
+            // Another session may be due earlier, and another node may lead.
+            left => {
+                let left = left.map_or(LOOK, |left| LOOK.min(Duration::from_millis(left)));
+                let news = async {
+                    tokio::select! {
+                        biased;
+                        () = group.0.leader.find(|now| (now != leader).then_some(())) => {}
+                        () = group.reach(applied + 1) => {}
+                    }
+                };
+                timeout(left, news).await.ok();
+            }
         }
-        sleep(HEARTBEAT).await;
     }
 }
 
@@ -83,7 +127,7 @@ pub(crate) async fn time(group: Group) {
 pub(crate) async fn members(group: Group) {
     let mut down_since: BTreeMap<RaftId, Instant> = BTreeMap::new();
     while group.is_running() {
-        sleep(HEARTBEAT * 4).await;
+        sleep(SIGN * 5).await;
         if !group.is_leader() {
             down_since.clear();
             continue;

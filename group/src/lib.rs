@@ -15,6 +15,7 @@ mod network;
 pub mod realm;
 pub mod session;
 mod signal;
+mod signs;
 pub mod slots;
 mod slots_session;
 pub mod state;

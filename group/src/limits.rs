@@ -34,6 +34,11 @@ pub const SESSIONS_MAX: usize = 16_384;
 /// one client may be under way.
 pub const ANSWERS_MAX: usize = 1024;
 
+/// Signs of life in one command, 30 bytes each at most.
+pub const SIGNS_MAX: usize = 2048;
+
+const _: () = assert!(30 * SIGNS_MAX < COMMAND_MAX);
+
 /// What one session may hold: keys with its lease, locks, candidacies, barriers, groups.
 pub const HOLDS_MAX: usize = 4096;
 

@@ -4,6 +4,7 @@ use crate::command::{ClientId, Done, Millis, Op, Refusal};
 use crate::group::{Group, Unavailable};
 use crate::realm::Realm;
 use crate::signal::Signal;
+use crate::signs::pause;
 use crate::state::{Delivery, Holder, Passage, State};
 use crate::types::Jitter;
 use rand_core::RngCore;
@@ -130,20 +131,20 @@ impl Session {
         let session = Session(Arc::new(inner));
         let weak = Arc::downgrade(&session.0);
         tokio::spawn(async move {
-            let pause = Duration::from_millis(ttl / 4);
+            let patience = Duration::from_millis(ttl / 4);
             while weak.strong_count() > 0 && group.is_running() {
-                tokio::time::sleep(pause).await;
+                tokio::time::sleep(pause(ttl)).await;
                 let until = Instant::now() + trust;
-                let sign = group.submit(client, 0, 0, Op::KeepAlive, pause).await;
+                let sign = group.keep_alive(client, patience).await;
                 let Some(inner) = weak.upgrade() else { break };
                 match sign {
                     _ if inner.life.ended.get() != 0 => return,
-                    Ok((_, Ok(_))) => *inner.life.until() = until,
-                    Ok((_, Err(Refusal::NoSession))) => return inner.life.ended.set(1),
-                    Ok((_, Err(_))) | Err(Unavailable) => {}
+                    Ok(Ok(())) => *inner.life.until() = until,
+                    Ok(Err(Refusal::NoSession)) => return inner.life.ended.set(1),
+                    Ok(Err(_)) | Err(Unavailable) => {}
                 }
             }
-            group.submit(client, 0, 0, Op::Close, pause).await.ok();
+            group.submit(client, 0, 0, Op::Close, patience).await.ok();
         });
         Ok(session)
     }

@@ -4,6 +4,7 @@ use crate::command::{ClientId, Done, Millis, Op, Refusal};
 use crate::fence::margin;
 use crate::group::Group;
 use crate::session::{Failure, Session};
+use crate::signs::pause;
 use crate::slots::{Caller, Output, Shares, Slots};
 use crate::state::Delivery;
 use std::collections::BTreeMap;
@@ -113,17 +114,16 @@ fn trust(ttl: Millis) -> Duration {
 
 /// Gives signs of life, and says until when those that were answered count (see [`crate::fence`]).
 async fn keep_alive(group: Group, client: ClientId, ttl: Millis, until: watch::Sender<Instant>) {
-    let pause = Duration::from_millis(ttl / 8);
+    let patience = Duration::from_millis(ttl / 4);
     while !until.is_closed() && group.is_running() {
         // What is answered late counts from when it was sent, so it is rather sent anew.
         let sent = Instant::now();
-        let sign = group.submit(client, 0, 0, Op::KeepAlive, pause).await;
-        match sign {
-            Ok((_, Ok(_))) => drop(until.send_replace(sent + trust(ttl))),
-            Ok((_, Err(Refusal::NoSession))) => return,
-            Ok((_, Err(_))) | Err(_) => {}
+        match group.keep_alive(client, patience).await {
+            Ok(Ok(())) => drop(until.send_replace(sent + trust(ttl))),
+            Ok(Err(Refusal::NoSession)) => return,
+            Ok(Err(_)) | Err(_) => {}
         }
-        sleep(pause).await;
+        sleep(pause(ttl)).await;
     }
 }
 

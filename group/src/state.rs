@@ -33,7 +33,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tables::Tables;
 
 /// Version of a snapshot's format, the first thing in it, and of the log's, as both hold the same types.
-pub const SNAPSHOT_VERSION: u32 = 5;
+pub const SNAPSHOT_VERSION: u32 = 6;
 
 /// The state of the system group.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,13 +113,13 @@ impl State {
         match op {
             Op::Tick => return Ok(Done::Fine),
             Op::Open { nonce, ttl, realm } => return self.open(from, nonce, ttl, realm),
+            Op::Alive { signs } => return Ok(self.sessions.keep_alive(&signs)),
             // It happens once, by its epoch.
             Op::Table(op @ TableOp::Place { .. }) => return self.table(client, op),
             _ => {}
         }
         self.sessions.speaks(client, from)?;
         match op {
-            Op::KeepAlive => return self.sessions.keep_alive(client, self.now),
             Op::Close => {
                 self.end(client);
                 return Ok(Done::Fine);
@@ -164,7 +164,7 @@ impl State {
             }
             Op::Renew { lease, ends } => self.renew(client, lease, ends),
             // Dealt with before: they have no number in the session.
-            Op::Tick | Op::Open { .. } | Op::KeepAlive | Op::Close | Op::Acknowledge { .. } => {
+            Op::Tick | Op::Open { .. } | Op::Alive { .. } | Op::Close | Op::Acknowledge { .. } => {
                 Ok(Done::Fine)
             }
         }
@@ -178,7 +178,7 @@ impl State {
     fn renew(&mut self, client: ClientId, lease: ClientId, ends: bool) -> Answer {
         self.sessions.is_lease_of(client, lease)?;
         if !ends {
-            return self.sessions.keep_alive(lease, self.now);
+            return self.sessions.prolong(lease, self.now);
         }
         self.end(lease);
         Ok(Done::Fine)
@@ -211,6 +211,11 @@ impl State {
     /// When the next session ends if it gives no sign of life.
     pub fn deadline(&self) -> Option<Millis> {
         self.sessions.deadline()
+    }
+
+    /// How long a session lives after a sign of life, and when it ends without another; none if it has ended.
+    pub fn life_of(&self, client: ClientId) -> Option<(Millis, Millis)> {
+        self.sessions.life_of(client)
     }
 
     /// Does the session live?

@@ -42,6 +42,8 @@ const RECORD_MAX: usize = COMMAND_MAX + (64 << 10);
 #[derive(Clone)]
 pub(crate) struct LogStore {
     disk: Arc<dyn Disk>,
+    /// The last entry, or the last that was.
+    last: Arc<Mutex<Option<LogId>>>,
 }
 
 /// The state, and what openraft wants to know of it.
@@ -75,7 +77,9 @@ pub(crate) fn open(disk: Arc<dyn Disk>) -> io::Result<(LogStore, StateStore)> {
     let index = applied.last.map_or(0, |last| last.index);
     let changed = Arc::new(Signal::new(index));
     let state = StateStore { disk: disk.clone(), applied: Arc::new(Mutex::new(applied)), changed };
-    Ok((LogStore { disk }, state))
+    let log = LogStore { disk, last: Arc::default() };
+    log.look()?;
+    Ok((log, state))
 }
 
 /// Another version's commands may decode, as something else. An empty store becomes one of this version.
@@ -111,6 +115,29 @@ fn log_key(index: u64) -> Vec<u8> {
 }
 
 impl LogStore {
+    /// The last entry of the log: of two logs the one whose last is greater is the later one.
+    pub(crate) fn last(&self) -> Option<LogId> {
+        *self.lock_last()
+    }
+
+    fn lock_last(&self) -> MutexGuard<'_, Option<LogId>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Finds what is on the disk.
+    fn look(&self) -> io::Result<LogState<Types>> {
+        let purged: Option<LogId> = read(&*self.disk, PURGED, RECORD_MAX)?;
+        let last = match self.disk.last_before(LOG, LOG_END)? {
+            Some((_, value)) => {
+                let entry: Entry = decode(&value, RECORD_MAX).map_err(io::Error::other)?;
+                Some(entry.log_id)
+            }
+            None => purged,
+        };
+        *self.lock_last() = last;
+        Ok(LogState { last_purged_log_id: purged, last_log_id: last })
+    }
+
     fn log_from(&self, first: &[u8], end: &[u8], bytes_max: usize) -> io::Result<Vec<Entry>> {
         let mut entries = Vec::new();
         let mut bytes = 0;
@@ -168,9 +195,13 @@ impl RaftLogReader<Types> for LogStore {
         start: u64,
         end: u64,
     ) -> Result<Vec<Entry>, StorageError> {
-        Ok(self
+        let entries = self
             .log_from(&log_key(start), &log_key(end), READ_MAX)
-            .map_err(|error| StorageIOError::read_logs(&error))?)
+            .map_err(|error| StorageIOError::read_logs(&error))?;
+        // What is read here goes to another node. openraft 0.9 does not keep what a leader of yesterday still wants to send from
+        // being purged, and would send what is left as if it came next.
+        let is_whole = entries.first().is_none_or(|first| first.log_id.index == start);
+        Ok(if is_whole { entries } else { Vec::new() })
     }
 }
 
@@ -178,18 +209,7 @@ impl RaftLogStorage<Types> for LogStore {
     type LogReader = LogStore;
 
     async fn get_log_state(&mut self) -> Result<LogState<Types>, StorageError> {
-        let state = || {
-            let purged: Option<LogId> = read(&*self.disk, PURGED, RECORD_MAX)?;
-            let last = match self.disk.last_before(LOG, LOG_END)? {
-                Some((_, value)) => {
-                    let entry: Entry = decode(&value, RECORD_MAX).map_err(io::Error::other)?;
-                    Some(entry.log_id)
-                }
-                None => purged,
-            };
-            Ok(LogState { last_purged_log_id: purged, last_log_id: last })
-        };
-        Ok(state().map_err(|error: io::Error| StorageIOError::read_logs(&error))?)
+        Ok(self.look().map_err(|error| StorageIOError::read_logs(&error))?)
     }
 
     async fn get_log_reader(&mut self) -> LogStore {
@@ -227,10 +247,17 @@ impl RaftLogStorage<Types> for LogStore {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let batch = entries.into_iter().map(|entry| pair(&log_key(entry.log_id.index), &entry));
+        let mut last = self.last();
+        let batch = entries.into_iter().map(|entry| {
+            last = Some(entry.log_id);
+            pair(&log_key(entry.log_id.index), &entry)
+        });
         // On stable storage before the callback: only then may it be counted for a majority.
         match self.disk.write(batch.collect(), true) {
-            Ok(()) => callback.log_io_completed(Ok(())),
+            Ok(()) => {
+                *self.lock_last() = last;
+                callback.log_io_completed(Ok(()));
+            }
             Err(error) => {
                 let copy = io::Error::new(error.kind(), error.to_string());
                 callback.log_io_completed(Err(copy));
@@ -243,7 +270,8 @@ impl RaftLogStorage<Types> for LogStore {
     async fn truncate(&mut self, log_id: LogId) -> Result<(), StorageError> {
         let batch = self.removals(&log_key(log_id.index), LOG_END);
         let written = batch.and_then(|batch| self.disk.write(batch, true));
-        Ok(written.map_err(|error| StorageIOError::write_logs(&error))?)
+        let looked = written.and_then(|()| self.look().map(drop));
+        Ok(looked.map_err(|error| StorageIOError::write_logs(&error))?)
     }
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), StorageError> {
@@ -252,7 +280,8 @@ impl RaftLogStorage<Types> for LogStore {
             batch.push(pair(PURGED, &log_id));
             self.disk.write(batch, true)
         });
-        Ok(written.map_err(|error| StorageIOError::write_logs(&error))?)
+        let looked = written.and_then(|()| self.look().map(drop));
+        Ok(looked.map_err(|error| StorageIOError::write_logs(&error))?)
     }
 }
 

@@ -1,13 +1,13 @@
 //! What the nodes of the group say to each other, and its bytes.
 
-use crate::command::{Answer, Command, DecodeError, decode, encode};
+use crate::command::{Answer, ClientId, Command, DecodeError, decode, encode};
 use crate::limits::COMMAND_MAX;
-use crate::types::{RaftId, SnapshotMeta, Types, Vote};
+use crate::types::{LogId, RaftId, SnapshotMeta, Types, Vote};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest, VoteResponse};
 use serde::{Deserialize, Serialize};
 
 /// Version of these messages: their first byte.
-pub const VERSION: u8 = 5;
+pub const VERSION: u8 = 6;
 
 /// Bytes of the longest message: as many log entries as are read at once, one more, and what is around them.
 pub const WIRE_MAX: usize = 2 * COMMAND_MAX + (64 << 10);
@@ -17,10 +17,11 @@ pub(crate) const PIECE: usize = 48 << 10;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Wire {
-    /// I am here, these I have heard of late, and so many entries are in my log.
+    /// I am here, these I have heard of late, this is the last entry of my log, and I lead.
     Ping {
         hears: Vec<RaftId>,
-        log: u64,
+        last: Option<LogId>,
+        leads: Option<Leads>,
     },
     Ask {
         id: u64,
@@ -39,6 +40,8 @@ pub(crate) enum Ask {
     Piece(Piece),
     /// A command for the leader, who stamps it.
     Submit(Command),
+    /// A sign of life of a session.
+    Alive(ClientId),
     /// The index that a reader has to wait for.
     ReadIndex,
 }
@@ -53,8 +56,24 @@ impl Ask {
             Ask::Vote(request) => is_of(&request.vote),
             Ask::Piece(piece) => is_of(&piece.vote),
             Ask::Submit(command) => command.may_be_of(from),
-            Ask::ReadIndex => true,
+            Ask::Alive(_) | Ask::ReadIndex => true,
         }
+    }
+}
+
+/// Says that its sender leads.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Leads {
+    /// With which a majority has made it leader.
+    pub(crate) vote: Vote,
+    /// Index of the last entry that is committed, as far as it knows.
+    pub(crate) committed: u64,
+}
+
+impl Leads {
+    /// May `from` say this, and does a majority have it so?
+    pub(crate) fn may_be_of(&self, from: RaftId) -> bool {
+        self.vote.leader_id.voted_for() == Some(from) && self.vote.is_committed()
     }
 }
 
@@ -96,14 +115,26 @@ impl Wire {
     }
 
     /// # Errors
-    /// Another version, too many bytes, or no message.
+    /// Another version, too many bytes, no message, or entries of which some are missing.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Wire, WireError> {
         let (version, rest) = bytes.split_first().ok_or(DecodeError::Malformed)?;
         if *version != VERSION {
             return Err(WireError::Version { theirs: *version });
         }
-        Ok(decode(rest, WIRE_MAX)?)
+        let wire = decode(rest, WIRE_MAX)?;
+        match &wire {
+            Wire::Ask { ask: Ask::Append(request), .. } if !is_whole(request) => {
+                Err(DecodeError::Malformed.into())
+            }
+            _ => Ok(wire),
+        }
     }
+}
+
+/// Does each entry come next? openraft 0.9 takes it for granted.
+fn is_whole(request: &AppendEntriesRequest<Types>) -> bool {
+    let next = request.prev_log_id.map_or(0, |last| last.index.saturating_add(1));
+    request.entries.iter().zip(next..).all(|(entry, index)| entry.log_id.index == index)
 }
 
 /// Are these the bytes of a message? For the fuzzer.
@@ -139,12 +170,16 @@ mod tests {
         let log_id = openraft::LogId::new(openraft::CommittedLeaderId::new(1, 2), 3);
         let append = AppendEntriesRequest {
             vote: Vote::new_committed(1, 2),
-            prev_log_id: None,
+            prev_log_id: Some(openraft::LogId::new(log_id.leader_id, 2)),
             entries: vec![crate::types::Entry { log_id, payload }],
             leader_commit: Some(log_id),
         };
         vec![
-            Wire::Ping { hears: vec![1, 2], log: 7 },
+            Wire::Ping {
+                hears: vec![1, 2],
+                last: Some(log_id),
+                leads: Some(Leads { vote: append.vote, committed: 6 }),
+            },
             Wire::Ask { id: 1, ask: Ask::Append(append) },
             Wire::Ask { id: 2, ask: Ask::Submit(command) },
             Wire::Tell {
@@ -165,6 +200,30 @@ mod tests {
                 assert!(Wire::decode(&bytes[..length]).is_err(), "{length} of {message:?}");
             }
         }
+    }
+
+    #[test]
+    fn entries_of_which_some_are_missing_are_refused() {
+        let Some(Wire::Ask { id, ask: Ask::Append(append) }) = messages().into_iter().nth(1) else {
+            panic!("it is the second");
+        };
+        let refused = |prev: Option<u64>, entries: &[u64]| {
+            let leader = append.entries[0].log_id.leader_id;
+            let at = |index| openraft::LogId::new(leader, index);
+            let entry = |index: &u64| {
+                let payload = append.entries[0].payload.clone();
+                crate::types::Entry { log_id: at(*index), payload }
+            };
+            let entries = entries.iter().map(entry).collect();
+            let append =
+                AppendEntriesRequest { prev_log_id: prev.map(at), entries, ..append.clone() };
+            Wire::decode(&Wire::Ask { id, ask: Ask::Append(append) }.encode()).is_err()
+        };
+        let whole = [(None, vec![0, 1]), (Some(2), vec![3, 4]), (Some(u64::MAX), vec![])];
+        assert!(whole.iter().all(|(prev, entries)| !refused(*prev, entries)));
+        let holes =
+            [(None, vec![1]), (Some(2), vec![4]), (Some(2), vec![3, 5]), (Some(2), vec![2])];
+        assert!(holes.iter().all(|(prev, entries)| refused(*prev, entries)));
     }
 
     #[test]

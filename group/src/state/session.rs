@@ -1,7 +1,7 @@
 //! Sessions: who lives until when, and the answers that a repeated command gets.
 
 use super::{Serial, bounded, shared, together};
-use crate::command::{Answer, ClientId, Done, Limit, Millis, Refusal};
+use crate::command::{Answer, ClientId, Done, Limit, Millis, Refusal, Sign};
 use crate::limits::{
     ANSWERS_MAX, DC_SESSIONS_MAX, DCS_SESSIONS_MAX, SESSIONS_MAX, TTL_MAX, TTL_MIN,
 };
@@ -89,7 +89,7 @@ impl Sessions {
         serial: &mut Serial,
     ) -> Result<ClientId, Refusal> {
         if let Some(client) = self.by_nonce.get(&(from, nonce)).copied() {
-            self.keep_alive(client, now)?;
+            self.prolong(client, now)?;
             return Ok(client);
         }
         let client = self.add(Kind::Client { nonce, from }, ttl, realm, now, serial)?;
@@ -134,12 +134,29 @@ impl Sessions {
         Ok(client)
     }
 
-    pub(super) fn keep_alive(&mut self, client: ClientId, now: Millis) -> Answer {
+    /// Takes signs of life; says which of them are not of sessions.
+    pub(super) fn keep_alive(&mut self, signs: &[Sign]) -> Done {
+        let mut ended = Vec::new();
+        for (place, sign) in (0..).zip(signs) {
+            let speaks = self.speaks(sign.client, sign.from);
+            if speaks.and_then(|()| self.prolong(sign.client, sign.at)).is_err() {
+                ended.push(place);
+            }
+        }
+        Done::Alive { ended }
+    }
+
+    /// The session, or lease, lives its time from `at` on, if it does not live longer.
+    pub(super) fn prolong(&mut self, client: ClientId, at: Millis) -> Answer {
         let session = self.table.get_mut(&client).ok_or(Refusal::NoSession)?;
         self.by_deadline.remove(&(session.deadline, client));
-        session.deadline = now.saturating_add(session.ttl);
+        session.deadline = session.deadline.max(at.saturating_add(session.ttl));
         self.by_deadline.insert((session.deadline, client));
         Ok(Done::Fine)
+    }
+
+    pub(super) fn life_of(&self, client: ClientId) -> Option<(Millis, Millis)> {
+        self.table.get(&client).map(|session| (session.ttl, session.deadline))
     }
 
     pub(super) fn remove(&mut self, client: ClientId) {

@@ -1,7 +1,9 @@
 //! The replicated state, service by service.
 
 use super::*;
-use crate::command::{Done, Life, NodeId, TableOp, Whereabouts, decode_answer, encode_answer};
+use crate::command::{
+    Done, Life, NodeId, Sign, TableOp, Whereabouts, decode_answer, encode_answer,
+};
 use crate::limits::{ANSWERS_MAX, COMMAND_MAX, KEY_MAX, QUEUE_MAX, TTL_MIN, VALUE_MAX};
 use proptest::prelude::*;
 
@@ -38,6 +40,16 @@ impl World {
         self.state.apply(Command { now: self.now, from: self.from, client, sequence, acked, op })
     }
 
+    /// A sign of life that has not waited.
+    fn keep_alive(&mut self, client: ClientId) -> Result<(), Refusal> {
+        let sign = Sign { client, from: self.from, at: self.now };
+        match self.send(ClientId::default(), 0, 0, Op::Alive { signs: vec![sign] }) {
+            Ok(Done::Alive { ended }) if ended.is_empty() => Ok(()),
+            Ok(Done::Alive { ended }) if ended == [0] => Err(Refusal::NoSession),
+            other => panic!("{other:?}"),
+        }
+    }
+
     /// The client's next command; it has all answers before.
     fn ask(&mut self, client: ClientId, op: Op) -> Answer {
         self.sequence += 1;
@@ -49,7 +61,7 @@ impl World {
         for _ in 0..2 {
             self.now += TTL / 2;
             for client in living {
-                self.send(*client, 0, 0, Op::KeepAlive).unwrap();
+                self.keep_alive(*client).unwrap();
             }
         }
         self.send(ClientId::default(), 0, 0, Op::Tick).unwrap();
@@ -103,8 +115,8 @@ fn a_session_is_spoken_for_by_its_node_only() {
     assert!(matches!(fence, Ok(Done::Locked { .. })), "{fence:?}");
     let alive_until = world.state.deadline();
     let mut other = World { from: 2, now: 10, ..world.clone() };
+    assert_eq!(other.keep_alive(holder), Err(Refusal::NoSession));
     for op in [
-        Op::KeepAlive,
         Op::Close,
         Op::Unlock { name: "l".into() },
         put("k", "v"),
@@ -165,13 +177,13 @@ fn a_session_lives_exactly_its_time_after_the_last_sign_of_life() {
     let mut world = World::default();
     let client = world.open(1);
     world.now = TTL - 1;
-    world.send(client, 0, 0, Op::KeepAlive).unwrap();
+    world.keep_alive(client).unwrap();
     assert_eq!(world.state.deadline(), Some(2 * TTL - 1));
     world.now = 2 * TTL - 2;
     world.send(ClientId::default(), 0, 0, Op::Tick).unwrap();
     assert!(world.state.is_alive(client));
     world.now = 2 * TTL - 1;
-    assert_eq!(world.send(client, 0, 0, Op::KeepAlive), Err(Refusal::NoSession));
+    assert_eq!(world.keep_alive(client), Err(Refusal::NoSession));
     assert_eq!(world.state.deadline(), None);
 }
 
@@ -180,7 +192,7 @@ fn time_never_goes_back() {
     let mut world = World { now: 500, ..World::default() };
     let client = world.open(1);
     world.now = 100;
-    world.send(client, 0, 0, Op::KeepAlive).unwrap();
+    world.keep_alive(client).unwrap();
     assert_eq!((world.state.now(), world.state.deadline()), (500, Some(500 + TTL)));
 }
 
@@ -267,14 +279,15 @@ fn a_key_ends_with_its_lease_unless_it_was_put_without() {
         let put = Op::Put { key: b"y".to_vec(), value: vec![], lease: Some(lease) };
         assert_eq!(world.ask(client, put), Err(Refusal::NotHeld));
     }
-    for op in [Op::KeepAlive, Op::Close, put("y", ""), Op::Grant { ttl: TTL }] {
+    assert_eq!(world.keep_alive(lease), Err(Refusal::NoSession));
+    for op in [Op::Close, put("y", ""), Op::Grant { ttl: TTL }] {
         assert_eq!(world.ask(lease, op), Err(Refusal::NoSession));
     }
     world.now += TTL / 2;
-    world.send(owner, 0, 0, Op::KeepAlive).unwrap();
+    world.keep_alive(owner).unwrap();
     assert_eq!(world.ask(owner, Op::Renew { lease, ends: false }), Ok(Done::Fine));
     world.now += TTL / 2;
-    world.send(owner, 0, 0, Op::KeepAlive).unwrap();
+    world.keep_alive(owner).unwrap();
     world.now += TTL / 4;
     world.send(ClientId::default(), 0, 0, Op::Tick).unwrap();
     assert!(world.state.is_alive(lease) && !world.state.is_alive(other));
@@ -625,7 +638,7 @@ fn a_snapshot_of_another_version_is_refused_with_both_versions() {
     let mut bytes = State::default().snapshot();
     bytes[0] = 9;
     let error = State::restore(&bytes).unwrap_err();
-    assert_eq!(error.to_string(), "snapshot version 9, this dvs reads 5");
+    assert_eq!(error.to_string(), "snapshot version 9, this dvs reads 6");
 }
 
 #[test]
@@ -853,7 +866,10 @@ fn any_op() -> impl Strategy<Value = Op> {
             ttl,
             realm
         }),
-        Just(Op::KeepAlive),
+        proptest::collection::vec((client(), 1..3u64, 0..3000u64), 0..3).prop_map(|signs| {
+            let sign = |(client, from, at)| Sign { client, from, at };
+            Op::Alive { signs: signs.into_iter().map(sign).collect() }
+        }),
         Just(Op::Close),
         (key(), bytes(), proptest::option::of(client())).prop_map(|(key, value, lease)| Op::Put {
             key,

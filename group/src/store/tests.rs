@@ -65,6 +65,23 @@ fn a_store_of_another_version_is_refused_before_anything_in_it_is_read() {
 }
 
 #[test]
+fn what_is_sent_to_another_node_has_no_entry_left_out() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let (mut log, _) = open(Arc::new(MemoryDisk::default())).unwrap();
+        let batch = (0..6).map(|index| pair(&log_key(index), &entry(index, 1))).collect();
+        log.disk.write(batch, true).unwrap();
+        let first = async |log: &mut LogStore, start| {
+            let entries = log.limited_get_log_entries(start, 6).await.unwrap();
+            entries.first().map(|entry| entry.log_id.index)
+        };
+        assert_eq!(first(&mut log, 2).await, Some(2));
+        log.purge(entry(3, 1).log_id).await.unwrap();
+        assert_eq!((first(&mut log, 2).await, first(&mut log, 4).await), (None, Some(4)));
+    });
+}
+
+#[test]
 fn a_store_on_disk_is_the_same_when_it_is_opened_again() {
     let directory = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();

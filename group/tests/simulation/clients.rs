@@ -52,9 +52,14 @@ impl Client {
 
     /// Until somebody answers again, or the time is over.
     async fn patience(&self, until: Instant) {
-        while Instant::now() < until && self.say(Op::KeepAlive).await.is_none() {
+        while Instant::now() < until && self.keep_alive().await.is_none() {
             sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    /// A sign of life. None: no answer.
+    async fn keep_alive(&self) -> Option<Result<(), Refusal>> {
+        self.world.group(self.node)?.keep_alive(self.id, PATIENCE).await.ok()
     }
 
     /// A command that may happen twice. None: no answer.
@@ -258,7 +263,7 @@ pub(crate) async fn contend(world: Arc<World>, until: Instant) {
                 world.token(format!("{of} {name}"), token, client.id);
                 last = last.max(token);
             }
-            if let Some(Err(Refusal::NoSession)) = client.say(Op::KeepAlive).await {
+            if let Some(Err(Refusal::NoSession)) = client.keep_alive().await {
                 break;
             }
             let pause = world.random(|random| random.below(200));
@@ -317,7 +322,7 @@ impl Member {
         }
         let acknowledge = Op::Acknowledge { group: "g".into(), number: self.after };
         self.client.say(acknowledge).await;
-        let alive = self.client.say(Op::KeepAlive).await;
+        let alive = self.client.keep_alive().await;
         let pause = world.random(|random| random.below(100));
         sleep(Duration::from_millis(pause)).await;
         alive != Some(Err(Refusal::NoSession))
