@@ -92,10 +92,10 @@ pub const RECEIVED_BYTES: usize = 1 << 20;
 /// given up, which is one death.
 pub const UNTOLD_MAX: usize = 65_536;
 
-/// An idle link is pinged so often.
-pub const PING_EVERY: Nanos = 250 * MILLISECOND;
+/// An idle link is pinged so often: each time six threads wake up on both sides.
+pub const PING_EVERY: Nanos = 400 * MILLISECOND;
 
-/// A link on which no whole frame has come for so long is dropped: four pings got lost. One that brings a byte now and
+/// A link on which no whole frame has come for so long is dropped: two pings got lost. One that brings a byte now and
 /// then is as good as none.
 pub const LINK_SILENCE: Nanos = SECOND;
 

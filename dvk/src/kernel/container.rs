@@ -22,6 +22,8 @@ pub(super) struct Container {
     pub(super) slots: Slots,
     /// By slot: the well-known ones of this node, bound or not, and bound agents and peers.
     pub(super) receivers: BTreeMap<u32, Receiver>,
+    /// By slot, those who wait for a receiver; none of nobody.
+    parked: BTreeMap<u32, VecDeque<Parked>>,
     pub(super) incoming: Incoming,
     pub(super) directory: Directory,
     pub(super) replicas: Replicas,
@@ -34,7 +36,6 @@ pub(super) struct Container {
 pub(super) struct Receiver {
     /// Endpoints of this node that have had a channel with it, or with its predecessors.
     clients: BTreeSet<Endpoint>,
-    parked: VecDeque<Parked>,
     /// Only servers have a past: their store outlives them.
     deaths: Option<Deaths>,
 }
@@ -74,6 +75,7 @@ impl Container {
             node,
             slots: Slots::new(node, first_generation),
             receivers: BTreeMap::from([(Endpoint::container(node).slot, Receiver::default())]),
+            parked: BTreeMap::new(),
             incoming: Incoming::default(),
             directory: Directory::default(),
             replicas: Replicas::new(),
@@ -190,11 +192,9 @@ impl Container {
     }
 
     pub(super) fn deadline(&self) -> Option<Nanos> {
-        let parked = self
-            .receivers
-            .values()
-            .filter_map(|receiver| receiver.parked.front())
-            .map(|parked| parked.until);
+        // All that is gone through here are the few that wait: this is asked each time that anybody does anything.
+        let parked = self.parked.values().filter_map(|parked| parked.front());
+        let parked = parked.map(|parked| parked.until);
         parked.chain(self.incoming.deadline()).chain(self.directory.deadline()).min()
     }
 
@@ -256,17 +256,20 @@ impl Container {
         for (number, gone) in receiver.deaths.iter_mut().flat_map(Deaths::retell) {
             out.push(Output::Gone { dc, to: bound, gone, number });
         }
-        for parked in std::mem::take(&mut receiver.parked) {
+        for parked in self.parked.remove(&bound.slot).into_iter().flatten() {
             self.connect(parked.asker, parked.from, bound, out);
         }
     }
 
     fn park(&mut self, slot: u32, parked: Parked) -> Result<(), IpcError> {
-        let receiver = self.receivers.get_mut(&slot).ok_or(IpcError::NotBound)?;
-        if receiver.parked.len() >= PARKED_MAX {
+        if !self.receivers.contains_key(&slot) {
+            return Err(IpcError::NotBound);
+        }
+        let queue = self.parked.entry(slot).or_default();
+        if queue.len() >= PARKED_MAX {
             return Err(IpcError::Exhausted);
         }
-        receiver.parked.push_back(parked);
+        queue.push_back(parked);
         Ok(())
     }
 
@@ -300,14 +303,15 @@ impl Container {
         receivers: &BTreeSet<u32>,
         out: &mut Vec<Output>,
     ) {
-        for receiver in self.receivers.values_mut() {
-            receiver.parked.retain(|parked| {
+        self.parked.retain(|_, queue| {
+            queue.retain(|parked| {
                 if parked.from == dead {
                     out.push(Output::Refused { asker: parked.asker, error: IpcError::Stale });
                 }
                 parked.from != dead
             });
-        }
+            !queue.is_empty()
+        });
         for slot in receivers {
             if let Some(receiver) = self.receivers.get_mut(slot) {
                 receiver.clients.remove(&dead);
@@ -391,7 +395,7 @@ impl Kernel {
         let Some(container) = self.containers.remove(&dc) else { return };
         // If the container starts again, no endpoint of this one is given out, and deaths go on being counted.
         self.first_generation = self.first_generation.max(container.slots.next_generation());
-        for parked in container.receivers.into_values().flat_map(|receiver| receiver.parked) {
+        for parked in container.parked.into_values().flatten() {
             out.push(Output::Refused { asker: parked.asker, error: IpcError::NotBound });
         }
         self.entries_of_others.extend(container.directory.leave(dc, out));
@@ -598,25 +602,25 @@ impl Kernel {
     }
 
     pub(super) fn withdraw(&mut self, asker: Asker) {
-        for receiver in
-            self.containers.values_mut().flat_map(|container| container.receivers.values_mut())
-        {
-            receiver.parked.retain(|parked| parked.asker != asker);
-        }
         for container in self.containers.values_mut() {
+            container.parked.retain(|_, queue| {
+                queue.retain(|parked| parked.asker != asker);
+                !queue.is_empty()
+            });
             container.directory.withdraw(asker);
         }
     }
 
     /// OPENs whose receiver has not come in time.
     pub(super) fn refuse_overdue(&mut self, now: Nanos, out: &mut Vec<Output>) {
-        for receiver in
-            self.containers.values_mut().flat_map(|container| container.receivers.values_mut())
-        {
-            while receiver.parked.front().is_some_and(|parked| parked.until <= now) {
-                let asker = receiver.parked.pop_front().expect("it has a front").asker;
-                out.push(Output::Refused { asker, error: IpcError::DestinationDied });
-            }
+        for container in self.containers.values_mut() {
+            container.parked.retain(|_, queue| {
+                while let Some(parked) = queue.pop_front_if(|parked| parked.until <= now) {
+                    let asker = parked.asker;
+                    out.push(Output::Refused { asker, error: IpcError::DestinationDied });
+                }
+                !queue.is_empty()
+            });
         }
     }
 
