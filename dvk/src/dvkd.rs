@@ -10,6 +10,7 @@ mod confine;
 mod control;
 mod credentials;
 mod dcs;
+mod description;
 mod directory;
 mod door;
 pub mod figures;
@@ -39,6 +40,7 @@ mod token;
 pub use children::{CONTAINER, SERVERS};
 pub use config::{Config, Dc, Peer};
 pub use credentials::found;
+pub use description::Description;
 pub use join::{Joined, join};
 pub use packing::Packing;
 pub use token::{Token, create as create_token};
@@ -181,6 +183,7 @@ impl Daemon {
             _lock: lock,
         };
         let dcs = daemon.shared.dcs();
+        dcs.iter().for_each(|dc| Description::publish(&daemon.shared, dc));
         dcs.iter().try_for_each(|dc| children::start(&daemon.shared, dc))?;
         daemon.start_threads()?;
         Ok(daemon)
@@ -261,7 +264,8 @@ impl Daemon {
         let doors = self.shared.dcs().into_iter().map(|dc| config.socket(&dc.name));
         for socket in doors.chain([config.admin_socket()]) {
             // Whoever comes next replaces a socket that nobody listens at.
-            std::fs::remove_file(socket).ok();
+            std::fs::remove_file(&socket).ok();
+            std::fs::remove_file(Description::path(&socket)).ok();
         }
         locked(&self.wish.waiting).clear();
     }

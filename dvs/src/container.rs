@@ -16,11 +16,11 @@ mod sessions;
 pub(crate) mod start;
 
 use crate::limits::STOP_PATIENCE;
-use crate::place::Info;
 use crate::procfs;
 use agent::Agent;
 use anyhow::{Context, Result};
 use door::{Answerer, Door, Handler};
+use dvk::dvkd::Description;
 use dvk::server::{Answers, Call, Gone};
 use m3ipc::CallId;
 use m3ipc::client::{Identity, Process as Client};
@@ -63,6 +63,9 @@ pub(crate) struct Options {
     /// This node's run directory
     #[arg(long)]
     run: PathBuf,
+    /// Directories of this machine that no program may see: the node's sockets, stores and secrets
+    #[arg(long)]
+    hide: Vec<PathBuf>,
     /// Absolute paths where every program sees the tree, beside /dvs
     #[arg(long)]
     map: Vec<PathBuf>,
@@ -108,15 +111,14 @@ pub(crate) fn check_fuse() -> Result<()> {
 fn run(options: &Options) -> Result<()> {
     set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     let signals = own_signals()?;
-    let info = Info::beside(&options.socket);
-    let name = info.as_ref().map_or_else(|_| options.node.to_string(), |i| i.name_of(options.node));
+    let description = Description::beside(&options.socket)?;
+    let name = description.name_of(options.node);
     rustix::system::sethostname(name.as_bytes()).context("cannot name the container")?;
     let earlier = count_starts(&options.run.join(format!("starts-{}", options.dc)));
     let shim = root::build(&Plan {
         socket: options.socket.clone(),
         stage: options.run.join(format!("root-{}", options.dc)),
-        hidden: crate::lab::directory_of_this().unwrap_or_else(|| options.run.clone()),
-        shim: Some(options.run.join(crate::shim::NAME)).filter(|path| path.exists()),
+        hidden: crate::lab::directory_of_this().into_iter().chain(options.hide.clone()).collect(),
     })?;
     let mut agent = Agent::new(options.dc.clone());
     agent.start_and_wait()?;

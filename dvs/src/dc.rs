@@ -1,9 +1,10 @@
 //! `dvs dc`: the distributed containers that can be reached from here, and new ones.
 
-use crate::place::Place;
+use crate::place::{self, Place};
 use crate::state;
 use crate::table::{self, Cell, Table};
 use anyhow::{Context, Result};
+use dvk::dvkd::Description;
 use dvk::dvkd::admin::{self, Query};
 
 /// What the help of `dvs dc create` says at its end.
@@ -40,19 +41,31 @@ pub(crate) fn create(options: &CreateOptions) -> Result<()> {
     table::say(&(admin::command(&config.run, query)? + "\n"))
 }
 
+/// All containers of the node of this machine; in a container that one, and outside of one that of the lab.
+fn reachable() -> Result<Vec<Description>> {
+    match state::own_node()?.filter(|_| place::own_door().is_none()) {
+        Some(config) => {
+            let dcs = admin::status(&config.run)?.dcs;
+            dcs.iter().map(|dc| Description::beside(&dc.socket)).collect()
+        }
+        None => Ok(vec![Place::required(None, None)?.info]),
+    }
+}
+
 /// `dvs dc ls`.
 ///
 /// # Errors
 /// One sentence: no DVS.
 pub(crate) fn list(json: bool) -> Result<()> {
-    let info = Place::required(None, None)?.info;
-    let names: Vec<&str> = info.nodes.iter().map(|node| node.name.as_str()).collect();
     let mut table = Table::new(&["DC", "NUMBER", "HOME", "NODES"]);
-    table.row(vec![
-        Cell::text(&info.dc),
-        Cell::number(info.id),
-        Cell::text(info.name_of(info.home)),
-        Cell::text(names.join(",")),
-    ]);
+    for known in reachable()? {
+        let names: Vec<&str> = known.nodes.iter().map(|node| node.name.as_str()).collect();
+        table.row(vec![
+            Cell::text(&known.dc),
+            Cell::number(known.id),
+            Cell::text(known.name_of(known.home)),
+            Cell::text(names.join(",")),
+        ]);
+    }
     table.print(json)
 }

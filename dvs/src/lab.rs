@@ -11,10 +11,9 @@ pub(crate) use state::{Lab, LabNode, directory, directory_of_this, door};
 
 use crate::container;
 use crate::limits::{ASK_EVERY, DOWN_PATIENCE, NODES_MAX, SILENCE, UP_PATIENCE};
-use crate::place::{Info, NodeInfo};
 use crate::state::CompressionOption;
 use crate::table::{self, Cell, Table};
-use crate::{exit, procfs, shim};
+use crate::{exit, procfs};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use dvk::dvkd::{self, Config, Dc, Peer, admin};
 use network::Network;
@@ -260,9 +259,7 @@ fn found(lab: &Lab) -> Result<()> {
 fn prepare_node(lab: &Lab, node: &LabNode) -> Result<Command> {
     let run = lab.run(node);
     fs::create_dir_all(&run).with_context(|| format!("cannot make {}", run.display()))?;
-    shim::install(&run.join(shim::NAME)).context("cannot install the shim")?;
     let config = lab.config(node)?;
-    lab.info(node).write_beside(&config.socket(&lab.dc))?;
     let file = run.join("dvkd.toml");
     fs::write(&file, config.to_toml()?)
         .with_context(|| format!("cannot write {}", file.display()))?;
@@ -648,22 +645,6 @@ impl Lab {
         };
         config.check()?;
         Ok(config)
-    }
-
-    /// What stands beside the node's socket.
-    fn info(&self, node: &LabNode) -> Info {
-        let nodes = self.nodes.iter().map(|node| NodeInfo {
-            node: node.node,
-            name: node.name.clone(),
-            address: node.address,
-        });
-        Info {
-            dc: self.dc.clone(),
-            id: 1,
-            node: node.node,
-            home: self.nodes[0].node,
-            nodes: nodes.collect(),
-        }
     }
 
     /// What the node's dvkd says of itself, or why it says nothing.

@@ -1,98 +1,41 @@
-//! Where a DVS is reachable from here: a DC's socket, and beside it a file with the DC's nodes.
+//! Where a DVS is reachable from here: a DC's socket, and what its dvkd says beside it of the DC.
 
 use crate::exit::{self, Failure};
-use crate::lab;
-use anyhow::{Context, Result};
+use crate::{lab, state};
+use anyhow::Result;
+use dvk::dvkd::{Config, Description, admin};
 use m3ipc::client::{Identity, Process};
 use m3ipc::connection::Connection;
 use m3ipc::door::Ask;
 use m3ipc::{Endpoint, IpcError, Message, NodeId, Sendrec, Wait, door};
-use serde::{Deserialize, Serialize};
-use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// What everybody in a DC may know of it. Beside the socket `NAME.sock` it is in `NAME.toml`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Info {
-    pub(crate) dc: String,
-    pub(crate) id: u32,
-    /// The node that the socket leads to.
-    pub(crate) node: u16,
-    /// The node where the servers run.
-    pub(crate) home: u16,
-    pub(crate) nodes: Vec<NodeInfo>,
-}
-
-/// A node that the DC spans.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct NodeInfo {
-    pub(crate) node: u16,
-    pub(crate) name: String,
-    pub(crate) address: SocketAddr,
-}
-
-impl Info {
-    /// Reads what stands beside `socket`.
-    ///
-    /// # Errors
-    /// One sentence with the file's name.
-    pub(crate) fn beside(socket: &Path) -> Result<Info> {
-        let path = Info::path(socket);
-        let text = std::fs::read_to_string(&path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        toml::from_str(&text).with_context(|| format!("{} is not understood", path.display()))
-    }
-
-    /// Writes it beside `socket`.
-    ///
-    /// # Errors
-    /// One sentence with the file's name.
-    pub(crate) fn write_beside(&self, socket: &Path) -> Result<()> {
-        let path = Info::path(socket);
-        std::fs::write(&path, toml::to_string(self)?)
-            .with_context(|| format!("cannot write {}", path.display()))
-    }
-
-    /// The file beside `socket`.
-    pub(crate) fn path(socket: &Path) -> PathBuf {
-        socket.with_extension("toml")
-    }
-
-    /// A node by its name, or by its number.
-    pub(crate) fn find(&self, name: &str) -> Option<&NodeInfo> {
-        let by_name = self.nodes.iter().find(|node| node.name == name);
-        by_name.or_else(|| self.nodes.iter().find(|node| node.node.to_string() == name))
-    }
-
-    /// The name of a node; its number if it is unknown.
-    pub(crate) fn name_of(&self, node: u16) -> String {
-        let known = self.nodes.iter().find(|known| known.node == node);
-        known.map_or_else(|| node.to_string(), |known| known.name.clone())
-    }
-}
-
 /// A way into a DC.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
     pub(crate) socket: PathBuf,
-    pub(crate) info: Info,
+    pub(crate) info: Description,
     /// The node that the user means: the one named, or the one that the socket leads to.
     pub(crate) target: u16,
 }
 
 impl Place {
-    /// Finds the DVS: inside a container its own door, on the host the lab. `None`: there is none.
+    /// Finds the DVS: inside a container its own door, on the host the node of this machine, or the lab. `None`: there is none.
     ///
     /// # Errors
-    /// There is one, but not with this DC or node.
+    /// There is one, but not with this DC or node, or its dvkd does not answer.
     pub(crate) fn find(dc: Option<&str>, node: Option<&str>) -> Result<Option<Place>> {
-        let Some(socket) = own_door().or_else(|| lab::door(node)) else { return Ok(None) };
-        let info = Info::beside(&socket)?;
+        let host = || match state::own_node()? {
+            Some(config) => door_of(&config, dc).map(Some),
+            None => Ok(lab::door(node)),
+        };
+        let Some(socket) = own_door().map_or_else(host, |door| Ok(Some(door)))? else {
+            return Ok(None);
+        };
+        let info = Description::beside(&socket)?;
         if let Some(dc) = dc.filter(|dc| *dc != info.dc) {
             let message =
                 format!("there is no distributed container {dc:?} here, only {:?}", info.dc);
@@ -116,7 +59,10 @@ impl Place {
     /// As there, and if there is no DVS.
     pub(crate) fn required(dc: Option<&str>, node: Option<&str>) -> Result<Place> {
         Place::find(dc, node)?.ok_or_else(|| {
-            Failure::error(exit::NO_DVS, "no DVS is running here; \"dvs lab up\" starts one")
+            Failure::error(
+                exit::NO_DVS,
+                "no DVS is running here; \"dvs lab up\" starts one for a try, \"dvs init\" one of machines",
+            )
         })
     }
 
@@ -216,41 +162,32 @@ fn watch(
     Ok(())
 }
 
+/// The door of the container `dc`, or of the only one, on the node of this machine.
+///
+/// # Errors
+/// Its dvkd does not answer, there is no such container, or it must be said which.
+fn door_of(config: &Config, dc: Option<&str>) -> Result<PathBuf> {
+    let status = admin::status(&config.run).map_err(|error| {
+        let message = format!("this machine is node {}, but {error:#}", config.name);
+        Failure::error(exit::NODE_DOWN, message)
+    })?;
+    let names: Vec<&str> = status.dcs.iter().map(|dc| dc.name.as_str()).collect();
+    let found = match (dc, &names[..]) {
+        (None, [only]) => Ok(*only),
+        (None, []) => Err("there is no distributed container; \"dvs dc create NAME\" makes one \
+             (on the node where \"dvs init\" was run)"
+            .to_owned()),
+        (None, _) => Err(format!("say which distributed container: --dc {}", names.join("|"))),
+        (Some(name), _) => names.iter().copied().find(|known| *known == name).ok_or_else(|| {
+            format!("there is no distributed container {name:?} here, only {names:?}")
+        }),
+    };
+    let name = found.map_err(|message| Failure::error(exit::NO_DC, message))?;
+    Ok(config.socket(name))
+}
+
 /// The door of the container that this process is in, if it is in one.
 pub(crate) fn own_door() -> Option<PathBuf> {
     let named = std::env::var_os(door::SOCKET_ENV).map(PathBuf::from);
     named.or_else(|| Some(PathBuf::from(door::SOCKET_PATH)).filter(|path| path.exists()))
-}
-
-#[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-
-    pub(crate) fn info() -> Info {
-        let node = |node: u16| NodeInfo {
-            node,
-            name: format!("n{node}"),
-            address: ([10, 83, 0, 1], 7083).into(),
-        };
-        Info { dc: "lab".into(), id: 1, node: 1, home: 1, nodes: vec![node(1), node(2), node(12)] }
-    }
-
-    #[test]
-    fn what_stands_beside_a_socket_is_read_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let socket = dir.path().join("dc-lab.sock");
-        assert!(Info::beside(&socket).is_err());
-        info().write_beside(&socket).unwrap();
-        assert_eq!(Info::beside(&socket).unwrap(), info());
-    }
-
-    #[test]
-    fn a_node_is_found_by_name_and_by_number() {
-        let info = info();
-        assert_eq!(info.find("n2").map(|node| node.node), Some(2));
-        assert_eq!(info.find("12").map(|node| node.node), Some(12));
-        assert_eq!(info.find("n1x"), None);
-        assert_eq!(info.name_of(12), "n12");
-        assert_eq!(info.name_of(13), "13");
-    }
 }

@@ -1,12 +1,13 @@
 //! `dvs ps`: the processes of all nodes of a DC.
 
 use crate::cli::ListOptions;
-use crate::place::{Info, Place};
+use crate::place::Place;
 use crate::table::{Cell, Table};
 use anyhow::{Result, bail};
 use calls::call;
 use calls::pm::{List, Process};
 use calls::wire::Wire;
+use dvk::dvkd::Description;
 use m3ipc::limits::PAYLOAD_MAX;
 use m3ipc::{Endpoint, Sendrec, Wait};
 
@@ -50,7 +51,7 @@ fn decode(mut payload: &[u8]) -> Option<Vec<(Process, Vec<u8>)>> {
     Some(processes)
 }
 
-fn table(processes: &[(Process, Vec<u8>)], info: &Info) -> Table {
+fn table(processes: &[(Process, Vec<u8>)], info: &Description) -> Table {
     let mut table = Table::new(&["PID", "PPID", "NODE", "UID", "STATE", "TIME", "COMMAND"]);
     for (process, command) in processes {
         table.row(vec![
@@ -75,7 +76,7 @@ fn time(milliseconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::place::tests::info;
+    use dvk::dvkd::Peer;
 
     #[test]
     fn a_list_is_decoded_whole_or_not_at_all() {
@@ -101,7 +102,10 @@ mod tests {
             ..Process::default()
         };
         let mut shown = String::new();
-        let table = table(&[(process, b"sleep 9".to_vec())], &info());
+        let peer = Peer { node: 2, name: "n2".into(), address: ([10, 83, 0, 2], 7083).into() };
+        let nodes = vec![peer];
+        let lab = Description { dc: "lab".into(), id: 1, node: 1, home: 1, nodes };
+        let table = table(&[(process, b"sleep 9".to_vec())], &lab);
         shown.push_str(&table.text());
         let row = shown.lines().nth(1).unwrap();
         let words: Vec<&str> = row.split_whitespace().collect();

@@ -91,6 +91,19 @@ impl StateOption {
     }
 }
 
+/// The node of this machine, if it is one. Where a lab is up that is meant, unless somebody says otherwise.
+///
+/// # Errors
+/// One sentence: what is named is no node, or its configuration is not understood.
+pub(crate) fn own_node() -> Result<Option<Config>> {
+    let usual = StateOption::default();
+    let is_there = || usual.directory().join("dvkd.toml").exists();
+    if usual.is_named() || is_there() && Lab::read(&lab::directory())?.is_none() {
+        return usual.config().map(Some);
+    }
+    Ok(None)
+}
+
 /// Makes a state directory; there may be no node in it.
 ///
 /// # Errors

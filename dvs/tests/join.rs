@@ -52,9 +52,14 @@ impl World {
 
     /// It fails with one line that says `says`.
     fn fails(&self, machine: &str, arguments: &[&str], says: &str) {
+        self.fails_with(1, machine, arguments, says);
+    }
+
+    /// The same with another exit status.
+    fn fails_with(&self, status: i32, machine: &str, arguments: &[&str], says: &str) {
         let output = self.dvs(machine, arguments);
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {output:?}");
+        assert_eq!(output.status.code(), Some(status), "{arguments:?}: {output:?}");
         assert!(
             error.contains(says) && error.trim().lines().count() == 1,
             "{error:?}, not {says:?}"
@@ -71,6 +76,13 @@ impl World {
 
     fn status(&self, machine: &str) -> Option<Status> {
         admin::status(&self.state(machine).join("run")).ok()
+    }
+
+    /// Do the container and its servers answer, so far as they are on this machine?
+    fn is_ready(&self, machine: &str, dc: &str) -> bool {
+        let status = self.status(machine);
+        let dc = status.and_then(|status| status.dcs.into_iter().find(|known| known.name == dc));
+        dc.is_some_and(|dc| dc.children.iter().all(|child| child.bound))
     }
 
     /// A process that is bound in a container, on this machine.
@@ -206,4 +218,52 @@ fn join_words(address: &str, token: &str, name: &str, listen: &str) -> [String; 
 
 fn as_strs(words: &[String]) -> Vec<&str> {
     words.iter().map(String::as_str).collect()
+}
+
+#[test]
+fn programs_run_on_any_of_the_machines_see_one_tree_and_none_of_the_nodes_secrets() {
+    let fuse = std::fs::File::options().read(true).write(true).open("/dev/fuse");
+    if fuse.is_err() {
+        eprintln!("SKIPPED: programs need /dev/fuse");
+        return;
+    }
+    let world = World::new();
+    let addresses = addresses(2);
+    let [a, b] = &addresses[..] else { panic!("two") };
+    let (a, b) = (a.to_string(), b.to_string());
+    world.succeeds("a", &["init", "--name", "a", "--listen", &a]);
+    world.fails_with(
+        124,
+        "a",
+        &["run", "--", "true"],
+        "this machine is node a, but no dvkd answers",
+    );
+    let first = world.start("a");
+    world.fails_with(122, "a", &["run", "--", "true"], "\"dvs dc create NAME\" makes one");
+    world.succeeds("a", &["dc", "create", "web"]);
+    let token = world.succeeds("a", &["token", "create"]);
+    world.succeeds("b", &as_strs(&join_words(&a, token.trim(), "b", &b)));
+    let _second = world.start("b");
+    for machine in ["a", "b"] {
+        wait_until("its programs can run", || world.is_ready(machine, "web"));
+    }
+    wait_until("they have a link", || world.linked("a") == ["b"] && world.linked("b") == ["a"]);
+    world.succeeds("a", &["run", "--node", "b", "--", "sh", "-c", "hostname > /dvs/x"]);
+    assert_eq!(world.succeeds("a", &["run", "--", "cat", "/dvs/x"]), "b\n");
+    assert_eq!(world.succeeds("b", &["run", "--", "sh", "-c", "hostname; cat /dvs/x"]), "b\nb\n");
+    // In a container as on a host, the nodes have names.
+    let inside = ["run", "--", env!("CARGO_BIN_EXE_dvs"), "node", "ls"];
+    for listed in [world.succeeds("a", &["node", "ls"]), world.succeeds("b", &inside)] {
+        assert!(listed.contains(&a) && listed.contains(&b), "{listed}");
+    }
+    let listed = world.succeeds("b", &["dc", "ls"]);
+    assert_eq!(listed.lines().nth(1).unwrap().split_whitespace().last(), Some("a,b"), "{listed}");
+    // Neither keys nor stores nor sockets, not even for root.
+    let state = world.state("a");
+    let seen = world.succeeds("a", &["run", "--", "find", state.to_str().unwrap(), "-type", "f"]);
+    assert_eq!(seen.trim(), state.join("dvkd.toml").to_str().unwrap());
+    world.succeeds("a", &["dc", "create", "other"]);
+    world.fails_with(122, "a", &["run", "--", "true"], "say which distributed container: --dc ");
+    world.fails_with(122, "a", &["run", "--dc", "no", "--", "true"], "no distributed container");
+    drop(first);
 }

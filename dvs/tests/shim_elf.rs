@@ -3,7 +3,6 @@
 use object::read::elf::{ElfFile64, FileHeader as _, SectionHeader as _};
 use object::{Object as _, ObjectSymbol as _, elf};
 use std::collections::BTreeSet;
-use std::os::unix::fs::PermissionsExt as _;
 
 #[path = "../src/shim.rs"]
 mod shim;
@@ -83,7 +82,7 @@ fn the_shim_needs_no_other_library() {
     assert_eq!(of_tag(elf::DT_TEXTREL).count(), 0);
     let soname = of_tag(elf::DT_SONAME).next().expect("a name to be linked to");
     let offset = u32::try_from(soname.d_val.get(endian)).expect("small");
-    assert_eq!(strings.get(offset), Ok(shim::NAME.as_bytes()));
+    assert_eq!(strings.get(offset), Ok(&b"libdvs_preload.so"[..]));
 }
 
 #[test]
@@ -114,18 +113,4 @@ fn the_shim_exports_what_it_interposes_and_its_c_api_only() {
     expected.extend(declared());
     expected.insert("dvs_preload_version".to_owned());
     assert_eq!(names(|symbol| symbol.is_definition()), expected);
-}
-
-#[test]
-fn the_shim_is_installed_for_all_and_replaces_an_older_one() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let path = directory.path().join(shim::NAME);
-    std::fs::write(&path, "older").expect("written");
-    for _ in 0..2 {
-        shim::install(&path).expect("installed");
-        assert_eq!(std::fs::read(&path).expect("there"), shim::SHIM);
-        assert_eq!(std::fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o755);
-    }
-    assert_eq!(std::fs::read_dir(directory.path()).expect("there").count(), 1);
-    assert!(shim::install(&directory.path().join("none/shim")).is_err());
 }

@@ -103,6 +103,9 @@ fn container_arguments(config: &Config, dc: &Dc) -> Vec<PathBuf> {
         "--run".into(),
         config.run.clone(),
     ];
+    for hidden in [&config.run, &config.store].into_iter().chain(&config.credentials) {
+        arguments.extend(["--hide".into(), hidden.clone()]);
+    }
     for map in &dc.maps {
         arguments.extend(["--map".into(), map.clone()]);
     }

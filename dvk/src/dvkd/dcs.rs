@@ -2,6 +2,7 @@
 
 use super::children;
 use super::config::Dc;
+use super::description::Description;
 use super::links::Linking;
 use super::node::{Shared, kernel_dc};
 use crate::kernel::Input;
@@ -33,6 +34,8 @@ pub(super) fn follow(shared: &Arc<Shared>, linking: &Linking) {
             }
             None => match open(shared, &dc) {
                 Ok(()) => {
+                    // Its children look for it.
+                    Description::publish(shared, &dc);
                     if let Err(error) = children::start(shared, &dc) {
                         let error = format!("{error:#}");
                         tracing::error!(name = dc.name, error, "a container has no servers here");
@@ -43,6 +46,8 @@ pub(super) fn follow(shared: &Arc<Shared>, linking: &Linking) {
             },
         }
     }
+    // A node that has come, or gone, is told of in all that it was to be in.
+    known.iter().for_each(|dc| Description::publish(shared, dc));
 }
 
 /// Those of this node's configuration, `known`, and those that all members agree on. What must not be here twice is here

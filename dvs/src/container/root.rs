@@ -5,9 +5,10 @@
 //! the same way (a *mirror*). All of it exists in this mount namespace only and ends with it.
 
 use crate::limits::MIRROR_ENTRIES_MAX;
-use crate::place::Info;
 use crate::procfs;
+use crate::shim;
 use anyhow::{Context, Result};
+use dvk::dvkd::Description;
 use m3ipc::door;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{
@@ -35,26 +36,22 @@ pub(crate) struct Plan {
     pub(crate) socket: PathBuf,
     /// An empty directory of the node's own, on which the new root is put together.
     pub(crate) stage: PathBuf,
-    /// A directory of the host that programs are not to see: the sockets of other DCs and nodes.
-    pub(crate) hidden: PathBuf,
-    /// The shim's file on the host.
-    pub(crate) shim: Option<PathBuf>,
+    /// Directories of the host that programs are not to see: the sockets of other DCs and nodes, and the node's secrets.
+    pub(crate) hidden: Vec<PathBuf>,
 }
 
 /// Makes the tree in this mount namespace and enters it. Returns the shim as programs see it.
 ///
 /// # Errors
-/// Which mount the kernel refused. A missing shim is none: programs run without it.
+/// Which mount the kernel refused. Where the shim cannot be set up, programs run without it.
 pub(crate) fn build(plan: &Plan) -> Result<Option<PathBuf>> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .context("cannot make this mount namespace private")?;
     enter_new_root(&plan.stage)?;
     let socket = path_descriptor(&plan.socket).context("the container's socket is gone")?;
-    let shim = plan.shim.as_deref().and_then(|shim| fs::read(shim).ok());
-    let info = fs::read(Info::path(&plan.socket));
-    private_run(&socket, info.ok().as_deref(), shim.as_deref())?;
-    hide(&plan.hidden)?;
-    let Some(_) = shim else { return Ok(None) };
+    let description = fs::read(Description::path(&plan.socket))?;
+    private_run(&socket, &description)?;
+    plan.hidden.iter().try_for_each(|path| hide(path))?;
     match preload() {
         Ok(()) => Ok(Some(PathBuf::from(SHIM))),
         Err(error) => {
@@ -112,21 +109,16 @@ fn enter_new_root(stage: &Path) -> Result<()> {
 }
 
 /// `/run/dvs` with nothing in it but this DC's socket and what it says beside it, and the shim.
-fn private_run(socket: &OwnedFd, info: Option<&[u8]>, shim: Option<&[u8]>) -> Result<()> {
+fn private_run(socket: &OwnedFd, description: &[u8]) -> Result<()> {
     let path = Path::new(door::SOCKET_PATH);
     let run = path.parent().unwrap_or(Path::new("/run/dvs"));
     mount_point(run).with_context(|| format!("cannot make {}", run.display()))?;
     tmpfs(run, 0o755, 0, 0).with_context(|| format!("cannot mount {}", run.display()))?;
     File::create(path)?;
     mount_bind(descriptor_path(socket), path).context("cannot mount the container's socket")?;
-    if let Some(info) = info {
-        fs::write(Info::path(path), info)?;
-    }
-    if let Some(shim) = shim {
-        fs::write(SHIM, shim)?;
-        fs::set_permissions(SHIM, fs::Permissions::from_mode(0o755))?;
-    }
-    Ok(())
+    fs::write(Description::path(path), description)?;
+    fs::write(SHIM, shim::SHIM)?;
+    Ok(fs::set_permissions(SHIM, fs::Permissions::from_mode(0o755))?)
 }
 
 /// Puts an empty directory over `path`, if it can still be seen.
