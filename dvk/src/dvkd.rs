@@ -175,16 +175,16 @@ impl Daemon {
         let kernel = Kernel::new(kernel, monotonic());
         let linking = membership.map(Linking::new);
         let mut daemon = Daemon {
-            shared: Arc::new(Shared::new(config, linking, kernel, door)?),
+            shared: Arc::new(Shared::new(config, configured, linking, kernel, door)?),
             wish: Arc::default(),
             threads: Vec::new(),
             listener,
             admin,
             _lock: lock,
         };
-        let dcs = daemon.shared.dcs();
-        dcs.iter().for_each(|dc| Description::publish(&daemon.shared, dc));
-        dcs.iter().try_for_each(|dc| children::start(&daemon.shared, dc))?;
+        let dcs = daemon.shared.known();
+        dcs.iter().for_each(|known| Description::publish(&daemon.shared, &known.dc));
+        dcs.iter().try_for_each(|known| children::start(&daemon.shared, known))?;
         daemon.start_threads()?;
         Ok(daemon)
     }
@@ -227,6 +227,7 @@ impl Daemon {
                 Query::CreateDc { name, home } => {
                     admin::answer(&stream, &create_dc(&answering, &name, home))
                 }
+                Query::RemoveDc { name } => admin::answer(&stream, &remove_dc(&answering, &name)),
                 Query::Renew => admin::answer(&stream, &renew(&answering)),
                 Query::Group => admin::answer(&stream, &system::status(&answering)),
                 Query::Loads => admin::answer(&stream, &sensing::figures(&answering, None)),
@@ -299,6 +300,23 @@ fn create_dc(shared: &Arc<Shared>, name: &str, home: u16) -> admin::Outcome {
         Ok(format!("Container {name} spans all nodes; here its door is {}.", socket.display()))
     };
     created().map_err(|error| format!("{error:#}"))
+}
+
+fn remove_dc(shared: &Arc<Shared>, name: &str) -> admin::Outcome {
+    let removed = || -> Result<String> {
+        let linking = shared.linking.as_ref().context("this node is alone: it has no members")?;
+        let (dc, change) = linking.membership.remove_dc(name)?;
+        links::apply(shared, linking, &change);
+        let keys = linking.system.forget_dc(dc.id);
+        let keys =
+            if keys { "" } else { " Its keys are deleted as soon as the system group decides." };
+        Ok(format!(
+            "Container {name} is removed: its programs end on all nodes. Its files stay on node {}, in {name}.{} of its \
+             stores.{keys}",
+            dc.home, dc.id
+        ))
+    };
+    removed().map_err(|error| format!("{error:#}"))
 }
 
 fn renew(shared: &Shared) -> admin::Outcome {

@@ -143,6 +143,8 @@ pub(crate) enum TokenCommand {
 pub(crate) enum DcCommand {
     /// Make one that spans all nodes, also those that join later
     Create(dc::CreateOptions),
+    /// Remove one: its programs end on all nodes
+    Rm(dc::RemoveOptions),
     /// List the distributed containers
     Ls(JsonOption),
 }
@@ -234,6 +236,7 @@ pub(crate) fn execute(command: Command) -> Result<u8> {
         Command::Token { command: TokenCommand::Create(options) } => token::create(&options)?,
         Command::Join(options) => join::main(&options)?,
         Command::Dc { command: DcCommand::Create(options) } => dc::create(&options)?,
+        Command::Dc { command: DcCommand::Rm(options) } => dc::remove(&options)?,
         Command::Dc { command: DcCommand::Ls(options) } => dc::list(options.json)?,
         Command::Mount(options) => mount::main(&options)?,
         Command::Kv { command } => kv::main(&command)?,

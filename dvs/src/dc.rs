@@ -41,6 +41,32 @@ pub(crate) fn create(options: &CreateOptions) -> Result<()> {
     table::say(&(admin::command(&config.run, query)? + "\n"))
 }
 
+/// What the help of `dvs dc rm` says at its end.
+const REMOVE_HELP: &str = "\
+Run it on the node where \"dvs init\" was run. Programs are ended on each node as soon as it hears of it; keys and \
+locks of the container are deleted. Its files stay on its home until you delete them: a new container with the same \
+name does not see them.";
+
+/// Options of `dvs dc rm`.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = REMOVE_HELP)]
+pub(crate) struct RemoveOptions {
+    /// Its name
+    name: String,
+    #[command(flatten)]
+    state: state::StateOption,
+}
+
+/// `dvs dc rm`.
+///
+/// # Errors
+/// One sentence: no dvkd answers, it has not the authority, or there is none of that name.
+pub(crate) fn remove(options: &RemoveOptions) -> Result<()> {
+    let config = options.state.config()?;
+    let query = Query::RemoveDc { name: options.name.clone() };
+    table::say(&(admin::command(&config.run, query)? + "\n"))
+}
+
 /// All containers of the node of this machine; in a container that one, and outside of one that of the lab.
 fn reachable() -> Result<Vec<Description>> {
     match state::own_node()?.filter(|_| place::own_door().is_none()) {

@@ -267,3 +267,75 @@ fn programs_run_on_any_of_the_machines_see_one_tree_and_none_of_the_nodes_secret
     world.fails_with(122, "a", &["run", "--dc", "no", "--", "true"], "no distributed container");
     drop(first);
 }
+
+#[test]
+fn a_container_that_is_removed_ends_everywhere_and_its_name_begins_anew() {
+    let fuse = std::fs::File::options().read(true).write(true).open("/dev/fuse");
+    if fuse.is_err() {
+        eprintln!("SKIPPED: programs need /dev/fuse");
+        return;
+    }
+    let world = World::new();
+    let addresses = addresses(2);
+    let [a, b] = &addresses[..] else { panic!("two") };
+    let (a, b) = (a.to_string(), b.to_string());
+    world.succeeds("a", &["init", "--name", "a", "--listen", &a]);
+    let _first = world.start("a");
+    world.succeeds("a", &["dc", "create", "stays"]);
+    world.succeeds("a", &["dc", "create", "web"]);
+    let token = world.succeeds("a", &["token", "create"]);
+    world.succeeds("b", &as_strs(&join_words(&a, token.trim(), "b", &b)));
+    let second = world.start("b");
+    let is_everywhere = |dc: &str| ["a", "b"].iter().all(|machine| world.is_ready(machine, dc));
+    wait_until("its programs can run", || is_everywhere("web") && is_everywhere("stays"));
+    wait_until("they have a link", || world.linked("a") == ["b"] && world.linked("b") == ["a"]);
+    let run = [
+        "run",
+        "--dc",
+        "web",
+        "--node",
+        "b",
+        "--",
+        "sh",
+        "-c",
+        "touch /dvs/x; exec tail -f /dev/null",
+    ];
+    let mut running = Command::new(env!("CARGO_BIN_EXE_dvs"));
+    running.args(run).env("DVS_STATE_DIR", world.state("a")).stdin(Stdio::null());
+    let mut running = Daemon(running.stderr(Stdio::null()).spawn().unwrap());
+    let has_begun = ["run", "--dc", "web", "--", "test", "-e", "/dvs/x"];
+    wait_until("the program runs", || world.dvs("a", &has_begun).status.success());
+    world.succeeds("a", &["kv", "put", "--dc", "web", "k", "v"]);
+    let outside = world.bind("a", "web").unwrap();
+    world.fails("b", &["dc", "rm", "web"], "is on node a; ask there");
+    world.fails("a", &["dc", "rm", "no"], "there is no container \"no\"");
+    let said = world.succeeds("a", &["dc", "rm", "web"]);
+    assert!(said.contains("in web.2 of its stores") && !said.contains("as soon as"), "{said}");
+    assert!(!running.0.wait().unwrap().success(), "its programs end");
+    let is_over = |machine: &str| {
+        let names = world.status(machine).unwrap().dcs.into_iter().map(|dc| dc.name);
+        names.eq(["stays".to_owned()])
+            && world.bind(machine, "web").is_none()
+            && !world.state(machine).join("run/dc-web.sock").exists()
+            && !world.state(machine).join("run/dc-web.toml").exists()
+    };
+    wait_until("it is over", || is_over("a") && is_over("b"));
+    let mut request = Message::request(0x1001);
+    let to = outside.endpoint();
+    let lost = || outside.sendrec(to, &mut request, b"", &mut [0; 8], Some(PATIENCE)).is_err();
+    wait_until("who was in it is out", lost);
+    assert!(world.state("a").join("store/web.2/vfs-server").is_dir(), "its files are there");
+    // What is not its own goes on; what has its name is another, without its files and keys.
+    world.succeeds("b", &["run", "--", "true"]);
+    world.succeeds("a", &["dc", "create", "web"]);
+    wait_until("its programs can run", || is_everywhere("web"));
+    assert_eq!(world.succeeds("b", &["run", "--dc", "web", "--", "ls", "-A", "/dvs"]), "");
+    assert!(!world.dvs("a", &["kv", "get", "--dc", "web", "k"]).status.success());
+    let web = world.status("a").unwrap().dcs.into_iter().find(|dc| dc.name == "web");
+    assert_eq!(web.unwrap().id, 3);
+    // A node that was away hears of it.
+    drop(second);
+    world.succeeds("a", &["dc", "rm", "web"]);
+    let _second = world.start("b");
+    wait_until("b has heard of it", || is_over("b"));
+}

@@ -117,38 +117,18 @@ pub struct Sign {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TableOp {
     /// Adds a node or changes its name and address.
-    PutNode {
-        node: NodeId,
-        name: String,
-        address: String,
-    },
+    PutNode { node: NodeId, name: String, address: String },
     /// Removes a node for good.
-    RemoveNode {
-        node: NodeId,
-    },
+    RemoveNode { node: NodeId },
     /// The node is up, for as long as the session that says so lives.
-    NodeUp {
-        node: NodeId,
-        incarnation: u64,
-    },
+    NodeUp { node: NodeId, incarnation: u64 },
     /// Adds a container or changes it.
-    PutDc {
-        dc: u32,
-        name: String,
-        nodes: Vec<NodeId>,
-    },
-    RemoveDc {
-        dc: u32,
-    },
+    PutDc { dc: u32, name: String, nodes: Vec<NodeId> },
+    /// Forgets a container that is no more: its entry, where its endpoints are, and the keys of its programs.
+    RemoveDc { dc: u32 },
     /// Says where an endpoint is, if the entry's epoch is `expected` (0: there is no entry). As long as the node is up where
     /// it was, in that incarnation, only that can say so; and it can be only where a node is up. It needs no session.
-    Place {
-        dc: u32,
-        slot: u32,
-        by: Life,
-        to: Whereabouts,
-        expected: u64,
-    },
+    Place { dc: u32, slot: u32, by: Life, to: Whereabouts, expected: u64 },
 }
 
 /// A node from one start to the next.

@@ -37,6 +37,10 @@ pub enum Query {
         name: String,
         home: u16,
     },
+    /// Take away a container that was made so. Where the authority is. The answer is an [`Outcome`].
+    RemoveDc {
+        name: String,
+    },
     /// Get a new certificate for this node. The answer is an [`Outcome`].
     Renew,
     /// The system group as this node knows it. The answer is a [`super::services::GroupStatus`], or null.

@@ -5,6 +5,7 @@
 use super::admin::ChildStatus;
 use super::config::{Config, Dc};
 use super::confine::Confined;
+use super::dcs::Known;
 use super::node::Shared;
 use crate::limits::{CHILD_STOP_TIMEOUT, RESTART_MAX, RESTART_MIN};
 use anyhow::{Context, Result};
@@ -33,6 +34,7 @@ pub(super) static DESCRIPTORS: OnceLock<Rlimit> = OnceLock::new();
 #[derive(Debug)]
 pub(super) struct Keeper {
     pub(super) dc: String,
+    id: DcId,
     pub(super) role: &'static str,
     state: Arc<State>,
     thread: Option<JoinHandle<()>>,
@@ -68,15 +70,15 @@ pub(super) struct Children {
 }
 
 /// Starts the children that a container has on this node.
-pub(super) fn start(shared: &Arc<Shared>, dc: &Dc) -> Result<()> {
-    let config = &shared.config;
+pub(super) fn start(shared: &Arc<Shared>, known: &Known) -> Result<()> {
+    let (config, dc) = (&shared.config, &known.dc);
     let mut children = shared.children.lock().unwrap_or_else(PoisonError::into_inner);
     if config.command.is_empty() || children.is_closed {
         return Ok(());
     }
     let servers = SERVERS.iter().filter(|_| dc.home == config.node && !config.servers_inside);
     for (role, _) in servers {
-        let keeper = Keeper::start(shared, dc, role, server_arguments(config, dc, role))?;
+        let keeper = Keeper::start(shared, dc, role, server_arguments(config, known, role))?;
         children.keepers.push(keeper);
     }
     let keeper = Keeper::start(shared, dc, CONTAINER, container_arguments(config, dc))?;
@@ -84,9 +86,9 @@ pub(super) fn start(shared: &Arc<Shared>, dc: &Dc) -> Result<()> {
     Ok(())
 }
 
-fn server_arguments(config: &Config, dc: &Dc, role: &str) -> Vec<PathBuf> {
-    let store = config.store.join(&dc.name).join(role);
-    vec![role.into(), "--socket".into(), config.socket(&dc.name), "--store".into(), store]
+fn server_arguments(config: &Config, known: &Known, role: &str) -> Vec<PathBuf> {
+    let (socket, store) = (config.socket(&known.dc.name), known.store(config).join(role));
+    vec![role.into(), "--socket".into(), socket, "--store".into(), store]
 }
 
 fn container_arguments(config: &Config, dc: &Dc) -> Vec<PathBuf> {
@@ -131,7 +133,7 @@ impl Keeper {
                 });
             })
             .context("cannot start a thread")?;
-        Ok(Keeper { dc: dc.name.clone(), role, state, thread: Some(thread) })
+        Ok(Keeper { dc: dc.name.clone(), id: DcId(dc.id), role, state, thread: Some(thread) })
     }
 
     /// Where it is bound when it is ready. Not by its pid: a container is a child of the process started here.
@@ -199,8 +201,21 @@ pub(super) fn stop(shared: &Shared) {
     let mut children = shared.children.lock().unwrap_or_else(PoisonError::into_inner);
     children.is_closed = true;
     // Whoever asks for the status locks the node first, and then these.
-    let mut keepers = std::mem::take(&mut children.keepers);
+    let keepers = std::mem::take(&mut children.keepers);
     drop(children);
+    stop_these(shared, keepers, None);
+}
+
+/// Stops those of a container, in the same order.
+pub(super) fn stop_of(shared: &Shared, dc: DcId) {
+    let mut children = shared.children.lock().unwrap_or_else(PoisonError::into_inner);
+    let keepers = children.keepers.extract_if(.., |keeper| keeper.id == dc).collect();
+    drop(children);
+    stop_these(shared, keepers, Some(dc));
+}
+
+/// These are all, or all of `dc`.
+fn stop_these(shared: &Shared, mut keepers: Vec<Keeper>, dc: Option<DcId>) {
     for servers in [false, true] {
         let deadline = Instant::now() + CHILD_STOP_TIMEOUT;
         for keeper in keepers.iter().filter(|keeper| keeper.is_server() == servers) {
@@ -208,7 +223,7 @@ pub(super) fn stop(shared: &Shared) {
             keeper.stop((!servers).then_some(Signal::TERM));
         }
         if servers {
-            shared.with(|node| node.door.stop_servers());
+            shared.with(|node| node.door.stop_servers(dc));
         }
         for keeper in keepers.iter_mut().filter(|keeper| keeper.is_server() == servers) {
             keeper.join(deadline);

@@ -57,6 +57,7 @@ pub fn found(nodes: &[(Peer, PathBuf)]) -> Result<()> {
         authority: first.node,
         nodes: Vec::with_capacity(nodes.len()),
         dcs: Vec::new(),
+        last_dc: 0,
     };
     let mut keys = Vec::with_capacity(nodes.len());
     for (node, directory) in nodes {

@@ -1,7 +1,7 @@
-//! The containers that all members agree on, while the daemon runs: those that are made, and the nodes that they come to span.
+//! The containers that all members agree on, while the daemon runs: those that are made, the nodes that they come to span, and their end.
 
 use super::children;
-use super::config::Dc;
+use super::config::{Config, Dc};
 use super::description::Description;
 use super::links::Linking;
 use super::node::{Shared, kernel_dc};
@@ -9,15 +9,40 @@ use crate::kernel::Input;
 use anyhow::Result;
 use m3ipc::{DcId, NodeId};
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
+use std::thread::Builder;
+
+/// A container that spans this node.
+#[derive(Clone, Debug)]
+pub(super) struct Known {
+    pub(super) dc: Dc,
+    /// All members agree on it, and may agree that it is no more; else this node's configuration has it.
+    pub(super) is_agreed: bool,
+}
+
+impl Known {
+    /// Where its servers' stores are. A name may come back, and what was made under it does not.
+    pub(super) fn store(&self, config: &Config) -> PathBuf {
+        let Dc { name, id, .. } = &self.dc;
+        config.store.join(if self.is_agreed { format!("{name}.{id}") } else { name.clone() })
+    }
+}
 
 /// Goes by the list of members that counts now. Before its new nodes are known to the kernel, so that no call of theirs
 /// comes too early.
 pub(super) fn follow(shared: &Arc<Shared>, linking: &Linking) {
     let mut known = shared.dcs.lock().unwrap_or_else(PoisonError::into_inner);
-    for dc in linking.membership.dcs() {
-        let earlier = known.iter_mut().find(|one| one.id == dc.id || one.name == dc.name);
-        match earlier {
+    let agreed = linking.membership.dcs();
+    let is_over =
+        |known: &mut Known| known.is_agreed && agreed.iter().all(|dc| dc.id != known.dc.id);
+    // First: the name may be another's.
+    for over in known.extract_if(.., is_over).collect::<Vec<_>>() {
+        end(shared, over.dc);
+    }
+    for dc in agreed {
+        let earlier = known.iter_mut().find(|one| one.dc.id == dc.id || one.dc.name == dc.name);
+        match earlier.map(|earlier| &mut earlier.dc) {
             Some(earlier) if !is_same(earlier, &dc) => {
                 tell_of_clash(&dc);
             }
@@ -34,20 +59,41 @@ pub(super) fn follow(shared: &Arc<Shared>, linking: &Linking) {
             }
             None => match open(shared, &dc) {
                 Ok(()) => {
+                    let new = Known { dc, is_agreed: true };
                     // Its children look for it.
-                    Description::publish(shared, &dc);
-                    if let Err(error) = children::start(shared, &dc) {
-                        let error = format!("{error:#}");
-                        tracing::error!(name = dc.name, error, "a container has no servers here");
+                    Description::publish(shared, &new.dc);
+                    if let Err(error) = children::start(shared, &new) {
+                        let (error, name) = (format!("{error:#}"), &new.dc.name);
+                        tracing::error!(name, error, "a container has no servers here");
                     }
-                    known.push(dc);
+                    known.push(new);
                 }
                 Err(error) => tell_of_failure(&dc, &error),
             },
         }
     }
     // A node that has come, or gone, is told of in all that it was to be in.
-    known.iter().for_each(|dc| Description::publish(shared, dc));
+    known.iter().for_each(|known| Description::publish(shared, &known.dc));
+}
+
+/// Ends a container here: nobody comes in any more, its programs end, then its servers, then whoever is left is out.
+fn end(shared: &Arc<Shared>, dc: Dc) {
+    let socket = shared.config.socket(&dc.name);
+    let id = DcId(dc.id);
+    shared.with(|node| node.door.close(id));
+    for file in [Description::path(&socket), socket] {
+        // Nobody listens there any more.
+        std::fs::remove_file(file).ok();
+    }
+    let ending = Arc::clone(shared);
+    let ended = Builder::new().name("dc-end".into()).spawn(move || {
+        children::stop_of(&ending, id);
+        ending.with(|node| node.end(id));
+        tracing::info!(name = dc.name, id = dc.id, "a container has ended here");
+    });
+    if let Err(error) = ended {
+        tracing::error!(%error, "a container that has been removed goes on here");
+    }
 }
 
 /// Those of this node's configuration, `known`, and those that all members agree on. What must not be here twice is here

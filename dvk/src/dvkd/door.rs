@@ -106,6 +106,31 @@ impl Door {
         Ok(())
     }
 
+    /// Nobody comes into a container any more. Those who are in it stay.
+    pub(super) fn close(&mut self, dc: DcId) {
+        let of = |source: &Source| matches!(source, Source::Listener(of, _) if *of == dc);
+        let listeners: Vec<u64> = self
+            .sources
+            .iter()
+            .filter(|(_, source)| of(source))
+            .map(|(number, _)| *number)
+            .collect();
+        for number in listeners {
+            self.remove(number);
+        }
+    }
+
+    /// Ends the connections of a container's processes; the door's thread finds that they have.
+    pub(super) fn shut(&self, dc: DcId) {
+        for source in self.sources.values() {
+            if let Source::Connection(connection) = source
+                && connection.dc == dc
+            {
+                shut(&connection.socket);
+            }
+        }
+    }
+
     pub(super) fn is_privileged(&self, uid: u32) -> bool {
         uid == 0 || uid == self.user
     }
@@ -298,13 +323,16 @@ impl Door {
         }
     }
 
-    /// Asks all servers to stop.
-    pub(super) fn stop_servers(&mut self) {
+    /// Asks all servers, or those of a container, to stop.
+    pub(super) fn stop_servers(&mut self, dc: Option<DcId>) {
+        let is_meant = |connection: &Connection| {
+            connection.is_server() && dc.is_none_or(|dc| dc == connection.dc)
+        };
         let servers: Vec<u64> = self
             .sources
             .iter()
             .filter_map(|(number, source)| match source {
-                Source::Connection(connection) if connection.is_server() => Some(*number),
+                Source::Connection(connection) if is_meant(connection) => Some(*number),
                 _ => None,
             })
             .collect();

@@ -28,6 +28,8 @@ pub(super) struct Members {
     pub(super) nodes: Vec<Member>,
     /// In the order of their numbers.
     pub(super) dcs: Vec<Spanning>,
+    /// The highest number that a container has had: what is left of one is never another's.
+    pub(super) last_dc: u32,
 }
 
 /// A container that spans all nodes, also those that join later.
@@ -59,7 +61,7 @@ struct Signed<'a> {
 }
 
 /// In front of what is signed: nothing else that the authority signs begins like this.
-const CONTEXT: &[u8] = b"DVS members 2\0";
+const CONTEXT: &[u8] = b"DVS members 3\0";
 
 impl Members {
     pub(super) fn find(&self, node: u16) -> Option<&Member> {
@@ -169,6 +171,7 @@ impl Members {
             home.with_context(|| format!("container {} is at home nowhere", dc.name))?;
             last = dc.id;
         }
+        ensure!(last <= self.last_dc, "container {last} has a number that nobody was given");
         Ok(())
     }
 }
@@ -194,7 +197,8 @@ pub(super) mod tests {
         let nodes = vec![member(1), member(2), member(9)];
         let dc = |id: u32, home| Spanning { id, name: format!("dc{id}"), home };
         let dcs = vec![dc(3, 1), dc(8, 9)];
-        let members = Members { dvs: authority.dvs(), revision: 3, authority: 1, nodes, dcs };
+        let members =
+            Members { dvs: authority.dvs(), revision: 3, authority: 1, nodes, dcs, last_dc: 8 };
         let bytes = members.sign(&authority).unwrap();
         (authority, members, bytes)
     }
@@ -238,6 +242,7 @@ pub(super) mod tests {
         check(|members| members.authority = 5, "node 5 is not a member");
         check(|members| members.dcs[1].id = 3, "out of order");
         check(|members| members.dcs[0].id = 0, "out of order");
+        check(|members| members.last_dc = 7, "that nobody was given");
         check(|members| members.dcs[1].name = "dc3".into(), "two containers dc3");
         check(|members| members.dcs[1].name = "a/b".into(), "not a name");
         check(|members| members.dcs[1].home = 3, "dc8 is at home nowhere");

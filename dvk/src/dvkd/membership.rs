@@ -302,13 +302,32 @@ impl Membership {
             );
             ensure!(members.dcs.len() < DCS_MAX, "there are {DCS_MAX} containers already");
             // None that this node knows. (A node whose configuration has it goes by that, and says so: `dcs`.)
-            let used = members.dcs.iter().map(|dc| dc.id).chain(known.iter().map(|dc| dc.id));
-            let id = used.max().unwrap_or(0).checked_add(1).context("there are no more numbers")?;
+            let used = known.iter().map(|dc| dc.id).fold(members.last_dc, u32::max);
+            let id = used.checked_add(1).context("there are no more numbers")?;
+            members.last_dc = id;
             members.dcs.push(Spanning { id, name: name.to_owned(), home });
             Ok(())
         })?;
         tracing::info!(name, home, "a container has been made");
         Ok(change)
+    }
+
+    /// Takes a container that was made so off the list; returns what it was.
+    ///
+    /// # Errors
+    /// One sentence: there is none of this name, or the authority is elsewhere.
+    pub(super) fn remove_dc(&self, name: &str) -> Result<(Spanning, Change)> {
+        let mut removed = None;
+        let change = self.change(|members| {
+            let at = members.dcs.iter().position(|dc| dc.name == name);
+            let at = at.with_context(|| {
+                format!("there is no container {name:?} that \"dvs dc create\" has made")
+            })?;
+            removed = Some(members.dcs.remove(at));
+            Ok(())
+        })?;
+        tracing::info!(name, "a container has been removed");
+        Ok((removed.context("the list of members was not changed")?, change))
     }
 
     /// A new certificate for a member that asks for one over its link.

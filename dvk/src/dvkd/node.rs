@@ -8,6 +8,7 @@ use super::admin::Counters;
 use super::children::Children;
 use super::config::{Config, Dc};
 use super::confine::Confined;
+use super::dcs::Known;
 use super::directory::Proposal;
 use super::door::Door;
 use super::identity::Identity;
@@ -46,7 +47,7 @@ pub(super) struct Shared {
     pub(super) bell: Bell,
     pub(super) confined: Arc<Confined>,
     /// The containers that span this node.
-    pub(super) dcs: Mutex<Vec<Dc>>,
+    pub(super) dcs: Mutex<Vec<Known>>,
     pub(super) children: Mutex<Children>,
     /// Links to other nodes; `None`: this node is alone.
     pub(super) linking: Option<Linking>,
@@ -139,8 +140,10 @@ pub(super) struct Receiver {
 }
 
 impl Shared {
+    /// The first `configured` containers of the configuration are its own; all members agree on the others.
     pub(super) fn new(
         config: Config,
+        configured: usize,
         linking: Option<Linking>,
         kernel: Kernel,
         door: Door,
@@ -175,8 +178,10 @@ impl Shared {
             bell: Arc::new(descriptor),
         };
         let is_linked = linking.is_some();
+        let dcs = config.dcs.iter().enumerate();
+        let dcs = dcs.map(|(at, dc)| Known { dc: dc.clone(), is_agreed: at >= configured });
         let shared = Shared {
-            dcs: Mutex::new(config.dcs.clone()),
+            dcs: Mutex::new(dcs.collect()),
             children: Mutex::default(),
             config,
             linking,
@@ -200,6 +205,11 @@ impl Shared {
 
     /// The containers that span this node now.
     pub(super) fn dcs(&self) -> Vec<Dc> {
+        self.known().into_iter().map(|known| known.dc).collect()
+    }
+
+    /// The same, and how they came to be.
+    pub(super) fn known(&self) -> Vec<Known> {
         self.dcs.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -786,6 +796,18 @@ impl Node {
         if !place.1.is_memory() {
             self.died((place.0, place.1.memory()));
         }
+    }
+
+    /// A container is no more: neither are those who are left in it.
+    pub(super) fn end(&mut self, dc: DcId) {
+        let left: Vec<Place> = self.processes.keys().filter(|(of, _)| *of == dc).copied().collect();
+        for place in left {
+            self.died(place);
+        }
+        self.step(Input::DcStop { dc });
+        self.settle();
+        self.door.shut(dc);
+        self.traffic.remove(&dc);
     }
 
     /// Forgets a process that the kernel has forgotten.

@@ -14,9 +14,10 @@ use super::services::{GroupStatus, MemberStatus, Standing};
 use super::serving::{self, Context as Serving};
 use crate::kernel::NodeState;
 use crate::limits::{GROUP_BYTES, GROUP_RESTART};
+use ::group::command::{Op, TableOp};
 use ::group::disk::FjallDisk;
 use ::group::fence::Fence;
-use ::group::{Config, Group, Realm, Transport};
+use ::group::{Config, Group, Realm, Session, Transport};
 use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::net::UnixStream;
@@ -31,6 +32,9 @@ const DIRECTORY: &str = "system.group";
 
 /// How often it is looked whether the group is still at work.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// How long who has removed a container waits for its keys to be deleted.
+const FORGETTING: Duration = Duration::from_secs(2);
 
 /// How long an end may take that nobody waits for.
 const STOP: Duration = Duration::from_secs(2);
@@ -88,6 +92,28 @@ impl System {
         if let Some(group) = self.group() {
             tell_members(&group, linking);
         }
+    }
+
+    /// Has the group forget a container that is no more, sooner or later; true if it has.
+    pub(super) fn forget_dc(&self, dc: u32) -> bool {
+        let Some(runtime) = self.serving.get() else { return false };
+        let Some(group) = self.group() else { return false };
+        let (done, is_done) = std::sync::mpsc::channel();
+        runtime.spawn(async move {
+            while group.is_running() {
+                if let Ok(session) = Session::open(&group, group::millis(FORGETTING)).await {
+                    let forgotten = session.run(Op::Table(TableOp::RemoveDc { dc })).await;
+                    session.close().await;
+                    if forgotten.is_ok() {
+                        // Nobody may be waiting for it any more.
+                        done.send(()).ok();
+                        return;
+                    }
+                }
+                sleep(LOOK).await;
+            }
+        });
+        is_done.recv_timeout(FORGETTING).is_ok()
     }
 
     /// The group, whether it still is at work, and where its work is done.

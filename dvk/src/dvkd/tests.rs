@@ -730,7 +730,7 @@ fn a_server_that_is_told_to_stop_ends_well() {
     let mut server = cluster.server();
     let client = cluster.client(1);
     client.call(ADD, &[]).unwrap();
-    cluster.daemon(1).shared.with(|node| node.door.stop_servers());
+    cluster.daemon(1).shared.with(|node| node.door.stop_servers(None));
     assert!(server.0.wait().unwrap().success());
     let _server = cluster.server();
     assert_eq!(client.number(GET), 1);

@@ -615,8 +615,9 @@ impl Kernel {
     pub(super) fn refuse_overdue(&mut self, now: Nanos, out: &mut Vec<Output>) {
         for container in self.containers.values_mut() {
             container.parked.retain(|_, queue| {
-                while let Some(parked) = queue.pop_front_if(|parked| parked.until <= now) {
-                    let asker = parked.asker;
+                // They came in this order.
+                let overdue = queue.iter().take_while(|parked| parked.until <= now).count();
+                for Parked { asker, .. } in queue.drain(..overdue) {
                     out.push(Output::Refused { asker, error: IpcError::DestinationDied });
                 }
                 !queue.is_empty()

@@ -146,6 +146,21 @@ impl State {
         }
     }
 
+    /// Deletes the keys of a realm that is no more, and what is remembered of them.
+    pub(super) fn delete_realm(&mut self, realm: Realm) {
+        let (start, end) = realm.bounds(b"", None);
+        let end = end.map_or(Bound::Unbounded, Bound::Excluded);
+        let range = self.kv.keys.range((Bound::Included(start), end));
+        let keys: Vec<Vec<u8>> = range.map(|(key, _)| key.clone()).collect();
+        for key in keys {
+            // That it was there is no news.
+            self.delete(&key).ok();
+        }
+        if let Some(past) = self.kv.pasts.remove(&realm) {
+            self.kv.history_bytes -= past.bytes;
+        }
+    }
+
     /// The last change of a realm's keys.
     pub fn revision(&self, realm: Realm) -> u64 {
         self.kv.past(realm).revision

@@ -3,6 +3,7 @@
 use super::{Hold, Holds, Serial, State, bounded};
 use crate::command::{Answer, ClientId, Done, Life, Limit, NodeId, Refusal, TableOp, Whereabouts};
 use crate::limits::{DIRECTORY_MAX, NAME_MAX, NODES_MAX};
+use crate::realm::Realm;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -58,7 +59,11 @@ impl State {
             TableOp::PutDc { dc, name, nodes } => {
                 self.tables.put_dc(dc, name, nodes, &mut self.serial)
             }
-            TableOp::RemoveDc { dc } => self.tables.remove_dc(dc),
+            TableOp::RemoveDc { dc } => {
+                self.tables.remove_dc(dc);
+                self.delete_realm(Realm::Dc(dc));
+                Ok(Done::Fine)
+            }
             TableOp::Place { dc, slot, by, to, expected } => {
                 self.tables.place((dc, slot), by, to, expected, &mut self.serial)
             }
@@ -184,10 +189,9 @@ impl Tables {
         Ok(Done::Epoch { epoch })
     }
 
-    fn remove_dc(&mut self, number: u32) -> Answer {
-        let dc = self.dcs.remove(&number).ok_or(Refusal::NotFound)?;
+    fn remove_dc(&mut self, number: u32) {
+        self.dcs.remove(&number);
         self.directory.retain(|(of, _), _| *of != number);
-        Ok(Done::Epoch { epoch: dc.epoch })
     }
 
     /// The one that has been so for longest.

@@ -197,6 +197,27 @@ fn time_never_goes_back() {
 }
 
 #[test]
+fn a_container_that_is_no_more_leaves_no_keys() {
+    let mut world = World::default();
+    let client = world.open(1);
+    let own = put("own", "1");
+    let of = |dc: u32, key: &str| Realm::Dc(dc).key(key.as_bytes()).unwrap();
+    for key in [of(1, "a"), of(1, ""), of(2, "a")] {
+        let lease = Some(client);
+        world.ask(client, Op::Put { key, value: b"1".to_vec(), lease }).unwrap();
+    }
+    world.ask(client, own).unwrap();
+    world.ask(client, Op::Table(TableOp::RemoveDc { dc: 1 })).unwrap();
+    let has = |key: Vec<u8>| world.state.get(&key).is_some();
+    assert!(!has(of(1, "a")) && !has(of(1, "")) && has(of(2, "a")) && has(b"own".to_vec()));
+    let revisions = [Realm::Dc(1), Realm::Dc(2)].map(|realm| world.state.revision(realm));
+    assert_eq!(revisions, [0, 1]);
+    check(&world.state);
+    // Of one that nobody has heard of, as well.
+    world.ask(client, Op::Table(TableOp::RemoveDc { dc: 9 })).unwrap();
+}
+
+#[test]
 fn compare_and_swap_obeys_the_revision() {
     let mut world = World::default();
     let client = world.open(1);

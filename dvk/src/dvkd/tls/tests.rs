@@ -19,8 +19,14 @@ impl World {
     fn new() -> World {
         let authority = Authority::create(&system_clock()).unwrap();
         let nodes = (1..=3).map(member).collect();
-        let members =
-            Members { dvs: authority.dvs(), revision: 1, authority: 1, nodes, dcs: Vec::new() };
+        let members = Members {
+            dvs: authority.dvs(),
+            revision: 1,
+            authority: 1,
+            nodes,
+            dcs: Vec::new(),
+            last_dc: 0,
+        };
         let trust = Arc::new(Trust::new(authority.certificate.clone(), Arc::new(members)));
         World { authority, trust }
     }
