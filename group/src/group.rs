@@ -554,7 +554,7 @@ impl Group {
         self.ask_leader(|| Ask::Submit(command.clone()), answer, patience).await
     }
 
-    /// Gives a sign of life of a session. An answer may take an eighth of its time, as it waits for others.
+    /// Gives a sign of life of a session. An answer may take an eighth of its time, or 250 ms, as it waits for others.
     ///
     /// # Errors
     /// No answer in time: it may have been heard.

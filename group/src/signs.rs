@@ -1,12 +1,12 @@
 //! Signs of life of sessions, gathered by the leader: one command tells of all that have come meanwhile.
 //!
-//! A command is written to the disks of all nodes, and each session gives some signs in its time. So one waits for
-//! others: for an eighth of the session's time at most, and less if that is nearly over. Who gives them waits as long
-//! after an answer; so those of sessions with the same time soon come together. A sign counts from when the leader got it,
+//! A command is written to the disks of all nodes, and each session gives four signs in its time. So one waits for
+//! others: for an eighth of the session's time at most, and less if that is nearly over. Who gives them pauses after each
+//! answer; so those of sessions with the same time soon come together. A sign counts from when the leader got it,
 //! however long it has waited. The first of a new leader do not wait: it has taken time to elect it.
 
 use crate::command::{Answer, ClientId, Command, Done, Millis, Op, Refusal, Sign};
-use crate::group::Group;
+use crate::group::{ATTEMPT, Group};
 use crate::limits::SIGNS_MAX;
 use crate::types::RaftId;
 use crate::wire::Tell;
@@ -16,9 +16,19 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout};
 
-/// How long who gives signs of life waits after each answer, and how long one waits for others.
+/// No sign waits for others for longer, whatever its session's time: who has asked would ask again ([`ATTEMPT`]).
+const WAIT_MAX: Duration = Duration::from_millis(250);
+
+const _: () = assert!(WAIT_MAX.as_millis() < ATTEMPT.as_millis());
+
+/// How long a sign of a session with this time may wait for others.
+fn patience(ttl: Millis) -> Duration {
+    Duration::from_millis(ttl / 8).min(WAIT_MAX)
+}
+
+/// How long who gives signs of life pauses after each answer.
 pub(crate) fn pause(ttl: Millis) -> Duration {
-    Duration::from_millis(ttl / 8)
+    Duration::from_millis(ttl / 4) - patience(ttl)
 }
 
 /// The signs of life that wait.
@@ -40,17 +50,17 @@ struct Gathered {
 }
 
 impl Gathered {
-    /// `now` is the group's time, `patience` for how long this one may wait.
+    /// `now` is the group's time, `most` for how long this one may wait.
     fn add(
         &mut self,
         of: (ClientId, RaftId),
         now: Millis,
-        patience: Duration,
+        most: Duration,
     ) -> oneshot::Receiver<Tell> {
         let (sender, receiver) = oneshot::channel();
         self.signs.insert(of, now);
         self.answers.push((of, sender));
-        let latest = Instant::now() + patience;
+        let latest = Instant::now() + most;
         let due = self.due.map_or(latest, |due| due.min(latest));
         self.due = Some(if self.signs.len() < SIGNS_MAX { due } else { Instant::now() });
         receiver
@@ -67,16 +77,16 @@ impl Group {
     /// Takes the sign of life of a session as the leader.
     pub(crate) async fn take_sign(&self, from: RaftId, client: ClientId) -> Tell {
         let Some(now) = self.clock() else { return Tell::NotLeader(self.leader()) };
-        let patience = self.look(|state| state.life_of(client)).map(|(ttl, deadline)| {
+        let most = self.look(|state| state.life_of(client)).map(|(ttl, deadline)| {
             let left = Duration::from_millis(deadline.saturating_sub(now));
-            pause(ttl).min(left / 4)
+            patience(ttl).min(left / 4)
         });
         let term = self.term();
         let signs = &self.0.signs;
         let answer = {
             let mut gathered = signs.gathered();
-            let patience = patience.filter(|_| gathered.term == term);
-            gathered.add((client, from), now, patience.unwrap_or_default())
+            let most = most.filter(|_| gathered.term == term);
+            gathered.add((client, from), now, most.unwrap_or_default())
         };
         signs.more.notify_one();
         // Nobody answers if this node ends.

@@ -7,7 +7,8 @@ use group::{Failure, Realm, Session};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::{Instant, timeout};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
 
 const TTL: u64 = 2000;
 
@@ -138,6 +139,35 @@ fn members_on_two_nodes_get_the_same_and_a_joiner_the_state_first() {
         assert!(waits(two.receive("g", number)).await);
         let queued = |state: &group::state::State| state.queued("g");
         assert_eq!(one.group().read(queued, Duration::from_secs(1)).await, Ok(0));
+    });
+}
+
+#[test]
+fn signs_of_life_wait_for_each_other_and_not_for_long() {
+    run(async |world| {
+        let group = world.group(1).unwrap();
+        let mut sessions = Vec::new();
+        for ttl in [2000, 3_600_000] {
+            sessions.push(Session::open(&group, ttl).await.unwrap());
+        }
+        let begin = group.applied();
+        let mut asked = JoinSet::new();
+        for (turn, session) in (0..24).zip(sessions.iter().cycle()) {
+            let (group, client) = (group.clone(), session.client());
+            asked.spawn(async move {
+                sleep(Duration::from_millis(turn * 10)).await;
+                let sent = Instant::now();
+                let answer = group.keep_alive(client, Duration::from_secs(10)).await;
+                (answer, sent.elapsed())
+            });
+        }
+        for (answer, took) in asked.join_all().await {
+            assert_eq!(answer, Ok(Ok(())));
+            assert!(took < Duration::from_millis(300), "{took:?}");
+        }
+        // Some are of the nodes, which have just come.
+        let commands = group.applied() - begin;
+        assert!(commands <= 12, "{commands} commands for 24 signs in a quarter of a second");
     });
 }
 
