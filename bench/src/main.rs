@@ -16,6 +16,7 @@ mod queue;
 mod report;
 mod rounds;
 mod shared;
+mod slow;
 mod stream;
 mod system;
 mod tls;
@@ -101,6 +102,7 @@ fn measure(arguments: &Arguments) -> Result<ExitCode> {
     files(system.as_ref(), arguments.rounds, &report)?;
     if let Some(system) = &system {
         idle::rows(system, &report)?;
+        slow::rows(arguments.rounds, &report)?;
     }
     if let Some(path) = &arguments.plot {
         report.draw(path)?;

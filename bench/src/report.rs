@@ -25,6 +25,8 @@ pub(crate) enum Group {
     Files,
     /// What nodes and endpoints cost while nothing happens
     Idle,
+    /// Copies over slow links, compressed and not
+    Slow,
 }
 
 /// Where rows go.

@@ -24,13 +24,21 @@ impl System {
     /// # Errors
     /// One sentence: what is missing here, or what `dvs lab up` says.
     pub(crate) fn up() -> Result<System> {
+        System::up_with(&[])
+    }
+
+    /// The same, with more options of `dvs lab up`.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn up_with(options: &[&str]) -> Result<System> {
         if let Some(obstacle) = lab::obstacle() {
             anyhow::bail!(obstacle);
         }
         let scratch = tempfile::Builder::new().prefix("dvs-bench-").tempdir()?;
         let program = scratch.path().join("bench");
         std::fs::copy(std::env::current_exe()?, &program)?;
-        let lab = Lab::up(&lab::program()?, &scratch.path().join("lab"))?;
+        let lab = Lab::up_with(&lab::program()?, &scratch.path().join("lab"), options)?;
         Ok(System { lab, program, _scratch: scratch })
     }
 

@@ -89,8 +89,17 @@ impl Lab {
     /// # Errors
     /// What `dvs lab up` says, and what its daemons have logged.
     pub fn up(program: &Path, directory: &Path) -> Result<Lab> {
+        Lab::up_with(program, directory, &[])
+    }
+
+    /// The same, with more options of `dvs lab up`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn up_with(program: &Path, directory: &Path, options: &[&str]) -> Result<Lab> {
         let lab = Lab { program: program.to_path_buf(), directory: directory.to_path_buf() };
-        let output = lab.dvs(&["lab", "up", "--nodes", "3", "--dc", DC])?;
+        let usual = ["lab", "up", "--nodes", "3", "--dc", DC];
+        let output = lab.dvs(&[&usual, options].concat())?;
         if !output.status.success() {
             bail!("dvs lab up: {}{}", String::from_utf8_lossy(&output.stderr), lab.logs());
         }
