@@ -21,6 +21,10 @@ const WINDOW: usize = 1 << 20;
 const PATIENCE: u32 = 16;
 const PATIENCE_MAX: u32 = 1024;
 
+/// After so many windows in a row that carry less than half of what was usual, or more than twice that, the link is another
+/// one: the other way is tried at once.
+const STRANGE: u32 = 4;
+
 /// Is anything compressed on this node's links?
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -60,6 +64,9 @@ pub(super) struct Packer {
     /// How long the connection had been busy when the window began; None: it is not known.
     busy: Option<Nanos>,
     step: Step,
+    /// Bytes that a second carried when the better way was chosen, and how many windows since then were strange.
+    usual: u64,
+    strange: u32,
     /// Bytes that a second carried in the way that is not tried.
     other: u64,
     patience: u32,
@@ -86,6 +93,8 @@ impl Packer {
             packing: 0,
             busy: None,
             step: Step::Keep { left: 0 },
+            usual: 0,
+            strange: 0,
             other: 0,
             patience: PATIENCE,
         })
@@ -136,10 +145,20 @@ impl Packer {
                 self.patience =
                     if is_better { PATIENCE } else { (self.patience * 2).min(PATIENCE_MAX) };
                 self.step = Step::Keep { left: self.patience };
+                self.usual = if is_better { rate } else { self.other };
+                self.strange = 0;
                 self.is_packing ^= !is_better;
             }
-            Step::Keep { left: left @ 1.. } => self.step = Step::Keep { left: left - 1 },
-            Step::Keep { left: 0 } => {
+            Step::Keep { left } => {
+                let is_strange = rate < self.usual / 2 || rate / 2 > self.usual;
+                self.strange = if is_strange { self.strange + 1 } else { 0 };
+                if left > 0 && self.strange < STRANGE {
+                    self.step = Step::Keep { left: left - 1 };
+                    return;
+                }
+                if self.strange >= STRANGE {
+                    self.patience = PATIENCE;
+                }
                 self.other = rate;
                 self.is_packing ^= true;
                 self.step = Step::Settle;
@@ -215,11 +234,19 @@ mod tests {
     #[test]
     fn a_link_that_becomes_slow_is_noticed_and_one_that_becomes_fast_again() {
         let mut wire = Wire::new();
-        wire.run(100, 1000 << 20, 400 << 20);
-        wire.run(2000, 10 << 20, 30 << 20);
+        // However long it has been so.
+        wire.run(5000, 1000 << 20, 400 << 20);
+        wire.run(8, 10 << 20, 30 << 20);
         assert!(wire.run(1000, 10 << 20, 30 << 20) > 900);
-        wire.run(2000, 1000 << 20, 400 << 20);
-        assert!(wire.run(1000, 1000 << 20, 400 << 20) < 20);
+        wire.run(5000, 10 << 20, 30 << 20);
+        wire.run(8, 1000 << 20, 400 << 20);
+        assert!(wire.run(1000, 1000 << 20, 400 << 20) < 100);
+        // A single window that is strange is no reason.
+        wire.run(5000, 1000 << 20, 400 << 20);
+        let tries: u32 = (0..20)
+            .map(|_| wire.run(1, 100 << 20, 40 << 20) + wire.run(3, 1000 << 20, 400 << 20))
+            .sum();
+        assert_eq!(tries, 0);
     }
 
     #[test]
