@@ -45,7 +45,8 @@ pub struct Config {
     pub credentials: Option<PathBuf>,
     /// Directory of the sockets: `dc-NAME.sock` for each container, `admin.sock`.
     pub run: PathBuf,
-    /// Directory of the servers' stores: `DC/SERVER` for each server whose home is this node.
+    /// Directory of the servers' stores: `DC/SERVER` for each server whose home is this node; `DC.NUMBER/SERVER` for those of
+    /// containers that all members agree on.
     pub store: PathBuf,
     /// How children are started: this, then the role and its options. Empty: no children are
     /// started (servers and containers are then started by others).

@@ -22,7 +22,7 @@ pub(super) struct Known {
 }
 
 impl Known {
-    /// Where its servers' stores are. A name may come back, and what was made under it does not.
+    /// Where its servers' stores are. A name, in which there is no dot, may come back, and what was made under it does not.
     pub(super) fn store(&self, config: &Config) -> PathBuf {
         let Dc { name, id, .. } = &self.dc;
         config.store.join(if self.is_agreed { format!("{name}.{id}") } else { name.clone() })
