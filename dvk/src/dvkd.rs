@@ -68,7 +68,7 @@ use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -262,11 +262,12 @@ impl Daemon {
             }
         }
         let config = &self.shared.config;
-        let doors = self.shared.dcs().into_iter().map(|dc| config.socket(&dc.name));
-        for socket in doors.chain([config.admin_socket()]) {
+        let doors: Vec<PathBuf> =
+            self.shared.dcs().iter().map(|dc| config.socket(&dc.name)).collect();
+        let descriptions: Vec<PathBuf> = doors.iter().map(|door| Description::path(door)).collect();
+        for file in doors.into_iter().chain(descriptions).chain([config.admin_socket()]) {
             // Whoever comes next replaces a socket that nobody listens at.
-            std::fs::remove_file(&socket).ok();
-            std::fs::remove_file(Description::path(&socket)).ok();
+            std::fs::remove_file(file).ok();
         }
         locked(&self.wish.waiting).clear();
     }
@@ -305,11 +306,14 @@ fn create_dc(shared: &Arc<Shared>, name: &str, home: u16) -> admin::Outcome {
 fn remove_dc(shared: &Arc<Shared>, name: &str) -> admin::Outcome {
     let removed = || -> Result<String> {
         let linking = shared.linking.as_ref().context("this node is alone: it has no members")?;
+        let forget = system::forgetter(shared)?;
         let (dc, change) = linking.membership.remove_dc(name)?;
         links::apply(shared, linking, &change);
-        let keys = linking.system.forget_dc(dc.id);
-        let keys =
-            if keys { "" } else { " Its keys are deleted as soon as the system group decides." };
+        let keys = if forget(dc.id) {
+            ""
+        } else {
+            " Its keys are deleted as soon as the system group decides, if this dvkd runs until then."
+        };
         Ok(format!(
             "Container {name} is removed: its programs end on all nodes. Its files stay on node {}, in {name}.{} of its \
              stores.{keys}",

@@ -72,7 +72,7 @@ impl Description {
         Description { dc: dc.name.clone(), id: dc.id, node: config.node, home: dc.home, nodes }
     }
 
-    /// Says it beside the container's door. Commands miss it, programs do not.
+    /// Says it beside the container's door. Without it commands do not find the container, and its programs do not start.
     pub(super) fn publish(shared: &Shared, dc: &Dc) {
         let socket = shared.config.socket(&dc.name);
         if let Err(error) = Description::of(shared, dc).write_beside(&socket) {

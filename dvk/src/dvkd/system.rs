@@ -94,28 +94,6 @@ impl System {
         }
     }
 
-    /// Has the group forget a container that is no more, sooner or later; true if it has.
-    pub(super) fn forget_dc(&self, dc: u32) -> bool {
-        let Some(runtime) = self.serving.get() else { return false };
-        let Some(group) = self.group() else { return false };
-        let (done, is_done) = std::sync::mpsc::channel();
-        runtime.spawn(async move {
-            while group.is_running() {
-                if let Ok(session) = Session::open(&group, group::millis(FORGETTING)).await {
-                    let forgotten = session.run(Op::Table(TableOp::RemoveDc { dc })).await;
-                    session.close().await;
-                    if forgotten.is_ok() {
-                        // Nobody may be waiting for it any more.
-                        done.send(()).ok();
-                        return;
-                    }
-                }
-                sleep(LOOK).await;
-            }
-        });
-        is_done.recv_timeout(FORGETTING).is_ok()
-    }
-
     /// The group, whether it still is at work, and where its work is done.
     ///
     /// # Errors
@@ -148,6 +126,41 @@ impl System {
         });
         Ok(())
     }
+}
+
+/// Has the group forget a container that is no more: as soon as it decides, also if it is not at work now. True if it has.
+///
+/// # Errors
+/// One sentence: nobody could do that. It is asked before there is anything to forget.
+pub(super) fn forgetter(shared: &Arc<Shared>) -> Result<impl FnOnce(u32) -> bool> {
+    let runtime = shared.linking.as_ref().and_then(|linking| linking.system.serving.get().cloned());
+    let runtime = runtime.context("this node is being started; try again")?;
+    let shared = Arc::downgrade(shared);
+    Ok(move |dc| {
+        let (done, is_done) = std::sync::mpsc::channel();
+        runtime.spawn(async move {
+            while let Some(shared) = shared.upgrade().filter(|shared| !shared.is_stopping()) {
+                let group = shared.linking.as_ref().and_then(|linking| linking.system.group());
+                drop(shared);
+                if let Some(group) = group
+                    && forget(&group, dc).await
+                {
+                    // Nobody may be waiting for it any more.
+                    done.send(()).ok();
+                    return;
+                }
+                sleep(LOOK).await;
+            }
+        });
+        is_done.recv_timeout(FORGETTING).is_ok()
+    })
+}
+
+async fn forget(group: &Group, dc: u32) -> bool {
+    let Ok(session) = Session::open(group, ::group::millis(FORGETTING)).await else { return false };
+    let forgotten = session.run(Op::Table(TableOp::RemoveDc { dc })).await;
+    session.close().await;
+    forgotten.is_ok()
 }
 
 /// Sends the group's messages over whatever link there is.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
-/// Signs of life are given each quarter of the lease; the leader looks each 50 ms who is due; and the network.
+/// Signs of life are given each quarter of the lease; the leader says when somebody is due; and the network.
 const SLACK: u64 = 100;
 
 /// Longer than anything here takes.
