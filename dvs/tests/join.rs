@@ -91,6 +91,18 @@ impl World {
         Bound::bind(Some(&socket), 0).ok()
     }
 
+    /// Machine b becomes a node of the DVS of a, where it is reached, and is started.
+    fn join(&self, [a, b]: [&str; 2]) -> Daemon {
+        let token = self.succeeds("a", &["token", "create"]);
+        self.succeeds("b", &as_strs(&join_words(a, token.trim(), "b", b)));
+        self.start("b")
+    }
+
+    /// Do a and b have a link, and nobody else?
+    fn are_linked(&self) -> bool {
+        self.linked("a") == ["b"] && self.linked("b") == ["a"]
+    }
+
     /// The other nodes to which `machine` has a link.
     fn linked(&self, machine: &str) -> Vec<String> {
         let nodes = self.status(machine).unwrap().nodes.into_iter().skip(1);
@@ -191,11 +203,8 @@ fn a_node_that_joins_has_the_containers_that_were_made_before() {
     world.fails("a", &["dc", "create", "a/b"], "is not a name");
     world.fails("a", &["dc", "create", "c", "--home", "x"], "there is no node \"x\"");
     let at_a = world.bind("a", "early").unwrap();
-    let token = world.succeeds("a", &["token", "create"]);
-    world.succeeds("b", &as_strs(&join_words(&a, token.trim(), "b", &b)));
-    let second = world.start("b");
-    let are_linked = || world.linked("a") == ["b"] && world.linked("b") == ["a"];
-    wait_until("a and b have a link", are_linked);
+    let second = world.join([&a, &b]);
+    wait_until("a and b have a link", || world.are_linked());
     // It is there from its start on.
     let at_b = world.bind("b", "early").unwrap();
     call(&at_a, &at_b);
@@ -208,7 +217,7 @@ fn a_node_that_joins_has_the_containers_that_were_made_before() {
     // Both have them when they are started again.
     drop((at_a, at_b, first, second));
     let _daemons = ["a", "b"].map(|machine| world.start(machine));
-    wait_until("a and b have a link again", are_linked);
+    wait_until("a and b have a link again", || world.are_linked());
     call(&world.bind("a", "early").unwrap(), &world.bind("b", "early").unwrap());
 }
 
@@ -220,18 +229,22 @@ fn as_strs(words: &[String]) -> Vec<&str> {
     words.iter().map(String::as_str).collect()
 }
 
-#[test]
-fn programs_run_on_any_of_the_machines_see_one_tree_and_none_of_the_nodes_secrets() {
+/// A world where a has been founded, and where it and b listen; none where no programs can run.
+fn with_programs() -> Option<(World, [String; 2])> {
     let fuse = std::fs::File::options().read(true).write(true).open("/dev/fuse");
     if fuse.is_err() {
         eprintln!("SKIPPED: programs need /dev/fuse");
-        return;
+        return None;
     }
-    let world = World::new();
-    let addresses = addresses(2);
-    let [a, b] = &addresses[..] else { panic!("two") };
-    let (a, b) = (a.to_string(), b.to_string());
-    world.succeeds("a", &["init", "--name", "a", "--listen", &a]);
+    let (world, addresses) = (World::new(), addresses(2));
+    let listen = [addresses[0].to_string(), addresses[1].to_string()];
+    world.succeeds("a", &["init", "--name", "a", "--listen", &listen[0]]);
+    Some((world, listen))
+}
+
+#[test]
+fn programs_run_on_any_of_the_machines_see_one_tree_and_none_of_the_nodes_secrets() {
+    let Some((world, [a, b])) = with_programs() else { return };
     world.fails_with(
         124,
         "a",
@@ -241,13 +254,11 @@ fn programs_run_on_any_of_the_machines_see_one_tree_and_none_of_the_nodes_secret
     let first = world.start("a");
     world.fails_with(122, "a", &["run", "--", "true"], "\"dvs dc create NAME\" makes one");
     world.succeeds("a", &["dc", "create", "web"]);
-    let token = world.succeeds("a", &["token", "create"]);
-    world.succeeds("b", &as_strs(&join_words(&a, token.trim(), "b", &b)));
-    let _second = world.start("b");
+    let _second = world.join([&a, &b]);
     for machine in ["a", "b"] {
         wait_until("its programs can run", || world.is_ready(machine, "web"));
     }
-    wait_until("they have a link", || world.linked("a") == ["b"] && world.linked("b") == ["a"]);
+    wait_until("they have a link", || world.are_linked());
     world.succeeds("a", &["run", "--node", "b", "--", "sh", "-c", "hostname > /dvs/x"]);
     assert_eq!(world.succeeds("a", &["run", "--", "cat", "/dvs/x"]), "b\n");
     assert_eq!(world.succeeds("b", &["run", "--", "sh", "-c", "hostname; cat /dvs/x"]), "b\nb\n");
@@ -270,25 +281,14 @@ fn programs_run_on_any_of_the_machines_see_one_tree_and_none_of_the_nodes_secret
 
 #[test]
 fn a_container_that_is_removed_ends_everywhere_and_its_name_begins_anew() {
-    let fuse = std::fs::File::options().read(true).write(true).open("/dev/fuse");
-    if fuse.is_err() {
-        eprintln!("SKIPPED: programs need /dev/fuse");
-        return;
-    }
-    let world = World::new();
-    let addresses = addresses(2);
-    let [a, b] = &addresses[..] else { panic!("two") };
-    let (a, b) = (a.to_string(), b.to_string());
-    world.succeeds("a", &["init", "--name", "a", "--listen", &a]);
+    let Some((world, [a, b])) = with_programs() else { return };
     let _first = world.start("a");
     world.succeeds("a", &["dc", "create", "stays"]);
     world.succeeds("a", &["dc", "create", "web"]);
-    let token = world.succeeds("a", &["token", "create"]);
-    world.succeeds("b", &as_strs(&join_words(&a, token.trim(), "b", &b)));
-    let second = world.start("b");
+    let second = world.join([&a, &b]);
     let is_everywhere = |dc: &str| ["a", "b"].iter().all(|machine| world.is_ready(machine, dc));
     wait_until("its programs can run", || is_everywhere("web") && is_everywhere("stays"));
-    wait_until("they have a link", || world.linked("a") == ["b"] && world.linked("b") == ["a"]);
+    wait_until("they have a link", || world.are_linked());
     let run = [
         "run",
         "--dc",
