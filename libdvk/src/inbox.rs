@@ -436,6 +436,10 @@ impl Inbox {
                     let bits =
                         if inbound.is_trusted() { u64::MAX } else { caller_bit(inbound.peer) };
                     self.callers.fetch_or(bits, Ordering::Release);
+                    if !inbound.is_trusted() {
+                        // Who is not said is a stranger.
+                        self.bell.beware_of(tell.cred().map_or(u32::MAX, |cred| cred.uid));
+                    }
                     self.happen(Event::Accepted(Box::new(inbound)));
                 }
             }

@@ -4,6 +4,12 @@
 //! Peers map the page read-only. Ringing is: if the ticket is odd, FUTEX_WAKE it; if that woke nobody,
 //! the owner was between deciding to sleep and sleeping, so look again. The owner looks for news
 //! after it has made the ticket odd, and peers post news before they look at the ticket, so news is never missed.
+//! One that has been woken and has no CPU yet sleeps on the same ticket: a ringer remembers for which it has woken
+//! somebody, and wakes nobody twice for one.
+//!
+//! Any peer can sleep on the word as well, and be taken for its owner. So all who do are woken, not one; and an owner that
+//! has peers of other users than its own ([`Bell::beware_of`]) does not rely on having been asleep when it was rung: it
+//! looks again by itself, a few times.
 //!
 //! A second word counts the threads that look for news in the sleeping owner's place ([`Bell::watch`]): while there
 //! are some, peers wake nobody. A watcher looks once more after it has taken itself off.
@@ -11,10 +17,11 @@
 
 use crate::errno::IpcError;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, Ordering, fence};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use core::time::Duration;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 use rustix::thread::futex;
 
@@ -28,17 +35,45 @@ const LOOKS_MAX: u32 = LOOKS_BUSY + 4;
 const LOOKS_AGAIN: u32 = 4;
 /// Looks without giving the CPU away: the owner's way from deciding to sleeping is about this long.
 const LOOKS_BUSY: u32 = 50;
+/// How long a wary owner sleeps before it looks by itself; the next time four times as long. A ring that somebody else has
+/// taken came in the instant before a sleep, mostly the first one after something else had happened.
+const NAP: Duration = Duration::from_millis(5);
+/// So many times, then it sleeps until it is rung: an idle receiver costs nothing.
+const NAPS: u32 = 6;
+/// All who sleep, in what futex(2) takes for a number of them.
+const ALL: u32 = i32::MAX as u32;
 
 /// The owner's side.
 #[derive(Debug)]
 pub struct Bell {
     page: Page,
+    rung: Rung,
+    /// Some of the peers may be hostile.
+    is_wary: AtomicBool,
+    /// How many times it has looked by itself since it was rung.
+    naps: AtomicU32,
 }
 
 /// A peer's side: it can ring, nothing else.
 #[derive(Debug)]
 pub struct Ringer {
     page: Page,
+    rung: Rung,
+}
+
+/// The ticket of the last sleep that one side has ended. (Tickets come again after 2^31 sleeps.)
+#[derive(Debug)]
+pub(crate) struct Rung(AtomicU32);
+
+impl Rung {
+    pub(crate) const fn never() -> Rung {
+        Rung(AtomicU32::new(0))
+    }
+
+    /// The bell is another one now.
+    pub(crate) fn forget(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
 }
 
 impl Bell {
@@ -54,7 +89,8 @@ impl Bell {
         let page = Page::map(fd.as_fd(), ProtFlags::READ | ProtFlags::WRITE)?;
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
         rustix::fs::fcntl_add_seals(&fd, seals).map_err(|_| IpcError::Exhausted)?;
-        Ok((Bell { page }, fd))
+        let (rung, is_wary, naps) = (Rung::never(), AtomicBool::new(false), AtomicU32::new(0));
+        Ok((Bell { page, rung, is_wary, naps }, fd))
     }
 
     /// Announces sleep. Look for news once more after this, then [`Bell::sleep`] or [`Bell::awake`].
@@ -67,10 +103,39 @@ impl Bell {
 
     /// Sleeps until rung or until `timeout` is over, then is awake. Spurious returns happen.
     pub fn sleep(&self, ticket: u32, timeout: Option<Duration>) {
-        let timeout = timeout.map(timespec);
+        let nap = self.nap();
+        let is_nap = nap.is_some_and(|nap| timeout.is_none_or(|timeout| nap < timeout));
+        let timeout = if is_nap { nap } else { timeout }.map(timespec);
         // Every outcome (woken, timed out, interrupted, rung before) means the same: look again.
-        futex::wait(self.page.word(), futex::Flags::empty(), ticket, timeout.as_ref()).ok();
+        let slept = futex::wait(self.page.word(), futex::Flags::empty(), ticket, timeout.as_ref());
+        if slept != Err(Errno::TIMEDOUT) {
+            self.naps.store(0, Ordering::Relaxed);
+        } else if is_nap {
+            self.naps.fetch_add(1, Ordering::Relaxed);
+        }
         self.awake();
+    }
+
+    /// A process of this user gets the bell. Of one's own, and of the superuser, there is no need to be wary: those could
+    /// stop the owner as well.
+    pub fn beware_of(&self, uid: u32) {
+        if uid != 0 && uid != rustix::process::geteuid().as_raw() {
+            self.beware();
+        }
+    }
+
+    /// Anybody may get the bell.
+    pub fn beware(&self) {
+        self.is_wary.store(true, Ordering::Relaxed);
+    }
+
+    /// How long to sleep at most.
+    fn nap(&self) -> Option<Duration> {
+        if !self.is_wary.load(Ordering::Relaxed) {
+            return None;
+        }
+        let naps = self.naps.load(Ordering::Relaxed);
+        (naps < NAPS).then(|| NAP * 4u32.pow(naps))
     }
 
     /// Takes the announcement back.
@@ -83,7 +148,7 @@ impl Bell {
     pub fn ring(&self) -> bool {
         // What the owner is told of may be under a lock, or in any kind of word.
         fence(Ordering::SeqCst);
-        self.page.ring(LOOKS_MAX, false)
+        self.page.ring(LOOKS_MAX, false, &self.rung)
     }
 
     /// Another thread looks for news itself: until the guard is dropped, peers do not wake the owner. Look for news
@@ -114,7 +179,7 @@ impl Ringer {
     /// [`IpcError::Protocol`] if `fd` is no bell.
     pub fn map(fd: BorrowedFd<'_>) -> Result<Ringer, IpcError> {
         check_size(fd, PAGE as u64)?;
-        Page::map(fd, ProtFlags::READ).map(|page| Ringer { page })
+        Page::map(fd, ProtFlags::READ).map(|page| Ringer { page, rung: Rung::never() })
     }
 
     /// Wakes the owner if it sleeps. Call it after the news is written, with `SeqCst`, as a channel's is: then either
@@ -122,7 +187,7 @@ impl Ringer {
     /// with it (stopped, or out of CPU): ring again in a while.
     #[must_use]
     pub fn ring(&self) -> bool {
-        self.page.ring(LOOKS_MAX, true)
+        self.page.ring(LOOKS_MAX, true, &self.rung)
     }
 
     /// Address of the mapping, for a client that keeps it as a number; see [`Ringer::from_address`].
@@ -133,10 +198,10 @@ impl Ringer {
     }
 
     /// Rings a bell kept as a number. `again`: it has been rung and not heard, so a few looks will do.
-    pub(crate) fn ring_at(address: usize, again: bool) -> bool {
+    pub(crate) fn ring_at(address: usize, rung: &Rung, again: bool) -> bool {
         let Some(base) = NonNull::new(address as *mut u8) else { return false };
         let page = core::mem::ManuallyDrop::new(Page { base });
-        page.ring(if again { LOOKS_AGAIN } else { LOOKS_MAX }, true)
+        page.ring(if again { LOOKS_AGAIN } else { LOOKS_MAX }, true, rung)
     }
 
     /// Replaces the mapping at `address` by the bell `fd`, in one step: a thread that is ringing there goes on
@@ -188,15 +253,17 @@ impl Page {
     }
 
     /// `for_watcher`: a thread that watches will find the news.
-    fn ring(&self, looks: u32, for_watcher: bool) -> bool {
+    fn ring(&self, looks: u32, for_watcher: bool, rung: &Rung) -> bool {
         for look in 0..looks {
             if for_watcher && self.watchers().load(Ordering::SeqCst) != 0 {
                 return true;
             }
-            if self.word().load(Ordering::SeqCst) & 1 == 0 {
+            let ticket = self.word().load(Ordering::SeqCst);
+            if ticket & 1 == 0 || rung.0.load(Ordering::Relaxed) == ticket {
                 return true;
             }
-            if futex::wake(self.word(), futex::Flags::empty(), 1).is_ok_and(|woken| woken > 0) {
+            if futex::wake(self.word(), futex::Flags::empty(), ALL).is_ok_and(|woken| woken > 0) {
+                rung.0.store(ticket, Ordering::Relaxed);
                 return true;
             }
             if look < LOOKS_BUSY { core::hint::spin_loop() } else { rustix::thread::sched_yield() }
@@ -232,7 +299,103 @@ pub(crate) fn timespec(duration: Duration) -> futex::Timespec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicBool, AtomicU64};
+    use std::format;
+    use std::string::ToString;
+    use std::sync::atomic::AtomicU64;
+    use std::time::Instant;
+
+    /// "For ever": a lost ring would show as a wait of a minute.
+    const AGES: Duration = Duration::from_secs(60);
+
+    /// Waits until `thread` of this process sleeps in futex(2).
+    fn await_sleep(thread: &AtomicU32) {
+        loop {
+            let path = format!("/proc/self/task/{}/syscall", thread.load(Ordering::SeqCst));
+            let call = std::fs::read_to_string(path).unwrap_or_default();
+            if call.split(' ').next() == Some(&libc::SYS_futex.to_string()) {
+                return;
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    /// Sleeps on the bell's word without being its owner, and says who that is.
+    fn steal(ringer: &Ringer, ticket: u32, thief: &AtomicU32) {
+        let id = rustix::thread::gettid().as_raw_pid().cast_unsigned();
+        thief.store(id, Ordering::SeqCst);
+        let patience = timespec(AGES);
+        futex::wait(ringer.page.word(), futex::Flags::empty(), ticket, Some(&patience)).unwrap();
+    }
+
+    #[test]
+    fn one_that_has_been_woken_and_has_no_cpu_yet_is_not_rung_again() {
+        let (bell, fd) = Bell::create().expect("memfd");
+        let [ringer, other] = [(); 2].map(|()| Ringer::map(fd.as_fd()).expect("a bell"));
+        let ticket = bell.prepare();
+        let owner = AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| steal(&ringer, ticket, &owner));
+            await_sleep(&owner);
+            assert!(ringer.ring());
+        });
+        // It has not got so far as to say that it is awake.
+        assert!(ringer.ring());
+        assert!(!other.ring(), "who has not woken it goes on trying");
+        bell.awake();
+        let next = bell.prepare();
+        assert!(!ringer.ring(), "its next sleep is another");
+        assert_ne!(ticket, next);
+    }
+
+    #[test]
+    fn a_peer_that_sleeps_on_the_bell_does_not_take_its_owners_place() {
+        let (bell, fd) = Bell::create().expect("memfd");
+        let ringer = Ringer::map(fd.as_fd()).expect("a bell");
+        let [thief, owner] = [const { AtomicU32::new(0) }; 2];
+        let ticket = bell.prepare();
+        std::thread::scope(|scope| {
+            scope.spawn(|| steal(&ringer, ticket, &thief));
+            await_sleep(&thief);
+            scope.spawn(|| {
+                let id = rustix::thread::gettid().as_raw_pid().cast_unsigned();
+                owner.store(id, Ordering::SeqCst);
+                let start = Instant::now();
+                bell.sleep(ticket, Some(AGES));
+                assert!(start.elapsed() < AGES);
+            });
+            await_sleep(&owner);
+            assert!(ringer.ring());
+        });
+    }
+
+    #[test]
+    fn a_ring_that_a_stranger_has_taken_before_the_owner_slept_is_made_good() {
+        let (bell, fd) = Bell::create().expect("memfd");
+        let ringer = Ringer::map(fd.as_fd()).expect("a bell");
+        bell.beware_of(rustix::process::geteuid().as_raw() + 1);
+        let thief = AtomicU32::new(0);
+        let ticket = bell.prepare();
+        std::thread::scope(|scope| {
+            scope.spawn(|| steal(&ringer, ticket, &thief));
+            await_sleep(&thief);
+            assert!(ringer.ring());
+        });
+        let start = Instant::now();
+        bell.sleep(ticket, Some(AGES));
+        assert!(start.elapsed() < AGES, "it looks by itself");
+        let naps = std::iter::from_fn(|| {
+            let nap = bell.nap();
+            bell.naps.fetch_add(1, Ordering::Relaxed);
+            nap
+        });
+        assert_eq!(naps.count(), 5, "and in the end it sleeps");
+        bell.naps.store(0, Ordering::Relaxed);
+        bell.is_wary.store(false, Ordering::Relaxed);
+        for uid in [0, rustix::process::geteuid().as_raw()] {
+            bell.beware_of(uid);
+            assert_eq!(bell.nap(), None, "they could stop it anyway");
+        }
+    }
 
     #[test]
     fn no_ring_is_lost_between_deciding_and_sleeping() {

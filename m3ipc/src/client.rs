@@ -10,7 +10,7 @@
     reason = "a channel's mapping is replaced in place when its receiver has been restarted"
 )]
 
-use crate::bell::Ringer;
+use crate::bell::{Ringer, Rung};
 use crate::channel::{Poll, SharedChannel, Withdrawn};
 use crate::connection::{Connection, Opened};
 use crate::door::{self, Ask, flag};
@@ -486,6 +486,7 @@ struct Slot {
     /// Address of the mapping of the channel, and of the peer's bell.
     channel: AtomicUsize,
     bell: AtomicUsize,
+    rung: Rung,
     /// `door::flag`s of the channel.
     flags: AtomicU32,
     /// Odd while the mapping is being replaced.
@@ -561,6 +562,7 @@ impl Slot {
             peer: AtomicU64::new(0),
             channel: AtomicUsize::new(0),
             bell: AtomicUsize::new(0),
+            rung: Rung::never(),
             flags: AtomicU32::new(0),
             version: AtomicU32::new(0),
             left: AtomicU64::new(0),
@@ -589,6 +591,8 @@ impl Slot {
     fn refill(&self, opened: &Opened) -> Result<(), IpcError> {
         // SAFETY: the address is this slot's bell.
         unsafe { Ringer::replace(self.bell.load(Ordering::Relaxed), opened.bell.as_fd()) }?;
+        // Who rings in between posts again, to the channel that comes with the new bell.
+        self.rung.forget();
         self.version.fetch_add(1, Ordering::SeqCst);
         let replaced = if self.await_writers() {
             // SAFETY: the address is this slot's mapping, and the odd version keeps everybody out.
@@ -875,7 +879,7 @@ impl Slot {
     }
 
     fn ring(&self, again: bool) -> bool {
-        Ringer::ring_at(self.bell.load(Ordering::Acquire), again)
+        Ringer::ring_at(self.bell.load(Ordering::Acquire), &self.rung, again)
     }
 
     /// Runs `act` on the channel while it cannot be replaced, for a thread that has `lane`.

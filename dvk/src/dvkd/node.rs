@@ -150,6 +150,7 @@ impl Shared {
     ) -> Result<Shared> {
         let (bell, descriptor) =
             Bell::create().map_err(|error| anyhow::anyhow!("cannot make a bell: {error:?}"))?;
+        bell.beware();
         let watched = Version::default();
         let confined = Arc::<Confined>::default();
         let node = Node {

@@ -138,6 +138,9 @@ impl Shared {
                 Ok((record, fds)) => event(&record, fds),
                 Err(error) => Some(Event::Lost(error)),
             };
+            if let Some(Event::Accepted(accepted)) = &event {
+                self.bell.beware_of(accepted.cred.uid);
+            }
             let last = matches!(event, Some(Event::Stop | Event::Lost(_)));
             if let Some(event) = event {
                 self.events.lock().unwrap_or_else(PoisonError::into_inner).push(event);

@@ -165,6 +165,7 @@ impl Door {
         if !trusted && cred.is_none() {
             return Err(IpcError::Protocol);
         }
+        cred.inspect(|cred| self.shared.bell.beware_of(cred.uid));
         self.next += 1;
         self.inbound.push(Inbound {
             number: self.next,

@@ -3,8 +3,12 @@
 
 use dvk::dvkd::{Config, Daemon, Dc, Packing, Peer, found};
 use dvk_client::{Bound, Endpoint, NodeId};
+use std::fs::Permissions;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Longer than anything takes; whoever waits so long waits for ever.
@@ -12,6 +16,9 @@ pub(crate) const NEVER: Option<Duration> = Some(Duration::from_secs(20));
 /// Long enough that a wait is seen to wait.
 pub(crate) const SHORT: Option<Duration> = Some(Duration::from_millis(30));
 pub(crate) const NOWAIT: Option<Duration> = Some(Duration::ZERO);
+
+/// Nobody, on every Linux.
+const NOBODY: u32 = 65_534;
 
 /// A cluster of the nodes 1 to 3 with the DC in which endpoints are bound, and another.
 pub(crate) struct Cluster {
@@ -78,6 +85,22 @@ impl Cluster {
     }
 
     /// Times that the daemon of a node has met something that breaks a protocol.
+    /// A test of this program, to be run by a user without rights who can reach the node's socket.
+    pub(crate) fn as_nobody(&self, node: usize, test: &str) -> Command {
+        let socket = self.socket(node);
+        let run = socket.parent().unwrap();
+        for directory in [run, run.parent().unwrap()] {
+            std::fs::set_permissions(directory, Permissions::from_mode(0o755)).unwrap();
+        }
+        // That user cannot look into the target directory.
+        let copy = run.join(test);
+        std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+        let mut command = Command::new(copy);
+        command.args([test, "--exact", "--nocapture", "--test-threads=1"]).current_dir("/");
+        command.uid(NOBODY).gid(NOBODY);
+        command
+    }
+
     pub(crate) fn protocol_errors(&self, node: usize) -> u64 {
         let daemon = self.daemons[node - 1].as_ref().unwrap();
         daemon.status().counters.protocol_errors

@@ -12,3 +12,4 @@ mod migrate;
 mod replicas;
 mod rights;
 mod scribble;
+mod sleepers;

@@ -6,14 +6,11 @@ use crate::liar::Liar;
 use dvk::limits::LENT_PER_USER;
 use dvk_client::{Access, Allowed, Bound, Endpoint, IpcError, Message, Rights, call, level};
 use m3ipc::limits::LENT_MAX;
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::thread::scope;
 
 const SOCKET: &str = "DVK_RIGHTS_SOCKET";
 const PEER: &str = "DVK_RIGHTS_PEER";
-/// Nobody, on every Linux.
-const NOBODY: u32 = 65_534;
 
 fn only(calls: u32) -> Rights {
     Rights { calls, ..Rights::of_level(level::USER) }
@@ -177,29 +174,15 @@ fn ordinary_process() {
 fn an_ordinary_user_calls_and_no_more_until_the_administrator_says_so() {
     let cluster = Cluster::start();
     let server = cluster.bind(1);
-    let socket = cluster.socket(1);
-    // The way to the socket, for another user.
-    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    for directory in [socket.parent().unwrap(), socket.parent().unwrap().parent().unwrap()] {
-        std::fs::set_permissions(directory, std::fs::Permissions::clone(&open)).unwrap();
-    }
     scope(|threads| {
         threads.spawn(|| {
             let got = server.rcvrqst(&mut [], NEVER).unwrap();
             server.reply(got.message.source, &got.message, b"").unwrap();
         });
-        // Found by its descriptor: another user cannot look into the target directory.
-        let program = std::fs::File::open(std::env::current_exe().unwrap()).unwrap();
-        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&program));
-        let copy = socket.parent().unwrap().join("ordinary");
-        std::fs::copy(path, &copy).unwrap();
-        let status = Command::new(&copy)
-            .args(["--exact", "rights::ordinary_process"])
-            .env(SOCKET, &socket)
+        let status = cluster
+            .as_nobody(1, "rights::ordinary_process")
+            .env(SOCKET, cluster.socket(1))
             .env(PEER, server.endpoint().to_bits().to_string())
-            .uid(NOBODY)
-            .gid(NOBODY)
-            .current_dir("/")
             .stdout(Stdio::null())
             .status()
             .unwrap();
