@@ -620,6 +620,9 @@ impl Rest for Sleeper {
     fn awake(&self) {
         self.0.bell.awake();
     }
+    fn found(&self) {
+        self.0.bell.found(|| true);
+    }
 }
 
 pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

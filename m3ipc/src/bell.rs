@@ -7,9 +7,10 @@
 //! One that has been woken and has no CPU yet sleeps on the same ticket: a ringer remembers for which it has woken
 //! somebody, and wakes nobody twice for one.
 //!
-//! Any peer can sleep on the word as well, and be taken for its owner. So all who do are woken, not one; and an owner that
-//! has peers of other users than its own ([`Bell::beware_of`]) does not rely on having been asleep when it was rung: it
-//! looks again by itself, a few times.
+//! Any peer can sleep on the word as well, and be taken for its owner; so all who do are woken, not one. And it can let
+//! the owner sleep on another word (FUTEX_REQUEUE asks only for a mapping to read). So an owner that has peers of other
+//! users than its own ([`Bell::beware_of`]) does not rely on being rung: it looks by itself now and then, soon after it
+//! has found something, seldom when it is idle.
 //!
 //! A second word counts the threads that look for news in the sleeping owner's place ([`Bell::watch`]): while there
 //! are some, peers wake nobody. A watcher looks once more after it has taken itself off.
@@ -35,11 +36,10 @@ const LOOKS_MAX: u32 = LOOKS_BUSY + 4;
 const LOOKS_AGAIN: u32 = 4;
 /// Looks without giving the CPU away: the owner's way from deciding to sleeping is about this long.
 const LOOKS_BUSY: u32 = 50;
-/// How long a wary owner sleeps before it looks by itself; the next time four times as long. A ring that somebody else has
-/// taken came in the instant before a sleep, mostly the first one after something else had happened.
+/// How long a wary owner sleeps before it looks by itself; the next time four times as long, if it has found nothing.
 const NAP: Duration = Duration::from_millis(5);
-/// So many times, then it sleeps until it is rung: an idle receiver costs nothing.
-const NAPS: u32 = 6;
+/// So many times: then every 1.28 s. What a peer can take from others is so much of their time.
+const NAPS: u32 = 4;
 /// All who sleep, in what futex(2) takes for a number of them.
 const ALL: u32 = i32::MAX as u32;
 
@@ -50,7 +50,7 @@ pub struct Bell {
     rung: Rung,
     /// Some of the peers may be hostile.
     is_wary: AtomicBool,
-    /// How many times it has looked by itself since it was rung.
+    /// How many times it has looked by itself, and in vain, since it was rung.
     naps: AtomicU32,
 }
 
@@ -116,6 +116,14 @@ impl Bell {
         self.awake();
     }
 
+    /// Says after a sleep whether there was news: who has found some by itself has been robbed of a ring, and looks again
+    /// soon.
+    pub fn found(&self, has_news: impl FnOnce() -> bool) {
+        if self.naps.load(Ordering::Relaxed) != 0 && has_news() {
+            self.naps.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// A process of this user gets the bell. Of one's own, and of the superuser, there is no need to be wary: those could
     /// stop the owner as well.
     pub fn beware_of(&self, uid: u32) {
@@ -131,11 +139,8 @@ impl Bell {
 
     /// How long to sleep at most.
     fn nap(&self) -> Option<Duration> {
-        if !self.is_wary.load(Ordering::Relaxed) {
-            return None;
-        }
-        let naps = self.naps.load(Ordering::Relaxed);
-        (naps < NAPS).then(|| NAP * 4u32.pow(naps))
+        let is_wary = self.is_wary.load(Ordering::Relaxed);
+        is_wary.then(|| NAP * 4u32.pow(self.naps.load(Ordering::Relaxed).min(NAPS)))
     }
 
     /// Takes the announcement back.
@@ -383,18 +388,54 @@ mod tests {
         let start = Instant::now();
         bell.sleep(ticket, Some(AGES));
         assert!(start.elapsed() < AGES, "it looks by itself");
-        let naps = std::iter::from_fn(|| {
-            let nap = bell.nap();
-            bell.naps.fetch_add(1, Ordering::Relaxed);
-            nap
+    }
+
+    #[test]
+    fn an_owner_that_a_stranger_has_moved_to_another_word_comes_back() {
+        let (bell, fd) = Bell::create().expect("memfd");
+        let ringer = Ringer::map(fd.as_fd()).expect("a bell");
+        bell.beware();
+        let owner = AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                owner
+                    .store(rustix::thread::gettid().as_raw_pid().cast_unsigned(), Ordering::SeqCst);
+                // As idle as it gets, so that there is time for the theft.
+                bell.naps.store(NAPS, Ordering::Relaxed);
+                let start = Instant::now();
+                bell.sleep(bell.prepare(), Some(AGES));
+                assert!(start.elapsed() < AGES);
+            });
+            await_sleep(&owner);
+            let elsewhere = AtomicU32::new(0);
+            let (word, none) = (ringer.page.word(), futex::Flags::empty());
+            assert_eq!(futex::requeue(word, none, 0, ALL, &elsewhere), Ok(1));
+            assert!(!ringer.ring(), "it hears nothing");
         });
-        assert_eq!(naps.count(), 5, "and in the end it sleeps");
-        bell.naps.store(0, Ordering::Relaxed);
-        bell.is_wary.store(false, Ordering::Relaxed);
+    }
+
+    #[test]
+    fn a_wary_owner_looks_seldom_when_it_finds_nothing_and_soon_when_it_does() {
+        let (bell, _fd) = Bell::create().expect("memfd");
         for uid in [0, rustix::process::geteuid().as_raw()] {
             bell.beware_of(uid);
             assert_eq!(bell.nap(), None, "they could stop it anyway");
         }
+        bell.beware();
+        let naps = [(); 7].map(|()| {
+            let nap = bell.nap().expect("it is wary").as_millis();
+            bell.naps.fetch_add(1, Ordering::Relaxed);
+            nap
+        });
+        assert_eq!(naps, [5, 20, 80, 320, 1280, 1280, 1280]);
+        bell.found(|| false);
+        assert_eq!(bell.nap(), Some(NAP * 256));
+        bell.found(|| true);
+        assert_eq!(bell.nap(), Some(NAP));
+        bell.sleep(bell.prepare(), Some(Duration::ZERO));
+        assert_eq!(bell.nap(), Some(NAP), "its own time is no nap");
+        bell.sleep(bell.prepare(), None);
+        assert_eq!(bell.nap(), Some(NAP * 4));
     }
 
     #[test]

@@ -138,6 +138,8 @@ pub trait Rest {
     fn sleep(&self, ticket: u32, timeout: Option<Duration>);
     /// Takes the announcement back.
     fn awake(&self);
+    /// There was something to receive.
+    fn found(&self) {}
 }
 
 /// One incoming channel of a port, with what the receiver must not take from shared memory.
@@ -428,6 +430,7 @@ impl<R: Rest> Port<R> {
                 return Ok(notification(source, value, 0));
             }
             if let Some(received) = self.look(place.list(), from, want, payload) {
+                self.rest.found();
                 return Ok(received);
             }
             place.check_source(from)?;

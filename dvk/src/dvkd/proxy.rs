@@ -612,6 +612,7 @@ pub(super) fn run(shared: &Shared) {
     let mut patience = Patience { one_cpu, ..Patience::default() };
     let mut led = Vec::new();
     while !shared.is_stopping() {
+        shared.bell.found(|| watched.has_news());
         shared.with(|node| {
             watched.attend(node, &mut buffer);
             if node.kernel.next_deadline().is_some_and(|deadline| deadline <= monotonic()) {

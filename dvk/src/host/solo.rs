@@ -187,6 +187,7 @@ impl<S: Server, D: Durable> Solo<S, D> {
                 active.push((accepted.clone(), news));
             }
         }
+        self.inbox.bell().found(|| !active.is_empty());
         for (accepted, news) in active.drain(..) {
             for lane in bits(news.pending) {
                 self.request(&accepted, lane);

@@ -109,21 +109,27 @@ impl Door {
                     Item::Told(tell, fds) => self.told(&tell, fds, handler),
                 }
             }
+            self.shared.bell.found(|| self.has_news());
             self.look(handler, &mut payload);
             self.rest();
         }
     }
 
+    fn has_news(&self) -> bool {
+        self.inbound.iter().any(|inbound| inbound.channel.has_news()) || self.shared.has_items()
+    }
+
     /// Sleeps until there is news.
     fn rest(&self) {
-        let news = || {
-            self.inbound.iter().any(|inbound| inbound.channel.has_news()) || self.shared.has_items()
-        };
-        if self.spin.until(news) {
+        if self.spin.until(|| self.has_news()) {
             return;
         }
         let ticket = self.shared.bell.prepare();
-        if news() { self.shared.bell.awake() } else { self.shared.bell.sleep(ticket, None) }
+        if self.has_news() {
+            self.shared.bell.awake()
+        } else {
+            self.shared.bell.sleep(ticket, None)
+        }
     }
 
     fn told(&mut self, tell: &Tell, fds: Fds, handler: &mut impl Handler) {

@@ -1,4 +1,4 @@
-//! A process that sleeps on others' bells takes no ring from them for good.
+//! A process that sleeps on others' bells, or has their owners sleep elsewhere, takes no call from them.
 #![expect(unsafe_code, reason = "reads a word of a bell's page by its address")]
 
 use crate::cluster::{Cluster, NEVER, well_known};
@@ -21,7 +21,11 @@ const SOCKET: &str = "DVK_TEST_SLEEPERS";
 /// Threads that sleep on each bell.
 const SLEEPERS: usize = 2;
 /// Calls that an honest process makes of each receiver meanwhile.
-const ROUNDS: usize = 2_000;
+const ROUNDS: usize = 200;
+/// How the process robs others.
+const WAY: &str = "DVK_TEST_SLEEPERS_WAY";
+const SLEEP: &str = "sleep";
+const REQUEUE: &str = "requeue";
 
 fn ask(bound: &Bound, to: Endpoint, call: u16) {
     bound.sendrec(to, &mut Message::request(call), b"", &mut [], NEVER).unwrap();
@@ -43,17 +47,20 @@ fn child_that_sleeps_on_bells() {
         .map(|line| usize::from_str_radix(line.split('-').next().unwrap(), 16).unwrap())
         .collect();
     println!("\nsleeps on {} bells", places.len());
+    let sleeps = std::env::var(WAY).unwrap() == SLEEP;
     for at in places.into_iter().flat_map(|at| [at; SLEEPERS]) {
         std::thread::spawn(move || {
+            let elsewhere = AtomicU32::new(0);
+            let none = futex::Flags::empty();
             // SAFETY: the page stays mapped as long as the endpoint, which is as long as the process; all use the word
             // atomically.
             let word = unsafe { AtomicU32::from_ptr(at as *mut u32) };
             loop {
                 let ticket = word.load(Ordering::SeqCst);
-                if ticket & 1 == 1 {
-                    futex::wait(word, futex::Flags::empty(), ticket, None).ok();
-                } else {
-                    std::hint::spin_loop();
+                match ticket & 1 {
+                    1 if sleeps => futex::wait(word, none, ticket, None).unwrap_or(()),
+                    1 => _ = futex::requeue(word, none, 0, i32::MAX.cast_unsigned(), &elsewhere),
+                    _ => std::hint::spin_loop(),
                 }
             }
         });
@@ -84,8 +91,8 @@ fn serve(bound: &Bound) {
     }
 }
 
-#[test]
-fn who_sleeps_on_the_bells_of_others_does_not_make_them_miss_a_call() {
+/// Has an honest process call while another one robs.
+fn rob(way: &str) {
     let cluster = Cluster::start();
     let (near, far) = (cluster.bind_as(1, NEAR), cluster.bind_as(2, FAR));
     let honest = cluster.bind(1);
@@ -95,6 +102,7 @@ fn who_sleeps_on_the_bells_of_others_does_not_make_them_miss_a_call() {
         let mut child = cluster
             .as_nobody(1, "sleepers::child_that_sleeps_on_bells")
             .env(SOCKET, cluster.socket(1))
+            .env(WAY, way)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -111,4 +119,14 @@ fn who_sleeps_on_the_bells_of_others_does_not_make_them_miss_a_call() {
         ask(&honest, well_known(1, NEAR), END);
         ask(&honest, well_known(2, FAR), END);
     });
+}
+
+#[test]
+fn who_sleeps_on_the_bells_of_others_does_not_make_them_miss_a_call() {
+    rob(SLEEP);
+}
+
+#[test]
+fn who_has_others_sleep_on_a_word_of_its_own_does_not_make_them_miss_a_call() {
+    rob(REQUEUE);
 }
