@@ -12,6 +12,18 @@ pub fn path(name: &str) -> String {
     format!("{}/programs/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
+/// The path of a program that `cargo xtask test` has built of a crate, `package` being its name and version.
+///
+/// # Panics
+/// It is not there.
+pub fn tool(package: &str, name: &str) -> String {
+    let test = std::env::current_exe().expect("this program has a file");
+    let target = test.ancestors().nth(3).expect("it is in target/PROFILE/deps");
+    let program = target.join("tools").join(package).join("bin").join(name);
+    assert!(program.is_file(), "{} is missing: `cargo xtask test` installs it", program.display());
+    program.to_string_lossy().into_owned()
+}
+
 /// The C programs, each a call family.
 pub const C_PROGRAMS: [&str; 4] = ["posix_sem", "posix_mq", "sysv_sem", "sysv_msg"];
 

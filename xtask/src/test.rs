@@ -1,4 +1,4 @@
-//! All tests with one command: the Debian packages that the programs of legacy-tests come in, then cargo test.
+//! All tests with one command: what the programs of legacy-tests come in, Debian packages and crates, then cargo test.
 
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
@@ -19,11 +19,17 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("/usr/bin/find", "findutils"),
 ];
 
+/// Crates with programs that the tests run, and their versions. Each is in `target/tools/NAME-VERSION`.
+const CRATES: &[(&str, &str)] = &[("pjdfstest", "0.2.2")];
+
 /// Runs all tests, or those whose names contain `filter`.
 pub(crate) fn run(filter: &[&str]) -> Result<()> {
     let missing = missing(PROGRAMS, |path| Path::new(path).exists());
     if !missing.is_empty() {
         install(&missing)?;
+    }
+    for (name, version) in CRATES {
+        install_crate(name, version)?;
     }
     cargo(["test", "--release", "--workspace", "--locked", "--no-run"], &[])?;
     cargo(["test", "--release", "--workspace", "--locked"], filter)?;
@@ -64,10 +70,25 @@ fn install(packages: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// The `dvs` that `cargo test --workspace` makes, beside this program in the target folder.
+/// Builds a crate's programs, with the versions of its dependencies that it was published with.
+fn install_crate(name: &str, version: &str) -> Result<()> {
+    let target = target().context("this program is in no target folder")?;
+    let place = target.join(format!("tools/{name}-{version}"));
+    if place.join("bin").join(name).is_file() {
+        return Ok(());
+    }
+    let place = place.to_string_lossy();
+    cargo(["install", name, "--version", version, "--locked", "--root", &place], &[])
+}
+
+/// The target folder, in which this program is.
+fn target() -> Option<PathBuf> {
+    Some(std::env::current_exe().ok()?.parent()?.parent()?.to_path_buf())
+}
+
+/// The `dvs` that `cargo test --workspace` makes.
 fn built_program() -> Option<PathBuf> {
-    let own = std::env::current_exe().ok()?;
-    let program = own.parent()?.parent()?.join("release/dvs");
+    let program = target()?.join("release/dvs");
     program.is_file().then_some(program)
 }
 

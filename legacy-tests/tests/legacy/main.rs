@@ -1,6 +1,7 @@
 //! Runs every test in every world that it is for; one lab for all of them, taken down at the end.
 
 mod commands;
+mod conformance;
 mod dvk;
 mod embedded;
 mod faults;
@@ -39,6 +40,7 @@ const LAB: &[Place] = &[Place::Lab];
 
 const MODULES: &[&[Test]] = &[
     files::TESTS,
+    conformance::TESTS,
     locks::TESTS,
     semaphores::TESTS,
     messages::TESTS,

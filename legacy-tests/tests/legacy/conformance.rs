@@ -1,0 +1,69 @@
+//! What others hold file systems to: pjdfstest, whole, on the home node of the files and on another.
+
+use crate::{ALL, Test};
+use legacy_tests::{World, program};
+
+pub(crate) const TESTS: &[Test] = &[("pjdfstest_passes", ALL, pjdfstest)];
+
+/// All tests of this version.
+const COUNT: usize = 398;
+
+/// What it is told of the file system and the system's users. Its clock ticks finer than `naptime` (seconds).
+const SETTINGS: &str = r#"
+[features]
+posix_fallocate = {}
+rename_ctime = {}
+utime_now = {}
+utimensat = {}
+[settings]
+naptime = 0.02
+allow_remount = REMOUNT
+[dummy_auth]
+entries = [["nobody", "nogroup"], ["daemon", "daemon"]]
+"#;
+
+/// The tests that mount the file system read-only for a while.
+const REMOUNTING: &str = "erofs";
+/// A file system may have no most number of links: as tmpfs, ours has none.
+const LINK_MAX: &str = "link::link_count_max";
+
+/// Runs the tests whose names contain `filter`; returns how many passed, and the names of those that were skipped.
+fn run(world: &World, node: usize, remount: bool, filter: &str) -> (usize, Vec<String>) {
+    let settings = world.scratch().join(format!("pjdfstest-{remount}.toml"));
+    std::fs::write(&settings, SETTINGS.replace("REMOUNT", &remount.to_string())).unwrap();
+    let folder = world.folder();
+    let program = program::tool("pjdfstest-0.2.2", "pjdfstest");
+    let settings = settings.to_string_lossy();
+    let paths = ["-c", &settings, "-p", &folder, "-s", "/dev/shm"];
+    let argv = [&[&*program][..], &paths, &[filter]].concat();
+    let outcome = world.outcome(node, &argv);
+    let named = |how: &str| -> Vec<String> {
+        let lines = outcome.output.lines().filter_map(|line| line.strip_suffix(how));
+        lines.map(|name| name.trim().to_owned()).collect()
+    };
+    let passed = named(" ok").len();
+    let failed = named(" FAILED");
+    assert!(outcome.code == 0 && failed.is_empty(), "{failed:?}\n{}", outcome.output);
+    (passed, named(" skipped"))
+}
+
+fn pjdfstest(world: &World) {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("*** NOT TESTED: pjdfstest; only root can become others");
+        return;
+    }
+    let is_native = world.is_native();
+    for node in [0, 2] {
+        let (passed, skipped) = run(world, node, false, "");
+        assert_eq!(passed + skipped.len(), COUNT);
+        let unexpected =
+            skipped.iter().find(|name| !name.contains(REMOUNTING) && *name != LINK_MAX);
+        assert_eq!(unexpected, None);
+        if is_native {
+            // Nobody mounts this machine's own files anew for a test.
+            return;
+        }
+        let remounting = skipped.iter().filter(|name| name.contains(REMOUNTING)).count();
+        assert_eq!(run(world, node, true, REMOUNTING), (remounting, Vec::new()));
+    }
+}
