@@ -30,7 +30,8 @@ const LINK_MAX: &str = "link::link_count_max";
 /// Runs the tests whose names contain `filter`; returns how many passed, and the names of those that were skipped.
 fn run(world: &World, node: usize, remount: bool, filter: &str) -> (usize, Vec<String>) {
     let settings = world.scratch().join(format!("pjdfstest-{remount}.toml"));
-    std::fs::write(&settings, SETTINGS.replace("REMOUNT", &remount.to_string())).unwrap();
+    std::fs::write(&settings, SETTINGS.replace("REMOUNT", &remount.to_string()))
+        .expect("the scratch folder is ours");
     let folder = world.folder();
     let program = program::tool("pjdfstest-0.2.2", "pjdfstest");
     let settings = settings.to_string_lossy();
