@@ -15,6 +15,7 @@ mod directory;
 mod door;
 pub mod figures;
 mod heap;
+mod held;
 mod identity;
 mod join;
 mod link;

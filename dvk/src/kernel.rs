@@ -621,6 +621,11 @@ impl Kernel {
         self.peers.values().map(Peer::info)
     }
 
+    /// The node where messages to an endpoint go, as far as is known here.
+    pub fn home(&self, dc: DcId, to: Endpoint) -> Option<NodeId> {
+        self.containers.get(&dc)?.home(to)
+    }
+
     pub fn dcs(&self) -> impl Iterator<Item = &Dc> {
         self.containers.values().map(|container| &container.dc)
     }

@@ -79,6 +79,10 @@ pub const CALLS_BYTES: usize = 256 << 20;
 /// refused above it.
 pub const UNRECEIVED_MAX: usize = 64 << 20;
 
+/// Above so much of it large messages wait in their lanes: what is on its way to a node a second away at 32 MB/s, or 30 ms
+/// at a gigabyte. What is refused above `UNRECEIVED_MAX` is small, or was on its way here already.
+pub const CONGESTED: usize = UNRECEIVED_MAX / 2;
+
 /// The same, counting answers and notes, which cannot be refused: above it the node is given up.
 pub const UNRECEIVED_LIMIT: usize = 512 << 20;
 

@@ -11,6 +11,7 @@ use super::confine::Confined;
 use super::dcs::Known;
 use super::directory::Proposal;
 use super::door::Door;
+use super::held::Held;
 use super::identity::Identity;
 use super::link::{Link, Tracks};
 use super::links::{Linking, Pump};
@@ -87,6 +88,8 @@ pub(super) struct Node {
     pub(super) reserving: BTreeMap<Asker, Reserving>,
     /// What the group is to be asked for, when the lock is free.
     proposals: Vec<Proposal>,
+    /// Large messages that wait for a node.
+    pub(super) held: Held,
     /// Links with something new to write, when the lock is free.
     unflushed: Vec<Arc<Link>>,
     /// To be rung when the lock is free.
@@ -169,6 +172,7 @@ impl Shared {
             next_link: 1,
             reserving: BTreeMap::new(),
             proposals: Vec::new(),
+            held: Held::default(),
             unflushed: Vec::new(),
             rings: Vec::new(),
             counters: Counters::default(),
@@ -294,9 +298,14 @@ impl Node {
 
     /// Carries out what the kernel wants, until it wants nothing more.
     pub(super) fn settle(&mut self) {
-        while !self.out.is_empty() {
-            for output in std::mem::take(&mut self.out) {
-                self.carry_out(output);
+        loop {
+            while !self.out.is_empty() {
+                for output in std::mem::take(&mut self.out) {
+                    self.carry_out(output);
+                }
+            }
+            if !self.take_held() {
+                return;
             }
         }
     }
@@ -836,7 +845,7 @@ impl Node {
     /// Reads the answers that a receiver has given to calls of other nodes.
     pub(super) fn take_answers_of(&mut self, place: Place) {
         for courier in self.couriers.channels_of(place) {
-            self.take_answers(&courier);
+            self.take_all_answers(&courier);
         }
     }
 

@@ -3,6 +3,7 @@
 //! One thread sleeps on the daemon's bell. It finds requests on the channels of local processes and gives them to
 //! the kernel, which makes frames of them; and answers of local servers, which become frames as well.
 
+use super::held::Lanes;
 use super::links::Pump;
 use super::node::{Node, Place, Shared};
 use crate::host::solo::{check_lane, monotonic};
@@ -49,6 +50,8 @@ pub(super) struct Proxy {
     cred: Cred,
     /// Each request brings its own credentials.
     is_trusted: bool,
+    /// Lanes with requests that wait (`super::held`).
+    pub(super) held: Lanes,
 }
 
 /// Channels with local receivers, over which calls of other nodes are made: each node has its own.
@@ -71,8 +74,6 @@ pub(super) struct Couriers {
 #[derive(Debug)]
 struct CourierLanes {
     courier: Arc<Courier>,
-    /// Whose calls it brings.
-    node: NodeId,
     is_retired: bool,
     busy: u64,
     calls: [Option<CallId>; LANES],
@@ -85,12 +86,16 @@ struct CourierLanes {
 pub(super) struct Courier {
     channel: SharedChannel,
     place: Place,
+    /// Whose calls it brings.
+    pub(super) node: NodeId,
     ringer: Arc<Ringer>,
+    /// Lanes with answers that wait (`super::held`).
+    pub(super) held: Lanes,
 }
 
 impl CourierLanes {
     fn has_room(&self, node: NodeId) -> bool {
-        self.node == node && !self.is_retired && self.busy != u64::MAX
+        self.courier.node == node && !self.is_retired && self.busy != u64::MAX
     }
 }
 
@@ -130,6 +135,7 @@ impl Proxies {
             to,
             cred,
             is_trusted,
+            held: Lanes::default(),
         }));
         Ok(())
     }
@@ -160,6 +166,11 @@ impl Proxies {
                 }
             }
         }
+    }
+
+    /// Is it still one of them?
+    pub(super) fn has(&self, proxy: &Arc<Proxy>) -> bool {
+        self.list.iter().any(|other| Arc::ptr_eq(other, proxy))
     }
 
     /// Ends a call of a local process.
@@ -214,21 +225,21 @@ impl Couriers {
         ringer: Arc<Ringer>,
     ) -> Result<(), IpcError> {
         let couriers = self.places.entry(place).or_default();
-        if couriers.iter().filter(|lanes| lanes.node == node).count() >= CHANNELS_PER_PEER {
+        if couriers.iter().filter(|lanes| lanes.courier.node == node).count() >= CHANNELS_PER_PEER {
             return Err(IpcError::Exhausted);
         }
         let channel = SharedChannel::map(channel.as_fd())?;
         self.version.fetch_add(1, Ordering::SeqCst);
-        let courier = Arc::new(Courier { channel, place, ringer });
+        let courier = Arc::new(Courier { channel, place, node, ringer, held: Lanes::default() });
         let (is_retired, calls, numbers) = (false, [None; LANES], [0; LANES]);
-        couriers.push(CourierLanes { courier, node, is_retired, busy: 0, calls, numbers });
+        couriers.push(CourierLanes { courier, is_retired, busy: 0, calls, numbers });
         Ok(())
     }
 
     /// The receiver at `place` is about to hear that `node` is gone.
     pub(super) fn retire(&mut self, place: Place, node: NodeId) {
         for lanes in self.places.get_mut(&place).into_iter().flatten() {
-            lanes.is_retired |= lanes.node == node;
+            lanes.is_retired |= lanes.courier.node == node;
         }
         self.remove_retired(place);
     }
@@ -313,7 +324,7 @@ impl Couriers {
         let mut withdrawn = Vec::new();
         for lanes in self.places.get_mut(&place).into_iter().flatten() {
             for lane in 0..LANES {
-                let node = lanes.node;
+                let node = lanes.courier.node;
                 let Some(id) = lanes.calls[lane].filter(|id| which(node, id)) else { continue };
                 let is_received = match lanes.courier.channel.withdraw(lane) {
                     Withdrawn::TooLate => continue,
@@ -404,12 +415,22 @@ impl Node {
             let open = self.proxies.lanes.get(&(proxy.number, lane)).copied();
             if let Some(id) = open.filter(|id| id.tag == tag) {
                 self.step(Input::LocalCancel { dc: proxy.dc, to: proxy.to, id });
+            } else if let Some(message) = proxy.channel.request(lane)
+                && message.tag == tag
+                && proxy.held.has(lane)
+            {
+                // Nobody has heard of it yet.
+                let ended = Message::undelivered(message.call, IpcError::Interrupted);
+                proxy.channel.answer(lane, &Message { tag, ..ended }, &[], false);
             }
         }
     }
 
-    fn take_request(&mut self, proxy: &Arc<Proxy>, lane: usize, buffer: &mut [u8]) {
+    pub(super) fn take_request(&mut self, proxy: &Arc<Proxy>, lane: usize, buffer: &mut [u8]) {
         let Some(mut message) = proxy.channel.request(lane) else { return };
+        if self.hold_request(proxy, lane, message.payload_len as usize) {
+            return;
+        }
         match proxy.check(lane, &mut message, buffer) {
             Ok((cred, range)) => {
                 self.counters.calls_out += 1;
@@ -439,14 +460,21 @@ impl Node {
     /// Takes the answers of a local receiver to calls of other nodes; returns how many.
     pub(super) fn take_answers(&mut self, courier: &Arc<Courier>) -> usize {
         let lanes = courier.channel.take_answered();
-        self.take_answers_on(courier, lanes)
+        self.take_answers_on(courier, lanes, true)
+    }
+
+    /// The same of a receiver that answers nothing any more: also those that would have to wait.
+    pub(super) fn take_all_answers(&mut self, courier: &Arc<Courier>) {
+        let lanes = courier.channel.take_answered() | courier.held.take();
+        self.take_answers_on(courier, lanes, false);
     }
 
     /// Takes what a receiver that is stopped or dead has answered, though it may not have said so.
     pub(super) fn take_last_answers(&mut self, place: Place) {
         for courier in self.couriers.channels_of(place) {
             let lanes = self.couriers.lanes_with_calls(&courier);
-            self.take_answers_on(&courier, lanes);
+            courier.held.take();
+            self.take_answers_on(&courier, lanes, false);
         }
     }
 
@@ -465,7 +493,13 @@ impl Node {
         self.close_retired();
     }
 
-    fn take_answers_on(&mut self, courier: &Arc<Courier>, lanes: u64) -> usize {
+    /// Takes the answers on these lanes, but for those that must wait, if they may.
+    pub(super) fn take_answers_on(
+        &mut self,
+        courier: &Arc<Courier>,
+        lanes: u64,
+        may_wait: bool,
+    ) -> usize {
         let mut buffer = std::mem::take(&mut self.couriers.buffer);
         buffer.resize(PAYLOAD_AREA, 0);
         let mut count = 0;
@@ -478,6 +512,9 @@ impl Node {
                 }
                 Poll::Open | Poll::Closed => continue,
             };
+            if may_wait && self.hold_answer(courier, lane, message.payload_len as usize) {
+                continue;
+            }
             let Some(id) = self.couriers.end(courier, lane) else { continue };
             let mut payload = &mut buffer[..(message.payload_len as usize).min(PAYLOAD_AREA)];
             courier.channel.read_answer(lane, &message, payload);
@@ -499,6 +536,11 @@ impl Node {
 }
 
 impl Proxy {
+    /// Where its requests go.
+    pub(super) fn way(&self) -> (DcId, Endpoint) {
+        (self.dc, self.to)
+    }
+
     /// Checks the request copied from `lane` and copies its payload. Returns the caller's credentials and where in
     /// `buffer` the call's own payload is.
     fn check(

@@ -12,8 +12,8 @@ use super::directory::Reply;
 use super::{Forgery, Kernel, LinkError, LinkId, NodeInfo, NodeState, Output, Steer};
 use crate::frame::{Frame, Hello, Packet, Track};
 use crate::limits::{
-    LINK_SILENCE, NODE_DOWN_AFTER, PING_EVERY, RECEIVED_BYTES, RECEIVED_FRAMES, UNRECEIVED_LIMIT,
-    UNRECEIVED_MAX,
+    CONGESTED, LINK_SILENCE, NODE_DOWN_AFTER, PING_EVERY, RECEIVED_BYTES, RECEIVED_FRAMES,
+    UNRECEIVED_LIMIT, UNRECEIVED_MAX,
 };
 use crate::server::{Gone, Nanos};
 use bytes::Bytes;
@@ -329,6 +329,11 @@ impl Peer {
 }
 
 impl Kernel {
+    /// Has so much of what was sent to the node not been received that large messages should wait?
+    pub fn is_congested(&self, node: NodeId) -> bool {
+        self.peers.get(&node).is_some_and(|peer| peer.unreceived_bytes > CONGESTED)
+    }
+
     /// Sends a frame to another node; what need not arrive only if there is room. Returns its bytes.
     pub(super) fn send(
         &mut self,

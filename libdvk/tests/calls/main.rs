@@ -4,6 +4,7 @@
 mod bind;
 mod cluster;
 mod copy;
+mod flood;
 mod group;
 mod liar;
 mod load;

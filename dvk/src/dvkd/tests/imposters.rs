@@ -3,10 +3,11 @@
 use super::*;
 use crate::dvkd::certificate::Subject;
 use crate::frame::{self, Answer, HEADER, Request, VERSION};
-use crate::limits::{FORGERIES_LOGGED, FRAME_MAX, HANDSHAKES_PER_ADDRESS, SMALL_MAX};
+use crate::limits::{CONGESTED, FORGERIES_LOGGED, FRAME_MAX, HANDSHAKES_PER_ADDRESS, SMALL_MAX};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicUsize;
 
 /// A node of the cluster whose daemon has ended, and whose place the test takes.
 pub(super) struct Imposter {
@@ -237,6 +238,86 @@ fn a_small_call_does_not_wait_for_bulk_ones_that_nobody_reads() {
         }
         // Whoever still waits hears that the node is gone.
         drop(over);
+    });
+}
+
+/// A call of a process of node 1, on its lane with that number; 64 lanes are a process's.
+fn call_frame(number: usize, call: u16, payload: &[u8]) -> Frame<'_> {
+    let slot = 100 + u32::try_from(number / LANES).unwrap();
+    let source = Endpoint::new(NodeId(1), slot, 1);
+    let tag = Tag::new(u16::try_from(number % LANES).unwrap(), 1);
+    let payload_len = u32::try_from(payload.len()).unwrap();
+    let message = Message { source, tag, payload_len, ..Message::request(call) };
+    let (dc, to, cred) = (DcId(1), Endpoint::server(1), Cred::ROOT);
+    Frame::Request(Request { dc, to, cred, message, payload })
+}
+
+/// Reads a track until it brings an answer; false if it has ended.
+fn read_answer(tls: &tls::Tls) -> bool {
+    loop {
+        let mut length = [0; 4];
+        if tls.read_exact_by(&mut length, soon()).is_err() {
+            return false;
+        }
+        let mut bytes = vec![0; u32::from_le_bytes(length) as usize];
+        bytes[..4].copy_from_slice(&length);
+        if tls.read_exact_by(&mut bytes[4..], soon()).is_err() {
+            return false;
+        }
+        if matches!(frame::decode(&bytes), Ok((Packet { frame: Frame::Answer(_), .. }, _))) {
+            return true;
+        }
+    }
+}
+
+#[test]
+fn large_answers_that_a_node_does_not_confirm_wait_in_their_lanes_and_small_ones_do_not() {
+    const CALLS: usize = 400;
+    /// So many of the largest are more than may be kept.
+    const KEPT: usize = CONGESTED / PAYLOAD_MAX;
+    // One container with its servers here, and one with its servers there.
+    let other = Dc { id: 2, name: "other".into(), nodes: vec![1, 2], home: 1, maps: Vec::new() };
+    let mut cluster = Cluster::start_as(2, &[other], |config| config.dcs[0].home = 2);
+    cluster.wait_for_links();
+    let [small, bulk] = Imposter::of(&mut cluster, 1, 2).link();
+    let store = cluster.dir.path().join("toy");
+    let _server = Guard::start("server", &cluster.socket(2), &store);
+    let lively = Lively::new(&small, &bulk);
+    let answers = AtomicUsize::new(0);
+    let shared = &cluster.daemon(2).shared;
+    let held = || shared.with(|node| node.held.len());
+    std::thread::scope(|scope| {
+        let over = lively.keep(scope, shared);
+        // All is read, and nothing confirmed.
+        scope.spawn(|| {
+            while read_answer(&bulk) {
+                answers.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        for (number, sequence) in (0..CALLS).zip(1..) {
+            let frame = call_frame(number, ECHO, &[7; PAYLOAD_MAX]);
+            lively.write(&bulk, &Packet { sequence, ..Packet::alone(frame) }.encode());
+        }
+        let answered = || answers.load(Ordering::SeqCst);
+        wait_until("the others wait", || held() > 0 && held() + answered() == CALLS);
+        assert!((KEPT - 1..=KEPT + 1).contains(&answered()), "{}", answered());
+        let packet = Packet { sequence: 1, ..Packet::alone(call_frame(CALLS, GET, b"")) };
+        lively.write(&small, &packet.encode());
+        assert!(read_answer(&small), "what is small does not wait");
+        assert_eq!(held() + answered(), CALLS);
+        // A request that waits as well can be given up: nobody has heard of it.
+        let client = client(&cluster.configs[1].socket("other"));
+        let wait = Wait { timeout_ms: Some(30), ..Wait::FOREVER };
+        let given_up = client.call_for(ECHO, &[7; PAYLOAD_MAX], wait);
+        assert_eq!((given_up, held() + answered()), (Err(IpcError::TimedOut), CALLS + 1));
+        // What is confirmed makes room for the others.
+        let received_bulk = answered() as u64;
+        let packet = Packet { received_bulk, ..Packet::alone(Frame::Ping { sent: 1 }) };
+        lively.write(&bulk, &packet.encode());
+        wait_until("all have come", || answered() == CALLS);
+        assert_eq!(held(), 0);
+        drop(over);
+        bulk.end_writing().unwrap();
     });
 }
 
