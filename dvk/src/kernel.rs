@@ -14,6 +14,7 @@ mod container;
 mod directory;
 mod link;
 mod replicas;
+mod shares;
 mod slots;
 
 pub use crate::frame::Order;
@@ -30,6 +31,7 @@ use m3ipc::door::kind;
 use m3ipc::limits::WELL_KNOWN_MAX;
 use m3ipc::rights::{Rights, level};
 use m3ipc::{CallId, Cred, DcId, Endpoint, IpcError, Message, NodeId};
+use shares::Shares;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a kernel knows from its start on.
@@ -458,8 +460,7 @@ pub struct Kernel {
     awaits: Awaits,
     /// Calls between processes of this node that are open here all the same, as their receiver is moving or has moved,
     /// and bytes of their payload.
-    own_calls: usize,
-    own_bytes: usize,
+    own_open: Shares,
     /// As [`Input::Standing`] says. Without a group nothing ends it.
     until: Nanos,
     is_fenced: bool,
@@ -479,8 +480,7 @@ impl Kernel {
             first_generation: config.first_generation,
             containers: BTreeMap::new(),
             awaits: Awaits::default(),
-            own_calls: 0,
-            own_bytes: 0,
+            own_open: Shares::default(),
             until: Nanos::MAX,
             is_fenced: false,
             has_stood: false,
@@ -664,7 +664,7 @@ impl Kernel {
 
     /// Calls between processes of this node that pass through the kernel.
     pub fn own_call_count(&self) -> usize {
-        self.own_calls
+        self.own_open.calls()
     }
 
     /// Questions that wait for an endpoint to be bound or unbound, of this node and of others here.

@@ -3,7 +3,7 @@
 use crate::frame::{HEADER, ORDER};
 use crate::server::Nanos;
 use m3ipc::cred::CRED_SIZE_MAX;
-use m3ipc::limits::PAYLOAD_MAX;
+use m3ipc::limits::{LANES, PAYLOAD_MAX};
 use std::time::Duration;
 
 const MILLISECOND: Nanos = 1_000_000;
@@ -71,9 +71,18 @@ pub const BACKUPS_MAX: usize = 4096;
 /// process of a node that waits, or one of the lanes of an agent.
 pub const CALLS_PER_NODE: usize = 65_536;
 
+/// The same of one ordinary user of a container: a quarter, so that nobody uses up what is everybody's.
+pub const CALLS_PER_USER: usize = CALLS_PER_NODE / 4;
+
 /// Bytes of payload of the calls of another node that are open here. Only calls that the server has
 /// not been able to take hold much; 2 000 of the largest.
 pub const CALLS_BYTES: usize = 256 << 20;
+
+/// The same of one ordinary user of a container.
+pub const CALLS_BYTES_PER_USER: usize = CALLS_BYTES / 4;
+
+/// Channels over which calls of one other node go to one receiver: with a lane for each call that may be open.
+pub const COURIERS_MAX: usize = CALLS_PER_NODE.div_ceil(LANES);
 
 /// Bytes of frames kept for a node because it has not said that it received them. New calls are
 /// refused above it.

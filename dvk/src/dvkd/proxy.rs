@@ -8,7 +8,7 @@ use super::links::Pump;
 use super::node::{Node, Place, Shared};
 use crate::host::solo::{check_lane, monotonic};
 use crate::kernel::Input;
-use crate::limits::{LINK_RECENT, LINKS_LED, LOOK_AROUND, LOOK_SWITCH, RING_AGAIN};
+use crate::limits::{COURIERS_MAX, LINK_RECENT, LINKS_LED, LOOK_AROUND, LOOK_SWITCH, RING_AGAIN};
 use crate::server::Nanos;
 use m3ipc::bell::Ringer;
 use m3ipc::channel::{Poll, SharedChannel, Withdrawn};
@@ -225,7 +225,7 @@ impl Couriers {
         ringer: Arc<Ringer>,
     ) -> Result<(), IpcError> {
         let couriers = self.places.entry(place).or_default();
-        if couriers.iter().filter(|lanes| lanes.courier.node == node).count() >= CHANNELS_PER_PEER {
+        if couriers.iter().filter(|lanes| lanes.courier.node == node).count() >= COURIERS_MAX {
             return Err(IpcError::Exhausted);
         }
         let channel = SharedChannel::map(channel.as_fd())?;

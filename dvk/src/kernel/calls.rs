@@ -2,9 +2,10 @@
 
 use super::container::Found;
 use super::link::Peer;
+use super::shares::Shares;
 use super::{Kernel, NodeState, Output};
 use crate::frame::{Answer, Frame, Packet, Request, decode};
-use crate::limits::{CALLS_BYTES, CALLS_PER_NODE, PEERS_PER_ENDPOINT, SERVER_WAIT, UNRECEIVED_MAX};
+use crate::limits::{PEERS_PER_ENDPOINT, SERVER_WAIT, UNRECEIVED_MAX};
 use crate::server::{Gone, Nanos};
 use bytes::Bytes;
 use m3ipc::limits::PAYLOAD_MAX;
@@ -39,6 +40,8 @@ impl Lane {
 pub(super) struct OutCall {
     to: Endpoint,
     tag: Tag,
+    /// Of the user who makes it.
+    uid: u32,
     call: u16,
     cancelled: bool,
     /// The right to make it (`m3ipc::rights::call`).
@@ -217,8 +220,8 @@ impl Kernel {
         let needs =
             if is_one_way { m3ipc::rights::call::SEND } else { m3ipc::rights::call::SENDREC };
         let (cancelled, kept) = (false, Bytes::new());
-        let (tag, number, epoch) = (id.tag, message.call, 0);
-        let call = OutCall { to, tag, call: number, cancelled, needs, kept, epoch };
+        let (tag, uid, number, epoch) = (id.tag, cred.uid, message.call, 0);
+        let call = OutCall { to, tag, uid, call: number, cancelled, needs, kept, epoch };
         if payload.len() > PAYLOAD_MAX || payload.len() != message.payload_len as usize {
             return end_outgoing(dc, id.source, &call, IpcError::TooLarge, out);
         }
@@ -261,7 +264,7 @@ impl Kernel {
             && let Some(call) = peer.outgoing.get_mut(&key)
         {
             call.kept = bytes;
-            peer.bytes_out += call.kept.len();
+            peer.open_out.grow((request.dc, call.uid), call.kept.len());
         }
     }
 
@@ -377,10 +380,7 @@ impl Kernel {
         if matches!(peer.state(), NodeState::Down { .. }) {
             return Err(IpcError::NodeDown);
         }
-        if peer.outgoing.len() >= CALLS_PER_NODE
-            || peer.bytes_out > CALLS_BYTES
-            || peer.unreceived_bytes() > UNRECEIVED_MAX
-        {
+        if !peer.open_out.has_room((dc, call.uid)) || peer.unreceived_bytes() > UNRECEIVED_MAX {
             return Err(IpcError::Exhausted);
         }
         binding.reached.insert(reach);
@@ -389,6 +389,7 @@ impl Kernel {
             end_outgoing(dc, id.source, &old, IpcError::Interrupted, out);
         }
         let epoch = container.directory.epoch(call.to.slot);
+        peer.open_out.add((dc, call.uid), call.kept.len());
         peer.outgoing.insert(key, OutCall { epoch, ..call });
         Ok(Admitted::New(home))
     }
@@ -483,7 +484,7 @@ fn end_outgoing(
 impl Peer {
     fn remove_outgoing(&mut self, key: &(DcId, Lane)) -> Option<OutCall> {
         let call = self.outgoing.remove(key)?;
-        self.bytes_out -= call.kept.len();
+        self.open_out.remove((key.0, call.uid), call.kept.len());
         Some(call)
     }
 
@@ -517,7 +518,7 @@ impl Peer {
 
     /// The node is gone: none of the calls it has will be answered.
     pub(super) fn end_all_outgoing(&mut self, out: &mut Vec<Output>) {
-        self.bytes_out = 0;
+        self.open_out = Shares::default();
         for ((dc, lane), call) in std::mem::take(&mut self.outgoing) {
             end_outgoing(dc, lane.source, &call, IpcError::NodeDown, out);
         }
@@ -572,16 +573,9 @@ impl Kernel {
             call.deliver(request.dc, to, out);
         }
         if let Some(container) = self.containers.get_mut(&request.dc) {
-            match self.peers.get_mut(&node) {
-                Some(peer) => {
-                    peer.calls_in += 1;
-                    peer.bytes_in += call.payload.len();
-                }
-                None => {
-                    self.own_calls += 1;
-                    self.own_bytes += call.payload.len();
-                }
-            }
+            let peer = self.peers.get_mut(&node);
+            let open = peer.map_or(&mut self.own_open, |peer| &mut peer.open_in);
+            open.add((request.dc, call.cred.uid), call.payload.len());
             container.incoming.insert(call);
         }
     }
@@ -640,9 +634,9 @@ impl Kernel {
             let message = Message { status: call.message.status | received, ..call.message };
             let request = Request { dc, to, cred: call.cred, message, payload: &call.payload };
             // Its rights have been checked when it was made.
-            let (tag, number, needs) = (id.tag, call.message.call, 0);
+            let (tag, uid, number, needs) = (id.tag, call.cred.uid, call.message.call, 0);
             let (cancelled, kept, epoch) = (false, Bytes::new(), 0);
-            let again = OutCall { to, tag, call: number, cancelled, needs, kept, epoch };
+            let again = OutCall { to, tag, uid, call: number, cancelled, needs, kept, epoch };
             self.make_call(now, &request, again, out);
             if call.cancelled {
                 self.local_cancel(now, dc, to, id, out);
@@ -684,12 +678,12 @@ impl Kernel {
             Some(open) if open.message.tag > request.message.tag => return Err(IpcError::Stale),
             _ => {}
         }
-        let (calls, bytes) = match self.peers.get(&node) {
-            Some(peer) => (peer.calls_in, peer.bytes_in),
-            None if node == self.node => (self.own_calls, self.own_bytes),
+        let open = match self.peers.get(&node) {
+            Some(peer) => &peer.open_in,
+            None if node == self.node => &self.own_open,
             None => return Err(IpcError::Denied),
         };
-        if calls >= CALLS_PER_NODE || bytes > CALLS_BYTES {
+        if !open.has_room((request.dc, request.cred.uid)) {
             return Err(IpcError::Exhausted);
         }
         if !container.accepts(request.to, request.message.source) {
@@ -913,16 +907,9 @@ impl Kernel {
 
     fn drop_incoming(&mut self, dc: DcId, lane: Lane) -> Option<InCall> {
         let call = self.containers.get_mut(&dc)?.incoming.remove(lane)?;
-        match self.peers.get_mut(&call.node) {
-            Some(peer) => {
-                peer.calls_in -= 1;
-                peer.bytes_in -= call.payload.len();
-            }
-            None => {
-                self.own_calls -= 1;
-                self.own_bytes -= call.payload.len();
-            }
-        }
+        let peer = self.peers.get_mut(&call.node);
+        let open = peer.map_or(&mut self.own_open, |peer| &mut peer.open_in);
+        open.remove((dc, call.cred.uid), call.payload.len());
         Some(call)
     }
 }

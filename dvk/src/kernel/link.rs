@@ -9,6 +9,7 @@
 
 use super::calls::{Lane, Outgoing};
 use super::directory::Reply;
+use super::shares::Shares;
 use super::{Forgery, Kernel, LinkError, LinkId, NodeInfo, NodeState, Output, Steer};
 use crate::frame::{Frame, Hello, Packet, Track};
 use crate::limits::{
@@ -44,10 +45,10 @@ pub(super) struct Peer {
     /// The administrator wants no link.
     pub(super) is_cut: bool,
     pub(super) outgoing: Outgoing,
-    pub(super) calls_in: usize,
-    pub(super) bytes_in: usize,
-    /// Of kept frames of `outgoing`.
-    pub(super) bytes_out: usize,
+    /// Of `outgoing`: they, and their kept frames.
+    pub(super) open_out: Shares,
+    /// Calls of that node that are open here, and their payloads.
+    pub(super) open_in: Shares,
 }
 
 /// What has been sent on a track in a session.
@@ -115,9 +116,8 @@ impl Peer {
             is_overfull: false,
             is_cut: false,
             outgoing: Outgoing::new(),
-            calls_in: 0,
-            bytes_in: 0,
-            bytes_out: 0,
+            open_out: Shares::default(),
+            open_in: Shares::default(),
         }
     }
 
@@ -136,7 +136,7 @@ impl Peer {
             incarnation: self.session.map_or(0, |session| session.incarnation),
             epoch: self.epoch,
             calls_out: self.outgoing.len(),
-            calls_in: self.calls_in,
+            calls_in: self.open_in.calls(),
             is_cut: self.is_cut,
         }
     }

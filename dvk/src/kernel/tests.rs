@@ -6,8 +6,8 @@ use super::{
 };
 use crate::frame::{Frame, Hello, Packet, Request, Track, decode};
 use crate::limits::{
-    CALLS_PER_NODE, LINK_SILENCE, NODE_DOWN_AFTER, PARKED_MAX, PING_EVERY, RECEIVED_FRAMES,
-    SERVER_WAIT, UNTOLD_MAX,
+    CALLS_PER_NODE, CALLS_PER_USER, LINK_SILENCE, NODE_DOWN_AFTER, PARKED_MAX, PING_EVERY,
+    RECEIVED_FRAMES, SERVER_WAIT, UNTOLD_MAX,
 };
 use crate::server::{Gone, Nanos};
 use crate::sim::system_group::{Group, Proposal};
@@ -1187,6 +1187,43 @@ fn open_calls_are_bounded() {
     let gone_frame = Frame::Gone { dc: BLUE, to: Endpoint::IPC, gone: client };
     assert_eq!(gone(&forged(&mut pair, sequence + 1, gone_frame)), [(ipc, Gone::Endpoint(client))]);
     assert_eq!(pair.at(N2).kernel.nodes().next().unwrap().calls_in, 0);
+}
+
+#[test]
+fn one_user_does_not_use_up_the_calls_that_all_may_have_open() {
+    let (mut pair, client, _) = pair();
+    let (one, other) = (Cred::new(7, 1000, 100), Cred::new(8, 1001, 100));
+    let call = |pair: &mut Pair, cred: &Cred, lane: usize| {
+        let message = message(client, u16::try_from(lane).unwrap(), 1);
+        let (dc, to, payload) = (BLUE, Endpoint::IPC, &[][..]);
+        let input = Input::LocalRequest { dc, to, cred, message: &message, payload };
+        let out = pair.at(N1).step(input);
+        ended(&pair.sort(N1, out))
+    };
+    for lane in 0..CALLS_PER_USER {
+        assert_eq!(call(&mut pair, &one, lane), []);
+    }
+    let refused = [(1, Err(IpcError::Exhausted))];
+    assert_eq!(call(&mut pair, &one, CALLS_PER_USER), refused);
+    assert_eq!(call(&mut pair, &other, CALLS_PER_USER), []);
+    // The other node goes by the same, if this one did not.
+    assert_eq!(delivered(&pair.settle().1).len(), CALLS_PER_USER + 1);
+    let forge = |pair: &mut Pair, sequence: usize, cred: Cred| {
+        let message = message(client, u16::try_from(sequence).unwrap(), 1);
+        let request = Request { dc: BLUE, to: Endpoint::IPC, cred, message, payload: &[] };
+        let out = forged(pair, sequence as u64, Frame::Request(request));
+        (delivered(&out).len(), sent(&out).len())
+    };
+    assert_eq!(forge(&mut pair, CALLS_PER_USER + 2, one), (0, 1), "an answer");
+    assert_eq!(forge(&mut pair, CALLS_PER_USER + 3, other), (1, 0));
+    // Who ends has none.
+    pair.died(N1, client);
+    assert_eq!(pair.at(N1).kernel.nodes().next().unwrap().calls_out, 0);
+    let again = pair.at(N1).bind(BLUE, Role::Process, 21);
+    let first = message(again, 0, 1);
+    let (dc, to, payload) = (BLUE, Endpoint::IPC, &[][..]);
+    let input = Input::LocalRequest { dc, to, cred: &one, message: &first, payload };
+    assert_eq!(ended(&pair.at(N1).step(input)), []);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use super::*;
 use crate::dvkd::certificate::Subject;
 use crate::frame::{self, Answer, HEADER, Request, VERSION};
 use crate::limits::{CONGESTED, FORGERIES_LOGGED, FRAME_MAX, HANDSHAKES_PER_ADDRESS, SMALL_MAX};
+use m3ipc::limits::CHANNELS_PER_PEER;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::OnceLock;
@@ -318,6 +319,33 @@ fn large_answers_that_a_node_does_not_confirm_wait_in_their_lanes_and_small_ones
         assert_eq!(held(), 0);
         drop(over);
         bulk.end_writing().unwrap();
+    });
+}
+
+#[test]
+fn a_receiver_that_keeps_thousands_of_calls_of_a_node_gets_the_next_as_well() {
+    // More than a program may have open with one receiver: they are many programs'.
+    const CALLS: usize = LANES * CHANNELS_PER_PEER + 100;
+    let mut cluster = Cluster::start_as(2, &[], |config| config.dcs[0].home = 2);
+    cluster.wait_for_links();
+    let [small, bulk] = Imposter::of(&mut cluster, 1, 2).link();
+    let store = cluster.dir.path().join("toy");
+    let _server = Guard::start("server", &cluster.socket(2), &store);
+    let lively = Lively::new(&small, &bulk);
+    std::thread::scope(|scope| {
+        let _over = lively.keep(scope, &cluster.daemon(2).shared);
+        let kept = (0..CALLS).map(|number| call_frame(number, KEEP, b""));
+        for (frame, sequence) in kept.chain([call_frame(CALLS, KEPT, b"")]).zip(1..) {
+            lively.write(&small, &Packet { sequence, ..Packet::alone(frame) }.encode());
+        }
+        loop {
+            let bytes = read_frame(&small);
+            if let Ok((Packet { frame: Frame::Answer(answer), .. }, _)) = frame::decode(&bytes) {
+                assert_eq!(answer.message.outcome().map(|_| ()), Ok(()));
+                assert_eq!((answer.message.call, answer.payload), (KEPT, &CALLS.to_le_bytes()[..]));
+                break;
+            }
+        }
     });
 }
 
