@@ -30,6 +30,7 @@ mod packing;
 mod programs;
 mod proxy;
 mod questions;
+mod quota;
 mod sensing;
 pub mod services;
 mod serving;

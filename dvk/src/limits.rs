@@ -169,6 +169,17 @@ pub const CONNECTIONS_PER_USER: usize = 2048;
 /// Processes of one ordinary user that are bound in one container: a third of all there can be.
 pub const ENDPOINTS_PER_USER: usize = ENDPOINTS_MAX / 3;
 
+/// Channels between processes of this node, of which each is a descriptor of the daemon, that an ordinary user of a container
+/// may have: such a part of all descriptors.
+pub const CHANNELS_OF_USER: u64 = 8;
+
+/// Channels of this node's processes to other nodes: the daemon maps each, and Linux lets a process have 65 530 mappings
+/// (`vm.max_map_count`), of which others are needed.
+pub const PROXIES_MAX: usize = 48 << 10;
+
+/// The same of one ordinary user of a container.
+pub const PROXIES_PER_USER: usize = PROXIES_MAX / 3;
+
 /// Pieces of memory that the processes of one ordinary user lend in one container: each is a descriptor of the daemon.
 pub const LENT_PER_USER: usize = 256;
 

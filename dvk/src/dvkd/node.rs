@@ -17,14 +17,16 @@ use super::link::{Link, Tracks};
 use super::links::{Linking, Pump};
 use super::load::Loads;
 use super::log_limit::LogLimit;
-use super::proxy::{Couriers, Proxies, Version};
+use super::proxy::{Caller, Couriers, Proxies, Version};
 use super::questions::Reserving;
+use super::quota::{KeptChannel, Quota};
 use super::sensing::Traffic;
 use crate::frame::Track;
 use crate::host::solo::monotonic;
 use crate::kernel::{self, Asker, Input, Kernel, LinkId, Output};
 use crate::limits::{
-    ENDPOINTS_PER_USER, FORGERIES_EVERY, FORGERIES_LOGGED, REFUSALS_EVERY, REFUSALS_LOGGED,
+    CHANNELS_OF_USER, DESCRIPTORS_MAX, ENDPOINTS_PER_USER, FORGERIES_EVERY, FORGERIES_LOGGED,
+    PROXIES_PER_USER, REFUSALS_EVERY, REFUSALS_LOGGED,
 };
 use crate::server::{Gone, Nanos};
 use anyhow::{Context, Result};
@@ -78,6 +80,8 @@ pub(super) struct Node {
     per_user: BTreeMap<(DcId, u32), usize>,
     /// What those of each user lend.
     pub(super) lent_per_user: BTreeMap<(DcId, u32), usize>,
+    pub(super) channels_per_user: Quota,
+    pub(super) proxies_per_user: Quota,
     pub(super) proxies: Proxies,
     pub(super) couriers: Couriers,
     pub(super) links: BTreeMap<LinkId, Tracks>,
@@ -121,7 +125,7 @@ pub(super) struct Process {
     /// If it receives: the connection it keeps, and its bell.
     pub(super) receiver: Option<Receiver>,
     /// Channels on which it is the receiver, by requester.
-    pub(super) channels: BTreeMap<Endpoint, Vec<OwnedFd>>,
+    pub(super) channels: BTreeMap<Endpoint, Vec<KeptChannel>>,
     /// Receivers of this node with which it has channels.
     peers: BTreeSet<Endpoint>,
     /// Memory that it lends, by its own numbers: who may map it.
@@ -165,6 +169,8 @@ impl Shared {
             by_pid: BTreeMap::new(),
             per_user: BTreeMap::new(),
             lent_per_user: BTreeMap::new(),
+            channels_per_user: Quota::new(channels_of_user()),
+            proxies_per_user: Quota::new(PROXIES_PER_USER),
             proxies: Proxies::new(watched.clone()),
             couriers: Couriers::new(watched.clone()),
             links: BTreeMap::new(),
@@ -503,6 +509,7 @@ impl Node {
         receiver: Endpoint,
     ) -> Result<(), IpcError> {
         let (cred, flags) = self.door.credentials(asker).ok_or(IpcError::Stale)?;
+        let is_privileged = self.door.is_privileged(cred.uid);
         let process = self.processes.get_mut(&(dc, receiver)).ok_or(IpcError::Stale)?;
         let place = process.receiver.clone().ok_or(IpcError::Denied)?;
         if flags != 0 && !place.takes_trusted {
@@ -519,8 +526,10 @@ impl Node {
         let calls = self.kernel.endpoint(dc, requester).map_or(0, |info| info.rights.calls);
         let may_relay = |info: &kernel::EndpointInfo| info.rights.may(m3ipc::rights::call::RELAY);
         let relays = self.kernel.endpoint(dc, receiver).is_ok_and(|info| may_relay(&info));
+        let counted = self.channels_per_user.take((dc, cred.uid), is_privileged)?;
         let channel = Arc::new(m3ipc::channel::create()?);
-        channels.push(channel.try_clone().map_err(|_| IpcError::Exhausted)?);
+        let kept = channel.try_clone().map_err(|_| IpcError::Exhausted)?;
+        channels.push(KeptChannel::new(kept, counted));
         let mut accept = Tell::new(tell::ACCEPT, requester).with_cred(&cred);
         accept.flags = flags | calls << flag::CALLS_SHIFT;
         self.door.tell(place.connection, &accept, std::slice::from_ref(&channel));
@@ -544,8 +553,12 @@ impl Node {
         receiver: Endpoint,
     ) -> Result<(), IpcError> {
         let (cred, flags) = self.door.credentials(asker).ok_or(IpcError::Stale)?;
+        let is_privileged = self.door.is_privileged(cred.uid);
+        let counted = self.proxies_per_user.take((dc, cred.uid), is_privileged)?;
         let channel = Arc::new(m3ipc::channel::create()?);
-        self.proxies.add(&channel, dc, requester, receiver, cred, flags & flag::TRUSTED != 0)?;
+        let is_trusted = flags & flag::TRUSTED != 0;
+        let from = Caller { dc, requester, cred, is_trusted, counted };
+        self.proxies.add(&channel, from, receiver)?;
         let mut opened = Tell::new(tell::CHANNEL, receiver);
         // The receiver's kernel looks after its rights.
         opened.flags = flags | flag::RELAYS;
@@ -718,7 +731,7 @@ impl Node {
     }
 
     /// The channels on which `place` is the receiver: they are its no longer.
-    fn take_channels(&mut self, place: Place) -> BTreeMap<Endpoint, Vec<OwnedFd>> {
+    fn take_channels(&mut self, place: Place) -> BTreeMap<Endpoint, Vec<KeptChannel>> {
         let Some(process) = self.processes.get_mut(&place) else { return BTreeMap::new() };
         let channels = std::mem::take(&mut process.channels);
         for requester in channels.keys() {
@@ -730,7 +743,7 @@ impl Node {
     }
 
     /// Closes a channel whose receiver moves; a notification that it has not received goes with it.
-    fn close_moving(&mut self, place: Place, from: Endpoint, channel: &OwnedFd, is_dead: bool) {
+    fn close_moving(&mut self, place: Place, from: Endpoint, channel: &KeptChannel, is_dead: bool) {
         let channel = match SharedChannel::map(channel.as_fd()) {
             Ok(channel) => channel,
             Err(error) => return tracing::error!(?error, "cannot close a channel"),
@@ -872,12 +885,19 @@ pub(super) fn take_off(
     }
 }
 
+/// Channels between processes of this node that one ordinary user of a container may have.
+fn channels_of_user() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let part = limit.unwrap_or(DESCRIPTORS_MAX) / CHANNELS_OF_USER;
+    usize::try_from(part).unwrap_or(usize::MAX)
+}
+
 /// Is it a channel that neither side has closed?
-fn is_in_use(channel: &OwnedFd) -> bool {
+fn is_in_use(channel: &KeptChannel) -> bool {
     SharedChannel::map(channel.as_fd()).is_ok_and(|channel| channel.closed().is_none())
 }
 
-fn close(channel: &OwnedFd, reason: IpcError) {
+fn close(channel: &KeptChannel, reason: IpcError) {
     match SharedChannel::map(channel.as_fd()) {
         Ok(channel) => channel.close(reason),
         Err(error) => tracing::error!(?error, "cannot close a channel"),

@@ -6,9 +6,12 @@
 use super::held::Lanes;
 use super::links::Pump;
 use super::node::{Node, Place, Shared};
+use super::quota::Counted;
 use crate::host::solo::{check_lane, monotonic};
 use crate::kernel::Input;
-use crate::limits::{COURIERS_MAX, LINK_RECENT, LINKS_LED, LOOK_AROUND, LOOK_SWITCH, RING_AGAIN};
+use crate::limits::{
+    COURIERS_MAX, LINK_RECENT, LINKS_LED, LOOK_AROUND, LOOK_SWITCH, PROXIES_MAX, RING_AGAIN,
+};
 use crate::server::Nanos;
 use m3ipc::bell::Ringer;
 use m3ipc::channel::{Poll, SharedChannel, Withdrawn};
@@ -52,6 +55,18 @@ pub(super) struct Proxy {
     is_trusted: bool,
     /// Lanes with requests that wait (`super::held`).
     pub(super) held: Lanes,
+    /// For its requester's user.
+    _counted: Counted,
+}
+
+/// Who makes the calls on such a channel.
+#[derive(Debug)]
+pub(super) struct Caller {
+    pub(super) dc: DcId,
+    pub(super) requester: Endpoint,
+    pub(super) cred: Cred,
+    pub(super) is_trusted: bool,
+    pub(super) counted: Counted,
 }
 
 /// Channels with local receivers, over which calls of other nodes are made: each node has its own.
@@ -107,12 +122,10 @@ impl Proxies {
     pub(super) fn add(
         &mut self,
         channel: &OwnedFd,
-        dc: DcId,
-        requester: Endpoint,
+        from: Caller,
         to: Endpoint,
-        cred: Cred,
-        is_trusted: bool,
     ) -> Result<(), IpcError> {
+        let Caller { dc, requester, cred, is_trusted, counted } = from;
         let is_let_go = |proxy: &Arc<Proxy>| {
             (proxy.dc, proxy.requester) == (dc, requester) && proxy.channel.closed().is_some()
         };
@@ -121,7 +134,7 @@ impl Proxies {
             .list
             .iter()
             .filter(|proxy| proxy.dc == dc && proxy.requester == requester && proxy.to == to);
-        if alike.count() >= CHANNELS_PER_PEER {
+        if alike.count() >= CHANNELS_PER_PEER || self.list.len() >= PROXIES_MAX {
             return Err(IpcError::Exhausted);
         }
         let channel = SharedChannel::map(channel.as_fd())?;
@@ -136,6 +149,7 @@ impl Proxies {
             cred,
             is_trusted,
             held: Lanes::default(),
+            _counted: counted,
         }));
         Ok(())
     }

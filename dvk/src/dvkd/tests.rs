@@ -769,6 +769,32 @@ fn imposter(cluster: &Cluster, from: usize, to: usize) -> tls::Tls {
     tls::connect(&membership.configs(), stream, expected, deadline).unwrap().0
 }
 
+#[test]
+fn channels_count_for_their_user_until_their_process_is_gone() {
+    let cluster = Cluster::start(2);
+    cluster.wait_for_links();
+    let _server = cluster.server();
+    let asker = cluster.client(1);
+    assert_eq!(asker.number(KEPT), 0);
+    let user = (DcId(1), rustix::process::geteuid().as_raw());
+    for node in [1, 2] {
+        let counts = || {
+            let shared = &cluster.daemon(node).shared;
+            shared.with(|node| {
+                [&node.channels_per_user, &node.proxies_per_user].map(|q| q.count(user))
+            })
+        };
+        let before = counts();
+        let mut keeper = Guard::start("keeper", &cluster.socket(node), Path::new(""));
+        wait_until("its call is there", || asker.number(KEPT) == 1);
+        let [local, to_others] = before;
+        let with_it = if node == 1 { [local + 1, to_others] } else { [local, to_others + 1] };
+        assert_eq!(counts(), with_it);
+        keeper.kill();
+        wait_until("it is gone", || counts() == before && asker.number(KEPT) == 0);
+    }
+}
+
 /// The Hello on a track of a link that node `node` makes.
 fn hello_on(track: Track, node: u16, to: u16) -> Vec<u8> {
     hello_for(5, track, node, to)
