@@ -98,11 +98,6 @@ impl World {
         }
     }
 
-    /// Is this Linux itself?
-    pub fn is_native(&self) -> bool {
-        matches!(self.kind, Kind::Native)
-    }
-
     /// The program `dvs`, which looks for a lab where this world has one, or none.
     ///
     /// # Panics
