@@ -28,8 +28,8 @@ pub const ENDPOINTS_MAX: usize = 100_000;
 pub const SLOTS_RESTING: usize = 1024;
 
 /// Requests for channels that wait for a server to be bound, per server. Each is a process that has
-/// its first call open, and holds a socket of the daemon; 1 024 is the usual RLIMIT_NOFILE.
-pub const PARKED_MAX: usize = 1024;
+/// its first call open, or a question of its own: four users may ask all they may.
+pub const PARKED_MAX: usize = 4 * QUESTIONS_PER_USER;
 
 /// How long a call waits for a server that is being started (again). A restart takes tens of
 /// milliseconds, reading a large journal seconds.
@@ -165,6 +165,10 @@ pub const LINKS_LED: usize = 4;
 /// theirs after each exchange.
 pub const CONNECTIONS_MAX: usize = 16_384;
 pub const CONNECTIONS_PER_USER: usize = 2048;
+
+/// Questions of one ordinary user that wait for their answers: for a server that is started, for somebody's death. What waits
+/// with others' in one place, of this node or of another, has room for several users.
+pub const QUESTIONS_PER_USER: usize = 8 << 10;
 
 /// Processes of one ordinary user that are bound in one container: a third of all there can be.
 pub const ENDPOINTS_PER_USER: usize = ENDPOINTS_MAX / 3;

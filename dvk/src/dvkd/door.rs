@@ -4,10 +4,12 @@
 //! makes it wait: what a client does not read is dropped, a malformed record closes its connection.
 
 use super::identity::Identity;
-use super::node::{Node, Place, Receiver, Shared};
+use super::node::{Node, Place, Receiver, Shared, take_off};
 use super::programs::{self, Program};
 use crate::kernel::{Asker, Input, Role};
-use crate::limits::{CONNECTIONS_MAX, CONNECTIONS_PER_USER, PACKETS_PER_TURN, TELLS_QUEUED};
+use crate::limits::{
+    CONNECTIONS_MAX, CONNECTIONS_PER_USER, PACKETS_PER_TURN, QUESTIONS_PER_USER, TELLS_QUEUED,
+};
 use anyhow::{Context, Result, bail, ensure};
 use m3ipc::bell::Ringer;
 use m3ipc::door::{Ask, Tell, ask, flag, kind, tell};
@@ -50,6 +52,8 @@ pub(super) struct Door {
     /// Where each question came from: the connection, and its number there.
     askers: BTreeMap<Asker, (u64, u64)>,
     per_user: BTreeMap<u32, usize>,
+    /// How many of the questions are each user's.
+    asked_per_user: BTreeMap<u32, usize>,
     connections: usize,
     /// Processes that have come to use the services of the system group, until they are handed over.
     pub(super) programs: Vec<Program>,
@@ -92,6 +96,7 @@ impl Door {
             next: WAKE,
             askers: BTreeMap::new(),
             per_user: BTreeMap::new(),
+            asked_per_user: BTreeMap::new(),
             connections: 0,
             programs: Vec::new(),
         };
@@ -151,12 +156,8 @@ impl Door {
         if let Source::Connection(connection) = &source {
             self.connections -= 1;
             let uid = connection.identity.uid;
-            if let Some(count) = self.per_user.get_mut(&uid) {
-                *count -= 1;
-                if *count == 0 {
-                    self.per_user.remove(&uid);
-                }
-            }
+            take_off(&mut self.per_user, uid, 1);
+            take_off(&mut self.asked_per_user, uid, connection.asking.len());
             for asker in connection.asking.values() {
                 self.askers.remove(asker);
             }
@@ -240,6 +241,8 @@ impl Door {
         let Some((number, id)) = self.askers.remove(&asker) else { return };
         if let Some(connection) = self.connection(number) {
             connection.asking.remove(&id);
+            let uid = connection.identity.uid;
+            take_off(&mut self.asked_per_user, uid, 1);
         }
         self.tell(number, &Tell { number: id, ..*record }, fds);
     }
@@ -506,6 +509,12 @@ impl Node {
         let (dc, pid, uid) = (connection.dc, connection.identity.pid, connection.identity.uid);
         let bound = connection.endpoint;
         self.door.askers.insert(asker, (number, id));
+        let asked = self.door.asked_per_user.entry(uid).or_default();
+        *asked += 1;
+        if *asked > QUESTIONS_PER_USER && !self.door.is_privileged(uid) {
+            self.door.answer(asker, &Tell::refused(IpcError::Exhausted), &[]);
+            return Ok(());
+        }
         if (ask.op, ask.kind) == (ask::HELLO, kind::SERVICES) {
             return self.hello_services(number, ask);
         }

@@ -872,11 +872,7 @@ impl Node {
 }
 
 /// Counts `number` less of a user's; of a user without any nothing is kept.
-pub(super) fn take_off(
-    counts: &mut BTreeMap<(DcId, u32), usize>,
-    user: (DcId, u32),
-    number: usize,
-) {
+pub(super) fn take_off<U: Ord>(counts: &mut BTreeMap<U, usize>, user: U, number: usize) {
     if let Some(count) = counts.get_mut(&user) {
         *count = count.saturating_sub(number);
         if *count == 0 {

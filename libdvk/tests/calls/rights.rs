@@ -3,9 +3,16 @@
 
 use crate::cluster::{Cluster, NEVER, SHORT};
 use crate::liar::Liar;
-use dvk::limits::LENT_PER_USER;
-use dvk_client::{Access, Allowed, Bound, Endpoint, IpcError, Message, Rights, call, level};
-use m3ipc::limits::LENT_MAX;
+use dvk::limits::{LENT_PER_USER, QUESTIONS_PER_USER};
+use dvk_client::{
+    Access, Allowed, Bound, Endpoint, IpcError, Message, NodeId, Rights, call, level,
+};
+use m3ipc::bell::Bell;
+use m3ipc::connection::Connection;
+use m3ipc::door::{Ask, ask, event, kind, tell};
+use m3ipc::limits::{LENT_MAX, QUESTIONS_MAX};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::process::Stdio;
 use std::thread::scope;
 
@@ -168,6 +175,42 @@ fn ordinary_process() {
         let again = owner.lend(Endpoint::ANY, 1, Access::Read);
         again.map(|shared| lent.push(shared)).is_ok()
     });
+    ask_too_much(&socket);
+}
+
+/// Asks, over as many connections as it takes, for what never happens: a user may wait for so much at once.
+fn ask_too_much(socket: &std::path::Path) {
+    let never = Endpoint::new(NodeId(1), 99, 0);
+    // What is answered at once, behind all that was asked before on that connection.
+    let answered = |connection: &Connection| {
+        let at_once = Ask { nonce: u64::MAX, ..Ask::new(ask::GET_RIGHTS, never) };
+        connection.ask(&at_once, None).unwrap();
+        connection.hear().unwrap().0
+    };
+    let connect = |_| {
+        let connection = Connection::connect(socket.as_os_str().as_bytes()).unwrap();
+        let (bell, descriptor) = Bell::create().unwrap();
+        connection.hello(Ask::hello(kind::PEER, 0, 1), Some(descriptor.as_fd())).unwrap();
+        (connection, bell)
+    };
+    let mut connections: Vec<(Connection, Bell)> =
+        (0..=QUESTIONS_PER_USER / QUESTIONS_MAX).map(connect).collect();
+    for number in 0..=QUESTIONS_PER_USER {
+        let (connection, _) = &connections[number / QUESTIONS_MAX];
+        let (nonce, value) = (number as u64, event::FOREVER);
+        let asked = Ask { number: event::BOUND, nonce, value, ..Ask::new(ask::AWAIT, never) };
+        connection.ask(&asked, None).unwrap();
+        if number % QUESTIONS_MAX == QUESTIONS_MAX - 1 {
+            assert_eq!(answered(connection).number, u64::MAX);
+        }
+    }
+    let refused = answered(&connections.last().unwrap().0);
+    assert_eq!(refused.number, QUESTIONS_PER_USER as u64);
+    assert_eq!(refused.expect(tell::DONE).err(), Some(IpcError::Exhausted));
+    // Those of a connection that ends are over.
+    connections.swap_remove(0);
+    let is_room = || Bound::bind(Some(socket), 0).is_ok();
+    crate::cluster::wait_until("there is room", is_room);
 }
 
 #[test]
