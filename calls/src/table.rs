@@ -3,7 +3,7 @@
 use crate::wire::Wire;
 use m3ipc::errno::numbers::EPROTO;
 use m3ipc::message::ARGS_SIZE;
-use m3ipc::{Endpoint, Errno, Message, Sendrec, Wait};
+use m3ipc::{Endpoint, Errno, Interrupt, IpcError, Message, Sendrec, Wait};
 
 /// What may be done with a call whose answer got lost with a server or a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,9 +40,32 @@ pub fn call<R: Row>(
     receive: &mut [u8],
     wait: Wait,
 ) -> Result<(R::Reply, usize), Errno> {
+    by_row(row, |message| port.sendrec(to, message, send, receive, wait))
+}
+
+/// As [`call`] without a limit, but `interrupt` cancels the call as a signal does ([`Sendrec::interrupt`]).
+///
+/// # Errors
+/// As there; EINTR if it was interrupted, and not executed.
+pub fn call_until<R: Row>(
+    port: &(impl Sendrec + ?Sized),
+    to: Endpoint,
+    row: &R,
+    send: &[&[u8]],
+    receive: &mut [u8],
+    interrupt: &Interrupt,
+) -> Result<(R::Reply, usize), Errno> {
+    by_row(row, |message| port.sendrec_until(to, message, send, receive, interrupt))
+}
+
+/// Makes the message of `row`, has it sent, and reads the reply.
+fn by_row<R: Row>(
+    row: &R,
+    send: impl FnOnce(&mut Message) -> Result<usize, IpcError>,
+) -> Result<(R::Reply, usize), Errno> {
     let mut message = Message::request(R::NUMBER);
     row.put(&mut message.args);
-    let len = port.sendrec(to, &mut message, send, receive, wait)?;
+    let len = send(&mut message)?;
     message.outcome()??;
     let reply = R::Reply::get(&message.args).ok_or(Errno::new(EPROTO))?;
     Ok((reply, len))

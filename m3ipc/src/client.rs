@@ -16,6 +16,7 @@ use crate::connection::{Connection, Opened};
 use crate::door::{self, Ask, flag};
 use crate::endpoint::{Endpoint, NodeId};
 use crate::errno::IpcError;
+use crate::interrupt::Interrupt;
 use crate::limits::{HAND_OVER, HAND_OVER_REMOTE, LANES};
 use crate::message::{Message, Tag};
 use crate::port::{RECEIVED, Sendrec, Signals, Wait};
@@ -157,6 +158,21 @@ impl Sendrec for Process {
     ) -> Result<usize, IpcError> {
         self.client.sendrec(&self.identity, to, message, send, receive, wait)
     }
+
+    fn sendrec_until(
+        &self,
+        to: Endpoint,
+        message: &mut Message,
+        send: &[&[u8]],
+        receive: &mut [u8],
+        interrupt: &Interrupt,
+    ) -> Result<usize, IpcError> {
+        self.client.sendrec_until(&self.identity, to, message, send, receive, interrupt)
+    }
+
+    fn interrupt(&self, interrupt: &Interrupt) {
+        self.client.interrupt(interrupt);
+    }
 }
 
 impl Default for Client {
@@ -258,13 +274,55 @@ impl Client {
         receive: &mut [u8],
         wait: Wait,
     ) -> Result<usize, IpcError> {
-        let place = &self.slots[begun.slot];
         let outcome = self.exchange(opener, &begun, message, send, receive, wait);
+        self.end(&begun);
+        outcome
+    }
+
+    /// [`Sendrec::sendrec_until`], over channels that `opener` gets.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn sendrec_until(
+        &self,
+        opener: &impl Opener,
+        to: Endpoint,
+        message: &mut Message,
+        send: &[&[u8]],
+        receive: &mut [u8],
+        interrupt: &Interrupt,
+    ) -> Result<usize, IpcError> {
+        let begun = self.begin(opener, to, message, send)?;
+        let (slot, lane) = (&self.slots[begun.slot], begun.lane);
+        if interrupt.attach(message.tag.lane()) {
+            slot.woken.fetch_or(1 << lane, Ordering::SeqCst);
+        }
+        let outcome = self.exchange(opener, &begun, message, send, receive, Wait::FOREVER);
+        // From here on nobody marks this lane, which may be another call's soon.
+        interrupt.detach();
+        self.end(&begun);
+        outcome
+    }
+
+    /// [`Sendrec::interrupt`].
+    pub fn interrupt(&self, interrupt: &Interrupt) {
+        interrupt.mark(|number| {
+            let (slot, lane) = (usize::from(number) / LANES, usize::from(number) % LANES);
+            let Some(slot) = self.slots.get(slot) else { return };
+            slot.woken.fetch_or(1 << lane, Ordering::SeqCst);
+            if let Some(channel) = slot.channel() {
+                channel.wake(lane);
+            }
+        });
+    }
+
+    /// A call has ended: its lane is free, unless a peer still has it.
+    fn end(&self, begun: &Begun) {
+        let place = &self.slots[begun.slot];
         if place.woken.load(Ordering::Relaxed) != 0 {
             place.woken.fetch_and(!(1 << begun.lane), Ordering::Relaxed);
         }
         place.turns[begun.lane].end();
-        outcome
     }
 
     /// Leaves a notification for `to`, and does not wait. For a peer of another node it is under way then, and gets

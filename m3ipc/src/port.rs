@@ -6,6 +6,7 @@ use crate::cred::{CRED_SIZE_MAX, Cred};
 use crate::door::flag;
 use crate::endpoint::Endpoint;
 use crate::errno::IpcError;
+use crate::interrupt::Interrupt;
 use crate::limits::LANES;
 use crate::message::{Message, Tag, kernel};
 use crate::rights::call;
@@ -60,6 +61,26 @@ pub trait Sendrec {
         receive: &mut [u8],
         wait: Wait,
     ) -> Result<usize, IpcError>;
+
+    /// As [`Sendrec::sendrec`] without a limit, but `interrupt` cancels the call as a signal does. A port that cannot do
+    /// that waits for the answer.
+    ///
+    /// # Errors
+    /// As there; [`IpcError::WokenUp`] if it was interrupted, and not executed.
+    fn sendrec_until(
+        &self,
+        to: Endpoint,
+        message: &mut Message,
+        send: &[&[u8]],
+        receive: &mut [u8],
+        _interrupt: &Interrupt,
+    ) -> Result<usize, IpcError> {
+        self.sendrec(to, message, send, receive, Wait::FOREVER)
+    }
+
+    /// Cancels the call that is made with `interrupt` on this port. A thread that is about to sleep may not notice: to be
+    /// repeated until the call has ended.
+    fn interrupt(&self, _interrupt: &Interrupt) {}
 }
 
 impl<T: Sendrec + ?Sized> Sendrec for &T {
@@ -72,6 +93,21 @@ impl<T: Sendrec + ?Sized> Sendrec for &T {
         wait: Wait,
     ) -> Result<usize, IpcError> {
         (**self).sendrec(to, message, send, receive, wait)
+    }
+
+    fn sendrec_until(
+        &self,
+        to: Endpoint,
+        message: &mut Message,
+        send: &[&[u8]],
+        receive: &mut [u8],
+        interrupt: &Interrupt,
+    ) -> Result<usize, IpcError> {
+        (**self).sendrec_until(to, message, send, receive, interrupt)
+    }
+
+    fn interrupt(&self, interrupt: &Interrupt) {
+        (**self).interrupt(interrupt);
     }
 }
 

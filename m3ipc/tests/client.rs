@@ -6,7 +6,7 @@ use m3ipc::channel::{self, SharedChannel};
 use m3ipc::client::{Identity, Process};
 use m3ipc::door::{Ask, Tell, ask, flag, kind, tell};
 use m3ipc::limits::{LANES, PAYLOAD_AREA, PAYLOAD_MAX};
-use m3ipc::{DcId, Endpoint, IpcError, Message, NodeId, Sendrec, Wait};
+use m3ipc::{DcId, Endpoint, Interrupt, IpcError, Message, NodeId, Sendrec, Wait};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
@@ -277,6 +277,44 @@ fn a_signal_gives_a_waiting_call_up_unless_it_is_to_be_restarted() {
             assert_eq!(waiting.join().expect("no panic"), Ok(0));
         }
         daemon.wait_for_kept(0);
+    }
+}
+
+#[test]
+fn an_interrupt_gives_up_its_call_and_no_other() {
+    let (_dir, daemon, client) = world();
+    let keep = |client: &Process, interrupt: &Interrupt| {
+        let mut message = Message::request(KEEP);
+        client.sendrec_until(Endpoint::IPC, &mut message, &[], &mut [], interrupt)
+    };
+    let others: Vec<_> = (0..4)
+        .map(|_| {
+            let caller = Arc::clone(&client);
+            std::thread::spawn(move || keep(&caller, &Interrupt::new()))
+        })
+        .collect();
+    daemon.wait_for_kept(4);
+    for _ in 0..100 {
+        let interrupt = Arc::new(Interrupt::new());
+        let (caller, theirs) = (Arc::clone(&client), Arc::clone(&interrupt));
+        let waiting = std::thread::spawn(move || keep(&caller, &theirs));
+        // At any moment: before it is made, under way, kept.
+        while !waiting.is_finished() {
+            client.interrupt(&interrupt);
+            std::thread::yield_now();
+        }
+        assert_eq!(waiting.join().expect("no panic"), Err(IpcError::WokenUp));
+        // Its lane is another call's now.
+        client.interrupt(&interrupt);
+        assert_eq!(echo(&client, b"x", 1), Ok(b"x".to_vec()));
+        assert_eq!(keep(&client, &interrupt), Err(IpcError::WokenUp), "it stays interrupted");
+    }
+    daemon.wait_for_kept(4);
+    client
+        .sendrec(Endpoint::IPC, &mut Message::request(FREE), &[], &mut [], Wait::FOREVER)
+        .expect("freed");
+    for other in others {
+        assert_eq!(other.join().expect("no panic"), Ok(0));
     }
 }
 
