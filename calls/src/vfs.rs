@@ -136,4 +136,6 @@ calls! {
     0x1c Fallocate { fh: u64, ino: u64, offset: u64, length: u64, mode: u32 } -> (), Once;
     /// lseek(2) with SEEK_DATA or SEEK_HOLE.
     0x1d Seek { fh: u64, ino: u64, offset: u64, whence: u32 } -> Count, Safe;
+    /// open(2) with O_TMPFILE: makes a file without a name and opens it. The answer's payload is an [`Attr`].
+    0x1e Tmpfile { parent: u64, mode: u32, umask: u32, flags: u32 } -> Opened, Once;
 }

@@ -47,8 +47,9 @@ impl Interrupt {
         }
     }
 
-    /// Asks for the end, and calls `mark` with the number of the lane on which the call waits, if it does.
-    pub(crate) fn mark(&self, mark: impl FnOnce(u16)) {
+    /// Asks for the end, and calls `mark` with the number of the lane on which the call waits, if it does. For ports; a port
+    /// without lanes has none.
+    pub fn mark(&self, mark: impl FnOnce(u16)) {
         if self.state.fetch_or(WANTED | MARKING, Ordering::AcqRel) & MARKING != 0 {
             // Another thread is at it.
             return;

@@ -1,22 +1,20 @@
 //! What a file agent does, request by request, in no protocol's terms; and the one that asks vfs-server.
 
 use crate::cred;
-use crate::limits::{IO_SIZE_MAX, READDIR_SIZE, STACK_APART, THREADS_APART_MAX};
+use crate::limits::{IO_SIZE_MAX, LOCK_WAITS_MAX, READDIR_SIZE};
 use calls::Row;
 use calls::vfs::{
     Access, Attr, Create, DirEntry, Fallocate, Flush, FsStats, Fsync, Getattr, Getlk, Getxattr,
     Link, Listxattr, Lock, Lookup, Mkdir, Mknod, Open, Read, Readdir, Readlink, Release,
-    Removexattr, Rename, Rmdir, Seek, SetAttr, Setattr, Setlk, Setxattr, Statfs, Symlink, Unlink,
-    WRITE_APPEND, WRITE_AT, Write,
+    Removexattr, Rename, Rmdir, Seek, SetAttr, Setattr, Setlk, Setxattr, Statfs, Symlink, Tmpfile,
+    Unlink, WRITE_APPEND, WRITE_AT, Write,
 };
 use calls::wire::Wire;
 use m3ipc::cred::CRED_SIZE_MAX;
 use m3ipc::errno::numbers::{EAGAIN, EIO, ENAMETOOLONG, ENOLCK, EPROTO};
-use m3ipc::{Cred, Endpoint, Errno, Sendrec, Wait};
+use m3ipc::{Cred, Endpoint, Errno, Interrupt, Sendrec, Wait};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 
 /// Who makes a request, as the kernel says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +26,7 @@ pub struct Caller {
 }
 
 /// A name in a directory.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry<'a> {
     pub parent: u64,
     pub name: &'a [u8],
@@ -65,15 +63,12 @@ pub enum LockKind {
     Flock,
 }
 
-/// Called once, from any thread, with the outcome of a request that may take long.
-pub type Done = Box<dyn FnOnce(Result<(), Errno>) + Send>;
-
 /// Called for each directory entry, until it breaks.
 pub type VisitEntry<'a> = dyn FnMut(DirEntry, &[u8]) -> ControlFlow<()> + 'a;
 
 /// A file agent: one method per request of a file protocol, each one call of vfs-server.
 ///
-/// Methods may be called from many threads and wait for the server. Numbers, flags and modes are Linux's.
+/// Methods may be called from many threads and return when it is done. Numbers, flags and modes are Linux's.
 /// Every error is an errno for the program that asked.
 #[expect(clippy::missing_errors_doc, reason = "as just told")]
 pub trait Agent: Send + Sync + 'static {
@@ -115,6 +110,14 @@ pub trait Agent: Send + Sync + 'static {
         new: NewMode,
         flags: u32,
     ) -> Result<(Attr, OpenFile), Errno>;
+    /// Makes and opens a file without a name on the file system of directory `parent` (O_TMPFILE).
+    fn tmpfile(
+        &self,
+        caller: Caller,
+        parent: u64,
+        new: NewMode,
+        flags: u32,
+    ) -> Result<(Attr, OpenFile), Errno>;
     /// Fills `buffer` from `offset` on; fewer bytes than it has room for mean the end of the file.
     fn read(
         &self,
@@ -134,8 +137,8 @@ pub trait Agent: Send + Sync + 'static {
     fn flush(&self, caller: Caller, file: OpenFile, owner: u64) -> Result<(), Errno>;
     /// The last descriptor is closed.
     fn release(&self, caller: Caller, file: OpenFile) -> Result<(), Errno>;
-    /// Returns at once; `done` is called when the file is on stable storage.
-    fn fsync(&self, caller: Caller, file: OpenFile, datasync: bool, done: Done);
+    /// Returns when the file is on stable storage.
+    fn fsync(&self, caller: Caller, file: OpenFile, datasync: bool) -> Result<(), Errno>;
     /// Visits the entries after cookie `offset` (0 is the start) until `visit` breaks or they end.
     fn readdir(
         &self,
@@ -147,17 +150,18 @@ pub trait Agent: Send + Sync + 'static {
     fn statfs(&self, caller: Caller, ino: u64) -> Result<FsStats, Errno>;
     fn access(&self, caller: Caller, ino: u64, mask: u32) -> Result<(), Errno>;
     fn getlk(&self, caller: Caller, file: OpenFile, lock: Lock) -> Result<Lock, Errno>;
-    /// Sets or drops a lock. With `wait` it returns at once and `done` is called when the lock is
-    /// granted or refused.
+    /// Sets or drops a lock. With `wait` it returns when the lock is granted or refused, or with EINTR when it is
+    /// interrupted.
     fn setlk(
         &self,
         caller: Caller,
         file: OpenFile,
         lock: Lock,
         kind: LockKind,
-        wait: bool,
-        done: Done,
-    );
+        wait: Option<&Interrupt>,
+    ) -> Result<(), Errno>;
+    /// Ends the wait of who waits with it. To be repeated until that has returned.
+    fn interrupt(&self, interrupt: &Interrupt);
     /// The length of the value, which is in `buffer` unless that is empty.
     fn getxattr(
         &self,
@@ -193,14 +197,9 @@ pub trait Agent: Send + Sync + 'static {
 /// the caller's credentials stand in front of each payload.
 #[derive(Debug)]
 pub struct VosAgent<P> {
-    shared: Arc<Shared<P>>,
-}
-
-#[derive(Debug)]
-struct Shared<P> {
     port: P,
-    /// Threads that make a call which may take long.
-    apart: AtomicUsize,
+    /// Calls that wait for a lock.
+    waits: AtomicUsize,
 }
 
 /// Longest target of a symbolic link (PATH_MAX).
@@ -209,7 +208,7 @@ const F_UNLCK: u32 = 2;
 
 impl<P: Sendrec> VosAgent<P> {
     pub fn new(port: P) -> VosAgent<P> {
-        VosAgent { shared: Arc::new(Shared { port, apart: AtomicUsize::new(0) }) }
+        VosAgent { port, waits: AtomicUsize::new(0) }
     }
 
     fn call<R: Row>(
@@ -219,7 +218,9 @@ impl<P: Sendrec> VosAgent<P> {
         payload: [&[u8]; 2],
         receive: &mut [u8],
     ) -> Reply<R> {
-        self.shared.call(cred, row, payload, receive)
+        with_cred(cred, payload, |send| {
+            calls::call(&self.port, Endpoint::VFS, row, send, receive, Wait::FOREVER)
+        })
     }
 
     /// A call whose answer's payload is one fixed struct.
@@ -235,6 +236,18 @@ impl<P: Sendrec> VosAgent<P> {
         Ok((reply, value))
     }
 
+    /// Leave to wait for a lock, while the place is held.
+    ///
+    /// # Errors
+    /// ENOLCK: as many wait as may.
+    fn place_to_wait(&self) -> Result<WaitPlace<'_>, Errno> {
+        let admitted = self.waits.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |waits| {
+            (waits < LOCK_WAITS_MAX).then_some(waits + 1)
+        });
+        admitted.map_err(|_| Errno::new(ENOLCK))?;
+        Ok(WaitPlace(&self.waits))
+    }
+
     /// A call that is answered by success or an error.
     fn order<R: Row>(&self, cred: &Cred, row: &R, payload: [&[u8]; 2]) -> Result<R::Reply, Errno> {
         self.call(cred, row, payload, &mut []).map(|(reply, _)| reply)
@@ -243,19 +256,11 @@ impl<P: Sendrec> VosAgent<P> {
 
 type Reply<R> = Result<(<R as Row>::Reply, usize), Errno>;
 
-impl<P: Sendrec> Shared<P> {
-    fn call<R: Row>(
-        &self,
-        cred: &Cred,
-        row: &R,
-        payload: [&[u8]; 2],
-        receive: &mut [u8],
-    ) -> Reply<R> {
-        let mut encoded = [0; CRED_SIZE_MAX];
-        let len = cred.encode(&mut encoded);
-        let send = [&encoded[..len], payload[0], payload[1]];
-        calls::call(&self.port, Endpoint::VFS, row, &send, receive, Wait::FOREVER)
-    }
+/// Makes a call whose payload is preceded by credentials.
+fn with_cred<T>(cred: &Cred, payload: [&[u8]; 2], call: impl FnOnce(&[&[u8]]) -> T) -> T {
+    let mut encoded = [0; CRED_SIZE_MAX];
+    let len = cred.encode(&mut encoded);
+    call(&[&encoded[..len], payload[0], payload[1]])
 }
 
 /// How long the first of two names in a payload is.
@@ -372,6 +377,19 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         Ok((attr, OpenFile { ino: attr.ino, fh: opened.fh }))
     }
 
+    fn tmpfile(
+        &self,
+        caller: Caller,
+        parent: u64,
+        new: NewMode,
+        flags: u32,
+    ) -> Result<(Attr, OpenFile), Errno> {
+        let row = Tmpfile { parent, mode: new.mode, umask: new.umask, flags };
+        let (opened, attr): (_, Attr) =
+            self.call_for(&cred::with_groups(caller), &row, [&[], &[]])?;
+        Ok((attr, OpenFile { ino: attr.ino, fh: opened.fh }))
+    }
+
     fn read(
         &self,
         caller: Caller,
@@ -430,12 +448,9 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         self.order(&cred::plain(caller), &Release { fh: file.fh, ino: file.ino }, [&[], &[]])
     }
 
-    fn fsync(&self, caller: Caller, file: OpenFile, datasync: bool, done: Done) {
-        let cred = cred::plain(caller);
+    fn fsync(&self, caller: Caller, file: OpenFile, datasync: bool) -> Result<(), Errno> {
         let row = Fsync { fh: file.fh, ino: file.ino, datasync: datasync.into() };
-        if let Err(done) = call_apart(&self.shared, cred, row, Vec::new(), done) {
-            done(self.order(&cred, &row, [&[], &[]]));
-        }
+        self.order(&cred::plain(caller), &row, [&[], &[]])
     }
 
     fn readdir(
@@ -484,22 +499,28 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         file: OpenFile,
         lock: Lock,
         kind: LockKind,
-        wait: bool,
-        done: Done,
-    ) {
+        wait: Option<&Interrupt>,
+    ) -> Result<(), Errno> {
         let cred = cred::plain(caller);
         let flock = u8::from(kind == LockKind::Flock);
         let row = Setlk { ino: file.ino, fh: file.fh, wait: 0, flock };
-        // Most locks are free: only those that are not cost a thread.
-        match self.order(&cred, &row, [&lock.bytes(), &[]]) {
-            Err(error) if error.errno == EAGAIN && wait && lock.kind != F_UNLCK => {
+        let payload = [&lock.bytes()[..], &[]];
+        // Most locks are free: only those that are not take one of the places of those that wait.
+        match (self.order(&cred, &row, payload), wait) {
+            (Err(error), Some(interrupt)) if error.errno == EAGAIN && lock.kind != F_UNLCK => {
+                let _place = self.place_to_wait()?;
                 let row = Setlk { wait: 1, ..row };
-                if let Err(done) = call_apart(&self.shared, cred, row, lock.bytes().into(), done) {
-                    done(Err(Errno::new(ENOLCK)));
-                }
+                with_cred(&cred, payload, |send| {
+                    calls::call_until(&self.port, Endpoint::VFS, &row, send, &mut [], interrupt)
+                })
+                .map(drop)
             }
-            outcome => done(outcome),
+            (outcome, _) => outcome,
         }
+    }
+
+    fn interrupt(&self, interrupt: &Interrupt) {
+        self.port.interrupt(interrupt);
     }
 
     fn getxattr(
@@ -566,44 +587,14 @@ fn split_entry(payload: &[u8]) -> Option<(DirEntry, &[u8], &[u8])> {
     (!name.is_empty()).then_some((entry, name, rest))
 }
 
-/// Makes a call that may take long on a thread of its own, so that nothing else waits for it. Hands
-/// `done` back if there can be no further thread.
-fn call_apart<P, R>(
-    shared: &Arc<Shared<P>>,
-    cred: Cred,
-    row: R,
-    payload: Vec<u8>,
-    done: Done,
-) -> Result<(), Done>
-where
-    P: Sendrec + Send + Sync + 'static,
-    R: Row<Reply = ()> + Send + 'static,
-{
-    let admitted = shared.apart.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |threads| {
-        (threads < THREADS_APART_MAX).then_some(threads + 1)
-    });
-    if admitted.is_err() {
-        return Err(done);
-    }
-    // Held by both sides, because a thread that cannot be started takes what it was given along.
-    let done = Arc::new(Mutex::new(Some(done)));
-    let (owned, theirs) = (shared.clone(), done.clone());
-    let work = move || {
-        let outcome = owned.call(&cred, &row, [&payload, &[]], &mut []).map(|_| ());
-        owned.apart.fetch_sub(1, Ordering::Relaxed);
-        if let Some(done) = take(&theirs) {
-            done(outcome);
-        }
-    };
-    let builder = thread::Builder::new().name(R::NAME.into()).stack_size(STACK_APART);
-    let Err(error) = builder.spawn(work) else { return Ok(()) };
-    tracing::warn!(%error, "no thread for {}", R::NAME);
-    shared.apart.fetch_sub(1, Ordering::Relaxed);
-    take(&done).map_or(Ok(()), Err)
-}
+/// One of the calls that may wait at a time.
+#[derive(Debug)]
+struct WaitPlace<'a>(&'a AtomicUsize);
 
-fn take(done: &Mutex<Option<Done>>) -> Option<Done> {
-    done.lock().unwrap_or_else(PoisonError::into_inner).take()
+impl Drop for WaitPlace<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// An errno that may be told to a program: the server's word, but inside the range of errno.
@@ -617,7 +608,7 @@ mod tests {
     use m3ipc::errno::numbers::{EHOSTDOWN, ENOENT};
     use m3ipc::{IpcError, Message};
     use proptest::prelude::*;
-    use std::sync::mpsc::channel;
+    use std::sync::Mutex;
 
     /// Messages and what rode along with them.
     type Sent = Vec<(Message, Vec<u8>)>;
@@ -655,7 +646,7 @@ mod tests {
     }
 
     fn sent(agent: &VosAgent<Echo>) -> Sent {
-        std::mem::take(&mut agent.shared.port.sent.lock().unwrap())
+        std::mem::take(&mut agent.port.sent.lock().unwrap())
     }
 
     const CALLER: Caller = Caller { pid: 0, uid: 7, gid: 8 };
@@ -690,22 +681,35 @@ mod tests {
     }
 
     #[test]
-    fn only_a_lock_that_is_not_free_is_waited_for_apart() {
+    fn only_a_lock_that_is_not_free_is_waited_for() {
         let lock = Lock { end: 9, kind: 1, ..Lock::default() };
+        let interrupt = Interrupt::new();
         let check = |status: u16, wait: bool, outcome: Result<(), i32>, calls: usize| {
             let agent = agent(Ok((status, [0; 40], Vec::new())));
-            let (tell, told) = channel();
-            let done = Box::new(move |outcome: Result<(), Errno>| {
-                tell.send(outcome.map_err(|error| error.errno)).unwrap();
-            });
-            agent.setlk(CALLER, FILE, lock, LockKind::Record, wait, done);
-            assert_eq!(told.recv().unwrap(), outcome);
+            let wait = wait.then_some(&interrupt);
+            let found = agent.setlk(CALLER, FILE, lock, LockKind::Record, wait);
+            assert_eq!(found.map_err(|error| error.errno), outcome);
             assert_eq!(sent(&agent).len(), calls);
         };
         let again = u16::try_from(EAGAIN).unwrap();
         check(0, true, Ok(()), 1);
         check(again, false, Err(EAGAIN), 1);
         check(again, true, Err(EAGAIN), 2);
+    }
+
+    #[test]
+    fn those_who_wait_for_locks_are_bounded() {
+        let again = u16::try_from(EAGAIN).unwrap();
+        let agent = agent(Ok((again, [0; 40], Vec::new())));
+        let places: Vec<_> = (0..LOCK_WAITS_MAX).map(|_| agent.place_to_wait().unwrap()).collect();
+        let lock = Lock { end: 9, kind: 1, ..Lock::default() };
+        let wait = || {
+            let interrupt = Interrupt::new();
+            agent.setlk(CALLER, FILE, lock, LockKind::Record, Some(&interrupt)).unwrap_err().errno
+        };
+        assert_eq!(wait(), ENOLCK);
+        drop(places);
+        assert_eq!(wait(), EAGAIN, "the server's word");
     }
 
     #[test]

@@ -1,22 +1,22 @@
 //! `dvs-mount`, the FUSE door: serves the VOS tree to the unmodified programs of a node.
 //!
 //! Each FUSE request becomes one call of vfs-server, with the credentials of the process that made it. Modules stand in
-//! reading order; only `fuser_door` and `lock_kind` know the crate `fuser`.
+//! reading order; only `fuse` knows the protocol.
 //!
 //! The process that holds `/dev/fuse` must never use its own mount: it would wait for itself, and could not even be
 //! killed. So it has no file and no directory there, and starts no program while it serves.
 
 pub mod agent;
 mod cred;
-pub mod fuser_door;
+pub mod fuse;
+mod fusermount;
 pub mod limits;
-mod lock_kind;
 mod mountpoint;
+mod status;
 
 use agent::VosAgent;
-use anyhow::{Context as _, Result, anyhow};
-use fuser::{Config, MountOption, Session, SessionACL};
-use fuser_door::FuserDoor;
+use anyhow::{Context as _, Result};
+use fusermount::Helped;
 use m3ipc::Sendrec;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::num::NonZero;
@@ -25,6 +25,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
+/// Threads at least: one slow call does not stop the others.
+const TWO: NonZero<usize> = NonZero::new(2).expect("it is not 0");
+
 /// How a tree is mounted.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -32,14 +35,23 @@ pub struct Options {
     pub mountpoint: PathBuf,
     /// Source of the mount, as mountinfo and df(1) show it. For example `dvs` or the name of the DC.
     pub name: String,
-    /// Threads that serve requests; `None`: one per core, two at least.
+    /// Threads that wait for requests at first; `None`: one per core, two at least. There are more when more is asked at
+    /// once.
     pub threads: Option<NonZero<usize>>,
+    /// Features of the kernel's FUSE that may be used: `FUSE_*` flags of INIT in `linux/fuse.h`. Fewer, to see what happens
+    /// on an older kernel.
+    pub features: u64,
 }
 
 impl Options {
     /// A mount named `dvs` at `mountpoint`.
     pub fn new(mountpoint: impl Into<PathBuf>) -> Options {
-        Options { mountpoint: mountpoint.into(), name: "dvs".into(), threads: None }
+        Options {
+            mountpoint: mountpoint.into(),
+            name: "dvs".into(),
+            threads: None,
+            features: u64::MAX,
+        }
     }
 }
 
@@ -91,59 +103,29 @@ enum News {
 /// As [`run`].
 pub fn mount(options: &Options, port: impl Sendrec + Send + Sync + 'static) -> Result<Mounted> {
     let place = mountpoint::prepare(&options.mountpoint)?;
-    let session = open_session(options, &place, FuserDoor::new(VosAgent::new(port)))?;
-    let (tell, news) = channel();
-    let mounted = Mounted { place, news, tell: tell.clone(), attached: true };
-    let serve = move || {
-        // Nobody listens any more if the mount has been dropped.
-        tell.send(News::Ended(session.run())).ok();
+    let wanted = mountpoint::Wanted { name: &options.name, max_read: limits::IO_SIZE_MAX };
+    let (descriptor, helper) = match mountpoint::mount(&place, wanted)? {
+        Some(descriptor) => (descriptor, None),
+        None => {
+            let Helped { descriptor, helper } = fusermount::mount(&place, wanted)?;
+            (descriptor, Some(helper))
+        }
     };
-    thread::Builder::new()
-        .name("dvs-mount".into())
-        .spawn(serve)
-        .context("no thread to serve the mount")?;
+    let (tell, news) = channel();
+    let told = tell.clone();
+    let end = move |outcome| {
+        // Nobody listens any more if the mount has been dropped.
+        told.send(News::Ended(outcome)).ok();
+        drop(helper);
+    };
+    let cores = thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN);
+    let threads = options.threads.unwrap_or(cores.max(TWO));
+    let agent = VosAgent::new(port);
+    fuse::session::start(agent, descriptor, threads, options.features, Box::new(end))
+        .inspect_err(|_| drop(mountpoint::unmount(&place)))?;
+    let mounted = Mounted { place, news, tell, attached: true };
     tracing::info!("mounted at {}", mounted.place.display());
     Ok(mounted)
-}
-
-/// Mounts with the system call, or else with fusermount3, and shakes hands with the kernel.
-fn open_session<A: agent::Agent>(
-    options: &Options,
-    place: &Path,
-    door: FuserDoor<A>,
-) -> Result<Session<FuserDoor<A>>> {
-    let wanted = mountpoint::Wanted { name: &options.name, max_read: limits::IO_SIZE_MAX };
-    let config = session_config(options);
-    if let Some(device) = mountpoint::mount(place, wanted)? {
-        return Session::from_fd(door, device, SessionACL::All, config).map_err(|error| {
-            mountpoint::unmount(place).ok();
-            anyhow!(error)
-                .context("the kernel's FUSE refused the handshake: Linux 4.9 or newer is needed")
-        });
-    }
-    Session::new(door, place, &config).map_err(|error| {
-        let help = "mounting needs root (CAP_SYS_ADMIN), or the program fusermount3 (package fuse3) and \
-                    `user_allow_other` in /etc/fuse.conf";
-        anyhow!("{help}: {}", error.to_string().trim())
-    })
-}
-
-/// One thread per core and two at least, so that one slow call does not stop the others.
-fn session_config(options: &Options) -> Config {
-    let cores = thread::available_parallelism().map_or(1, NonZero::get);
-    let mut config = Config::default();
-    config.acl = SessionACL::All;
-    config.n_threads = Some(options.threads.map_or(cores.max(2), NonZero::get));
-    config.clone_fd = mountpoint::device_opens();
-    // Only for the way through fusermount3; the system call has its own.
-    config.mount_options = vec![
-        MountOption::FSName(options.name.clone()),
-        MountOption::Subtype("dvs".into()),
-        MountOption::CUSTOM(format!("max_read={}", limits::IO_SIZE_MAX)),
-        // fusermount3 stays, and unmounts should this process die.
-        MountOption::AutoUnmount,
-    ];
-    config
 }
 
 impl Mounted {

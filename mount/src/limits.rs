@@ -6,30 +6,50 @@ use std::time::Duration;
 /// Most data of one FUSE read or write: what rides along with one message.
 pub const IO_SIZE_MAX: u32 = 128 * 1024;
 
-/// Calls that may take long and therefore have a thread of their own: waiting locks, fsync. Each
-/// has a lane of the channel to the server; half of the lanes stay free for everything else.
-pub const THREADS_APART_MAX: usize = CHANNELS_PER_PEER * LANES / 2;
+/// Threads that serve requests. Each makes one call at a time, on a lane of the channels to the server.
+pub const THREADS_MAX: usize = CHANNELS_PER_PEER * LANES;
 
-/// Stack of such a thread: it makes one call.
-pub const STACK_APART: usize = 128 * 1024;
+/// Calls that wait for a lock: half of the threads stay free for everything else.
+pub const LOCK_WAITS_MAX: usize = THREADS_MAX / 2;
+
+/// Threads that wait for a request, beside those that serve one: as many as a burst needs, so that none is started and
+/// ended again with each.
+pub const READERS_MAX: usize = 8;
+
+/// Stack of such a thread: it makes one call, and holds a block of a directory.
+pub const STACK: usize = 256 * 1024;
+
+/// What a request has beside its data: its head, its struct, its extensions. The kernel wants 4 KiB of room for it.
+pub const REQUEST_HEAD_MAX: usize = 4096;
+
+/// Requests that nobody waits for, or several at a time for one (read-ahead, RELEASE, asynchronous direct I/O), which the
+/// kernel has under way at once; and from how many on it finds the device busy. Its own choice is 12, which would make
+/// closing files wait for each other's RELEASE.
+pub const REQUESTS_BACKGROUND: u16 = 64;
+pub const CONGESTION: u16 = 48;
+
+/// Interrupts kept of requests that are not there. One that comes early, while another thread is about to serve its
+/// request, finds it within microseconds.
+pub const EARLY_INTERRUPTS_MAX: usize = 1024;
+
+/// Pauses between looks after those that are interrupted: first and longest.
+pub const INTERRUPT_LOOK: Duration = Duration::from_millis(1);
+pub const INTERRUPT_LOOK_MAX: Duration = Duration::from_millis(100);
+
+/// How long a call for a lock may take to be cancelled when its program is being killed, before it is given up without the
+/// server's word.
+pub const KILLED_LOCK_PATIENCE: Duration = Duration::from_millis(200);
 
 /// Bytes of directory entries fetched with one call. The kernel asks for 4 KiB (before Linux 6.16)
 /// or for as much as the program does (32 KiB with glibc); its format needs about a third more.
 pub const READDIR_SIZE: u32 = 8 * 1024;
 
-/// Bytes of `/proc/<pid>/status` that are looked at. The groups stand in the first 300 bytes, and
-/// `GROUPS_MAX` of them fit the rest; a longer list is cut, which gives fewer rights, never more.
+/// Bytes of `/proc/<tid>/status` that are looked at: 1500 at most beside the groups, of which `GROUPS_MAX` fit the rest. A
+/// longer list is cut, which gives fewer rights, never more, and no sight of the signals behind it.
 pub const STATUS_SIZE: usize = 4096;
-
-/// Looks at `/proc/<pid>/syscall` until the thread that waits for our answer is seen asleep.
-/// First that often, one right after the other, then with pauses, as long as a thread may wait for a CPU on a machine
-/// that is still of use.
-pub const SYSCALL_LOOKS: u32 = 64;
-pub const SYSCALL_PAUSE: Duration = Duration::from_micros(100);
-pub const SYSCALL_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Seconds that programs with files open are given to close them after SIGTERM.
 pub const STOP_GRACE_SECONDS: u64 = 5;
 
 const _: () = assert!(IO_SIZE_MAX as usize == PAYLOAD_MAX);
-const _: () = assert!(STATUS_SIZE >= 1024 + 11 * m3ipc::limits::GROUPS_MAX);
+const _: () = assert!(STATUS_SIZE >= 1500 + 11 * m3ipc::limits::GROUPS_MAX);

@@ -161,11 +161,6 @@ fn open_device() -> Result<Option<File>> {
     }
 }
 
-/// Can each thread have a descriptor of its own for `/dev/fuse`?
-pub(crate) fn device_opens() -> bool {
-    OpenOptions::new().read(true).write(true).open(DEVICE).is_ok()
-}
-
 /// Takes the mount away; programs that use it keep what they have open.
 pub(crate) fn unmount(place: &Path) -> Result<()> {
     match rustix::mount::unmount(place, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {

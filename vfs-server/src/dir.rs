@@ -8,7 +8,7 @@
 use crate::VfsServer;
 use crate::answer::{Result, err};
 use crate::inode::time;
-use crate::keys::{self, Entry, Inode, Place};
+use crate::keys::{self, Entry, Inode, Place, mark};
 use crate::limits::{LINK_MAX, SUBDIRECTORY_MAX, SYMLINK_MAX};
 use crate::linux::{
     S_IALLUGO, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK, S_IRWXUGO,
@@ -125,13 +125,18 @@ impl VfsServer {
         self.missing(&dir, name, cx)?;
         permission::add_entry(&dir, call.cred)?;
         match inode {
-            Inode { nlink: 0, .. } => return err(ENOENT),
+            Inode { nlink: 0, marks, .. }
+                if marks & mark::LINKABLE == 0 || !self.opens.is_open(inode.ino) =>
+            {
+                return err(ENOENT);
+            }
             inode if inode.is_directory() => return err(EPERM),
             Inode { nlink: LINK_MAX.., .. } => return err(EMLINK),
             _ => {}
         }
         self.take_metadata_space(cx)?;
         inode.nlink += 1;
+        inode.marks &= !mark::LINKABLE;
         inode.ctime = time(cx.wall);
         self.save(&inode, cx);
         self.enter(&mut dir, name, &inode, cx);
@@ -262,25 +267,38 @@ impl VfsServer {
         if is_directory && dir.nlink >= SUBDIRECTORY_MAX {
             return err(EMLINK);
         }
+        let nlink = if is_directory { 2 } else { 1 };
+        let parent = if is_directory { dir.ino } else { 0 };
+        let inode = Inode { parent, nlink, rdev, ..self.new_inode(&dir, mode, cred, cx)? };
+        self.save(&inode, cx);
+        self.enter(&mut dir, name, &inode, cx);
+        Ok(inode)
+    }
+
+    /// An inode of `cred`'s below `dir`, not stored yet, without a name.
+    ///
+    /// # Errors
+    /// ENOSPC.
+    pub(crate) fn new_inode(
+        &mut self,
+        dir: &Inode,
+        mode: u32,
+        cred: &Cred,
+        cx: &mut Context<'_>,
+    ) -> Result<Inode> {
         self.take_metadata_space(cx)?;
         let now = time(cx.wall);
-        let inode = Inode {
+        Ok(Inode {
             ino: self.numbers.new_inode(cx.store),
-            parent: if is_directory { dir.ino } else { 0 },
             next_cookie: FIRST_COOKIE,
             atime: now,
             mtime: now,
             ctime: now,
-            mode: permission::new_mode(&dir, mode, cred),
-            nlink: if is_directory { 2 } else { 1 },
+            mode: permission::new_mode(dir, mode, cred),
             uid: cred.uid,
-            gid: permission::new_group(&dir, cred),
-            rdev,
+            gid: permission::new_group(dir, cred),
             ..Inode::default()
-        };
-        self.save(&inode, cx);
-        self.enter(&mut dir, name, &inode, cx);
-        Ok(inode)
+        })
     }
 
     /// Adds an entry to `dir` and stores `dir`.

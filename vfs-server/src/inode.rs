@@ -2,7 +2,7 @@
 
 use crate::VfsServer;
 use crate::answer::{Result, err};
-use crate::keys::{self, Inode};
+use crate::keys::{self, Inode, mark};
 use crate::limits::{INODE_CACHE_MAX, PREFERRED_IO_SIZE};
 use crate::linux::{S_IFDIR, S_IFMT, S_IFREG, S_ISGID, S_ISUID, S_IXGRP};
 use crate::permission;
@@ -105,9 +105,9 @@ impl Inode {
     }
 
     pub(crate) fn drop_capability(&mut self, store: &mut dyn Store) {
-        if self.capability != 0 {
+        if self.marks & mark::CAPABILITY != 0 {
             store.remove(&keys::xattr(self.ino, CAPABILITY));
-            self.capability = 0;
+            self.marks &= !mark::CAPABILITY;
         }
     }
 

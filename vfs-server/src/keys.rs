@@ -32,8 +32,8 @@ wire_structs! {
         pub ino: u64, pub size: u64, pub parent: u64, pub next_cookie: u64,
         pub atime: Time, pub mtime: Time, pub ctime: Time,
         pub mode: u32, pub nlink: u32, pub uid: u32, pub gid: u32, pub rdev: u32,
-        /// 1 if there is a `security.capability` to drop when the file is written.
-        pub capability: u32,
+        /// Of [`mark`].
+        pub marks: u32,
     }
 
     /// What a name stands for. `kind` is a DT_* value.
@@ -51,6 +51,14 @@ wire_structs! {
 
     /// `ino_limit` and `fh_limit`: no number from there on was ever given out. `inodes` exist.
     pub struct Counters { pub ino_limit: u64, pub fh_limit: u64, pub inodes: u64 }
+}
+
+/// Bits of [`Inode::marks`].
+pub(crate) mod mark {
+    /// There is a `security.capability` to drop when the file is written.
+    pub(crate) const CAPABILITY: u32 = 1;
+    /// It was made without a name, with O_TMPFILE and not O_EXCL, and may be given one.
+    pub(crate) const LINKABLE: u32 = 2;
 }
 
 pub(crate) const VERSION_KEY: &[u8] = b"V";

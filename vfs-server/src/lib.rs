@@ -54,7 +54,7 @@ use calls::Retry;
 use calls::vfs::{
     Access, Create, Fallocate, Flush, Fsync, Getattr, Getlk, Getxattr, Link, Listxattr, Lookup,
     Mkdir, Mknod, Open, ROOT_INO, Read, Readdir, Readlink, Release, Removexattr, Rename, Rmdir,
-    Seek, Setattr, Setxattr, Statfs, Symlink, Unlink, VfsCall, Write,
+    Seek, Setattr, Setxattr, Statfs, Symlink, Tmpfile, Unlink, VfsCall, Write,
 };
 use calls::wire::Wire;
 use counters::Numbers;
@@ -188,6 +188,7 @@ impl VfsServer {
             VfsCall::Removexattr(row) => self.removexattr(row, call, cx).map(reply::<Removexattr>),
             VfsCall::Fallocate(row) => self.fallocate(row, call, cx).map(reply::<Fallocate>),
             VfsCall::Seek(row) => self.seek(row, call, cx).map(reply::<Seek>),
+            VfsCall::Tmpfile(row) => self.tmpfile(row, call, cx).map(both::<Tmpfile>),
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use crate::VfsServer;
 use crate::answer::{Result, err};
-use crate::keys::{self, Inode, OpenRecord};
+use crate::keys::{self, Inode, OpenRecord, mark};
 use crate::limits::HANDLES_MAX;
 use crate::linux::{
     FMODE_EXEC, O_ACCMODE, O_APPEND, O_CREAT, O_DIRECTORY, O_DSYNC, O_EXCL, O_NOATIME,
@@ -15,7 +15,7 @@ use crate::linux::{
 use crate::name;
 use crate::permission;
 use calls::Row;
-use calls::vfs::{Create, Open, Opened, Release, Setlk};
+use calls::vfs::{Create, Open, Opened, Release, Setlk, Tmpfile};
 use calls::wire::Wire;
 use dvk::server::{Call, Context, Gone};
 use dvk::store::Store;
@@ -71,6 +71,28 @@ impl VfsServer {
         };
         let attr = self.inode(ino, cx)?.attr(cx.store);
         Ok((opened, attr.bytes().into()))
+    }
+
+    /// open(2) with O_TMPFILE: a file without a name. It may get one with linkat(2), unless O_EXCL says otherwise.
+    pub(crate) fn tmpfile(
+        &mut self,
+        row: Tmpfile,
+        call: &Call<'_>,
+        cx: &mut Context<'_>,
+    ) -> Result<(Opened, Vec<u8>)> {
+        if access_mask(row.flags) & W_OK == 0 {
+            return err(EINVAL);
+        }
+        let dir = self.searchable(row.parent, call.cred, cx)?;
+        permission::add_entry(&dir, call.cred)?;
+        self.check_handle_count()?;
+        let mode = S_IFREG | row.mode & S_IALLUGO & !row.umask;
+        let marks = if row.flags & O_EXCL == 0 { mark::LINKABLE } else { 0 };
+        let inode = Inode { marks, ..self.new_inode(&dir, mode, call.cred, cx)? };
+        self.save(&inode, cx);
+        let flags = row.flags & !(O_TMPFILE_BIT | O_DIRECTORY);
+        let opened = self.new_handle(inode.ino, flags, call, cx);
+        Ok((opened, inode.attr(cx.store).bytes().into()))
     }
 
     pub(crate) fn release(

@@ -6,7 +6,7 @@
 use crate::VfsServer;
 use crate::answer::{Result, err};
 use crate::inode::{CAPABILITY, time};
-use crate::keys::{self, Inode};
+use crate::keys::{self, Inode, mark};
 use crate::limits::{XATTR_NAME_MAX, XATTR_SIZE_MAX, XATTR_TOTAL_MAX};
 use crate::linux::{R_OK, S_ISVTX, W_OK, XATTR_CREATE, XATTR_REPLACE};
 use crate::name;
@@ -79,7 +79,7 @@ impl VfsServer {
         self.take_space(value.len() as u64, cx)?;
         cx.store.put(&key, value);
         if name == CAPABILITY {
-            inode.capability = 1;
+            inode.marks |= mark::CAPABILITY;
         }
         inode.ctime = time(cx.wall);
         self.save(&inode, cx);
@@ -120,7 +120,7 @@ impl VfsServer {
         }
         cx.store.remove(&key);
         if name == CAPABILITY {
-            inode.capability = 0;
+            inode.marks &= !mark::CAPABILITY;
         }
         inode.ctime = time(cx.wall);
         self.save(&inode, cx);

@@ -28,7 +28,13 @@ fn flock_program(world: &World) {
         world.outcome(2, &["flock", "--nonblock", "--conflict-exit-code", "9", &file, "true"]).code,
         9
     );
-    // Not `--timeout`: fuser does not pass on that a signal ends a wait.
+    // Its SIGALRM, and a SIGKILL, end a wait at once.
+    let flock = ["flock", "--timeout", "0.2", "--conflict-exit-code", "9", &file, "true"];
+    let killed = ["timeout", "--signal", "KILL", "0.2", "flock", &file, "true"];
+    for node in 0..3 {
+        assert_eq!(world.outcome(node, &flock).code, 9);
+        assert_eq!(world.outcome(node, &killed).code, 128 + 9);
+    }
     world.run(1, &["kill", &pid]);
     assert_eq!(holder.wait().code, 128 + 15);
     world.run(2, &["flock", "--nonblock", &file, "true"]);

@@ -24,6 +24,65 @@ two\"
     ");
 }
 
+/// What the FUSE of Linux 5.15 has (ABI 7.34): the flags below `FUSE_INIT_EXT`.
+const FEATURES_OF_5_15: u64 = (1 << 30) - 1;
+
+#[test]
+fn a_kernel_of_2021_has_all_it_needs() {
+    let Some(world) = World::with_features(2, FEATURES_OF_5_15) else { return };
+    world.python(
+        "
+with open('a', 'w') as f: f.write('x' * 300000)
+assert open(N[2] + '/a').read() == 'x' * 300000
+with open('a', 'r+b') as f, mmap.mmap(f.fileno(), 0) as m: m[5:8] = b'abc'; m.flush()
+assert open(N[2] + '/a').read(9) == 'xxxxxabcx'
+with open(N[2] + '/a', 'a') as f: f.write('end')
+assert open('a').read().endswith('xend')
+f = open('a', 'r+'); fcntl.lockf(f, fcntl.LOCK_EX)
+def child():
+    fails(errno.EAGAIN, fcntl.lockf, open(N[2] + '/a', 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)
+join(spawn(child))
+os.symlink('a', 'l'); os.link('a', 'h'); os.mkdir('d'); os.rename('h', 'd/h')
+assert sorted(os.listdir(N[2])) == ['a', 'd', 'l'] and os.stat('d/h').st_nlink == 2
+os.setxattr('a', 'user.x', b'y'); assert os.getxattr(N[2] + '/d/h', 'user.x') == b'y'
+",
+    );
+}
+
+#[test]
+fn a_file_without_a_name_is_gone_when_it_is_closed_unless_it_is_given_one() {
+    let Some(world) = World::new(2) else { return };
+    world.python(
+        "
+libc = ctypes.CDLL(None, use_errno=True)
+def named(fd, to):
+    'open(2): how to name such a file'
+    if libc.linkat(-100, f'/proc/self/fd/{fd}'.encode(), -100, to.encode(), 0x400) != 0:
+        raise OSError(ctypes.get_errno(), to)
+os.mkdir('d')
+free = os.statvfs('.').f_ffree
+fd = os.open('d', os.O_TMPFILE | os.O_RDWR, 0o640)
+assert os.listdir('d') == [] and os.fstat(fd).st_nlink == 0
+assert stat.S_IMODE(os.fstat(fd).st_mode) == 0o640
+os.write(fd, b'secret'); assert os.pread(fd, 9, 0) == b'secret'
+named(fd, 'd/named')
+os.write(fd, b' told'); os.close(fd)
+assert open(N[2] + '/d/named').read() == 'secret told' and os.stat('d/named').st_nlink == 1
+fd = os.open('d', os.O_TMPFILE | os.O_RDWR | os.O_EXCL)
+fails(errno.ENOENT, named, fd, 'd/no'); os.close(fd)
+fails(errno.EINVAL, os.open, 'd', os.O_TMPFILE | os.O_RDONLY)
+fails(errno.ENOTDIR, os.open, 'd/named', os.O_TMPFILE | os.O_RDWR)
+os.chmod('d', 0o555)
+def other():
+    os.setuid(65534); fails(errno.EACCES, os.open, 'd', os.O_TMPFILE | os.O_RDWR)
+join(spawn(other))
+fds = [os.open('d', os.O_TMPFILE | os.O_RDWR) for _ in range(50)]
+for fd in fds: os.close(fd)
+os.chmod('d', 0o755); os.unlink('d/named'); os.rmdir('d')
+",
+    );
+}
+
 #[test]
 fn a_pipe_in_the_tree_joins_two_processes() {
     let Some(world) = World::new(1) else { return };

@@ -2,7 +2,7 @@
 
 use dvk::server::{Answer, Answers, Call, Context, Server};
 use dvk::store::MemoryStore;
-use m3ipc::{CallId, Cred, Endpoint, IpcError, Message, NodeId, Sendrec, Tag, Wait};
+use m3ipc::{CallId, Cred, Endpoint, Interrupt, IpcError, Message, NodeId, Sendrec, Tag, Wait};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -22,6 +22,8 @@ struct State {
     server: VfsServer,
     store: MemoryStore,
     answers: BTreeMap<CallId, Answer>,
+    /// Calls wait.
+    is_stalled: bool,
 }
 
 /// The port of one node's file agent.
@@ -40,7 +42,7 @@ impl Vos {
         let mut store = MemoryStore::default();
         let server = VfsServer::open(&mut store, wall()).unwrap();
         Arc::new(Vos {
-            state: Mutex::new(State { server, store, answers: BTreeMap::new() }),
+            state: Mutex::new(State { server, store, answers: BTreeMap::new(), is_stalled: false }),
             answered: Condvar::new(),
             start: Instant::now(),
             sequence: AtomicU64::new(1),
@@ -50,6 +52,12 @@ impl Vos {
 
     pub(crate) fn node(self: &Arc<Vos>, number: u16) -> Node {
         Node { vos: self.clone(), endpoint: Endpoint::new(NodeId(number), 1, 1) }
+    }
+
+    /// From now on calls wait, or not any more.
+    pub(crate) fn set_stalled(&self, is_stalled: bool) {
+        self.state.lock().unwrap().is_stalled = is_stalled;
+        self.answered.notify_all();
     }
 
     /// From now on calls fail as if the server's node were down, or not any more.
@@ -67,6 +75,17 @@ impl Sendrec for Node {
         receive: &mut [u8],
         _: Wait,
     ) -> Result<usize, IpcError> {
+        self.sendrec_until(to, message, send, receive, &Interrupt::new())
+    }
+
+    fn sendrec_until(
+        &self,
+        to: Endpoint,
+        message: &mut Message,
+        send: &[&[u8]],
+        receive: &mut [u8],
+        interrupt: &Interrupt,
+    ) -> Result<usize, IpcError> {
         assert_eq!(to, Endpoint::VFS);
         if self.vos.down.load(Ordering::Relaxed) {
             return Err(IpcError::NodeDown);
@@ -78,33 +97,61 @@ impl Sendrec for Node {
         (message.source, message.tag) = (id.source, id.tag);
         message.payload_len = u32::try_from(payload.len()).unwrap();
         let mut state = self.vos.state.lock().unwrap();
+        while state.is_stalled {
+            state = self.vos.answered.wait(state).unwrap();
+        }
         state.serve(&Call { id, cred: &cred, message, payload }, self.vos.start);
         self.vos.answered.notify_all();
+        let mut is_cancelled = false;
         let answer = loop {
             if let Some(answer) = state.answers.remove(&id) {
                 break answer;
+            }
+            if interrupt.is_wanted() && !is_cancelled {
+                is_cancelled = true;
+                state.act(id.tag.0, self.vos.start, |server, cx| server.cancel(id, cx));
+                continue;
             }
             state = self.vos.answered.wait(state).unwrap();
         };
         drop(state);
         *message = answer.message;
+        if message.status >= 4096 {
+            return Err(IpcError::from_status(message.status));
+        }
         let room = receive.get_mut(..answer.payload.len()).ok_or(IpcError::TooLarge)?;
         room.copy_from_slice(&answer.payload);
         Ok(answer.payload.len())
+    }
+
+    fn interrupt(&self, interrupt: &Interrupt) {
+        interrupt.mark(|_| ());
+        // Who waits looks at it under this lock.
+        drop(self.vos.state.lock().unwrap());
+        self.vos.answered.notify_all();
     }
 }
 
 impl State {
     fn serve(&mut self, call: &Call<'_>, start: Instant) {
+        self.act(call.id.tag.0, start, |server, cx| server.serve(call, cx));
+    }
+
+    fn act(
+        &mut self,
+        entropy: u64,
+        start: Instant,
+        act: impl FnOnce(&mut VfsServer, &mut Context<'_>),
+    ) {
         let mut answers = Answers::default();
         let mut cx = Context {
             now: u64::try_from(start.elapsed().as_nanos()).unwrap(),
             wall: wall(),
-            entropy: call.id.tag.0,
+            entropy,
             store: &mut self.store,
             answers: &mut answers,
         };
-        self.server.serve(call, &mut cx);
+        act(&mut self.server, &mut cx);
         if self.server.deadline().is_some() {
             self.server.tick(&mut cx);
         }

@@ -8,3 +8,4 @@ mod hosted;
 mod locks;
 mod permissions;
 mod programs;
+mod signals;

@@ -41,18 +41,24 @@ pub(crate) fn have(program: &str) -> bool {
 impl World {
     /// A fresh tree, mounted on `nodes` nodes; `None` if that is not possible here.
     pub(crate) fn new(nodes: u16) -> Option<World> {
+        World::with_features(nodes, u64::MAX)
+    }
+
+    /// As [`World::new`], on kernels that have only these features of FUSE.
+    pub(crate) fn with_features(nodes: u16, features: u64) -> Option<World> {
         can_mount().then(|| {
             let vos = Vos::new();
             let mut world = World { vos: vos.clone(), mounts: Vec::new(), places: Vec::new() };
-            (1..=nodes).for_each(|number| world.mount(vos.node(number)));
+            (1..=nodes).for_each(|number| world.mount(vos.node(number), features));
             world
         })
     }
 
-    fn mount(&mut self, node: Node) {
+    fn mount(&mut self, node: Node, features: u64) {
         let place = tempfile::Builder::new().prefix("dvs-mount-test-").tempdir().unwrap();
         open_to_all(place.path());
-        self.mounts.push(mount::mount(&Options::new(place.path()), node).unwrap());
+        let options = Options { features, ..Options::new(place.path()) };
+        self.mounts.push(mount::mount(&options, node).unwrap());
         self.places.push(place);
     }
 

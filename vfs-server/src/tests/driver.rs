@@ -7,8 +7,8 @@ use calls::Row;
 use calls::vfs::{
     Access, Attr, Count, Create, DirEntry, Fallocate, Flush, Fsync, Getattr, Getlk, Getxattr, Link,
     Listxattr, Lock, Lookup, Mkdir, Mknod, Open, Opened, ROOT_INO, Read, Readdir, Readlink,
-    Release, Removexattr, Rename, Rmdir, Seek, SetAttr, Setattr, Setlk, Setxattr, Symlink, Unlink,
-    Write, set,
+    Release, Removexattr, Rename, Rmdir, Seek, SetAttr, Setattr, Setlk, Setxattr, Symlink, Tmpfile,
+    Unlink, Write, set,
 };
 use calls::wire::Wire;
 use dvk::server::{Answers, Call, Context, Gone, Server};
@@ -297,8 +297,7 @@ impl World {
 
     pub(crate) fn link(&mut self, client: &Client, old: &str, new: &str) -> Got<Attr> {
         let ino = self.stat(client, old)?.ino;
-        let (new_parent, name) = self.parent(client, new)?;
-        self.call(client, &Link { ino, new_parent }, name.as_bytes()).map(attr)
+        self.link_ino(client, ino, new)
     }
 
     pub(crate) fn unlink(&mut self, client: &Client, path: &str) -> Got<()> {
@@ -372,6 +371,26 @@ impl World {
         let row = Create { parent, mode, umask: 0, flags };
         let (Opened { fh, .. }, payload) = self.call(client, &row, name.as_bytes())?;
         Ok(File { fh, ino: Attr::get(&payload).unwrap().ino, client: *client })
+    }
+
+    /// A file without a name, made in directory `path`.
+    pub(crate) fn tmpfile(
+        &mut self,
+        client: &Client,
+        path: &str,
+        mode: u32,
+        flags: u32,
+    ) -> Got<File> {
+        let parent = self.stat(client, path)?.ino;
+        let row = Tmpfile { parent, mode, umask: 0, flags };
+        let (Opened { fh, .. }, payload) = self.call(client, &row, &[])?;
+        Ok(File { fh, ino: Attr::get(&payload).unwrap().ino, client: *client })
+    }
+
+    /// Gives an inode a name.
+    pub(crate) fn link_ino(&mut self, client: &Client, ino: u64, new: &str) -> Got<Attr> {
+        let (new_parent, name) = self.parent(client, new)?;
+        self.call(client, &Link { ino, new_parent }, name.as_bytes()).map(attr)
     }
 
     /// Makes or replaces a file with some content.

@@ -1,6 +1,6 @@
 //! Crashes of the server, deaths of its callers: what stays and what goes.
 
-use crate::linux::O_APPEND;
+use crate::linux::{O_APPEND, O_EXCL};
 use crate::tests::driver::{ALIEN, Got, MATE, ROOT, USER, World};
 use crate::tests::errors::world;
 use crate::{UnknownStore, VfsServer, keys};
@@ -8,7 +8,7 @@ use calls::vfs::Lock;
 use dvk::server::Gone;
 use dvk::store::{MemoryStore, Store};
 use m3ipc::NodeId;
-use m3ipc::errno::numbers::{EAGAIN, EBADF, ESTALE};
+use m3ipc::errno::numbers::{EAGAIN, EBADF, ENOENT, ESTALE};
 
 const WRITE_ALL: Lock = Lock { owner: 1, start: 0, end: i64::MAX as u64, pid: 0, kind: 1 };
 
@@ -33,6 +33,30 @@ fn open_files_nameless_files_and_locks_survive_a_crash_of_the_server() {
     w.restart();
     w.pass(10);
     assert_eq!(w.getattr(&USER, file.ino).map(drop), Err(ESTALE));
+}
+
+#[test]
+fn a_file_made_without_a_name_survives_a_crash_and_may_get_one_while_it_is_open() {
+    let mut w = world();
+    let free = w.tmpfile(&USER, "/u/d", 0o640, 2).unwrap();
+    let bound = w.tmpfile(&USER, "/u/d", 0o640, 2 | O_EXCL).unwrap();
+    let closed = w.tmpfile(&USER, "/u/d", 0o640, 2).unwrap();
+    w.write(&free, 0, b"kept").unwrap();
+    w.restart();
+    w.release(&closed).unwrap();
+    assert_eq!(w.link_ino(&USER, closed.ino, "/u/late").map(drop), Err(ENOENT), "it is closed");
+    w.pass(10);
+    assert_eq!(w.getattr(&USER, closed.ino).map(drop), Err(ESTALE));
+    assert_eq!(w.getattr(&USER, free.ino).unwrap().nlink, 0);
+    assert_eq!(w.link_ino(&USER, bound.ino, "/u/no").map(drop), Err(ENOENT));
+    assert_eq!(w.link_ino(&USER, free.ino, "/u/named").unwrap().nlink, 1);
+    w.unlink(&USER, "/u/named").unwrap();
+    assert_eq!(w.link_ino(&USER, free.ino, "/u/again").map(drop), Err(ENOENT), "it had a name");
+    assert_eq!(w.read(&free, 0, 9).unwrap(), b"kept");
+    w.release(&free).unwrap();
+    w.restart();
+    w.pass(10);
+    assert_eq!(w.getattr(&USER, free.ino).map(drop), Err(ESTALE));
 }
 
 #[test]

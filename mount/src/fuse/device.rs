@@ -1,0 +1,72 @@
+//! `/dev/fuse`: one read(2) is one request, one write(2) one reply.
+#![expect(unsafe_code, reason = "the ioctl that gives a further descriptor of the same mount")]
+
+use rustix::io::Errno;
+use rustix::ioctl::{Setter, ioctl, opcode};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+/// `FUSE_DEV_IOC_CLONE` of `linux/fuse.h`.
+const CLONE: rustix::ioctl::Opcode = opcode::read::<u32>(229, 0);
+
+/// A descriptor of `/dev/fuse` that belongs to a mount. Requests are read from any of them, and answered where they were
+/// read.
+#[derive(Debug)]
+pub(crate) struct Device(OwnedFd);
+
+/// What one read of a device brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arrival {
+    /// A request of that length.
+    Request(usize),
+    /// Nothing this time.
+    Nothing,
+    /// The mount is gone.
+    End,
+}
+
+impl Device {
+    pub(crate) fn new(descriptor: OwnedFd) -> Device {
+        Device(descriptor)
+    }
+
+    /// A further descriptor of the mount, with a queue of its own for what is being served, so that threads on different
+    /// CPUs do not meet there.
+    pub(crate) fn another(&self) -> io::Result<Device> {
+        let fresh = File::options().read(true).write(true).open("/dev/fuse")?;
+        let number = self.0.as_raw_fd().cast_unsigned();
+        // SAFETY: the ioctl of this number reads one u32 (fuse_dev_ioctl_clone), which a Setter of u32 passes.
+        let clone = unsafe { Setter::<CLONE, u32>::new(number) };
+        // SAFETY: as above, and `fresh` is a descriptor of /dev/fuse.
+        unsafe { ioctl(&fresh, clone) }?;
+        Ok(Device(fresh.into()))
+    }
+
+    /// Waits for a request.
+    ///
+    /// # Errors
+    /// The device is broken.
+    pub(crate) fn read(&self, buffer: &mut [u8]) -> io::Result<Arrival> {
+        match rustix::io::read(&self.0, buffer) {
+            Ok(0) | Err(Errno::NODEV) => Ok(Arrival::End),
+            Ok(len) => Ok(Arrival::Request(len)),
+            // Its program has given up before it could be read; or a signal.
+            Err(Errno::NOENT | Errno::INTR | Errno::AGAIN) => Ok(Arrival::Nothing),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Sends a whole reply. False: nobody waits for it any more.
+    pub(crate) fn write(&self, reply: &[u8]) -> bool {
+        match rustix::io::write(&self.0, reply) {
+            Ok(_) => true,
+            Err(Errno::NOENT | Errno::NODEV) => false,
+            Err(error) => {
+                // The program must not wait for ever for a reply that the kernel does not like.
+                tracing::error!(%error, len = reply.len(), "a reply was refused");
+                false
+            }
+        }
+    }
+}

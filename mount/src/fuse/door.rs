@@ -1,0 +1,230 @@
+//! Requests to an [`Agent`], and its answers to replies.
+
+use super::reply::{self, put};
+use super::request::Operation;
+use super::{abi, request::Request};
+use crate::agent::{Agent, OpenFile};
+use crate::limits::IO_SIZE_MAX;
+use m3ipc::errno::numbers::{ELOOP, ENXIO, EOVERFLOW, ESTALE};
+use m3ipc::{Errno, Interrupt};
+use std::ops::ControlFlow;
+
+/// What was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Done {
+    /// The reply's payload is that long.
+    Reply(usize),
+    /// As [`Done::Reply`]; and the file is open, which must be undone if nobody gets to know.
+    Opened(usize, OpenFile),
+    /// There is no reply.
+    Silence,
+    /// The kernel is to do it in another way.
+    Refused(i32),
+}
+
+/// An agent as the kernel sees it.
+#[derive(Debug)]
+pub(crate) struct Door<A> {
+    agent: A,
+    /// `fuse_open_out.open_flags` of files.
+    open_flags: u32,
+}
+
+impl<A: Agent> Door<A> {
+    /// With `open_flags` files are opened; directories with none.
+    pub(crate) fn new(agent: A, open_flags: u32) -> Door<A> {
+        Door { agent, open_flags }
+    }
+
+    pub(crate) fn agent(&self) -> &A {
+        &self.agent
+    }
+
+    /// Does what is asked for. The reply's payload is put into `out`, which has room for the largest.
+    ///
+    /// # Errors
+    /// An errno for the program that asked.
+    pub(crate) fn serve(
+        &self,
+        request: &Request<'_>,
+        interrupt: &Interrupt,
+        out: &mut [u8],
+    ) -> Result<Done, Errno> {
+        let Request { caller, ref operation, .. } = *request;
+        let agent = &self.agent;
+        let nothing = Ok(Done::Reply(0));
+        match *operation {
+            Operation::Lookup(entry) => found(out, &agent.lookup(caller, entry)?),
+            Operation::Getattr { ino, fh } => attributes(out, &agent.getattr(caller, ino, fh)?),
+            Operation::Setattr { ino, fh, ref set } => {
+                attributes(out, &agent.setattr(caller, ino, fh, set)?)
+            }
+            Operation::Readlink { ino } => copy(out, &agent.readlink(caller, ino)?),
+            Operation::Symlink { entry, target } => {
+                found(out, &agent.symlink(caller, entry, target)?)
+            }
+            Operation::Mknod { entry, new, rdev } => {
+                found(out, &agent.mknod(caller, entry, new, rdev)?)
+            }
+            Operation::Mkdir { entry, new } => found(out, &agent.mkdir(caller, entry, new)?),
+            Operation::Unlink(entry) => agent.unlink(caller, entry).and(nothing),
+            Operation::Rmdir(entry) => agent.rmdir(caller, entry).and(nothing),
+            Operation::Rename { from, to, flags } => {
+                agent.rename(caller, from, to, flags).and(nothing)
+            }
+            Operation::Link { ino, to } => found(out, &agent.link(caller, ino, to)?),
+            Operation::Open { ino, flags } => {
+                let fh = agent.open(caller, ino, flags)?;
+                Ok(opened(out, 0, OpenFile { ino, fh }, self.open_flags))
+            }
+            Operation::Opendir { ino, flags } => {
+                let fh = agent.open(caller, ino, flags)?;
+                Ok(opened(out, 0, OpenFile { ino, fh }, 0))
+            }
+            Operation::Create { entry, new, flags } => {
+                let (attr, file) = look_again(agent.create(caller, entry, new, flags))?;
+                self.created(request, out, &attr, file)
+            }
+            Operation::Tmpfile { parent, new, flags } => {
+                let (attr, file) = agent.tmpfile(caller, parent, new, flags)?;
+                self.created(request, out, &attr, file)
+            }
+            Operation::Read { file, offset, size } => {
+                let size = size.min(IO_SIZE_MAX) as usize;
+                agent.read(caller, file, offset, &mut out[..size]).map(Done::Reply)
+            }
+            Operation::Write { file, place, data } => {
+                written(out, agent.write(caller, file, place, data)?)
+            }
+            Operation::Flush { file, owner } => agent.flush(caller, file, owner).and(nothing),
+            Operation::Release(file) => agent.release(caller, file).and(nothing),
+            Operation::Fsync { file, datasync } => agent.fsync(caller, file, datasync).and(nothing),
+            Operation::Readdir { file, offset, size } => {
+                let size = size.min(IO_SIZE_MAX) as usize;
+                let mut len = 0;
+                agent.readdir(caller, file, offset, &mut |entry, name| {
+                    match reply::add_entry(&mut out[..size], len, &entry, name) {
+                        Some(longer) => len = longer,
+                        None => return ControlFlow::Break(()),
+                    }
+                    ControlFlow::Continue(())
+                })?;
+                Ok(Done::Reply(len))
+            }
+            Operation::Statfs { ino } => {
+                Ok(Done::Reply(put(out, &reply::statfs(&agent.statfs(caller, ino)?))))
+            }
+            Operation::Access { ino, mask } => agent.access(caller, ino, mask).and(nothing),
+            Operation::Getlk { file, lock } => {
+                Ok(Done::Reply(put(out, &reply::lock(&agent.getlk(caller, file, lock)?))))
+            }
+            Operation::Setlk { file, lock, kind, wait } => {
+                let wait = wait.then_some(interrupt);
+                agent.setlk(caller, file, lock, kind, wait).and(nothing)
+            }
+            Operation::Getxattr { ino, name, size } => {
+                attribute(out, size, |value| agent.getxattr(caller, ino, name, value))
+            }
+            Operation::Setxattr { ino, name, value, flags } => {
+                agent.setxattr(caller, ino, name, value, flags).and(nothing)
+            }
+            Operation::Listxattr { ino, size } => {
+                attribute(out, size, |names| agent.listxattr(caller, ino, names))
+            }
+            Operation::Removexattr { ino, name } => {
+                agent.removexattr(caller, ino, name).and(nothing)
+            }
+            Operation::Fallocate { file, offset, length, mode } => {
+                agent.fallocate(caller, file, offset, length, mode).and(nothing)
+            }
+            Operation::Seek { file, offset, whence } => {
+                sought(out, agent.seek(caller, file, offset, whence)?)
+            }
+            Operation::Interrupt { .. } | Operation::Nothing => Ok(Done::Silence),
+            Operation::Ioctl => Ok(Done::Refused(libc::ENOTTY)),
+            Operation::Unknown => Ok(Done::Refused(libc::ENOSYS)),
+        }
+    }
+
+    /// A file that has been made and opened.
+    fn created(
+        &self,
+        request: &Request<'_>,
+        out: &mut [u8],
+        attr: &calls::vfs::Attr,
+        file: OpenFile,
+    ) -> Result<Done, Errno> {
+        match reply::entry(attr) {
+            Ok(entry) => {
+                let len = put(out, &entry);
+                Ok(opened(out, len, file, self.open_flags))
+            }
+            Err(error) => {
+                self.undo(request, file);
+                Err(error)
+            }
+        }
+    }
+
+    /// Closes a file of whose opening nobody gets to know.
+    pub(crate) fn undo(&self, request: &Request<'_>, file: OpenFile) {
+        if let Err(error) = self.agent.release(request.caller, file) {
+            tracing::debug!(?error, "a file that nobody has opened stays open");
+        }
+    }
+}
+
+/// Of a create. The name was free when the kernel looked; if another node has made a link or a pipe
+/// of it since, ESTALE makes the kernel look again and follow or open that.
+fn look_again<T>(created: Result<T, Errno>) -> Result<T, Errno> {
+    created.map_err(|error| match error.errno {
+        ELOOP | ENXIO => Errno::new(ESTALE),
+        _ => error,
+    })
+}
+
+fn found(out: &mut [u8], attr: &calls::vfs::Attr) -> Result<Done, Errno> {
+    Ok(Done::Reply(put(out, &reply::entry(attr)?)))
+}
+
+fn attributes(out: &mut [u8], attr: &calls::vfs::Attr) -> Result<Done, Errno> {
+    Ok(Done::Reply(put(out, &reply::attributes(attr)?)))
+}
+
+fn copy(out: &mut [u8], bytes: &[u8]) -> Result<Done, Errno> {
+    let place = out.get_mut(..bytes.len()).ok_or(Errno::new(EOVERFLOW))?;
+    place.copy_from_slice(bytes);
+    Ok(Done::Reply(bytes.len()))
+}
+
+/// `file` is told behind the first `len` bytes.
+fn opened(out: &mut [u8], len: usize, file: OpenFile, open_flags: u32) -> Done {
+    let told = abi::fuse_open_out { fh: file.fh, open_flags, ..Default::default() };
+    Done::Opened(len + put(&mut out[len..], &told), file)
+}
+
+fn written(out: &mut [u8], written: usize) -> Result<Done, Errno> {
+    let size = u32::try_from(written).map_err(|_| Errno::new(EOVERFLOW))?;
+    Ok(Done::Reply(put(out, &abi::fuse_write_out { size, padding: 0 })))
+}
+
+fn sought(out: &mut [u8], offset: u64) -> Result<Done, Errno> {
+    // An off_t has a sign.
+    i64::try_from(offset).map_err(|_| Errno::new(EOVERFLOW))?;
+    Ok(Done::Reply(put(out, &abi::fuse_lseek_out { offset })))
+}
+
+/// Answers an xattr request of `size` bytes: the length only if it is 0.
+fn attribute(
+    out: &mut [u8],
+    size: u32,
+    get: impl FnOnce(&mut [u8]) -> Result<usize, Errno>,
+) -> Result<Done, Errno> {
+    let room = size.min(IO_SIZE_MAX) as usize;
+    let len = get(&mut out[..room])?;
+    if size == 0 {
+        let size = u32::try_from(len).unwrap_or(u32::MAX);
+        return Ok(Done::Reply(put(out, &abi::fuse_getxattr_out { size, padding: 0 })));
+    }
+    Ok(Done::Reply(len.min(room)))
+}

@@ -1,0 +1,188 @@
+//! Replies: what the kernel reads, in its structs.
+
+use super::abi;
+use crate::agent::tellable;
+use calls::vfs::{Attr, DirEntry, FsStats, Lock, Time};
+use m3ipc::Errno;
+use m3ipc::errno::numbers::EIO;
+use zerocopy::{Immutable, IntoBytes};
+
+/// In front of every reply.
+pub(crate) const HEADER_SIZE: usize = size_of::<abi::fuse_out_header>();
+/// Inode numbers are never used again, so one generation is enough.
+const GENERATION: u64 = 0;
+/// File type bits of a mode (S_IFMT).
+const TYPE_BITS: u32 = 0o170_000;
+
+/// The head of the reply to request `unique`, with `payload` bytes behind it.
+pub(crate) fn header(unique: u64, payload: usize, outcome: Result<(), i32>) -> [u8; HEADER_SIZE] {
+    let len = u32::try_from(HEADER_SIZE + payload).unwrap_or(u32::MAX);
+    let error = outcome.err().map_or(0, |errno| -errno);
+    let head = abi::fuse_out_header { len, error, unique };
+    let mut bytes = [0; HEADER_SIZE];
+    bytes.copy_from_slice(head.as_bytes());
+    bytes
+}
+
+/// An errno for the kernel. Of an operation that we have it must never hear ENOSYS: it would not ask again, for the life of
+/// the mount.
+pub(crate) fn number(error: Errno) -> i32 {
+    match tellable(error) {
+        libc::ENOSYS => EIO,
+        number => number,
+    }
+}
+
+/// Copies structs to the front of `out`, one after the other; returns their length.
+///
+/// # Panics
+/// If `out` is shorter: every reply's buffer is as long as the largest.
+pub(crate) fn put<T: IntoBytes + Immutable>(out: &mut [u8], value: &T) -> usize {
+    let bytes = value.as_bytes();
+    out[..bytes.len()].copy_from_slice(bytes);
+    bytes.len()
+}
+
+/// An inode's attributes.
+///
+/// # Errors
+/// EIO if its type is none that the kernel knows.
+fn attr(attr: &Attr) -> Result<abi::fuse_attr, Errno> {
+    match attr.mode & TYPE_BITS {
+        libc::S_IFREG
+        | libc::S_IFDIR
+        | libc::S_IFLNK
+        | libc::S_IFIFO
+        | libc::S_IFSOCK
+        | libc::S_IFCHR
+        | libc::S_IFBLK => {}
+        _ => return Err(Errno::new(EIO)),
+    }
+    let seconds = |time: Time| time.seconds.cast_unsigned();
+    Ok(abi::fuse_attr {
+        ino: attr.ino,
+        size: attr.size,
+        blocks: attr.blocks,
+        atime: seconds(attr.atime),
+        mtime: seconds(attr.mtime),
+        ctime: seconds(attr.ctime),
+        atimensec: attr.atime.nanos,
+        mtimensec: attr.mtime.nanos,
+        ctimensec: attr.ctime.nanos,
+        mode: attr.mode,
+        nlink: attr.nlink,
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: attr.rdev,
+        blksize: attr.block_size,
+        flags: 0,
+    })
+}
+
+/// A name's inode; neither it nor its attributes may be remembered.
+///
+/// # Errors
+/// As [`attr`].
+pub(crate) fn entry(of: &Attr) -> Result<abi::fuse_entry_out, Errno> {
+    let attr = attr(of)?;
+    Ok(abi::fuse_entry_out { nodeid: of.ino, generation: GENERATION, attr, ..Default::default() })
+}
+
+/// Attributes that may not be remembered.
+///
+/// # Errors
+/// As [`attr`].
+pub(crate) fn attributes(of: &Attr) -> Result<abi::fuse_attr_out, Errno> {
+    Ok(abi::fuse_attr_out { attr: attr(of)?, ..Default::default() })
+}
+
+pub(crate) fn statfs(stats: &FsStats) -> abi::fuse_statfs_out {
+    abi::fuse_statfs_out {
+        blocks: stats.blocks,
+        bfree: stats.blocks_free,
+        bavail: stats.blocks_available,
+        files: stats.files,
+        ffree: stats.files_free,
+        bsize: stats.block_size,
+        namelen: stats.name_max,
+        frsize: stats.block_size,
+        ..Default::default()
+    }
+}
+
+pub(crate) fn lock(lock: &Lock) -> abi::fuse_lk_out {
+    abi::fuse_lk_out { start: lock.start, end: lock.end, kind: lock.kind, pid: lock.pid }
+}
+
+/// Adds an entry to a directory's listing in `out`, of which `len` bytes are in use. Returns how many are then; `None`: there
+/// is no room.
+pub(crate) fn add_entry(
+    out: &mut [u8],
+    len: usize,
+    entry: &DirEntry,
+    name: &[u8],
+) -> Option<usize> {
+    let head = abi::fuse_dirent {
+        ino: entry.ino,
+        off: entry.next,
+        namelen: u32::try_from(name.len()).ok()?,
+        kind: entry.kind.into(),
+    };
+    let size = (size_of::<abi::fuse_dirent>() + name.len()).next_multiple_of(8);
+    let place = out.get_mut(len..len + size)?;
+    let (front, rest) = place.split_at_mut(size_of::<abi::fuse_dirent>());
+    front.copy_from_slice(head.as_bytes());
+    rest[..name.len()].copy_from_slice(name);
+    rest[name.len()..].fill(0);
+    Some(len + size)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use m3ipc::errno::numbers::ENOENT;
+
+    #[test]
+    fn an_error_is_told_negative_and_nosys_never() {
+        let told = |error| -> i32 {
+            let head = header(7, 0, Err(number(Errno::new(error))));
+            i32::from_ne_bytes(head[4..8].try_into().unwrap())
+        };
+        assert_eq!(told(ENOENT), -2);
+        assert_eq!(told(libc::ENOSYS), -EIO);
+        for strange in [512, 0, -5, i32::MIN] {
+            assert_eq!(told(strange), -EIO, "{strange}");
+        }
+        assert_eq!(header(7, 5, Ok(()))[..8], [21, 0, 0, 0, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn attributes_are_passed_on_and_an_inode_without_a_type_is_an_error() {
+        let before_epoch = Time { seconds: -1, nanos: 5 };
+        let of = Attr {
+            ino: 3,
+            size: 4,
+            atime: before_epoch,
+            mode: libc::S_IFIFO | 0o640,
+            rdev: 6,
+            ..Attr::default()
+        };
+        let told = entry(&of).unwrap();
+        assert_eq!((told.nodeid, told.entry_valid, told.attr_valid), (3, 0, 0));
+        assert_eq!((told.attr.atime, told.attr.atimensec), (u64::MAX, 5));
+        assert_eq!((told.attr.mode, told.attr.size, told.attr.rdev), (of.mode, 4, 6));
+        assert_eq!(attributes(&Attr { mode: 0o640, ..of }).err(), Some(Errno::new(EIO)));
+    }
+
+    #[test]
+    fn entries_are_aligned_and_end_where_the_room_ends() {
+        let mut out = [0xff; 70];
+        let entry = DirEntry { ino: 3, next: 4, kind: libc::DT_DIR, name_len: 3 };
+        let first = add_entry(&mut out, 0, &entry, b"abc").unwrap();
+        assert_eq!(first, 32);
+        assert_eq!(&out[24..32], b"abc\0\0\0\0\0");
+        assert_eq!(add_entry(&mut out, first, &entry, &[b'x'; 8]), Some(64));
+        assert_eq!(add_entry(&mut out, 64, &entry, b"y"), None);
+        assert_eq!(add_entry(&mut out, first, &entry, &[b'x'; 9]), None, "34 bytes of 38 padded");
+    }
+}

@@ -1,0 +1,219 @@
+//! A mount that is being served: threads that read requests, and as many of them as are needed.
+//!
+//! A thread reads a request, does what it asks for, which may take as long as a lock is held, and replies. While it does,
+//! another one reads: who takes the last place of those that wait for requests hires one more, and who finds enough of
+//! them there leaves. So no request, and above all no interrupt, waits for another to be served, until as many are being
+//! served as there may be threads.
+
+use super::abi::{FOPEN_DIRECT_IO, FOPEN_PARALLEL_DIRECT_WRITES, init};
+use super::device::{Arrival, Device};
+use super::door::{Done, Door};
+use super::handshake;
+use super::reply::{self, HEADER_SIZE};
+use super::request::{Malformed, Operation, Request};
+use super::under_way::{Served, UnderWay, Watched};
+use crate::agent::Agent;
+use crate::limits::{IO_SIZE_MAX, READERS_MAX, REQUEST_HEAD_MAX, STACK, THREADS_MAX};
+use crate::status::Status;
+use anyhow::{Context as _, Result};
+use m3ipc::Interrupt;
+use std::io;
+use std::num::NonZero;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+/// What one read of the device may bring, and what one reply may be.
+const BUFFER_SIZE: usize = IO_SIZE_MAX as usize + REQUEST_HEAD_MAX;
+
+/// Called once, when the mount is gone or the device is broken.
+pub(crate) type End = Box<dyn FnOnce(io::Result<()>) + Send>;
+
+/// A mount that is being served.
+struct Session<A> {
+    door: Door<A>,
+    devices: Vec<Device>,
+    under_way: UnderWay,
+    /// Threads that wait for a request.
+    readers: AtomicUsize,
+    /// All threads but the watch.
+    threads: AtomicUsize,
+    /// Has that been said of which there is much to say?
+    is_full_told: AtomicBool,
+    end: Mutex<Option<End>>,
+}
+
+/// Shakes hands with the kernel and serves `agent` on `descriptor`, of a mount that has been made. Of the kernel's features
+/// only those of `allowed` are used.
+///
+/// # Errors
+/// One sentence: the kernel is too old, or there can be no threads.
+pub(crate) fn start<A: Agent>(
+    agent: A,
+    descriptor: OwnedFd,
+    threads: NonZero<usize>,
+    allowed: u64,
+    end: End,
+) -> Result<()> {
+    let device = Device::new(descriptor);
+    let mut buffer = vec![0; BUFFER_SIZE];
+    let flags = handshake::shake_hands(&device, allowed, &mut buffer)?;
+    // Without that feature a file opened for direct I/O cannot be mapped shared: then the page cache is used, emptied at
+    // each open and whenever mtime or size have changed.
+    let open_flags = if flags & init::DIRECT_IO_ALLOW_MMAP != 0 {
+        FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES
+    } else {
+        0
+    };
+    let mut devices = vec![device];
+    for _ in 1..threads.get() {
+        match devices[0].another() {
+            Ok(device) => devices.push(device),
+            // Not where /dev/fuse came from fusermount3 and is not ours to open.
+            Err(error) => tracing::debug!(%error, "one descriptor for all threads"),
+        }
+    }
+    let session = Arc::new(Session {
+        door: Door::new(agent, open_flags),
+        devices,
+        under_way: UnderWay::default(),
+        readers: AtomicUsize::new(0),
+        threads: AtomicUsize::new(0),
+        is_full_told: AtomicBool::new(false),
+        end: Mutex::new(Some(end)),
+    });
+    let watched = session.clone();
+    thread::Builder::new()
+        .name("dvs-interrupts".into())
+        .stack_size(STACK)
+        .spawn(move || watched.under_way.watch(&*watched))
+        .context("no thread to look after signals")?;
+    for _ in 0..threads.get() {
+        session.hire().context("no thread to serve the mount")?;
+    }
+    Ok(())
+}
+
+impl<A: Agent> Session<A> {
+    /// Starts a thread, if there may be one more.
+    fn hire(self: &Arc<Session<A>>) -> io::Result<()> {
+        let number = self.threads.fetch_add(1, Ordering::Relaxed);
+        if number >= THREADS_MAX {
+            self.threads.fetch_sub(1, Ordering::Relaxed);
+            if !self.is_full_told.swap(true, Ordering::Relaxed) {
+                tracing::warn!("{THREADS_MAX} requests are being served at once: others wait");
+            }
+            return Ok(());
+        }
+        // Counted at once, so that nobody else is hired for the same place.
+        self.readers.fetch_add(1, Ordering::SeqCst);
+        let session = self.clone();
+        let serve = move || {
+            let outcome = session.serve(number % session.devices.len());
+            session.threads.fetch_sub(1, Ordering::Relaxed);
+            if let Some(outcome) = outcome {
+                session.end(outcome);
+            }
+        };
+        let builder = thread::Builder::new().name("dvs-mount".into()).stack_size(STACK);
+        builder.spawn(serve).map(drop).inspect_err(|_| {
+            self.readers.fetch_sub(1, Ordering::SeqCst);
+            self.threads.fetch_sub(1, Ordering::Relaxed);
+        })
+    }
+
+    /// Serves requests. Returns how the mount has ended, or nothing if it has not and other threads are enough.
+    fn serve(self: &Arc<Session<A>>, device: usize) -> Option<io::Result<()>> {
+        let mut request = vec![0; BUFFER_SIZE];
+        let mut reply = vec![0; BUFFER_SIZE];
+        loop {
+            let len = match self.devices[device].read(&mut request) {
+                Ok(Arrival::Request(len)) => len,
+                Ok(Arrival::Nothing) => continue,
+                Ok(Arrival::End) => return Some(Ok(())),
+                Err(error) => return Some(Err(error)),
+            };
+            match Request::decode(&request[..len]) {
+                // These take no time.
+                Ok(Request { operation: Operation::Nothing, .. }) => {}
+                Ok(Request { operation: Operation::Interrupt { unique }, .. }) => {
+                    self.under_way.interrupt(unique);
+                }
+                Ok(request) => {
+                    if self.readers.fetch_sub(1, Ordering::SeqCst) == 1
+                        && let Err(error) = self.hire()
+                    {
+                        tracing::warn!(%error, "no further thread to serve the mount");
+                    }
+                    self.serve_one(device, &request, &mut reply);
+                    if self.readers.fetch_add(1, Ordering::SeqCst) >= READERS_MAX {
+                        self.readers.fetch_sub(1, Ordering::SeqCst);
+                        return None;
+                    }
+                }
+                Err(malformed) => self.refuse(device, malformed),
+            }
+        }
+    }
+
+    fn serve_one(&self, device: usize, request: &Request<'_>, reply: &mut [u8]) {
+        // Only what waits for as long as others please is interrupted; an allocation more is nothing to it.
+        let interrupt = match request.operation {
+            Operation::Setlk { wait: true, .. } => Some(Arc::new(Interrupt::new())),
+            _ => None,
+        };
+        let never = Interrupt::new();
+        let served = Served::new(device, request.caller.pid, interrupt.clone());
+        self.under_way.begin(request.unique, served);
+        let (head, payload) = reply.split_at_mut(HEADER_SIZE);
+        let done = self.door.serve(request, interrupt.as_deref().unwrap_or(&never), payload);
+        let (len, outcome, opened) = match done {
+            Ok(Done::Reply(len)) => (len, Ok(()), None),
+            Ok(Done::Opened(len, file)) => (len, Ok(()), Some(file)),
+            Ok(Done::Refused(number)) => (0, Err(number), None),
+            Ok(Done::Silence) => {
+                self.under_way.end(request.unique);
+                return;
+            }
+            Err(error) => (0, Err(reply::number(error)), None),
+        };
+        head.copy_from_slice(&reply::header(request.unique, len, outcome));
+        let is_told = self.under_way.end(request.unique)
+            && self.devices[device].write(&reply[..HEADER_SIZE + len]);
+        if let (false, Some(file)) = (is_told, opened) {
+            self.door.undo(request, file);
+        }
+    }
+
+    fn refuse(&self, device: usize, malformed: Malformed) {
+        tracing::error!(?malformed, "a FUSE request that is none");
+        if let Some(unique) = malformed.unique {
+            self.devices[device].write(&reply::header(unique, 0, Err(libc::EPROTO)));
+        }
+    }
+
+    /// The mount is gone.
+    fn end(&self, outcome: io::Result<()>) {
+        self.under_way.close();
+        let end = self.end.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(end) = end {
+            end(outcome);
+        }
+    }
+}
+
+impl<A: Agent> Watched for Session<A> {
+    fn interrupt(&self, interrupt: &Interrupt) {
+        self.door.agent().interrupt(interrupt);
+    }
+
+    fn is_dying(&self, pid: u32) -> bool {
+        Status::read(pid).is_some_and(|status| status.is_dying())
+    }
+
+    fn give_up(&self, unique: u64, served: &Served) {
+        tracing::info!(pid = served.pid, "a program is killed that waits for an answer");
+        self.devices[served.device].write(&reply::header(unique, 0, Err(libc::EINTR)));
+    }
+}
