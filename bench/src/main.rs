@@ -6,6 +6,8 @@ mod bound;
 mod budget;
 mod channel;
 mod cpus;
+mod empty_fuse;
+mod files;
 mod idle;
 mod ipc;
 mod parallel;
@@ -24,9 +26,7 @@ mod worker;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use place::Place;
 use report::{Group, Report};
-use rounds::medians;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -75,6 +75,9 @@ enum Role {
     /// Does what standard input says, and prints how long it took
     #[command(hide = true)]
     Worker { folder: PathBuf },
+    /// A file system in memory, until it is unmounted
+    #[command(hide = true)]
+    EmptyFuse { folder: PathBuf },
 }
 
 fn main() -> Result<ExitCode> {
@@ -84,6 +87,7 @@ fn main() -> Result<ExitCode> {
         Some(Role::Echo { address, tls: Some(certificate) }) => tls::serve(address, &certificate)?,
         Some(Role::Echo { address, tls: None }) => stream::serve(address)?,
         Some(Role::Worker { folder }) => worker::work(&folder)?,
+        Some(Role::EmptyFuse { folder }) => empty_fuse::serve(&folder)?,
         None => return measure(&arguments),
     }
     Ok(ExitCode::SUCCESS)
@@ -99,7 +103,7 @@ fn measure(arguments: &Arguments) -> Result<ExitCode> {
         }
     };
     ipc::rows(system.as_ref(), arguments.rounds, &report)?;
-    files(system.as_ref(), arguments.rounds, &report)?;
+    files::rows(system.as_ref(), arguments.rounds, &report)?;
     if let Some(system) = &system {
         idle::rows(system, &report)?;
         slow::rows(arguments.rounds, &report)?;
@@ -109,25 +113,4 @@ fn measure(arguments: &Arguments) -> Result<ExitCode> {
     }
     let are_met = report.budgets();
     Ok(if are_met || !arguments.check { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// Small files, through the mount and on file systems of Linux.
-fn files(system: Option<&System>, rounds: usize, report: &Report) -> Result<()> {
-    if !report.wants(Group::Files) {
-        return Ok(());
-    }
-    let linux = [Place::native("tmpfs", "/dev/shm")?, Place::native("ext4", place::target()?)?];
-    let dvs = match system {
-        Some(system) => {
-            vec![system.worker("/dvs, home node", "n1")?, system.worker("/dvs, other node", "n2")?]
-        }
-        None => Vec::new(),
-    };
-    for operation in worker::FILES {
-        let places = linux.iter().chain(&dvs);
-        let mut subjects: Vec<_> = places.map(|place| place.file_subject(operation)).collect();
-        let times = medians(&mut subjects, rounds)?;
-        report.beside(&times[linux.len()..], &times[..linux.len()]);
-    }
-    Ok(())
 }

@@ -3,7 +3,7 @@
 use crate::cpus::Layout;
 use crate::peer::Peer;
 use crate::rounds::Subject;
-use crate::worker::{FILES_MAX, PIN};
+use crate::worker::PIN;
 use anyhow::{Context, Result};
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::{Path, PathBuf};
@@ -40,9 +40,8 @@ impl Place {
         Box::new(Operation { place: self, name: name.to_owned(), operation })
     }
 
-    /// One of its operations on files.
-    pub(crate) fn file_subject(&self, operation: &'static str) -> Box<dyn Subject + '_> {
-        self.subject(&format!("{operation} on {}", self.name), operation)
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 }
 
@@ -63,10 +62,6 @@ struct Operation<'a> {
 impl Subject for Operation<'_> {
     fn name(&self) -> String {
         self.name.clone()
-    }
-
-    fn count_max(&self) -> u32 {
-        if ["create", "unlink"].contains(&self.operation) { FILES_MAX } else { u32::MAX }
     }
 
     fn pin(&mut self, layout: Layout) -> Result<()> {

@@ -1,6 +1,7 @@
 //! A process that does things many times and says how long they took: on this machine, or in a container.
 
 use crate::bound::{self, Endpoints};
+use crate::files::Files;
 use crate::stream::MESSAGE;
 use crate::{cpus, idle, shared, tls};
 use anyhow::{Context, Result, bail, ensure};
@@ -8,15 +9,12 @@ use calls::call;
 use calls::ipc::SemGetvalue;
 use m3ipc::client::{Identity, Process};
 use m3ipc::{Endpoint, Wait};
-use std::fs::{self, File, OpenOptions};
+use std::fs;
 use std::io::{BufRead, Read, Write};
 use std::net::TcpStream;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Operations on small files.
-pub(crate) const FILES: [&str; 5] = ["write 4 KiB", "read 4 KiB", "create", "stat", "unlink"];
 /// A call to a server that answers at once, without looking at its store.
 pub(crate) const SENDREC: &str = "sendrec";
 /// Ping-pong with an `echo` at the address that follows.
@@ -29,16 +27,11 @@ pub(crate) const MEMCPY: &str = "memcpy ";
 /// The count is the CPU to run on.
 pub(crate) const PIN: &str = "pin";
 
-/// Most files that are made in a round: ext4 looks at every inode that was freed in the last five
-/// seconds before it makes one, so thousands would measure that.
-pub(crate) const FILES_MAX: u32 = 200;
-
 const PAGE: usize = 4096;
 
 /// The state of a worker.
 struct Worker {
-    folder: PathBuf,
-    data: File,
+    files: Files,
     port: Process,
     connection: Option<TcpStream>,
     secure: Option<tls::Connection>,
@@ -55,13 +48,10 @@ pub(crate) fn work(folder: &Path) -> Result<()> {
 }
 
 fn serve(folder: &Path) -> Result<()> {
-    let path = folder.join("data");
-    let data = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
-    data.write_all_at(&[7; 4096], 0)?;
+    let files = Files::make(folder)?;
     let port = Process::new(Identity::PROCESS);
     let (connection, secure, endpoints) = (None, None, Endpoints::default());
-    let mut worker =
-        Worker { folder: folder.to_path_buf(), data, port, connection, secure, endpoints };
+    let mut worker = Worker { files, port, connection, secure, endpoints };
     for line in std::io::stdin().lock().lines() {
         let line = line?;
         let (count, operation) = line.split_once(' ').context("a line is `count operation`")?;
@@ -73,12 +63,10 @@ fn serve(folder: &Path) -> Result<()> {
 
 impl Worker {
     fn perform(&mut self, operation: &str, count: u32) -> Result<Duration> {
-        let mut block = [7; 4096];
+        if let Some(time) = self.files.perform(operation, count)? {
+            return Ok(time);
+        }
         match operation {
-            "write 4 KiB" => timed(count, || self.data.write_all_at(&block, 0)),
-            "read 4 KiB" => timed(count, || self.data.read_exact_at(&mut block, 0)),
-            "stat" => timed(count, || fs::metadata(self.folder.join("data")).map(drop)),
-            "create" | "unlink" => create_and_unlink(&self.folder, operation, count),
             PIN => {
                 cpus::pin_self(count as usize)?;
                 Ok(Duration::ZERO)
@@ -158,18 +146,6 @@ fn copy(size: usize, count: u32) -> Result<Duration> {
         std::hint::black_box(&mut *own);
         Ok(())
     })
-}
-
-/// Creates and removes `count` files; the time is that of `operation`.
-fn create_and_unlink(folder: &Path, operation: &str, count: u32) -> Result<Duration> {
-    let path = |index: u32| folder.join(format!("f{index}"));
-    let mut each = 0..count;
-    let create = timed(count, || {
-        each.next().map_or(Ok(()), |index| File::create_new(path(index)).map(drop))
-    })?;
-    let mut each = 0..count;
-    let unlink = timed(count, || each.next().map_or(Ok(()), |index| fs::remove_file(path(index))))?;
-    Ok(if operation == "create" { create } else { unlink })
 }
 
 fn timed(count: u32, mut operation: impl FnMut() -> std::io::Result<()>) -> Result<Duration> {
