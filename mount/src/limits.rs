@@ -12,9 +12,8 @@ pub const THREADS_MAX: usize = CHANNELS_PER_PEER * LANES;
 /// Calls that wait for a lock: half of the threads stay free for everything else.
 pub const LOCK_WAITS_MAX: usize = THREADS_MAX / 2;
 
-/// Threads that wait for a request, beside those that serve one: as many as a burst needs, so that none is started and
-/// ended again with each.
-pub const READERS_MAX: usize = 8;
+/// Threads kept that have nothing to do, so that none is started and ended again with each burst.
+pub const SPARE_MAX: usize = 32;
 
 /// Stack of such a thread: it makes one call, and holds a block of a directory.
 pub const STACK: usize = 256 * 1024;

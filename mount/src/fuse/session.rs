@@ -1,9 +1,10 @@
 //! A mount that is being served: threads that read requests, and as many of them as are needed.
 //!
 //! A thread reads a request, does what it asks for, which may take as long as a lock is held, and replies. While it does,
-//! another one reads: who takes the last place of those that wait for requests hires one more, and who finds enough of
-//! them there leaves. So no request, and above all no interrupt, waits for another to be served, until as many are being
-//! served as there may be threads.
+//! another one reads: who was the last that waited for requests calls one more, and who finds enough of them there steps
+//! aside, to be called again. So no request, and above all no interrupt, waits for another to be served, until as many are
+//! being served as there may be threads. (The kernel gives requests to readers in turn: more of them than are needed would
+//! only spread the work over more CPUs and caches.)
 
 use super::abi::{FOPEN_DIRECT_IO, FOPEN_PARALLEL_DIRECT_WRITES, init};
 use super::device::{Arrival, Device};
@@ -13,7 +14,7 @@ use super::reply::{self, HEADER_SIZE};
 use super::request::{Malformed, Operation, Request};
 use super::under_way::{Served, UnderWay, Watched};
 use crate::agent::Agent;
-use crate::limits::{IO_SIZE_MAX, READERS_MAX, REQUEST_HEAD_MAX, STACK, THREADS_MAX};
+use crate::limits::{IO_SIZE_MAX, REQUEST_HEAD_MAX, SPARE_MAX, STACK, THREADS_MAX};
 use crate::status::Status;
 use anyhow::{Context as _, Result};
 use m3ipc::Interrupt;
@@ -21,7 +22,7 @@ use std::io;
 use std::num::NonZero;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 
 /// What one read of the device may bring, and what one reply may be.
@@ -35,13 +36,26 @@ struct Session<A> {
     door: Door<A>,
     devices: Vec<Device>,
     under_way: UnderWay,
-    /// Threads that wait for a request.
+    /// Threads that wait for a request, or have been called to.
     readers: AtomicUsize,
+    /// How many are enough.
+    readers_max: usize,
+    spare: Mutex<Spare>,
+    called: Condvar,
     /// All threads but the watch.
     threads: AtomicUsize,
     /// Has that been said of which there is much to say?
     is_full_told: AtomicBool,
     end: Mutex<Option<End>>,
+}
+
+/// Threads that have stepped aside.
+#[derive(Debug, Default)]
+struct Spare {
+    waiting: usize,
+    /// How many of them have been called and not come yet.
+    called: usize,
+    has_ended: bool,
 }
 
 /// Shakes hands with the kernel and serves `agent` on `descriptor`, of a mount that has been made. Of the kernel's features
@@ -79,6 +93,9 @@ pub(crate) fn start<A: Agent>(
         devices,
         under_way: UnderWay::default(),
         readers: AtomicUsize::new(0),
+        readers_max: threads.get(),
+        spare: Mutex::default(),
+        called: Condvar::new(),
         threads: AtomicUsize::new(0),
         is_full_told: AtomicBool::new(false),
         end: Mutex::new(Some(end)),
@@ -96,6 +113,35 @@ pub(crate) fn start<A: Agent>(
 }
 
 impl<A: Agent> Session<A> {
+    /// Calls a thread that has stepped aside to wait for requests, or starts one if there may be one more.
+    fn call_another(self: &Arc<Session<A>>) -> io::Result<()> {
+        {
+            let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+            if spare.waiting > spare.called {
+                spare.called += 1;
+                self.readers.fetch_add(1, Ordering::SeqCst);
+                self.called.notify_one();
+                return Ok(());
+            }
+        }
+        self.hire()
+    }
+
+    /// Waits to be called. False: there are enough others, or the mount is gone.
+    fn step_aside(&self) -> bool {
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.waiting >= SPARE_MAX {
+            return false;
+        }
+        spare.waiting += 1;
+        while spare.called == 0 && !spare.has_ended {
+            spare = self.called.wait(spare).unwrap_or_else(PoisonError::into_inner);
+        }
+        spare.waiting -= 1;
+        spare.called = spare.called.saturating_sub(1);
+        !spare.has_ended
+    }
+
     /// Starts a thread, if there may be one more.
     fn hire(self: &Arc<Session<A>>) -> io::Result<()> {
         let number = self.threads.fetch_add(1, Ordering::Relaxed);
@@ -142,14 +188,16 @@ impl<A: Agent> Session<A> {
                 }
                 Ok(request) => {
                     if self.readers.fetch_sub(1, Ordering::SeqCst) == 1
-                        && let Err(error) = self.hire()
+                        && let Err(error) = self.call_another()
                     {
                         tracing::warn!(%error, "no further thread to serve the mount");
                     }
                     self.serve_one(device, &request, &mut reply);
-                    if self.readers.fetch_add(1, Ordering::SeqCst) >= READERS_MAX {
+                    if self.readers.fetch_add(1, Ordering::SeqCst) >= self.readers_max {
                         self.readers.fetch_sub(1, Ordering::SeqCst);
-                        return None;
+                        if !self.step_aside() {
+                            return None;
+                        }
                     }
                 }
                 Err(malformed) => self.refuse(device, malformed),
@@ -196,6 +244,8 @@ impl<A: Agent> Session<A> {
     /// The mount is gone.
     fn end(&self, outcome: io::Result<()>) {
         self.under_way.close();
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner).has_ended = true;
+        self.called.notify_all();
         let end = self.end.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(end) = end {
             end(outcome);
