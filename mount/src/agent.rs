@@ -1,7 +1,7 @@
 //! What a file agent does, request by request, in no protocol's terms; and the one that asks vfs-server.
 
 use crate::cred;
-use crate::limits::{IO_SIZE_MAX, LOCK_WAITS_MAX, READDIR_SIZE};
+use crate::limits::{IO_SIZE_MAX, LOCK_WAITS_MAX};
 use calls::Row;
 use calls::vfs::{
     Access, Attr, Create, DirEntry, Fallocate, Flush, FsStats, Fsync, Getattr, Getlk, Getxattr,
@@ -139,12 +139,14 @@ pub trait Agent: Send + Sync + 'static {
     fn release(&self, caller: Caller, file: OpenFile) -> Result<(), Errno>;
     /// Returns when the file is on stable storage.
     fn fsync(&self, caller: Caller, file: OpenFile, datasync: bool) -> Result<(), Errno>;
-    /// Visits the entries after cookie `offset` (0 is the start) until `visit` breaks or they end.
+    /// Visits entries after cookie `offset` (0 is the start), as they are at one moment, until `visit` breaks: as many as
+    /// fit `size` bytes in the kernel's format, or more, and none at the end.
     fn readdir(
         &self,
         caller: Caller,
         file: OpenFile,
         offset: u64,
+        size: u32,
         visit: &mut VisitEntry<'_>,
     ) -> Result<(), Errno>;
     fn statfs(&self, caller: Caller, ino: u64) -> Result<FsStats, Errno>;
@@ -458,26 +460,23 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         caller: Caller,
         file: OpenFile,
         offset: u64,
+        size: u32,
         visit: &mut VisitEntry<'_>,
     ) -> Result<(), Errno> {
-        let cred = cred::plain(caller);
-        let mut entries = [0; READDIR_SIZE as usize];
-        let mut offset = offset;
-        loop {
-            let row = Readdir { fh: file.fh, ino: file.ino, offset, size: READDIR_SIZE };
-            let (_, len) = self.call(&cred, &row, [&[], &[]], &mut entries)?;
-            let mut rest = &entries[..len.min(entries.len())];
-            if rest.is_empty() {
-                return Ok(());
+        // An entry is longer in the kernel's format than in the server's.
+        let size = size.min(IO_SIZE_MAX);
+        let mut entries = vec![0; size as usize];
+        let row = Readdir { fh: file.fh, ino: file.ino, offset, size };
+        let (_, len) = self.call(&cred::plain(caller), &row, [&[], &[]], &mut entries)?;
+        let mut rest = &entries[..len.min(entries.len())];
+        while !rest.is_empty() {
+            let (entry, name, tail) = split_entry(rest).ok_or(Errno::new(EPROTO))?;
+            if visit(entry, name).is_break() {
+                break;
             }
-            while !rest.is_empty() {
-                let (entry, name, tail) = split_entry(rest).ok_or(Errno::new(EPROTO))?;
-                if visit(entry, name).is_break() {
-                    return Ok(());
-                }
-                (offset, rest) = (entry.next, tail);
-            }
+            rest = tail;
         }
+        Ok(())
     }
 
     fn statfs(&self, caller: Caller, ino: u64) -> Result<FsStats, Errno> {
@@ -744,7 +743,7 @@ mod tests {
                 entries += 1;
                 if entries < 1000 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
             };
-            agent.readdir(CALLER, FILE, 0, &mut visit).ok();
+            agent.readdir(CALLER, FILE, 0, 4096, &mut visit).ok();
             agent.statfs(CALLER, 1).ok();
             agent.getlk(CALLER, FILE, Lock::default()).ok();
             agent.seek(CALLER, FILE, 0, 3).ok();

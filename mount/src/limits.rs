@@ -15,8 +15,8 @@ pub const LOCK_WAITS_MAX: usize = THREADS_MAX / 2;
 /// Threads kept that have nothing to do, so that none is started and ended again with each burst.
 pub const SPARE_MAX: usize = 32;
 
-/// Stack of such a thread: it makes one call, and holds a block of a directory.
-pub const STACK: usize = 256 * 1024;
+/// Stack of such a thread: it makes one call.
+pub const STACK: usize = 128 * 1024;
 
 /// What a request has beside its data: its head, its struct, its extensions. The kernel wants 4 KiB of room for it.
 pub const REQUEST_HEAD_MAX: usize = 4096;
@@ -35,13 +35,9 @@ pub const EARLY_INTERRUPTS_MAX: usize = 1024;
 pub const INTERRUPT_LOOK: Duration = Duration::from_millis(1);
 pub const INTERRUPT_LOOK_MAX: Duration = Duration::from_millis(100);
 
-/// How long a call for a lock may take to be cancelled when its program is being killed, before it is given up without the
-/// server's word.
-pub const KILLED_LOCK_PATIENCE: Duration = Duration::from_millis(200);
-
-/// Bytes of directory entries fetched with one call. The kernel asks for 4 KiB (before Linux 6.16)
-/// or for as much as the program does (32 KiB with glibc); its format needs about a third more.
-pub const READDIR_SIZE: u32 = 8 * 1024;
+/// How long the request of a program that is being killed may still take, before it is given up without the server's word:
+/// long beside any answer, short for who waits for the program's end.
+pub const KILLED_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Bytes of `/proc/<tid>/status` that are looked at: 1500 at most beside the groups, of which `GROUPS_MAX` fit the rest. A
 /// longer list is cut, which gives fewer rights, never more, and no sight of the signals behind it.

@@ -15,7 +15,7 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 /// Kills a server, and waits until another one is there. Returns the new one's pid.
-fn kill_server(world: &World, role: &str) -> i32 {
+pub(crate) fn kill_server(world: &World, role: &str) -> i32 {
     let lab = world.as_lab().expect("this test is for labs");
     let old = lab.server(role).expect("it is there");
     kill_process(Pid::from_raw(old).expect("a pid is not 0"), Signal::KILL).expect("it runs");

@@ -7,6 +7,7 @@ mod embedded;
 mod faults;
 mod files;
 mod group;
+mod hammer;
 mod labs;
 mod locks;
 mod messages;
@@ -44,6 +45,7 @@ const MODULES: &[&[Test]] = &[
     files::TESTS,
     conformance::TESTS,
     locks::TESTS,
+    hammer::TESTS,
     semaphores::TESTS,
     messages::TESTS,
     processes::TESTS,

@@ -100,10 +100,10 @@ impl<A: Agent> Door<A> {
             Operation::Release(file) => agent.release(caller, file).and(nothing),
             Operation::Fsync { file, datasync } => agent.fsync(caller, file, datasync).and(nothing),
             Operation::Readdir { file, offset, size } => {
-                let size = size.min(IO_SIZE_MAX) as usize;
+                let room = size.min(IO_SIZE_MAX) as usize;
                 let mut len = 0;
-                agent.readdir(caller, file, offset, &mut |entry, name| {
-                    match reply::add_entry(&mut out[..size], len, &entry, name) {
+                agent.readdir(caller, file, offset, size, &mut |entry, name| {
+                    match reply::add_entry(&mut out[..room], len, &entry, name) {
                         Some(longer) => len = longer,
                         None => return ControlFlow::Break(()),
                     }

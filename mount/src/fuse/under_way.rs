@@ -1,12 +1,11 @@
 //! Requests that are being served, and the signals that interrupt those who wait for them.
 //!
 //! A program that waits for a lock gives up at any signal, and its handler runs (fcntl(2), flock(2)). All other requests go
-//! on, as with a local file system, unless the program is to die: then the kernel is told at once that its request has
-//! failed, whatever becomes of it, so that a program can always be killed, also when a server does not answer.
+//! on, as with a local file system, unless the program is to die: then the kernel is told after a moment that its request
+//! has failed, whatever becomes of it, so that a program can always be killed, also when a server does not answer. (Not
+//! sooner: what a dying program's closing of its files does, above all to locks, is done before others hear of its death.)
 
-use crate::limits::{
-    EARLY_INTERRUPTS_MAX, INTERRUPT_LOOK, INTERRUPT_LOOK_MAX, KILLED_LOCK_PATIENCE,
-};
+use crate::limits::{EARLY_INTERRUPTS_MAX, INTERRUPT_LOOK, INTERRUPT_LOOK_MAX, KILLED_PATIENCE};
 use m3ipc::Interrupt;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -110,9 +109,7 @@ impl UnderWay {
                     session.interrupt(interrupt);
                 }
                 let since = served.interrupted.map_or(Duration::ZERO, |since| since.elapsed());
-                let patience =
-                    if served.interrupt.is_some() { KILLED_LOCK_PATIENCE } else { Duration::ZERO };
-                if since >= patience && session.is_dying(served.pid) && self.end(unique) {
+                if since >= KILLED_PATIENCE && session.is_dying(served.pid) && self.end(unique) {
                     session.give_up(unique, &served);
                 }
             }
