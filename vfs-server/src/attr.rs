@@ -1,6 +1,7 @@
 //! getattr, setattr (chmod, chown, truncate, utimensat) and access.
 
 use crate::VfsServer;
+use crate::acl;
 use crate::answer::{Result, err};
 use crate::inode::time;
 use crate::keys::Inode;
@@ -9,8 +10,9 @@ use crate::permission;
 use calls::vfs::{Access, Attr, Getattr, SetAttr, Setattr, Time, set};
 use calls::wire::Wire;
 use dvk::server::{Call, Context};
+use dvk::store::Store;
+use m3ipc::Cred;
 use m3ipc::errno::numbers::{EINVAL, EISDIR, EOPNOTSUPP, EPERM};
-use m3ipc::{Cred, Endpoint};
 
 /// All bits of [`SetAttr::valid`].
 const ALL: u32 = set::MODE
@@ -48,10 +50,10 @@ impl VfsServer {
         }
         let mut inode = self.inode(row.ino, cx)?;
         let cred = call.cred;
-        self.check_size(&inode, &change, row.fh, call.id.source, cred)?;
+        self.check_size(&inode, &change, row.fh, call, cx.store)?;
         check_owner(&inode, &change, cred)?;
         check_mode(&inode, &change, cred)?;
-        check_times(&inode, &change, cred)?;
+        check_times(&inode, &change, cred, cx.store)?;
 
         if change.valid & set::SIZE != 0 {
             self.resize(&mut inode, change.size, cred, cx)?;
@@ -61,6 +63,7 @@ impl VfsServer {
         }
         if change.valid & set::MODE != 0 {
             change_mode(&mut inode, change.mode, cred);
+            acl::follow_mode(&mut inode, cx.store);
         }
         change_times(&mut inode, &change, cx.wall);
         if change.valid != 0 {
@@ -79,7 +82,7 @@ impl VfsServer {
         if row.mask & !(R_OK | W_OK | X_OK) != 0 {
             return err(EINVAL);
         }
-        permission::access(&self.inode(row.ino, cx)?, call.cred, row.mask)
+        permission::access(&self.inode(row.ino, cx)?, call.cred, row.mask, cx.store)
     }
 
     /// ftruncate(2) was allowed when the file was opened; truncate(2) is now.
@@ -88,8 +91,8 @@ impl VfsServer {
         inode: &Inode,
         change: &SetAttr,
         fh: u64,
-        source: Endpoint,
-        cred: &Cred,
+        call: &Call<'_>,
+        store: &dyn Store,
     ) -> Result<()> {
         if change.valid & set::SIZE == 0 {
             return Ok(());
@@ -100,9 +103,9 @@ impl VfsServer {
             _ => return err(EINVAL),
         }
         if fh == 0 {
-            return permission::access(inode, cred, W_OK);
+            return permission::access(inode, call.cred, W_OK, store);
         }
-        self.writable_handle(fh, inode.ino, source, EINVAL).map(|_| ())
+        self.writable_handle(fh, inode.ino, call.id.source, EINVAL).map(|_| ())
     }
 }
 
@@ -130,7 +133,7 @@ fn check_mode(inode: &Inode, change: &SetAttr, cred: &Cred) -> Result<()> {
 }
 
 /// Who may write a file may set both its times to now; only the owner may set anything else.
-fn check_times(inode: &Inode, change: &SetAttr, cred: &Cred) -> Result<()> {
+fn check_times(inode: &Inode, change: &SetAttr, cred: &Cred, store: &dyn Store) -> Result<()> {
     let has = |bit| change.valid & bit != 0;
     let explicit_atime = has(set::ATIME) && !has(set::ATIME_NOW);
     let explicit_mtime = has(set::MTIME) && !has(set::MTIME_NOW);
@@ -148,7 +151,7 @@ fn check_times(inode: &Inode, change: &SetAttr, cred: &Cred) -> Result<()> {
     if explicit || !(has(set::ATIME_NOW) && has(set::MTIME_NOW)) {
         return err(EPERM);
     }
-    permission::access(inode, cred, W_OK)
+    permission::access(inode, cred, W_OK, store)
 }
 
 /// chown(2): a program must not run with the rights of an owner who did not make it so.

@@ -6,6 +6,7 @@
 //! and removed meanwhile.
 
 use crate::VfsServer;
+use crate::acl::Inherited;
 use crate::answer::{Result, err};
 use crate::inode::time;
 use crate::keys::{self, Entry, Inode, Place, mark};
@@ -34,6 +35,15 @@ const COOKIE_DOT_DOT: u64 = 2;
 pub(crate) const FIRST_COOKIE: u64 = 3;
 
 const DT_DIR: u8 = 4;
+
+/// What is to be made: its type and permissions, those that its maker does not give unless the directory says which, and a
+/// device's number.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct New {
+    pub(crate) mode: u32,
+    pub(crate) umask: u32,
+    pub(crate) rdev: u32,
+}
 
 impl VfsServer {
     pub(crate) fn lookup(
@@ -73,8 +83,8 @@ impl VfsServer {
             _ => return err(EINVAL),
         };
         let rdev = if matches!(kind, S_IFCHR | S_IFBLK) { row.rdev } else { 0 };
-        let mode = kind | row.mode & S_IALLUGO & !row.umask;
-        Ok(self.make(dir, name, mode, rdev, call.cred, cx)?.attr(cx.store))
+        let new = New { mode: kind | row.mode & S_IALLUGO, umask: row.umask, rdev };
+        Ok(self.make(dir, name, new, call.cred, cx)?.attr(cx.store))
     }
 
     pub(crate) fn mkdir(
@@ -86,8 +96,9 @@ impl VfsServer {
         let dir = self.searchable(row.parent, call.cred, cx)?;
         let name = name::to_make(call.payload)?;
         self.missing(&dir, name, cx)?;
-        let mode = S_IFDIR | row.mode & (S_IRWXUGO | S_ISVTX) & !row.umask;
-        Ok(self.make(dir, name, mode, 0, call.cred, cx)?.attr(cx.store))
+        let mode = S_IFDIR | row.mode & (S_IRWXUGO | S_ISVTX);
+        let new = New { mode, umask: row.umask, rdev: 0 };
+        Ok(self.make(dir, name, new, call.cred, cx)?.attr(cx.store))
     }
 
     pub(crate) fn symlink(
@@ -106,7 +117,8 @@ impl VfsServer {
         let dir = self.searchable(row.parent, call.cred, cx)?;
         let name = name::to_make(name)?;
         self.missing(&dir, name, cx)?;
-        let mut inode = self.make(dir, name, S_IFLNK | S_IRWXUGO, 0, call.cred, cx)?;
+        let new = New { mode: S_IFLNK | S_IRWXUGO, umask: 0, rdev: 0 };
+        let mut inode = self.make(dir, name, new, call.cred, cx)?;
         inode.size = target.len() as u64;
         cx.store.put(&keys::target(inode.ino), target);
         self.save(&inode, cx);
@@ -123,7 +135,7 @@ impl VfsServer {
         let name = name::to_make(call.payload)?;
         let mut inode = self.inode(row.ino, cx)?;
         self.missing(&dir, name, cx)?;
-        permission::add_entry(&dir, call.cred)?;
+        permission::add_entry(&dir, call.cred, cx.store)?;
         match inode {
             Inode { nlink: 0, marks, .. }
                 if marks & mark::LINKABLE == 0 || !self.opens.is_open(inode.ino) =>
@@ -153,7 +165,7 @@ impl VfsServer {
         let name = name::to_unlink(call.payload)?;
         let entry = self.existing(&dir, name, cx)?;
         let inode = self.inode(entry.ino, cx)?;
-        permission::remove_entry(&dir, &inode, call.cred)?;
+        permission::remove_entry(&dir, &inode, call.cred, cx.store)?;
         if inode.is_directory() {
             return err(EISDIR);
         }
@@ -172,7 +184,7 @@ impl VfsServer {
         let name = name::to_rmdir(call.payload)?;
         let entry = self.existing(&dir, name, cx)?;
         let inode = self.inode(entry.ino, cx)?;
-        permission::remove_entry(&dir, &inode, call.cred)?;
+        permission::remove_entry(&dir, &inode, call.cred, cx.store)?;
         if !inode.is_directory() {
             return err(ENOTDIR);
         }
@@ -224,7 +236,7 @@ impl VfsServer {
     /// ENOENT, ENOTDIR, EACCES.
     pub(crate) fn searchable(&mut self, ino: u64, cred: &Cred, cx: &Context<'_>) -> Result<Inode> {
         let dir = self.directory(ino, cx)?;
-        permission::access(&dir, cred, X_OK)?;
+        permission::access(&dir, cred, X_OK, cx.store)?;
         Ok(dir)
     }
 
@@ -257,19 +269,18 @@ impl VfsServer {
         &mut self,
         mut dir: Inode,
         name: &[u8],
-        mode: u32,
-        rdev: u32,
+        new: New,
         cred: &Cred,
         cx: &mut Context<'_>,
     ) -> Result<Inode> {
-        permission::add_entry(&dir, cred)?;
-        let is_directory = mode & S_IFMT == S_IFDIR;
+        permission::add_entry(&dir, cred, cx.store)?;
+        let is_directory = new.mode & S_IFMT == S_IFDIR;
         if is_directory && dir.nlink >= SUBDIRECTORY_MAX {
             return err(EMLINK);
         }
         let nlink = if is_directory { 2 } else { 1 };
         let parent = if is_directory { dir.ino } else { 0 };
-        let inode = Inode { parent, nlink, rdev, ..self.new_inode(&dir, mode, cred, cx)? };
+        let inode = Inode { parent, nlink, ..self.new_inode(&dir, new, cred, cx)? };
         self.save(&inode, cx);
         self.enter(&mut dir, name, &inode, cx);
         Ok(inode)
@@ -282,23 +293,27 @@ impl VfsServer {
     pub(crate) fn new_inode(
         &mut self,
         dir: &Inode,
-        mode: u32,
+        new: New,
         cred: &Cred,
         cx: &mut Context<'_>,
     ) -> Result<Inode> {
         self.take_metadata_space(cx)?;
         let now = time(cx.wall);
-        Ok(Inode {
+        let inherited = Inherited::of(dir, new.mode, new.umask, cx.store);
+        let mut inode = Inode {
             ino: self.numbers.new_inode(cx.store),
             next_cookie: FIRST_COOKIE,
             atime: now,
             mtime: now,
             ctime: now,
-            mode: permission::new_mode(dir, mode, cred),
+            mode: permission::new_mode(dir, inherited.mode, cred),
             uid: cred.uid,
             gid: permission::new_group(dir, cred),
+            rdev: new.rdev,
             ..Inode::default()
-        })
+        };
+        inherited.give(&mut inode, cx.store);
+        Ok(inode)
     }
 
     /// Adds an entry to `dir` and stores `dir`.

@@ -22,8 +22,10 @@ use dvk::store::Store;
 use m3ipc::Endpoint;
 use std::ops::ControlFlow;
 
-/// Version of this layout. A store of another version is refused.
-pub const VERSION: u32 = 1;
+/// Version of this layout. A store of another version is refused, but for [`OLD_VERSION`].
+pub const VERSION: u32 = 2;
+/// The same without access control lists, which a server of that time would not obey.
+pub const OLD_VERSION: u32 = 1;
 
 wire_structs! {
     /// An inode. `mode` includes the type. For a directory `size` counts its entries without `.`
@@ -59,6 +61,10 @@ pub(crate) mod mark {
     pub(crate) const CAPABILITY: u32 = 1;
     /// It was made without a name, with O_TMPFILE and not O_EXCL, and may be given one.
     pub(crate) const LINKABLE: u32 = 2;
+    /// It has an access control list (`acl.rs`).
+    pub(crate) const ACL_ACCESS: u32 = 4;
+    /// It has one for what is made in it.
+    pub(crate) const ACL_DEFAULT: u32 = 8;
 }
 
 pub(crate) const VERSION_KEY: &[u8] = b"V";

@@ -28,6 +28,7 @@
 //!
 //! Modules stand in reading order.
 
+mod acl;
 mod answer;
 mod attr;
 mod counters;
@@ -116,7 +117,7 @@ impl VfsServer {
     pub fn open(store: &mut dyn Store, wall: u64) -> std::result::Result<VfsServer, UnknownStore> {
         let found = store.get(keys::VERSION_KEY);
         let version = found.as_deref().and_then(u32::get);
-        if found.is_some() && version != Some(keys::VERSION) {
+        if found.is_some() && !matches!(version, Some(keys::VERSION | keys::OLD_VERSION)) {
             return Err(UnknownStore { version });
         }
         let mut server = VfsServer {
@@ -128,6 +129,9 @@ impl VfsServer {
         };
         if found.is_none() {
             server.make_root(store, wall);
+        }
+        if version == Some(keys::OLD_VERSION) {
+            store.put(keys::VERSION_KEY, &keys::VERSION.to_le_bytes());
         }
         Ok(server)
     }

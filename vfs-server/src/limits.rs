@@ -13,6 +13,10 @@ pub const SUBDIRECTORY_MAX: u32 = 1 << 30;
 /// Longest target of a symbolic link, in bytes (PATH_MAX without its NUL).
 pub const SYMLINK_MAX: usize = 4095;
 
+/// Entries of an access control list: each check of a permission reads them. Linux's FUSE takes no more than a page of them
+/// (511).
+pub const ACL_ENTRIES_MAX: usize = 500;
+
 /// Longest name of an extended attribute, in bytes (XATTR_NAME_MAX).
 pub const XATTR_NAME_MAX: usize = 255;
 

@@ -31,6 +31,7 @@ pub(crate) const S_IXGRP: u32 = 0o010;
 /// All bits that chmod(2) sets.
 pub(crate) const S_IALLUGO: u32 = 0o7777;
 /// All permission bits.
+pub(crate) const S_IRWXG: u32 = 0o070;
 pub(crate) const S_IRWXUGO: u32 = 0o777;
 
 // access(2)

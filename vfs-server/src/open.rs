@@ -6,6 +6,7 @@
 
 use crate::VfsServer;
 use crate::answer::{Result, err};
+use crate::dir::New;
 use crate::keys::{self, Inode, OpenRecord, mark};
 use crate::limits::HANDLES_MAX;
 use crate::linux::{
@@ -63,8 +64,9 @@ impl VfsServer {
                 }
                 None => {
                     self.check_handle_count()?;
-                    let mode = S_IFREG | row.mode & S_IALLUGO & !row.umask;
-                    let inode = self.make(dir, name, mode, 0, call.cred, cx)?;
+                    let mode = S_IFREG | row.mode & S_IALLUGO;
+                    let new = New { mode, umask: row.umask, rdev: 0 };
+                    let inode = self.make(dir, name, new, call.cred, cx)?;
                     (self.new_handle(inode.ino, row.flags, call, cx), inode.ino)
                 }
             },
@@ -84,11 +86,13 @@ impl VfsServer {
             return err(EINVAL);
         }
         let dir = self.searchable(row.parent, call.cred, cx)?;
-        permission::add_entry(&dir, call.cred)?;
+        permission::add_entry(&dir, call.cred, cx.store)?;
         self.check_handle_count()?;
-        let mode = S_IFREG | row.mode & S_IALLUGO & !row.umask;
-        let marks = if row.flags & O_EXCL == 0 { mark::LINKABLE } else { 0 };
-        let inode = Inode { marks, ..self.new_inode(&dir, mode, call.cred, cx)? };
+        let new = New { mode: S_IFREG | row.mode & S_IALLUGO, umask: row.umask, rdev: 0 };
+        let mut inode = self.new_inode(&dir, new, call.cred, cx)?;
+        if row.flags & O_EXCL == 0 {
+            inode.marks |= mark::LINKABLE;
+        }
         self.save(&inode, cx);
         let flags = row.flags & !(O_TMPFILE_BIT | O_DIRECTORY);
         let opened = self.new_handle(inode.ino, flags, call, cx);
@@ -146,7 +150,7 @@ impl VfsServer {
             _ if flags & O_DIRECTORY != 0 => return err(ENOTDIR),
             _ => {}
         }
-        permission::access(&inode, call.cred, mask)?;
+        permission::access(&inode, call.cred, mask, cx.store)?;
         if flags & O_NOATIME != 0 && !permission::owner(&inode, call.cred) {
             return err(EPERM);
         }

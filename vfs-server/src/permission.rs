@@ -1,9 +1,11 @@
-//! Who may do what: mode bits against the caller's credentials, as path_resolution(7) and
-//! capabilities(7) say. uid 0 has all capabilities.
+//! Who may do what: mode bits and access control lists against the caller's credentials, as path_resolution(7),
+//! acl(5) and capabilities(7) say. uid 0 has all capabilities.
 
+use crate::acl;
 use crate::answer::{Result, err};
 use crate::keys::Inode;
-use crate::linux::{R_OK, S_IFDIR, S_IFMT, S_ISGID, S_ISVTX, S_IXGRP, W_OK, X_OK};
+use crate::linux::{R_OK, S_IFDIR, S_IFMT, S_IRWXG, S_ISGID, S_ISVTX, S_IXGRP, W_OK, X_OK};
+use dvk::store::Store;
 use m3ipc::Cred;
 use m3ipc::errno::numbers::{EACCES, ENOENT, EPERM};
 
@@ -11,11 +13,16 @@ use m3ipc::errno::numbers::{EACCES, ENOENT, EPERM};
 ///
 /// # Errors
 /// EACCES.
-pub(crate) fn access(inode: &Inode, cred: &Cred, mask: u32) -> Result<()> {
+pub(crate) fn access(inode: &Inode, cred: &Cred, mask: u32, store: &dyn Store) -> Result<()> {
     let granted = if cred.uid == 0 {
         superuser_bits(inode)
     } else if cred.uid == inode.uid {
         inode.mode >> 6
+    // As Linux has it, a list whose mask grants nothing is not looked at.
+    } else if inode.mode & S_IRWXG != 0
+        && let Some(is_granted) = acl::grants(inode, cred, mask, store)
+    {
+        if is_granted { mask } else { 0 }
     } else if cred.in_group(inode.gid) {
         inode.mode >> 3
     } else {
@@ -35,19 +42,24 @@ fn superuser_bits(inode: &Inode) -> u32 {
 ///
 /// # Errors
 /// ENOENT if the directory itself has been removed, EACCES.
-pub(crate) fn add_entry(dir: &Inode, cred: &Cred) -> Result<()> {
+pub(crate) fn add_entry(dir: &Inode, cred: &Cred, store: &dyn Store) -> Result<()> {
     if dir.nlink == 0 {
         return err(ENOENT);
     }
-    access(dir, cred, W_OK | X_OK)
+    access(dir, cred, W_OK | X_OK, store)
 }
 
 /// May `cred` remove or replace the name of `inode` in `dir`?
 ///
 /// # Errors
 /// EACCES; EPERM if the directory is sticky and both belong to others.
-pub(crate) fn remove_entry(dir: &Inode, inode: &Inode, cred: &Cred) -> Result<()> {
-    access(dir, cred, W_OK | X_OK)?;
+pub(crate) fn remove_entry(
+    dir: &Inode,
+    inode: &Inode,
+    cred: &Cred,
+    store: &dyn Store,
+) -> Result<()> {
+    access(dir, cred, W_OK | X_OK, store)?;
     let sticky = dir.mode & S_ISVTX != 0;
     if sticky && !owner(inode, cred) && !owner(dir, cred) { err(EPERM) } else { Ok(()) }
 }
@@ -84,12 +96,14 @@ pub(crate) fn new_mode(dir: &Inode, mode: u32, cred: &Cred) -> u32 {
 mod tests {
     use super::*;
     use crate::linux::S_IFREG;
+    use dvk::store::MemoryStore;
 
     fn check(mode: u32, cred: Cred, allowed: &str) {
         let inode = Inode { mode, uid: 10, gid: 20, ..Inode::default() };
         for (mask, letter) in [(R_OK, 'r'), (W_OK, 'w'), (X_OK, 'x')] {
             let want = allowed.contains(letter);
-            assert_eq!(access(&inode, &cred, mask).is_ok(), want, "{mode:o} {cred:?} {letter}");
+            let granted = access(&inode, &cred, mask, &MemoryStore::default());
+            assert_eq!(granted.is_ok(), want, "{mode:o} {cred:?} {letter}");
         }
     }
 

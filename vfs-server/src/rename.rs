@@ -10,6 +10,7 @@ use crate::name;
 use crate::permission;
 use calls::vfs::{ROOT_INO, Rename};
 use dvk::server::{Call, Context};
+use dvk::store::Store;
 use m3ipc::Cred;
 use m3ipc::errno::numbers::{EEXIST, EINVAL, EISDIR, EMLINK, ENOENT, ENOTDIR, ENOTEMPTY};
 
@@ -103,9 +104,9 @@ impl VfsServer {
         cred: &Cred,
         cx: &mut Context<'_>,
     ) -> Result<()> {
-        permission::remove_entry(&old_dir, &old.inode, cred)?;
-        permission::add_entry(&new_dir, cred)?;
-        check_move(&old_dir, &new_dir, &old.inode, cred)?;
+        permission::remove_entry(&old_dir, &old.inode, cred, cx.store)?;
+        permission::add_entry(&new_dir, cred, cx.store)?;
+        check_move(&old_dir, &new_dir, &old.inode, cred, cx.store)?;
         if old.inode.is_directory()
             && old_dir.ino != new_dir.ino
             && new_dir.nlink >= SUBDIRECTORY_MAX
@@ -130,14 +131,14 @@ impl VfsServer {
         cred: &Cred,
         cx: &mut Context<'_>,
     ) -> Result<()> {
-        permission::remove_entry(&old_dir, &old.inode, cred)?;
-        permission::remove_entry(&new_dir, &new.inode, cred)?;
+        permission::remove_entry(&old_dir, &old.inode, cred, cx.store)?;
+        permission::remove_entry(&new_dir, &new.inode, cred, cx.store)?;
         match (old.inode.is_directory(), new.inode.is_directory()) {
             (true, false) => return err(ENOTDIR),
             (false, true) => return err(EISDIR),
             _ => {}
         }
-        check_move(&old_dir, &new_dir, &old.inode, cred)?;
+        check_move(&old_dir, &new_dir, &old.inode, cred, cx.store)?;
         if new.inode.is_directory() && new.inode.size > 0 {
             return err(ENOTEMPTY);
         }
@@ -160,10 +161,10 @@ impl VfsServer {
         cred: &Cred,
         cx: &mut Context<'_>,
     ) -> Result<()> {
-        permission::remove_entry(&old_dir, &old.inode, cred)?;
-        permission::remove_entry(&new_dir, &new.inode, cred)?;
-        check_move(&old_dir, &new_dir, &old.inode, cred)?;
-        check_move(&old_dir, &new_dir, &new.inode, cred)?;
+        permission::remove_entry(&old_dir, &old.inode, cred, cx.store)?;
+        permission::remove_entry(&new_dir, &new.inode, cred, cx.store)?;
+        check_move(&old_dir, &new_dir, &old.inode, cred, cx.store)?;
+        check_move(&old_dir, &new_dir, &new.inode, cred, cx.store)?;
         self.repoint(&mut old_dir, old.name, &old.entry, &new.inode, cx);
         if old_dir.ino == new_dir.ino {
             new_dir = old_dir;
@@ -188,9 +189,15 @@ impl VfsServer {
 ///
 /// # Errors
 /// EACCES.
-fn check_move(old_dir: &Inode, new_dir: &Inode, inode: &Inode, cred: &Cred) -> Result<()> {
+fn check_move(
+    old_dir: &Inode,
+    new_dir: &Inode,
+    inode: &Inode,
+    cred: &Cred,
+    store: &dyn Store,
+) -> Result<()> {
     if inode.is_directory() && old_dir.ino != new_dir.ino {
-        permission::access(inode, cred, W_OK)?;
+        permission::access(inode, cred, W_OK, store)?;
     }
     Ok(())
 }

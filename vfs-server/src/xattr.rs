@@ -1,9 +1,9 @@
 //! Extended attributes: get, set, list, remove, with the rules of xattr(7) for each namespace.
 //!
-//! `system.` is refused with EOPNOTSUPP, access control lists among it: to store one without
-//! obeying it would be to promise what is not kept.
+//! Of `system.` there are the access control lists (`acl.rs`); all else is refused with EOPNOTSUPP.
 
 use crate::VfsServer;
+use crate::acl;
 use crate::answer::{Result, err};
 use crate::inode::{CAPABILITY, time};
 use crate::keys::{self, Inode, mark};
@@ -26,6 +26,8 @@ enum Namespace {
     Trusted,
     /// Security modules: everybody reads, the superuser writes.
     Security,
+    /// The two access control lists: everybody reads, the owner writes.
+    AccessControl,
 }
 
 impl VfsServer {
@@ -38,9 +40,9 @@ impl VfsServer {
         let inode = self.inode(row.ino, cx)?;
         match namespace(call.payload)? {
             Namespace::User if !carries_user_attributes(&inode) => return err(ENODATA),
-            Namespace::User => permission::access(&inode, call.cred, R_OK)?,
+            Namespace::User => permission::access(&inode, call.cred, R_OK, cx.store)?,
             Namespace::Trusted if call.cred.uid != 0 => return err(ENODATA),
-            Namespace::Trusted | Namespace::Security => {}
+            Namespace::Trusted | Namespace::Security | Namespace::AccessControl => {}
         }
         match cx.store.get(&keys::xattr(row.ino, call.payload)) {
             Some(value) => fit(value, row.size),
@@ -63,7 +65,11 @@ impl VfsServer {
             return err(E2BIG);
         }
         let mut inode = self.inode(row.ino, cx)?;
-        check_change(&inode, namespace, call.cred)?;
+        if namespace == Namespace::AccessControl {
+            // As Linux has it, the flags mean nothing for these.
+            return self.set_acl(inode, name, value, call.cred, cx);
+        }
+        check_change(&inode, namespace, call.cred, cx.store)?;
         let key = keys::xattr(row.ino, name);
         let old = cx.store.get(&key);
         match &old {
@@ -113,7 +119,10 @@ impl VfsServer {
         let name = call.payload;
         let namespace = namespace(name)?;
         let mut inode = self.inode(row.ino, cx)?;
-        check_change(&inode, namespace, call.cred)?;
+        if namespace == Namespace::AccessControl {
+            return self.remove_acl(inode, name, call.cred, cx);
+        }
+        check_change(&inode, namespace, call.cred, cx.store)?;
         let key = keys::xattr(row.ino, name);
         if cx.store.get(&key).is_none() {
             return err(ENODATA);
@@ -140,6 +149,9 @@ fn namespace(name: &[u8]) -> Result<Namespace> {
     if name.contains(&0) {
         return err(EINVAL);
     }
+    if acl::is_name(name) {
+        return Ok(Namespace::AccessControl);
+    }
     for (prefix, namespace) in [
         (&b"user."[..], Namespace::User),
         (b"trusted.", Namespace::Trusted),
@@ -163,7 +175,7 @@ fn carries_user_attributes(inode: &Inode) -> bool {
 ///
 /// # Errors
 /// EPERM, EACCES.
-fn check_change(inode: &Inode, namespace: Namespace, cred: &Cred) -> Result<()> {
+fn check_change(inode: &Inode, namespace: Namespace, cred: &Cred, store: &dyn Store) -> Result<()> {
     match namespace {
         Namespace::User if !carries_user_attributes(inode) => err(EPERM),
         // In a directory like /tmp everybody may write, but not label the directory itself.
@@ -174,9 +186,10 @@ fn check_change(inode: &Inode, namespace: Namespace, cred: &Cred) -> Result<()> 
         {
             err(EPERM)
         }
-        Namespace::User => permission::access(inode, cred, W_OK),
+        Namespace::User => permission::access(inode, cred, W_OK, store),
         Namespace::Trusted | Namespace::Security if cred.uid != 0 => err(EPERM),
         Namespace::Trusted | Namespace::Security => Ok(()),
+        Namespace::AccessControl => acl::check(inode, cred),
     }
 }
 

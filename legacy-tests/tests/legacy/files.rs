@@ -1,9 +1,12 @@
 //! Files: coreutils and sh on three nodes, errors, permissions, appending, and that every change is seen at once.
 
-use crate::{ALL, Test, assert_same_lines, same_as_on_linux};
+use crate::{ALL, OURS, Test, assert_same_lines, same_as_on_linux};
 use legacy_tests::World;
 
 pub(crate) const TESTS: &[Test] = &[
+    ("access_control_lists_are_obeyed_as_on_linux", OURS, |world| {
+        same_as_on_linux(world, "acl.py");
+    }),
     ("what_sh_and_coreutils_do_on_one_node_goes_on_on_the_next", ALL, steps),
     ("errors_are_those_of_linux", ALL, |world| same_as_on_linux(world, "errors.py")),
     ("users_may_do_what_they_may_on_linux", ALL, users),

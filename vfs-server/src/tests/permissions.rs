@@ -20,6 +20,53 @@ fn the_umask_is_applied_here_and_mkdir_takes_no_set_ids() {
 }
 
 #[test]
+fn a_list_decides_survives_a_crash_and_goes_with_its_file() {
+    let value = |named: u8, mask: u8| {
+        let entry = |tag: u8, permissions: u8, id: u32| {
+            [&[tag, 0, permissions, 0], &id.to_le_bytes()[..]].concat()
+        };
+        let none = u32::MAX;
+        let entries =
+            [(1, 7, none), (2, named, 1002), (4, 0, none), (16, mask, none), (32, 0, none)];
+        let entries = entries.map(|(tag, permissions, id)| entry(tag, permissions, id));
+        [&2u32.to_le_bytes()[..], &entries.concat()].concat()
+    };
+    let (access, default) = ("system.posix_acl_access", "system.posix_acl_default");
+    let mut w = world();
+    w.setxattr(&USER, "/u/f", access, &value(6, 4), 0).unwrap();
+    w.setxattr(&USER, "/u/d", default, &value(7, 7), 0).unwrap();
+    w.restart();
+    let check = |w: &mut World, who: &Client, path: &str, want: u32| {
+        let may =
+            [4, 2, 1].into_iter().filter(|mask| w.access(who, path, *mask).is_ok()).sum::<u32>();
+        assert_eq!(may, want, "{who:?} {path}");
+    };
+    check(&mut w, &ALIEN, "/u/f", 4);
+    check(&mut w, &MATE, "/u/f", 0);
+    assert_eq!(w.chmod(&USER, "/u/f", 0o760), Ok(0o760));
+    check(&mut w, &ALIEN, "/u/f", 6);
+    // The umask is not asked where there is a default, and a directory passes it on.
+    let parent = w.stat(&USER, "/u/d").unwrap().ino;
+    w.call(&USER, &Mkdir { parent, mode: 0o777, umask: 0o077 }, b"x").unwrap();
+    w.put(&USER, "/u/d/x/f", 0o666, b"").unwrap();
+    assert_eq!(w.stat(&USER, "/u/d/x").unwrap().mode & 0o7777, 0o770);
+    check(&mut w, &ALIEN, "/u/d/x", 7);
+    check(&mut w, &ALIEN, "/u/d/x/f", 6);
+    check(&mut w, &MATE, "/u/d/x", 0);
+    w.removexattr(&USER, "/u/d/x", access).unwrap();
+    check(&mut w, &ALIEN, "/u/d/x", 0);
+    // Writing another's file takes its privileges, not its list.
+    w.chmod(&USER, "/u/f", 0o4760).unwrap();
+    let file = w.open(&ALIEN, "/u/f", 2).unwrap();
+    w.write(&file, 0, b"x").unwrap();
+    assert_eq!(w.stat(&USER, "/u/f").unwrap().mode & 0o7777, 0o760);
+    check(&mut w, &ALIEN, "/u/f", 6);
+    w.release(&file).unwrap();
+    w.unlink(&USER, "/u/f").unwrap();
+    w.pass(10);
+}
+
+#[test]
 fn a_setgid_directory_gives_its_group_and_directories_the_bit() {
     let mut w = world();
     w.mkdir(&ROOT, "/s", 0o777).unwrap();
