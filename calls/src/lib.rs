@@ -12,4 +12,4 @@ pub mod pm;
 pub mod vfs;
 pub mod wire;
 
-pub use table::{Retry, Row, answer, call, call_until};
+pub use table::{Each, Retry, Row, answer, call, call_all, call_until};

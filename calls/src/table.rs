@@ -3,7 +3,7 @@
 use crate::wire::Wire;
 use m3ipc::errno::numbers::EPROTO;
 use m3ipc::message::ARGS_SIZE;
-use m3ipc::{Endpoint, Errno, Interrupt, IpcError, Message, Sendrec, Wait};
+use m3ipc::{Endpoint, Errno, Interrupt, IpcError, Message, Part, Sendrec, Wait};
 
 /// What may be done with a call whose answer got lost with a server or a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +56,46 @@ pub fn call_until<R: Row>(
     interrupt: &Interrupt,
 ) -> Result<(R::Reply, usize), Errno> {
     by_row(row, |message| port.sendrec_until(to, message, send, receive, interrupt))
+}
+
+/// One of several calls that are made at once.
+#[derive(Debug)]
+pub struct Each<'a, R> {
+    pub row: R,
+    pub send: &'a [&'a [u8]],
+    pub receive: &'a mut [u8],
+}
+
+/// Makes several calls at once, `N` at most ([`Sendrec::sendrec_all`]). Calls `done` with the outcome of each, as of
+/// [`call`], in their order.
+pub fn call_all<'a, const N: usize, R: Row>(
+    port: &(impl Sendrec + ?Sized),
+    to: Endpoint,
+    calls: impl IntoIterator<Item = Each<'a, R>>,
+    wait: Wait,
+    mut done: impl FnMut(Result<(R::Reply, usize), Errno>),
+) {
+    let mut calls = calls.into_iter();
+    let mut count = 0;
+    let mut parts: [Part<'a>; N] = core::array::from_fn(|_| {
+        let mut message = Message::request(R::NUMBER);
+        let Some(Each { row, send, receive }) = calls.next() else {
+            let (send, receive): (_, &mut [u8]) = (&[][..], &mut []);
+            return Part { message, send, receive, outcome: Ok(0) };
+        };
+        count += 1;
+        row.put(&mut message.args);
+        Part { message, send, receive, outcome: Ok(0) }
+    });
+    let parts = &mut parts[..count];
+    port.sendrec_all(to, parts, wait);
+    for part in parts {
+        let (message, outcome) = (&part.message, part.outcome);
+        done(outcome.map_err(Errno::from).and_then(|len| {
+            message.outcome()??;
+            Ok((R::Reply::get(&message.args).ok_or(Errno::new(EPROTO))?, len))
+        }));
+    }
 }
 
 /// Makes the message of `row`, has it sent, and reads the reply.

@@ -17,9 +17,9 @@ use crate::door::{self, Ask, flag};
 use crate::endpoint::{Endpoint, NodeId};
 use crate::errno::IpcError;
 use crate::interrupt::Interrupt;
-use crate::limits::{HAND_OVER, HAND_OVER_REMOTE, LANES};
+use crate::limits::{CHANNELS_PER_PEER, HAND_OVER, HAND_OVER_REMOTE, LANES};
 use crate::message::{Message, Tag};
-use crate::port::{RECEIVED, Sendrec, Signals, Wait};
+use crate::port::{Part, RECEIVED, Sendrec, Signals, Wait};
 use crate::spin::Spin;
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use core::time::Duration;
@@ -27,8 +27,11 @@ use rustix::fd::AsFd;
 use rustix::thread::futex;
 use syscalls::{Sysno, syscall};
 
-/// Channels a client can have: `SLOTS * LANES` calls may be open at once, to all peers together.
-const SLOTS: usize = 16;
+/// Channels a client can have.
+const SLOTS: usize = CHANNELS_PER_PEER;
+
+/// Calls of a process that may be open at once, to all peers together.
+pub const CALLS_MAX: usize = SLOTS * LANES;
 
 /// First sleep when the receiver's bell could not be confirmed: it is out of CPU, stopped, or gone with its dvkd.
 /// It is doubled [`RERING_DOUBLINGS`] times at most, so that waiting for a stopped receiver costs nothing.
@@ -37,6 +40,9 @@ const RERING_DOUBLINGS: u32 = 7;
 
 /// Longest time futex(2) can wait, in effect for ever, but with the rule that a handler always interrupts.
 const AGES: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// Calls of one thread that are under way at once. Each takes a lane: a fraction of them, so that others find one.
+const PARTS_MAX: usize = 8;
 
 /// Times that a bell is rung for a notification: whoever does not hear it then finds it when it looks.
 const NOTIFY_RINGS: u32 = 50;
@@ -168,6 +174,10 @@ impl Sendrec for Process {
         interrupt: &Interrupt,
     ) -> Result<usize, IpcError> {
         self.client.sendrec_until(&self.identity, to, message, send, receive, interrupt)
+    }
+
+    fn sendrec_all(&self, to: Endpoint, parts: &mut [Part<'_>], wait: Wait) {
+        self.client.sendrec_all(&self.identity, to, parts, wait);
     }
 
     fn interrupt(&self, interrupt: &Interrupt) {
@@ -302,6 +312,29 @@ impl Client {
         interrupt.detach();
         self.end(&begun);
         outcome
+    }
+
+    /// [`Sendrec::sendrec_all`], over channels that `opener` gets: [`PARTS_MAX`] at a time.
+    pub fn sendrec_all(
+        &self,
+        opener: &impl Opener,
+        to: Endpoint,
+        parts: &mut [Part<'_>],
+        wait: Wait,
+    ) {
+        for parts in parts.chunks_mut(PARTS_MAX) {
+            let mut begun = [const { None }; PARTS_MAX];
+            for (part, begun) in parts.iter_mut().zip(&mut begun) {
+                *begun = Some(self.begin(opener, to, &mut part.message, part.send));
+            }
+            for (part, begun) in parts.iter_mut().zip(&mut begun) {
+                let Some(begun) = begun.take() else { continue };
+                part.outcome = begun.and_then(|begun| {
+                    let (message, receive) = (&mut part.message, &mut *part.receive);
+                    self.finish(opener, begun, message, part.send, receive, wait)
+                });
+            }
+        }
     }
 
     /// [`Sendrec::interrupt`].

@@ -42,6 +42,16 @@ impl Wait {
     pub const INTERRUPT: Wait = Wait { timeout_ms: None, signals: Signals::Interrupt };
 }
 
+/// One of several calls that are made at once ([`Sendrec::sendrec_all`]).
+#[derive(Debug)]
+pub struct Part<'a> {
+    pub message: Message,
+    pub send: &'a [&'a [u8]],
+    pub receive: &'a mut [u8],
+    /// The length of what is in `receive` afterwards.
+    pub outcome: Result<usize, IpcError>,
+}
+
 /// A way to make calls: a port, or something that has one.
 pub trait Sendrec {
     /// Sends `message` with the concatenation of `send` as payload to `to`, waits for the answer,
@@ -78,6 +88,15 @@ pub trait Sendrec {
         self.sendrec(to, message, send, receive, Wait::FOREVER)
     }
 
+    /// Makes several calls to one receiver without waiting for one before the next is under way, where the port can do
+    /// that, and waits for all answers. They may be received in any order. Each part has its outcome, as of
+    /// [`Sendrec::sendrec`], afterwards.
+    fn sendrec_all(&self, to: Endpoint, parts: &mut [Part<'_>], wait: Wait) {
+        for part in parts {
+            part.outcome = self.sendrec(to, &mut part.message, part.send, part.receive, wait);
+        }
+    }
+
     /// Cancels the call that is made with `interrupt` on this port. A thread that is about to sleep may not notice: to be
     /// repeated until the call has ended.
     fn interrupt(&self, _interrupt: &Interrupt) {}
@@ -104,6 +123,10 @@ impl<T: Sendrec + ?Sized> Sendrec for &T {
         interrupt: &Interrupt,
     ) -> Result<usize, IpcError> {
         (**self).sendrec_until(to, message, send, receive, interrupt)
+    }
+
+    fn sendrec_all(&self, to: Endpoint, parts: &mut [Part<'_>], wait: Wait) {
+        (**self).sendrec_all(to, parts, wait);
     }
 
     fn interrupt(&self, interrupt: &Interrupt) {

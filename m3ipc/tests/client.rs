@@ -6,7 +6,7 @@ use m3ipc::channel::{self, SharedChannel};
 use m3ipc::client::{Identity, Process};
 use m3ipc::door::{Ask, Tell, ask, flag, kind, tell};
 use m3ipc::limits::{LANES, PAYLOAD_AREA, PAYLOAD_MAX};
-use m3ipc::{DcId, Endpoint, Interrupt, IpcError, Message, NodeId, Sendrec, Wait};
+use m3ipc::{DcId, Endpoint, Interrupt, IpcError, Message, NodeId, Part, Sendrec, Wait};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
@@ -316,6 +316,42 @@ fn an_interrupt_gives_up_its_call_and_no_other() {
     for other in others {
         assert_eq!(other.join().expect("no panic"), Ok(0));
     }
+}
+
+#[test]
+fn several_calls_are_under_way_at_once_and_each_has_its_answer() {
+    let (_dir, daemon, client) = world();
+    let texts: Vec<Vec<u8>> = (0..20).map(|number| vec![number; 100]).collect();
+    let sends: Vec<[&[u8]; 1]> = texts.iter().map(|text| [&text[..]]).collect();
+    let mut rooms = vec![[0; 100]; 20];
+    let mut parts: Vec<Part<'_>> = sends
+        .iter()
+        .zip(&mut rooms)
+        .map(|(send, room)| {
+            let message = Message::request(ECHO);
+            Part { message, send, receive: room, outcome: Ok(0) }
+        })
+        .collect();
+    client.sendrec_all(Endpoint::IPC, &mut parts, Wait::FOREVER);
+    assert!(parts.iter().all(|part| part.outcome == Ok(100)));
+    drop(parts);
+    assert!(rooms.iter().zip(&texts).all(|(room, text)| room[..] == text[..]));
+    // Eight that are kept, from one thread: none is made after another.
+    let caller = Arc::clone(&client);
+    let waiting = std::thread::spawn(move || {
+        let part = || {
+            let message = Message::request(KEEP);
+            Part { message, send: &[], receive: &mut [], outcome: Err(IpcError::Protocol) }
+        };
+        let mut parts: Vec<Part<'_>> = (0..8).map(|_| part()).collect();
+        caller.sendrec_all(Endpoint::IPC, &mut parts, Wait::FOREVER);
+        parts.iter().all(|part| part.outcome == Ok(0))
+    });
+    daemon.wait_for_kept(8);
+    client
+        .sendrec(Endpoint::IPC, &mut Message::request(FREE), &[], &mut [], Wait::FOREVER)
+        .expect("freed");
+    assert!(waiting.join().expect("no panic"));
 }
 
 #[test]

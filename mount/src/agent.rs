@@ -1,8 +1,7 @@
 //! What a file agent does, request by request, in no protocol's terms; and the one that asks vfs-server.
 
 use crate::cred;
-use crate::limits::{IO_SIZE_MAX, LOCK_WAITS_MAX};
-use calls::Row;
+use crate::limits::{CALL_SIZE_MAX, LOCK_WAITS_MAX, MORE_CALLS_MAX, PARTS_MAX};
 use calls::vfs::{
     Access, Attr, Create, DirEntry, Fallocate, Flush, FsStats, Fsync, Getattr, Getlk, Getxattr,
     Link, Listxattr, Lock, Lookup, Mkdir, Mknod, Open, Read, Readdir, Readlink, Release,
@@ -10,6 +9,7 @@ use calls::vfs::{
     Unlink, WRITE_APPEND, WRITE_AT, Write,
 };
 use calls::wire::Wire;
+use calls::{Each, Row};
 use m3ipc::cred::CRED_SIZE_MAX;
 use m3ipc::errno::numbers::{EAGAIN, EIO, ENAMETOOLONG, ENOLCK, EPROTO};
 use m3ipc::{Cred, Endpoint, Errno, Interrupt, Sendrec, Wait};
@@ -201,7 +201,36 @@ pub trait Agent: Send + Sync + 'static {
 pub struct VosAgent<P> {
     port: P,
     /// Calls that wait for a lock.
-    waits: AtomicUsize,
+    waits: Places<LOCK_WAITS_MAX>,
+    /// Calls beside the one that each thread has.
+    more: Places<MORE_CALLS_MAX>,
+}
+
+/// Places of which `N` can be taken.
+#[derive(Debug, Default)]
+struct Places<const N: usize>(AtomicUsize);
+
+impl<const N: usize> Places<N> {
+    /// Takes up to `wanted`; they are given back when what is returned is dropped.
+    fn take(&self, wanted: usize) -> Taken<'_> {
+        let free = |taken: usize| wanted.min(N - taken);
+        let after = |taken| Some(taken + free(taken));
+        let before = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, after);
+        Taken { count: before.map_or(0, free), of: &self.0 }
+    }
+}
+
+/// Some of them.
+#[derive(Debug)]
+struct Taken<'a> {
+    count: usize,
+    of: &'a AtomicUsize,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        self.of.fetch_sub(self.count, Ordering::Relaxed);
+    }
 }
 
 /// Longest target of a symbolic link (PATH_MAX).
@@ -210,7 +239,7 @@ const F_UNLCK: u32 = 2;
 
 impl<P: Sendrec> VosAgent<P> {
     pub fn new(port: P) -> VosAgent<P> {
-        VosAgent { port, waits: AtomicUsize::new(0) }
+        VosAgent { port, waits: Places::default(), more: Places::default() }
     }
 
     fn call<R: Row>(
@@ -242,12 +271,43 @@ impl<P: Sendrec> VosAgent<P> {
     ///
     /// # Errors
     /// ENOLCK: as many wait as may.
-    fn place_to_wait(&self) -> Result<WaitPlace<'_>, Errno> {
-        let admitted = self.waits.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |waits| {
-            (waits < LOCK_WAITS_MAX).then_some(waits + 1)
+    fn place_to_wait(&self) -> Result<Taken<'_>, Errno> {
+        let place = self.waits.take(1);
+        if place.count == 1 { Ok(place) } else { Err(Errno::new(ENOLCK)) }
+    }
+
+    /// Reads with several calls that are under way at once, of [`CALL_SIZE_MAX`] each. What is behind a short one is not
+    /// told, nor an error behind something.
+    fn read_at_once(
+        &self,
+        cred: &Cred,
+        file: OpenFile,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<usize, Errno> {
+        let starts = (offset..).step_by(CALL_SIZE_MAX);
+        let (mut read, mut failed, mut is_over) = (0, None, false);
+        with_cred(cred, [&[], &[]], |send| {
+            let parts =
+                buffer.chunks_mut(CALL_SIZE_MAX).zip(starts).map(|(receive, offset)| Each {
+                    row: Read { fh: file.fh, ino: file.ino, offset, size: size(receive) },
+                    send,
+                    receive,
+                });
+            let done = |outcome: Result<((), usize), Errno>| match outcome {
+                _ if is_over => {}
+                Ok((_, len)) => {
+                    read += len;
+                    is_over = len < CALL_SIZE_MAX;
+                }
+                Err(error) => (failed, is_over) = (Some(error), true),
+            };
+            calls::call_all::<PARTS_MAX, _>(&self.port, Endpoint::VFS, parts, Wait::FOREVER, done);
         });
-        admitted.map_err(|_| Errno::new(ENOLCK))?;
-        Ok(WaitPlace(&self.waits))
+        match failed {
+            Some(error) if read == 0 => Err(error),
+            _ => Ok(read),
+        }
     }
 
     /// A call that is answered by success or an error.
@@ -400,17 +460,26 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         buffer: &mut [u8],
     ) -> Result<usize, Errno> {
         let cred = cred::plain(caller);
-        let mut done = 0;
-        for part in buffer.chunks_mut(IO_SIZE_MAX as usize) {
-            let row =
-                Read { fh: file.fh, ino: file.ino, offset: offset + done as u64, size: size(part) };
-            let (_, len) = self.call(&cred, &row, [&[], &[]], part)?;
-            done += len;
-            if len < part.len() {
+        if buffer.len() <= CALL_SIZE_MAX {
+            let row = Read { fh: file.fh, ino: file.ino, offset, size: size(buffer) };
+            return self.call(&cred, &row, [&[], &[]], buffer).map(|(_, len)| len);
+        }
+        // Larger ones in several calls that are under way at once, as many as there is room for.
+        let more = self.more.take(buffer.len().div_ceil(CALL_SIZE_MAX) - 1);
+        let mut read = 0;
+        for stretch in buffer.chunks_mut((more.count + 1) * CALL_SIZE_MAX) {
+            let wanted = stretch.len();
+            let len = match self.read_at_once(&cred, file, offset + read as u64, stretch) {
+                Ok(len) => len,
+                Err(error) if read == 0 => return Err(error),
+                Err(_) => break,
+            };
+            read += len;
+            if len < wanted {
                 break;
             }
         }
-        Ok(done)
+        Ok(read)
     }
 
     fn write(
@@ -422,7 +491,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
     ) -> Result<usize, Errno> {
         let cred = cred::plain(caller);
         let mut done = 0;
-        for part in data.chunks(IO_SIZE_MAX as usize) {
+        for part in data.chunks(CALL_SIZE_MAX) {
             let offset = match place {
                 Place::Offset(offset) => (offset + done as u64) | WRITE_AT,
                 Place::End => WRITE_APPEND,
@@ -464,8 +533,8 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         visit: &mut VisitEntry<'_>,
     ) -> Result<(), Errno> {
         // An entry is longer in the kernel's format than in the server's.
-        let size = size.min(IO_SIZE_MAX);
-        let mut entries = vec![0; size as usize];
+        let mut entries = vec![0; CALL_SIZE_MAX.min(size as usize)];
+        let size = self::size(&entries);
         let row = Readdir { fh: file.fh, ino: file.ino, offset, size };
         let (_, len) = self.call(&cred::plain(caller), &row, [&[], &[]], &mut entries)?;
         let mut rest = &entries[..len.min(entries.len())];
@@ -586,16 +655,6 @@ fn split_entry(payload: &[u8]) -> Option<(DirEntry, &[u8], &[u8])> {
     (!name.is_empty()).then_some((entry, name, rest))
 }
 
-/// One of the calls that may wait at a time.
-#[derive(Debug)]
-struct WaitPlace<'a>(&'a AtomicUsize);
-
-impl Drop for WaitPlace<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// An errno that may be told to a program: the server's word, but inside the range of errno.
 pub(crate) fn tellable(error: Errno) -> i32 {
     if (1..512).contains(&error.errno) { error.errno } else { EIO }
@@ -665,9 +724,9 @@ mod tests {
     #[test]
     fn what_does_not_fit_one_message_goes_in_several() {
         let mut args = [0; 40];
-        args[..8].copy_from_slice(&u64::from(IO_SIZE_MAX).to_le_bytes());
-        let agent = agent(Ok((0, args, vec![7; IO_SIZE_MAX as usize])));
-        let size = IO_SIZE_MAX as usize * 2;
+        args[..8].copy_from_slice(&(CALL_SIZE_MAX as u64).to_le_bytes());
+        let agent = agent(Ok((0, args, vec![7; CALL_SIZE_MAX])));
+        let size = CALL_SIZE_MAX * 2;
         let mut data = vec![0; size];
         assert_eq!(agent.read(CALLER, FILE, 100, &mut data), Ok(size));
         assert!(data.iter().all(|byte| *byte == 7));
@@ -676,7 +735,56 @@ mod tests {
             .iter()
             .map(|(message, _)| Write::get(&message.args).unwrap().offset & !WRITE_AT)
             .collect();
-        assert_eq!(offsets, [5, 5 + u64::from(IO_SIZE_MAX)]);
+        assert_eq!(offsets, [5, 5 + CALL_SIZE_MAX as u64]);
+    }
+
+    #[test]
+    fn a_read_of_several_parts_ends_where_one_is_short_or_fails() {
+        /// Answers the parts of a read, in this order, by so many bytes or an error.
+        #[derive(Debug)]
+        struct Parts(Mutex<Vec<Result<usize, i32>>>);
+
+        impl Sendrec for Parts {
+            fn sendrec(
+                &self,
+                _: Endpoint,
+                message: &mut Message,
+                _: &[&[u8]],
+                _: &mut [u8],
+                _: Wait,
+            ) -> Result<usize, IpcError> {
+                let outcome = self.0.lock().unwrap().remove(0);
+                message.status = outcome.err().map_or(0, |errno| u16::try_from(errno).unwrap());
+                Ok(outcome.unwrap_or(0))
+            }
+        }
+
+        let whole = CALL_SIZE_MAX;
+        let check = |parts: [Result<usize, i32>; 3], expected: Result<usize, i32>| {
+            let agent = VosAgent::new(Parts(Mutex::new(parts.to_vec())));
+            let mut buffer = vec![0; 3 * whole];
+            let read = agent.read(CALLER, FILE, 0, &mut buffer).map_err(|error| error.errno);
+            assert_eq!(read, expected, "{parts:?}");
+        };
+        check([Ok(whole), Ok(whole), Ok(whole)], Ok(3 * whole));
+        check([Ok(whole), Ok(5), Ok(0)], Ok(whole + 5));
+        check([Ok(whole), Ok(5), Ok(whole)], Ok(whole + 5));
+        check([Ok(0), Ok(0), Ok(0)], Ok(0));
+        check([Ok(whole), Err(EIO), Ok(whole)], Ok(whole));
+        check([Err(EIO), Ok(whole), Ok(whole)], Err(EIO));
+    }
+
+    #[test]
+    fn what_a_read_takes_more_is_bounded_and_given_back() {
+        let agent = agent(Ok((0, [0; 40], vec![7; CALL_SIZE_MAX])));
+        let mut buffer = vec![0; 3 * CALL_SIZE_MAX];
+        let all = agent.more.take(usize::MAX);
+        assert_eq!((all.count, agent.more.take(1).count), (MORE_CALLS_MAX, 0));
+        let size = buffer.len();
+        assert_eq!(agent.read(CALLER, FILE, 0, &mut buffer), Ok(size), "one by one");
+        drop(all);
+        assert_eq!(agent.read(CALLER, FILE, 0, &mut buffer), Ok(size));
+        assert_eq!(agent.more.take(usize::MAX).count, MORE_CALLS_MAX);
     }
 
     #[test]

@@ -1,16 +1,26 @@
 //! Every bound of the file agent, with its reason.
 
-use m3ipc::limits::{CHANNELS_PER_PEER, LANES, PAYLOAD_MAX};
+use m3ipc::client::CALLS_MAX;
+use m3ipc::limits::PAYLOAD_MAX;
 use std::time::Duration;
 
-/// Most data of one FUSE read or write: what rides along with one message.
-pub const IO_SIZE_MAX: u32 = 128 * 1024;
+/// Most data of one FUSE read or write: 256 pages, which Linux allows without being told otherwise.
+pub const IO_SIZE_MAX: u32 = 1 << 20;
 
-/// Threads that serve requests. Each makes one call at a time, on a lane of the channels to the server.
-pub const THREADS_MAX: usize = CHANNELS_PER_PEER * LANES;
+/// Most data of one call: what rides along with one message.
+pub const CALL_SIZE_MAX: usize = PAYLOAD_MAX;
 
-/// Calls that wait for a lock: half of the threads stay free for everything else.
-pub const LOCK_WAITS_MAX: usize = THREADS_MAX / 2;
+/// Calls that one read is made of at most.
+pub const PARTS_MAX: usize = IO_SIZE_MAX as usize / CALL_SIZE_MAX;
+
+/// Threads that serve requests. Each has a call of its own.
+pub const THREADS_MAX: usize = CALLS_MAX / 2;
+
+/// Calls beside those, by which reads have more than one under way.
+pub const MORE_CALLS_MAX: usize = CALLS_MAX - THREADS_MAX;
+
+/// Calls that wait for a lock: some of the threads stay free for everything else.
+pub const LOCK_WAITS_MAX: usize = THREADS_MAX / 4 * 3;
 
 /// Threads kept that have nothing to do, so that none is started and ended again with each burst.
 pub const SPARE_MAX: usize = 32;
@@ -46,5 +56,5 @@ pub const STATUS_SIZE: usize = 4096;
 /// Seconds that programs with files open are given to close them after SIGTERM.
 pub const STOP_GRACE_SECONDS: u64 = 5;
 
-const _: () = assert!(IO_SIZE_MAX as usize == PAYLOAD_MAX);
+const _: () = assert!((IO_SIZE_MAX as usize).is_multiple_of(CALL_SIZE_MAX));
 const _: () = assert!(STATUS_SIZE >= 1500 + 11 * m3ipc::limits::GROUPS_MAX);

@@ -1,6 +1,6 @@
 //! Locks on files: fcntl, flock, flock(1) and perl's, from three nodes, and their holders' deaths.
 
-use crate::{ALL, Test, assert_same_lines};
+use crate::{ALL, OURS, Test, assert_same_lines};
 use legacy_tests::World;
 
 pub(crate) const TESTS: &[Test] = &[
@@ -10,6 +10,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_killed_holder_of_an_fcntl_lock_gives_it_back", ALL, |world| killed_holder(world, "fcntl")),
     ("a_killed_holder_of_a_flock_gives_it_back", ALL, |world| killed_holder(world, "flock")),
     ("locks_between_processes_answer_as_on_linux", ALL, questions),
+    ("a_crowd_that_waits_for_a_lock_is_in_nobodys_way", OURS, crowd),
 ];
 
 fn counter(world: &World, kind: &str) {
@@ -38,6 +39,20 @@ fn flock_program(world: &World) {
     world.run(1, &["kill", &pid]);
     assert_eq!(holder.wait().code, 128 + 15);
     world.run(2, &["flock", "--nonblock", &file, "true"]);
+}
+
+/// More than a channel has lanes, and than sixteen have.
+fn crowd(world: &World) {
+    let file = world.file("");
+    let mut waiting = world.start_script(1, "crowd.py", &[&file, "1100"]);
+    waiting.says("all wait");
+    // The same node, the same mount.
+    let copy = format!("{}/copy", world.folder());
+    world.run(1, &["dd", "if=/dev/zero", &format!("of={copy}"), "bs=1M", "count=4", "status=none"]);
+    assert_eq!(world.run(1, &["stat", "-c", "%s", &copy]), "4194304\n");
+    world.run(1, &["cmp", "-n", "4194304", "/dev/zero", &copy]);
+    world.run(2, &["touch", &format!("{file}.go")]);
+    waiting.succeed();
 }
 
 fn killed_holder(world: &World, kind: &str) {

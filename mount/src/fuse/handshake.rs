@@ -8,6 +8,10 @@ use crate::limits::{CONGESTION, IO_SIZE_MAX, REQUESTS_BACKGROUND};
 use anyhow::{Context as _, Result, bail, ensure};
 use zerocopy::{FromBytes, IntoBytes};
 
+/// Pages of one request; a page has 4 KiB at least.
+const PAGES_MAX: u16 = 256;
+const _: () = assert!(IO_SIZE_MAX == PAGES_MAX as u32 * 4096);
+
 /// The minor of Linux 5.15, the oldest that this is tested with.
 const OLDEST_MINOR: u32 = 34;
 
@@ -20,12 +24,13 @@ const NEEDED: u64 = init::POSIX_LOCKS
 
 /// These make it faster, or better: the server drops set-user-id bits itself, so that a write need not ask for xattrs first;
 /// of files that are not opened for direct I/O, pages go when mtime or size have changed; files can be found by handle;
-/// files opened for direct I/O can be mapped.
+/// requests have more than 32 pages; files opened for direct I/O can be mapped.
 const WELCOME: u64 = init::ASYNC_READ
     | init::EXPORT_SUPPORT
     | init::AUTO_INVAL_DATA
     | init::PARALLEL_DIROPS
     | init::HANDLE_KILLPRIV_V2
+    | init::MAX_PAGES
     | init::INIT_EXT
     | init::DIRECT_IO_ALLOW_MMAP;
 
@@ -129,6 +134,7 @@ fn begin(request: &[u8], allowed: u64) -> Answer {
         max_write: IO_SIZE_MAX,
         // Times are exact to the nanosecond.
         time_gran: 1,
+        max_pages: PAGES_MAX,
         ..version
     };
     Answer::Agreed(whole_reply(head.unique, &agreed), flags)
