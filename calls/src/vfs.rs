@@ -42,6 +42,9 @@ wire_structs! {
     /// An open file. `flags` are for the file agent; none are defined yet.
     pub struct Opened { pub fh: u64, pub flags: u32 }
 
+    /// Where `CopyRange` reads and writes.
+    pub struct Offsets { pub from: u64, pub to: u64 }
+
     /// How much was read or written, or found.
     pub struct Count { pub count: u64 }
 
@@ -138,4 +141,7 @@ calls! {
     0x1d Seek { fh: u64, ino: u64, offset: u64, whence: u32 } -> Count, Safe;
     /// open(2) with O_TMPFILE: makes a file without a name and opens it. The answer's payload is an [`Attr`].
     0x1e Tmpfile { parent: u64, mode: u32, umask: u32, flags: u32 } -> Opened, Once;
+    /// copy_file_range(2) inside the server: from the open file `fh` of inode `ino` to another, or to another place of it.
+    /// Payload: [`Offsets`]. It may copy less than `length`, and nothing at the end of the file.
+    0x1f CopyRange { fh: u64, ino: u64, to_fh: u64, to_ino: u64, length: u32 } -> Count, Once;
 }

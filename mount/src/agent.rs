@@ -1,12 +1,12 @@
 //! What a file agent does, request by request, in no protocol's terms; and the one that asks vfs-server.
 
 use crate::cred;
-use crate::limits::{CALL_SIZE_MAX, LOCK_WAITS_MAX, MORE_CALLS_MAX, PARTS_MAX};
+use crate::limits::{CALL_SIZE_MAX, COPY_MAX, LOCK_WAITS_MAX, MORE_CALLS_MAX, PARTS_MAX};
 use calls::vfs::{
-    Access, Attr, Create, DirEntry, Fallocate, Flush, FsStats, Fsync, Getattr, Getlk, Getxattr,
-    Link, Listxattr, Lock, Lookup, Mkdir, Mknod, Open, Read, Readdir, Readlink, Release,
-    Removexattr, Rename, Rmdir, Seek, SetAttr, Setattr, Setlk, Setxattr, Statfs, Symlink, Tmpfile,
-    Unlink, WRITE_APPEND, WRITE_AT, Write,
+    Access, Attr, CopyRange, Create, DirEntry, Fallocate, Flush, FsStats, Fsync, Getattr, Getlk,
+    Getxattr, Link, Listxattr, Lock, Lookup, Mkdir, Mknod, Offsets, Open, Read, Readdir, Readlink,
+    Release, Removexattr, Rename, Rmdir, Seek, SetAttr, Setattr, Setlk, Setxattr, Statfs, Symlink,
+    Tmpfile, Unlink, WRITE_APPEND, WRITE_AT, Write,
 };
 use calls::wire::Wire;
 use calls::{Each, Row};
@@ -191,6 +191,14 @@ pub trait Agent: Send + Sync + 'static {
         length: u64,
         mode: u32,
     ) -> Result<(), Errno>;
+    /// copy_file_range(2) from one file and offset to another. It may copy less than `length`.
+    fn copy_range(
+        &self,
+        caller: Caller,
+        from: (OpenFile, u64),
+        to: (OpenFile, u64),
+        length: u64,
+    ) -> Result<u32, Errno>;
     /// lseek(2) with SEEK_DATA or SEEK_HOLE.
     fn seek(&self, caller: Caller, file: OpenFile, offset: u64, whence: u32) -> Result<u64, Errno>;
 }
@@ -637,6 +645,41 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         self.order(&cred::plain(caller), &row, [&[], &[]])
     }
 
+    fn copy_range(
+        &self,
+        caller: Caller,
+        from: (OpenFile, u64),
+        to: (OpenFile, u64),
+        length: u64,
+    ) -> Result<u32, Errno> {
+        let cred = cred::plain(caller);
+        let most = u32::try_from(length).unwrap_or(u32::MAX).min(COPY_MAX);
+        let mut copied = 0;
+        while copied < most {
+            let offsets =
+                Offsets { from: from.1 + u64::from(copied), to: to.1 + u64::from(copied) };
+            let row = CopyRange {
+                fh: from.0.fh,
+                ino: from.0.ino,
+                to_fh: to.0.fh,
+                to_ino: to.0.ino,
+                length: most - copied,
+            };
+            let count = match self.order(&cred, &row, [&offsets.bytes(), &[]]) {
+                Ok(reply) => reply.count,
+                Err(error) if copied == 0 => return Err(error),
+                // What is copied is copied; the error comes with the next attempt.
+                Err(_) => break,
+            };
+            let count = u32::try_from(count).ok().filter(|count| *count <= most - copied);
+            match count.ok_or(Errno::new(EPROTO))? {
+                0 => break,
+                count => copied += count,
+            }
+        }
+        Ok(copied)
+    }
+
     fn seek(&self, caller: Caller, file: OpenFile, offset: u64, whence: u32) -> Result<u64, Errno> {
         let row = Seek { fh: file.fh, ino: file.ino, offset, whence };
         self.order(&cred::plain(caller), &row, [&[], &[]]).map(|reply| reply.count)
@@ -855,6 +898,7 @@ mod tests {
             agent.statfs(CALLER, 1).ok();
             agent.getlk(CALLER, FILE, Lock::default()).ok();
             agent.seek(CALLER, FILE, 0, 3).ok();
+            prop_assert!(agent.copy_range(CALLER, (FILE, 0), (FILE, 9), 9).unwrap_or(0) <= 9);
             prop_assert!(agent.getxattr(CALLER, 1, b"user.x", &mut buffer).unwrap_or(0) <= 64);
             agent.listxattr(CALLER, 1, &mut []).ok();
         }

@@ -7,6 +7,9 @@ use std::time::Duration;
 /// Most data of one FUSE read or write: 256 pages, which Linux allows without being told otherwise.
 pub const IO_SIZE_MAX: u32 = 1 << 20;
 
+/// Most that one request copies from file to file, so that a signal is not kept waiting.
+pub const COPY_MAX: u32 = 16 << 20;
+
 /// Most data of one call: what rides along with one message.
 pub const CALL_SIZE_MAX: usize = PAYLOAD_MAX;
 

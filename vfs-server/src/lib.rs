@@ -53,9 +53,9 @@ mod xattr;
 use answer::{Outcome, Result, attr, both, err, payload, reply};
 use calls::Retry;
 use calls::vfs::{
-    Access, Create, Fallocate, Flush, Fsync, Getattr, Getlk, Getxattr, Link, Listxattr, Lookup,
-    Mkdir, Mknod, Open, ROOT_INO, Read, Readdir, Readlink, Release, Removexattr, Rename, Rmdir,
-    Seek, Setattr, Setxattr, Statfs, Symlink, Tmpfile, Unlink, VfsCall, Write,
+    Access, CopyRange, Create, Fallocate, Flush, Fsync, Getattr, Getlk, Getxattr, Link, Listxattr,
+    Lookup, Mkdir, Mknod, Open, ROOT_INO, Read, Readdir, Readlink, Release, Removexattr, Rename,
+    Rmdir, Seek, Setattr, Setxattr, Statfs, Symlink, Tmpfile, Unlink, VfsCall, Write,
 };
 use calls::wire::Wire;
 use counters::Numbers;
@@ -193,6 +193,7 @@ impl VfsServer {
             VfsCall::Fallocate(row) => self.fallocate(row, call, cx).map(reply::<Fallocate>),
             VfsCall::Seek(row) => self.seek(row, call, cx).map(reply::<Seek>),
             VfsCall::Tmpfile(row) => self.tmpfile(row, call, cx).map(both::<Tmpfile>),
+            VfsCall::CopyRange(row) => self.copy_range(row, call, cx).map(reply::<CopyRange>),
         }
     }
 }

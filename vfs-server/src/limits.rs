@@ -13,6 +13,9 @@ pub const SUBDIRECTORY_MAX: u32 = 1 << 30;
 /// Longest target of a symbolic link, in bytes (PATH_MAX without its NUL).
 pub const SYMLINK_MAX: usize = 4095;
 
+/// Most bytes that one `CopyRange` copies: other calls wait meanwhile.
+pub const COPY_MAX: u32 = 1 << 20;
+
 /// Entries of an access control list: each check of a permission reads them. Linux's FUSE takes no more than a page of them
 /// (511).
 pub const ACL_ENTRIES_MAX: usize = 500;

@@ -7,13 +7,16 @@
 use crate::VfsServer;
 use crate::answer::{Result, blob_error, err};
 use crate::keys::{Inode, OpenRecord};
-use crate::limits::FILE_SIZE_MAX;
+use crate::limits::{COPY_MAX, FILE_SIZE_MAX};
 use crate::linux::{
     FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE, S_IFDIR, S_IFREG, SEEK_DATA,
     SEEK_HOLE,
 };
 use crate::reclaim::extends_beyond;
-use calls::vfs::{Count, Fallocate, Fsync, Read, Seek, WRITE_APPEND, WRITE_AT, Write};
+use calls::vfs::{
+    CopyRange, Count, Fallocate, Fsync, Offsets, Read, Seek, WRITE_APPEND, WRITE_AT, Write,
+};
+use calls::wire::Wire;
 use dvk::server::{Call, Context};
 use dvk::store::{Store, StoreError};
 use m3ipc::Cred;
@@ -73,6 +76,65 @@ impl VfsServer {
         self.save(&inode, cx);
         if open.is_synchronous() {
             cx.store.blob_sync(inode.ino);
+            cx.sync();
+        }
+        Ok(Count { count })
+    }
+
+    /// As a read and a write, without the bytes leaving the server.
+    pub(crate) fn copy_range(
+        &mut self,
+        row: CopyRange,
+        call: &Call<'_>,
+        cx: &mut Context<'_>,
+    ) -> Result<Count> {
+        let Some(Offsets { from, to }) = Offsets::get(call.payload) else { return err(EINVAL) };
+        if !self.handle(row.fh, row.ino, call.id.source)?.reads() {
+            return err(EBADF);
+        }
+        let open = self.writable_handle(row.to_fh, row.to_ino, call.id.source, EBADF)?;
+        if open.appends() {
+            return err(EBADF);
+        }
+        let mut source = self.file(row.ino, EINVAL, cx)?;
+        let mut target = self.file(row.to_ino, EINVAL, cx)?;
+        let length = u64::from(row.length.min(COPY_MAX));
+        if from > OFFSET_MAX || to > OFFSET_MAX {
+            return err(EINVAL);
+        }
+        if row.ino == row.to_ino && from < to + length && to < from + length {
+            return err(EINVAL);
+        }
+        let count = length.min(source.size.saturating_sub(from));
+        if count == 0 {
+            return Ok(Count { count });
+        }
+        if to >= FILE_SIZE_MAX {
+            return err(EFBIG);
+        }
+        let count = count.min(FILE_SIZE_MAX - to);
+        self.take_space(count, cx)?;
+        let mut data = vec![0; usize::try_from(count).unwrap_or(0)];
+        // What the blob does not have stays zero.
+        cx.store.blob_read(row.ino, from, &mut data).map_err(blob_error)?;
+        if to > target.size {
+            cut_behind_end(&target, cx.store)?;
+        }
+        if to >= target.size && data.iter().all(|byte| *byte == 0) {
+            // A hole stays one.
+            cut_behind_end(&target, cx.store)?;
+        } else {
+            self.write_blob(row.to_ino, to, &data, cx)?;
+        }
+        if source.ino != target.ino && source.accessed(cx.wall) {
+            self.save(&source, cx);
+        }
+        target.size = target.size.max(to + count);
+        target.drop_privileges(call.cred, cx.store);
+        target.modified(cx.wall);
+        self.save(&target, cx);
+        if open.is_synchronous() {
+            cx.store.blob_sync(target.ino);
             cx.sync();
         }
         Ok(Count { count })

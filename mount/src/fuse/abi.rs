@@ -51,6 +51,7 @@ pub(crate) mod opcode {
     pub(crate) const FALLOCATE: u32 = 43;
     pub(crate) const RENAME2: u32 = 45;
     pub(crate) const LSEEK: u32 = 46;
+    pub(crate) const COPY_FILE_RANGE: u32 = 47;
     pub(crate) const TMPFILE: u32 = 51;
 }
 
@@ -168,6 +169,9 @@ abi_structs! {
     fuse_fallocate_in { fh: u64, offset: u64, length: u64, mode: u32, padding: u32 }
     fuse_lseek_in { fh: u64, offset: u64, whence: u32, padding: u32 }
     fuse_lseek_out { offset: u64 }
+    fuse_copy_file_range_in {
+        fh_in: u64, off_in: u64, nodeid_out: u64, fh_out: u64, off_out: u64, len: u64, flags: u64,
+    }
     /// Head of a directory entry; the name follows, and then zeros up to a multiple of 8.
     fuse_dirent { ino: u64, off: u64, namelen: u32, kind: u32 }
 }
@@ -197,6 +201,7 @@ mod tests {
         assert_eq!(size_of::<fuse_init_in>(), 64);
         assert_eq!(size_of::<fuse_init_out>(), 64);
         assert_eq!(size_of::<fuse_fallocate_in>(), 32);
+        assert_eq!(size_of::<fuse_copy_file_range_in>(), 56);
         assert_eq!(size_of::<fuse_dirent>(), 24);
     }
 }

@@ -140,6 +140,11 @@ impl<A: Agent> Door<A> {
             Operation::Seek { file, offset, whence } => {
                 sought(out, agent.seek(caller, file, offset, whence)?)
             }
+            Operation::CopyRange { flags: 1.., .. } => Ok(Done::Refused(libc::EINVAL)),
+            Operation::CopyRange { from, to, length, .. } => {
+                let size = agent.copy_range(caller, from, to, length)?;
+                Ok(Done::Reply(put(out, &abi::fuse_write_out { size, padding: 0 })))
+            }
             Operation::Interrupt { .. } | Operation::Nothing => Ok(Done::Silence),
             Operation::Ioctl => Ok(Done::Refused(libc::ENOTTY)),
             Operation::Unknown => Ok(Done::Refused(libc::ENOSYS)),

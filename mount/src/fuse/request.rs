@@ -152,6 +152,13 @@ pub enum Operation<'a> {
         offset: u64,
         whence: u32,
     },
+    /// Files and offsets. `flags` must be 0.
+    CopyRange {
+        from: (OpenFile, u64),
+        to: (OpenFile, u64),
+        length: u64,
+        flags: u64,
+    },
     /// The program that made request `unique` has got a signal. Never answered.
     Interrupt {
         unique: u64,
@@ -364,6 +371,16 @@ fn operation<'a>(head: &Header, body: &'a [u8]) -> Option<Operation<'a>> {
         opcode::LSEEK => {
             let abi::fuse_lseek_in { fh, offset, whence, .. } = body.take()?;
             Operation::Seek { file: file(fh), offset, whence }
+        }
+        opcode::COPY_FILE_RANGE => {
+            let asked: abi::fuse_copy_file_range_in = body.take()?;
+            let to = OpenFile { ino: asked.nodeid_out, fh: asked.fh_out };
+            Operation::CopyRange {
+                from: (file(asked.fh_in), asked.off_in),
+                to: (to, asked.off_out),
+                length: asked.len,
+                flags: asked.flags,
+            }
         }
         opcode::INTERRUPT => {
             let abi::fuse_interrupt_in { unique } = body.take()?;

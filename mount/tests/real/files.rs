@@ -84,6 +84,42 @@ os.chmod('d', 0o755); os.unlink('d/named'); os.rmdir('d')
 }
 
 #[test]
+fn files_are_copied_inside_the_server() {
+    let Some(world) = World::new(2) else { return };
+    world.python(
+        "
+data = os.urandom(3_000_000) + bytes(2_000_000) + b'end'
+open('a', 'wb').write(data)
+def copied(a, b, length, from_, to):
+    'as much as it copies at once; the kernel asks the server for it'
+    return os.copy_file_range(a, b, length, from_, to)
+a, b = os.open('a', os.O_RDONLY), os.open('b', os.O_RDWR | os.O_CREAT)
+at = 0
+while (more := copied(a, b, 1 << 30, at, at)) > 0: at += more
+assert at == len(data) and open(N[2] + '/b', 'rb').read() == data
+assert copied(a, b, 10, len(data), 0) == 0
+assert copied(a, b, 5, 0, len(data) + 5) == 5
+assert open('b', 'rb').read()[len(data):] == bytes(5) + data[:5]
+both = os.open('b', os.O_RDWR)
+assert copied(both, both, 10, 0, 10) == 10
+assert os.pread(both, 20, 0) == data[:10] * 2
+fails(errno.EINVAL, copied, both, both, 10, 0, 5)
+fails(errno.EBADF, copied, a, a, 10, 0, 100)
+fails(errno.EBADF, copied, a, os.open('b', os.O_RDWR | os.O_APPEND), 10, 0, 100)
+",
+    );
+    // Whoever copies over a set-user-id program does not get its owner's rights.
+    world.sh("
+        cp a c; cmp a c; cp /bin/true t; chmod 4777 t; ls -l t | grep -q ^-rws
+        python3 -c \"
+import os
+os.setuid(65534)
+f = os.open('t', os.O_RDWR); assert os.copy_file_range(os.open('a', 0), f, 10, 0, 0) == 10\"
+        ls -l t | grep -q ^-rwx
+    ");
+}
+
+#[test]
 fn a_pipe_in_the_tree_joins_two_processes() {
     let Some(world) = World::new(1) else { return };
     world.sh("mkfifo p; test -p p; (echo through > p) & test \"$(cat p)\" = through; wait");

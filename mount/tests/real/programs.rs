@@ -118,8 +118,10 @@ def join(*ps):
         p.join()
         assert p.exitcode == 0, p.exitcode
 def waits_in(p, number):
-    "until process p sleeps in system call `number`"
-    while not open(f"/proc/{p.pid}/syscall").read().startswith(f"{number} "):
+    "until process p sleeps in system call `number`, of a kind that waits for the lock"
+    while True:
+        words = open(f"/proc/{p.pid}/syscall").read().split()
+        if words[0] == str(number) and int(words[2], 16) in WAITING[number]: return
         assert p.is_alive()
         os.sched_yield()
 def fails(number, f, *args, **kw):
@@ -130,6 +132,8 @@ def fails(number, f, *args, **kw):
     else:
         raise AssertionError(f"{f} succeeded, not {errno.errorcode[number]}")
 FLOCK, FCNTL = 73, 72
+# LOCK_SH, LOCK_EX; F_SETLKW, F_OFD_SETLKW.
+WAITING = {FLOCK: (1, 2), FCNTL: (7, 38)}
 "#;
 
 /// The output of a command that must succeed.

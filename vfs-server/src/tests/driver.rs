@@ -5,10 +5,10 @@ use crate::inode::time;
 use crate::tests::fsck;
 use calls::Row;
 use calls::vfs::{
-    Access, Attr, Count, Create, DirEntry, Fallocate, Flush, Fsync, Getattr, Getlk, Getxattr, Link,
-    Listxattr, Lock, Lookup, Mkdir, Mknod, Open, Opened, ROOT_INO, Read, Readdir, Readlink,
-    Release, Removexattr, Rename, Rmdir, Seek, SetAttr, Setattr, Setlk, Setxattr, Symlink, Tmpfile,
-    Unlink, Write, set,
+    Access, Attr, CopyRange, Count, Create, DirEntry, Fallocate, Flush, Fsync, Getattr, Getlk,
+    Getxattr, Link, Listxattr, Lock, Lookup, Mkdir, Mknod, Offsets, Open, Opened, ROOT_INO, Read,
+    Readdir, Readlink, Release, Removexattr, Rename, Rmdir, Seek, SetAttr, Setattr, Setlk,
+    Setxattr, Symlink, Tmpfile, Unlink, Write, set,
 };
 use calls::wire::Wire;
 use dvk::server::{Answers, Call, Context, Gone, Server};
@@ -385,6 +385,15 @@ impl World {
         let row = Tmpfile { parent, mode, umask: 0, flags };
         let (Opened { fh, .. }, payload) = self.call(client, &row, &[])?;
         Ok(File { fh, ino: Attr::get(&payload).unwrap().ino, client: *client })
+    }
+
+    pub(crate) fn copy(&mut self, from: (&File, u64), to: (&File, u64), length: u32) -> Got<u64> {
+        let (file, target) = (from.0, to.0);
+        let row =
+            CopyRange { fh: file.fh, ino: file.ino, to_fh: target.fh, to_ino: target.ino, length };
+        let offsets = Offsets { from: from.1, to: to.1 };
+        let (Count { count }, _) = self.call(&target.client, &row, &offsets.bytes())?;
+        Ok(count)
     }
 
     /// Gives an inode a name.

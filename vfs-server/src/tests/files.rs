@@ -1,5 +1,6 @@
 //! The bytes of files, names without files, files without names, and listing what changes meanwhile.
 
+use crate::limits::FILE_SIZE_MAX;
 use crate::linux::{
     FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE, O_APPEND, O_DIRECTORY,
     O_DSYNC, O_EXCL, O_TRUNC, RENAME_EXCHANGE, SEEK_DATA, SEEK_HOLE,
@@ -11,7 +12,7 @@ use calls::vfs::{FsStats, ROOT_INO, Statfs, WRITE_APPEND, WRITE_AT};
 use calls::wire::Wire;
 use dvk::host::disk::DiskStore;
 use dvk::store::Store;
-use m3ipc::errno::numbers::{ENOENT, ENXIO, ESTALE};
+use m3ipc::errno::numbers::{EBADF, EFBIG, EINVAL, ENOENT, ENXIO, ESTALE};
 use std::collections::BTreeSet;
 
 #[test]
@@ -308,4 +309,33 @@ fn statfs_counts_inodes_and_space() {
     w.unlink(&USER, "/u/new").unwrap();
     w.pass(10);
     assert_eq!(stats(&mut w).files_free, before.files_free);
+}
+
+#[test]
+fn a_range_is_copied_as_by_a_read_and_a_write() {
+    let mut w = world();
+    let source = w.open(&USER, "/u/f", 0).unwrap();
+    let target = w.create(&USER, "/u/copy", 0o666, 2).unwrap();
+    assert_eq!(w.copy((&source, 1), (&target, 2), 3), Ok(3));
+    assert_eq!(w.cat(&USER, "/u/copy").unwrap(), b"\0\0ell");
+    assert_eq!(w.copy((&source, 3), (&target, 0), 100), Ok(2), "to the end of the file");
+    assert_eq!(w.cat(&USER, "/u/copy").unwrap(), b"loell");
+    assert_eq!(w.copy((&source, 5), (&target, 0), 100), Ok(0));
+    assert_eq!(w.copy((&target, 0), (&target, 3), 2), Ok(2));
+    assert_eq!(w.cat(&USER, "/u/copy").unwrap(), b"loelo");
+    for (from, to) in [(0, 1), (1, 0), (0, 0)] {
+        assert_eq!(w.copy((&target, from), (&target, to), 2), Err(EINVAL), "they overlap");
+    }
+    assert_eq!(w.copy((&target, 0), (&source, 9), 2), Err(EBADF), "opened to read");
+    let appending = w.open(&USER, "/u/copy", 2 | O_APPEND).unwrap();
+    assert_eq!(w.copy((&source, 0), (&appending, 0), 2), Err(EBADF));
+    assert_eq!(w.copy((&source, 0), (&target, u64::MAX), 2), Err(EINVAL));
+    assert_eq!(w.copy((&source, u64::MAX), (&target, 0), 2), Err(EINVAL));
+    assert_eq!(w.copy((&source, 0), (&target, FILE_SIZE_MAX), 2), Err(EFBIG));
+    // Zeros behind the end become a hole.
+    let holes = w.create(&USER, "/u/holes", 0o666, 2).unwrap();
+    w.truncate(&USER, "/u/holes", 1 << 20).unwrap();
+    assert_eq!(w.copy((&holes, 0), (&target, 1 << 20), 1 << 20), Ok(1 << 20));
+    let size = w.stat(&USER, "/u/copy").unwrap().size;
+    assert_eq!((size, w.store.blob_used(target.ino) < 1 << 20), (2 << 20, true));
 }
