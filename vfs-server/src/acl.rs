@@ -9,7 +9,7 @@ use crate::answer::{Result, err};
 use crate::inode::time;
 use crate::keys::{self, Inode, mark};
 use crate::limits::ACL_ENTRIES_MAX;
-use crate::linux::{S_IFLNK, S_ISGID};
+use crate::linux::{S_IFDIR, S_IFLNK, S_IFMT, S_ISGID};
 use crate::permission;
 use dvk::server::Context;
 use dvk::store::Store;
@@ -231,8 +231,8 @@ pub(crate) struct Inherited {
 
 impl Inherited {
     pub(crate) fn of(dir: &Inode, mode: u32, umask: u32, store: &dyn Store) -> Inherited {
-        let kind = Inode { mode, ..Inode::default() };
-        let default = match kind.kind() {
+        let kind = mode & S_IFMT;
+        let default = match kind {
             S_IFLNK => None,
             _ => stored(dir, DEFAULT, mark::ACL_DEFAULT, store),
         };
@@ -243,7 +243,7 @@ impl Inherited {
         let acl = default.clone().restricted_to(mode);
         let mode = mode & !0o777 | acl.mode();
         let access = acl.is_extended().then_some(acl);
-        Inherited { mode, access, default: kind.is_directory().then_some(default) }
+        Inherited { mode, access, default: (kind == S_IFDIR).then_some(default) }
     }
 
     /// Gives them to the inode.
@@ -272,14 +272,15 @@ impl VfsServer {
     ) -> Result<()> {
         let acl = Acl::parse(value)?;
         check(&inode, cred)?;
-        if name == DEFAULT {
-            if acl.is_some() && !inode.is_directory() {
+        if acl.is_some() {
+            if name == DEFAULT && !inode.is_directory() {
                 return err(EACCES);
             }
             self.take_metadata_space(cx)?;
+        }
+        if name == DEFAULT {
             keep(&mut inode, DEFAULT, acl.as_ref(), cx.store);
         } else {
-            self.take_metadata_space(cx)?;
             if let Some(acl) = &acl {
                 inode.mode = inode.mode & !0o777 | acl.mode();
                 if !permission::group(inode.gid, cred) {
@@ -321,6 +322,21 @@ pub(crate) fn check(inode: &Inode, cred: &Cred) -> Result<()> {
         return err(EOPNOTSUPP);
     }
     if permission::owner(inode, cred) { Ok(()) } else { err(EPERM) }
+}
+
+/// Are an inode's marks, its lists and its mode in step?
+#[cfg(test)]
+pub(crate) fn is_in_step(inode: &Inode, store: &dyn Store) -> bool {
+    let is_marked = |name, mark: u32| {
+        let is_there = store.get(&keys::xattr(inode.ino, name)).is_some();
+        let list = stored(inode, name, mark, store);
+        (is_there == (inode.marks & mark != 0) && is_there == list.is_some()).then_some(list)
+    };
+    let access = is_marked(ACCESS, mark::ACL_ACCESS);
+    let is_the_modes = |acl: &Acl| acl.is_extended() && acl.mode() == inode.mode & 0o777;
+    access.is_some_and(|acl| acl.is_none_or(|acl| is_the_modes(&acl)))
+        && is_marked(DEFAULT, mark::ACL_DEFAULT)
+            .is_some_and(|acl| acl.is_none() || inode.is_directory())
 }
 
 #[cfg(test)]

@@ -89,7 +89,8 @@ impl VfsServer {
         cx: &mut Context<'_>,
     ) -> Result<Count> {
         let Some(Offsets { from, to }) = Offsets::get(call.payload) else { return err(EINVAL) };
-        if !self.handle(row.fh, row.ino, call.id.source)?.reads() {
+        let read = self.handle(row.fh, row.ino, call.id.source)?;
+        if !read.reads() {
             return err(EBADF);
         }
         let open = self.writable_handle(row.to_fh, row.to_ino, call.id.source, EBADF)?;
@@ -117,17 +118,19 @@ impl VfsServer {
         let mut data = vec![0; usize::try_from(count).unwrap_or(0)];
         // What the blob does not have stays zero.
         cx.store.blob_read(row.ino, from, &mut data).map_err(blob_error)?;
-        if to > target.size {
+        // A hole behind the end stays one.
+        let is_hole = to >= target.size && data.iter().all(|byte| *byte == 0);
+        if is_hole || to > target.size {
             cut_behind_end(&target, cx.store)?;
         }
-        if to >= target.size && data.iter().all(|byte| *byte == 0) {
-            // A hole stays one.
-            cut_behind_end(&target, cx.store)?;
-        } else {
+        if !is_hole {
             self.write_blob(row.to_ino, to, &data, cx)?;
         }
-        if source.ino != target.ino && source.accessed(cx.wall) {
+        if !read.leaves_access_time() && source.accessed(cx.wall) {
             self.save(&source, cx);
+            if source.ino == target.ino {
+                target.atime = source.atime;
+            }
         }
         target.size = target.size.max(to + count);
         target.drop_privileges(call.cred, cx.store);

@@ -3,7 +3,7 @@
 use crate::limits::FILE_SIZE_MAX;
 use crate::linux::{
     FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE, O_APPEND, O_DIRECTORY,
-    O_DSYNC, O_EXCL, O_TRUNC, RENAME_EXCHANGE, SEEK_DATA, SEEK_HOLE,
+    O_DSYNC, O_EXCL, O_NOATIME, O_TRUNC, RENAME_EXCHANGE, SEEK_DATA, SEEK_HOLE,
 };
 use crate::tests::driver::{ALIEN, MATE, ROOT, USER, World};
 use crate::tests::errors::world;
@@ -332,6 +332,14 @@ fn a_range_is_copied_as_by_a_read_and_a_write() {
     assert_eq!(w.copy((&source, 0), (&target, u64::MAX), 2), Err(EINVAL));
     assert_eq!(w.copy((&source, u64::MAX), (&target, 0), 2), Err(EINVAL));
     assert_eq!(w.copy((&source, 0), (&target, FILE_SIZE_MAX), 2), Err(EFBIG));
+    let atime = |w: &mut World| w.stat(&USER, "/u/f").unwrap().atime;
+    let before = atime(&mut w);
+    w.pass(2 * 24 * 60 * 60);
+    let quiet = w.open(&USER, "/u/f", O_NOATIME).unwrap();
+    assert_eq!(w.copy((&quiet, 0), (&target, 0), 1), Ok(1));
+    assert_eq!(atime(&mut w), before);
+    assert_eq!(w.copy((&source, 0), (&target, 0), 1), Ok(1));
+    assert_ne!(atime(&mut w), before, "it has been read");
     // Zeros behind the end become a hole.
     let holes = w.create(&USER, "/u/holes", 0o666, 2).unwrap();
     w.truncate(&USER, "/u/holes", 1 << 20).unwrap();

@@ -1,5 +1,6 @@
 //! Checks everything that must hold in the store, and that the caches say the same.
 
+use crate::acl;
 use crate::keys::{self, Counters, Entry, Inode, LockRecord, OpenRecord, Place};
 use crate::linux::S_IFLNK;
 use crate::tests::driver::World;
@@ -40,6 +41,7 @@ pub(crate) fn check(world: &mut World) {
             (false, _) => named,
         };
         assert_eq!(inode.nlink, links, "{inode:?}");
+        assert!(acl::is_in_step(inode, store), "{inode:?}");
         let garbage = store.get(&keys::garbage(ino)).is_some();
         assert_eq!(garbage, links == 0 && !held.contains(&ino), "{inode:?}");
         assert_eq!(store.get(&keys::target(ino)).is_some(), inode.kind() == S_IFLNK);

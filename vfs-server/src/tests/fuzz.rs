@@ -24,9 +24,28 @@ fn a_payload() -> impl Strategy<Value = Vec<u8>> {
         2 => prop_oneof![Just("f"), Just("d"), Just("u"), Just("fd"), Just("uf"), Just(".."), Just("user.a")]
             .prop_map(|name| name.as_bytes().to_vec()),
         1 => proptest::collection::vec(any::<u8>(), 0..100),
+        1 => an_attribute(),
         1 => proptest::collection::vec(a_number(), 0..10)
             .prop_map(|numbers| numbers.iter().flat_map(|number| number.to_le_bytes()).collect()),
     ]
+}
+
+/// What `Setxattr` takes: the name of an access control list, and one that is valid now and then.
+fn an_attribute() -> impl Strategy<Value = Vec<u8>> {
+    let entries = prop_oneof![
+        Just(vec![1u16, 4, 32]),
+        Just(vec![1, 2, 4, 16, 32]),
+        proptest::collection::vec((0..7u32).prop_map(|bit| 1 << bit), 0..5),
+    ];
+    let name = prop_oneof![Just("system.posix_acl_access"), Just("system.posix_acl_default")];
+    (name, entries, 0..9u16).prop_map(|(name, tags, permissions)| {
+        let entry = |tag: &u16| {
+            let id = if matches!(tag, 2 | 8) { 1001 } else { u32::MAX };
+            [&tag.to_le_bytes(), &permissions.to_le_bytes(), &id.to_le_bytes()[..]].concat()
+        };
+        let entries: Vec<u8> = tags.iter().flat_map(entry).collect();
+        [name.as_bytes(), &2u32.to_le_bytes(), &entries].concat()
+    })
 }
 
 fn a_message() -> impl Strategy<Value = Message> {
