@@ -66,7 +66,7 @@ pub struct Each<'a, R> {
     pub receive: &'a mut [u8],
 }
 
-/// Makes several calls at once, `N` at most ([`Sendrec::sendrec_all`]). Calls `done` with the outcome of each, as of
+/// Makes several calls at once, `N` at a time ([`Sendrec::sendrec_all`]). Calls `done` with the outcome of each, as of
 /// [`call`], in their order.
 pub fn call_all<'a, const N: usize, R: Row>(
     port: &(impl Sendrec + ?Sized),
@@ -75,26 +75,26 @@ pub fn call_all<'a, const N: usize, R: Row>(
     wait: Wait,
     mut done: impl FnMut(Result<(R::Reply, usize), Errno>),
 ) {
-    let mut calls = calls.into_iter();
-    let mut count = 0;
-    let mut parts: [Part<'a>; N] = core::array::from_fn(|_| {
-        let mut message = Message::request(R::NUMBER);
-        let Some(Each { row, send, receive }) = calls.next() else {
-            let (send, receive): (_, &mut [u8]) = (&[][..], &mut []);
-            return Part { message, send, receive, outcome: Ok(0) };
-        };
-        count += 1;
-        row.put(&mut message.args);
-        Part { message, send, receive, outcome: Ok(0) }
-    });
-    let parts = &mut parts[..count];
-    port.sendrec_all(to, parts, wait);
-    for part in parts {
-        let (message, outcome) = (&part.message, part.outcome);
-        done(outcome.map_err(Errno::from).and_then(|len| {
-            message.outcome()??;
-            Ok((R::Reply::get(&message.args).ok_or(Errno::new(EPROTO))?, len))
-        }));
+    let mut calls = calls.into_iter().fuse();
+    loop {
+        let mut count = 0;
+        let mut parts: [Part<'a>; N] = core::array::from_fn(|_| {
+            let mut message = Message::request(R::NUMBER);
+            let Some(Each { row, send, receive }) = calls.next() else {
+                return Part { message, send: &[], receive: &mut [], outcome: Ok(0) };
+            };
+            count += 1;
+            row.put(&mut message.args);
+            Part { message, send, receive, outcome: Ok(0) }
+        });
+        let parts = &mut parts[..count];
+        if parts.is_empty() {
+            return;
+        }
+        port.sendrec_all(to, parts, wait);
+        for Part { message, outcome, .. } in parts {
+            done(outcome.map_err(Errno::from).and_then(|len| reply::<R>(message, len)));
+        }
     }
 }
 
@@ -106,8 +106,13 @@ fn by_row<R: Row>(
     let mut message = Message::request(R::NUMBER);
     row.put(&mut message.args);
     let len = send(&mut message)?;
-    message.outcome()??;
-    let reply = R::Reply::get(&message.args).ok_or(Errno::new(EPROTO))?;
+    reply::<R>(&message, len)
+}
+
+/// What an answer with a payload of `len` bytes says.
+fn reply<R: Row>(answer: &Message, len: usize) -> Result<(R::Reply, usize), Errno> {
+    answer.outcome()??;
+    let reply = R::Reply::get(&answer.args).ok_or(Errno::new(EPROTO))?;
     Ok((reply, len))
 }
 

@@ -12,8 +12,8 @@ pub const PAYLOAD_AREA: usize = PAYLOAD_MAX + 4096;
 /// Lanes of a channel: calls that may be open on it at once. One word of bits finds those with news.
 pub const LANES: usize = 64;
 
-/// Channels that a trusted peer (a dvkd, a file agent) may open to one server when all lanes
-/// of the others are taken by kept calls: 4 096 calls may wait there per peer and server.
+/// Channels that a process can have, to all its peers together; and that a trusted one (a dvkd, a file agent) may open to
+/// one server when all lanes of the others are taken by kept calls: 4 096 calls may wait there per peer and server.
 pub const CHANNELS_PER_PEER: usize = 64;
 
 /// Endpoints of a node that have a fixed number and are found by it, without a generation, 1 and up. Others are

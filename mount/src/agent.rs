@@ -66,7 +66,7 @@ pub enum LockKind {
 /// Called for each directory entry, until it breaks.
 pub type VisitEntry<'a> = dyn FnMut(DirEntry, &[u8]) -> ControlFlow<()> + 'a;
 
-/// A file agent: one method per request of a file protocol, each one call of vfs-server.
+/// A file agent: one method per request of a file protocol, each a call of vfs-server or several.
 ///
 /// Methods may be called from many threads and return when it is done. Numbers, flags and modes are Linux's.
 /// Every error is an errno for the program that asked.
@@ -473,7 +473,8 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
             return self.call(&cred, &row, [&[], &[]], buffer).map(|(_, len)| len);
         }
         // Larger ones in several calls that are under way at once, as many as there is room for.
-        let more = self.more.take(buffer.len().div_ceil(CALL_SIZE_MAX) - 1);
+        let parts = buffer.len().div_ceil(CALL_SIZE_MAX).min(PARTS_MAX);
+        let more = self.more.take(parts - 1);
         let mut read = 0;
         for stretch in buffer.chunks_mut((more.count + 1) * CALL_SIZE_MAX) {
             let wanted = stretch.len();
@@ -826,6 +827,10 @@ mod tests {
         let size = buffer.len();
         assert_eq!(agent.read(CALLER, FILE, 0, &mut buffer), Ok(size), "one by one");
         drop(all);
+        assert_eq!(agent.read(CALLER, FILE, 0, &mut buffer), Ok(size));
+        // More than are under way at once.
+        let mut buffer = vec![0; (2 * PARTS_MAX + 1) * CALL_SIZE_MAX];
+        let size = buffer.len();
         assert_eq!(agent.read(CALLER, FILE, 0, &mut buffer), Ok(size));
         assert_eq!(agent.more.take(usize::MAX).count, MORE_CALLS_MAX);
     }

@@ -1,7 +1,7 @@
 //! `dvs-mount`, the FUSE door: serves the VOS tree to the unmodified programs of a node.
 //!
-//! Each FUSE request becomes one call of vfs-server, with the credentials of the process that made it. Modules stand in
-//! reading order; only `fuse` knows the protocol.
+//! Each FUSE request becomes a call of vfs-server, a large one several, with the credentials of the process that made it.
+//! Only `fuse` knows the protocol.
 //!
 //! The process that holds `/dev/fuse` must never use its own mount: it would wait for itself, and could not even be
 //! killed. So it has no file and no directory there, and starts no program while it serves.

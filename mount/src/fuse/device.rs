@@ -58,15 +58,14 @@ impl Device {
     }
 
     /// Sends a whole reply. False: nobody waits for it any more.
-    pub(crate) fn write(&self, reply: &[u8]) -> bool {
+    ///
+    /// # Errors
+    /// The kernel does not take it, and who waits for it goes on waiting.
+    pub(crate) fn write(&self, reply: &[u8]) -> io::Result<bool> {
         match rustix::io::write(&self.0, reply) {
-            Ok(_) => true,
-            Err(Errno::NOENT | Errno::NODEV) => false,
-            Err(error) => {
-                // The program must not wait for ever for a reply that the kernel does not like.
-                tracing::error!(%error, len = reply.len(), "a reply was refused");
-                false
-            }
+            Ok(_) => Ok(true),
+            Err(Errno::NOENT | Errno::NODEV) => Ok(false),
+            Err(error) => Err(error.into()),
         }
     }
 }

@@ -16,8 +16,6 @@ pub(crate) enum Done {
     Reply(usize),
     /// As [`Done::Reply`]; and the file is open, which must be undone if nobody gets to know.
     Opened(usize, OpenFile),
-    /// There is no reply.
-    Silence,
     /// The kernel is to do it in another way.
     Refused(i32),
 }
@@ -145,9 +143,11 @@ impl<A: Agent> Door<A> {
                 let size = agent.copy_range(caller, from, to, length)?;
                 Ok(Done::Reply(put(out, &abi::fuse_write_out { size, padding: 0 })))
             }
-            Operation::Interrupt { .. } | Operation::Nothing => Ok(Done::Silence),
             Operation::Ioctl => Ok(Done::Refused(libc::ENOTTY)),
-            Operation::Unknown => Ok(Done::Refused(libc::ENOSYS)),
+            // The first two are not for the agent, and never come here.
+            Operation::Interrupt { .. } | Operation::Nothing | Operation::Unknown => {
+                Ok(Done::Refused(libc::ENOSYS))
+            }
         }
     }
 

@@ -23,10 +23,9 @@ const NEEDED: u64 = init::POSIX_LOCKS
     | init::BIG_WRITES;
 
 /// These make it faster, or better: the server drops set-user-id bits itself, so that a write need not ask for xattrs first;
-/// of files that are not opened for direct I/O, pages go when mtime or size have changed; files can be found by handle;
+/// of files that are not opened for direct I/O, pages go when mtime or size have changed;
 /// requests have more than 32 pages; files opened for direct I/O can be mapped.
 const WELCOME: u64 = init::ASYNC_READ
-    | init::EXPORT_SUPPORT
     | init::AUTO_INVAL_DATA
     | init::PARALLEL_DIROPS
     | init::HANDLE_KILLPRIV_V2
@@ -48,15 +47,17 @@ pub(crate) fn shake_hands(device: &Device, allowed: u64, buffer: &mut [u8]) -> R
         };
         match begin(&buffer[..len], allowed) {
             Answer::Agreed(reply, flags) => {
-                ensure!(device.write(&reply), "the mount was taken away before it was there");
+                let is_told = device.write(&reply).context("the kernel refuses the handshake")?;
+                ensure!(is_told, "the mount was taken away before it was there");
                 return Ok(flags);
             }
             // It speaks ours, and asks again.
             Answer::OurVersion(reply) => {
-                device.write(&reply);
+                device.write(&reply).context("the kernel refuses the handshake")?;
             }
             Answer::Refused(reply, why) => {
-                device.write(&reply);
+                // The mount is taken away in any case.
+                device.write(&reply).ok();
                 bail!(why);
             }
         }

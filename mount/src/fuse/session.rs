@@ -220,24 +220,30 @@ impl<A: Agent> Session<A> {
             Ok(Done::Reply(len)) => (len, Ok(()), None),
             Ok(Done::Opened(len, file)) => (len, Ok(()), Some(file)),
             Ok(Done::Refused(number)) => (0, Err(number), None),
-            Ok(Done::Silence) => {
-                self.under_way.end(request.unique);
-                return;
-            }
             Err(error) => (0, Err(reply::number(error)), None),
         };
         head.copy_from_slice(&reply::header(request.unique, len, outcome));
         let is_told = self.under_way.end(request.unique)
-            && self.devices[device].write(&reply[..HEADER_SIZE + len]);
+            && self.answer(device, request.unique, &reply[..HEADER_SIZE + len]);
         if let (false, Some(file)) = (is_told, opened) {
             self.door.undo(request, file);
         }
     }
 
+    /// Sends a reply. False: it does not get to who waits for it.
+    fn answer(&self, device: usize, unique: u64, reply: &[u8]) -> bool {
+        self.devices[device].write(reply).unwrap_or_else(|error| {
+            tracing::error!(%error, len = reply.len(), "the kernel refuses a reply");
+            // Nobody must wait for ever for one that it does not like.
+            self.devices[device].write(&reply::header(unique, 0, Err(libc::EIO))).ok();
+            false
+        })
+    }
+
     fn refuse(&self, device: usize, malformed: Malformed) {
         tracing::error!(?malformed, "a FUSE request that is none");
         if let Some(unique) = malformed.unique {
-            self.devices[device].write(&reply::header(unique, 0, Err(libc::EPROTO)));
+            self.answer(device, unique, &reply::header(unique, 0, Err(libc::EPROTO)));
         }
     }
 
@@ -263,7 +269,7 @@ impl<A: Agent> Watched for Session<A> {
     }
 
     fn give_up(&self, unique: u64, served: &Served) {
-        tracing::info!(pid = served.pid, "a program is killed that waits for an answer");
-        self.devices[served.device].write(&reply::header(unique, 0, Err(libc::EINTR)));
+        tracing::info!(pid = served.pid, "a program is being killed: its request is given up");
+        self.answer(served.device, unique, &reply::header(unique, 0, Err(libc::EINTR)));
     }
 }

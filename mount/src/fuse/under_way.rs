@@ -7,7 +7,7 @@
 
 use crate::limits::{EARLY_INTERRUPTS_MAX, INTERRUPT_LOOK, INTERRUPT_LOOK_MAX, KILLED_PATIENCE};
 use m3ipc::Interrupt;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ pub(crate) struct UnderWay {
 struct State {
     requests: BTreeMap<u64, Served>,
     /// Interrupts of requests that are not there: not yet, as another thread has just read them, or not any more.
-    early: VecDeque<u64>,
+    early: BTreeSet<u64>,
     /// A new one has come since the watch has looked.
     is_new: bool,
     has_ended: bool,
@@ -65,8 +65,7 @@ impl UnderWay {
     /// A request is served from now on.
     pub(crate) fn begin(&self, unique: u64, mut served: Served) {
         let mut state = self.lock();
-        if let Some(at) = state.early.iter().position(|early| *early == unique) {
-            state.early.remove(at);
+        if state.early.remove(&unique) {
             served.interrupted = Some(Instant::now());
             state.is_new = true;
             self.changed.notify_one();
@@ -89,11 +88,11 @@ impl UnderWay {
                 self.changed.notify_one();
             }
             None => {
-                // Those of requests that have ended stay until others push them out.
-                if state.early.len() == EARLY_INTERRUPTS_MAX {
-                    state.early.pop_front();
+                // Those of requests that have ended stay until others push them out. Later requests have greater numbers.
+                state.early.insert(unique);
+                if state.early.len() > EARLY_INTERRUPTS_MAX {
+                    state.early.pop_first();
                 }
-                state.early.push_back(unique);
             }
         }
     }

@@ -22,8 +22,10 @@ struct State {
     server: VfsServer,
     store: MemoryStore,
     answers: BTreeMap<CallId, Answer>,
-    /// Calls wait.
-    is_stalled: bool,
+    /// Calls with these numbers wait.
+    stalled: fn(u16) -> bool,
+    /// How many do.
+    waiting: usize,
 }
 
 /// The port of one node's file agent.
@@ -42,7 +44,13 @@ impl Vos {
         let mut store = MemoryStore::default();
         let server = VfsServer::open(&mut store, wall()).unwrap();
         Arc::new(Vos {
-            state: Mutex::new(State { server, store, answers: BTreeMap::new(), is_stalled: false }),
+            state: Mutex::new(State {
+                server,
+                store,
+                answers: BTreeMap::new(),
+                stalled: |_| false,
+                waiting: 0,
+            }),
             answered: Condvar::new(),
             start: Instant::now(),
             sequence: AtomicU64::new(1),
@@ -54,10 +62,20 @@ impl Vos {
         Node { vos: self.clone(), endpoint: Endpoint::new(NodeId(number), 1, 1) }
     }
 
-    /// From now on calls wait, or not any more.
-    pub(crate) fn set_stalled(&self, is_stalled: bool) {
-        self.state.lock().unwrap().is_stalled = is_stalled;
+    /// From now on calls with these numbers wait.
+    pub(crate) fn stall(&self, which: fn(u16) -> bool) {
+        self.state.lock().unwrap().stalled = which;
         self.answered.notify_all();
+    }
+
+    /// Does anybody wait because of that?
+    pub(crate) fn has_stalled(&self) -> bool {
+        self.state.lock().unwrap().waiting > 0
+    }
+
+    /// Has anybody a file open?
+    pub(crate) fn has_open_files(&self) -> bool {
+        !self.state.lock().unwrap().server.holders().is_empty()
     }
 
     /// From now on calls fail as if the server's node were down, or not any more.
@@ -97,9 +115,11 @@ impl Sendrec for Node {
         (message.source, message.tag) = (id.source, id.tag);
         message.payload_len = u32::try_from(payload.len()).unwrap();
         let mut state = self.vos.state.lock().unwrap();
-        while state.is_stalled {
+        state.waiting += 1;
+        while (state.stalled)(message.call) {
             state = self.vos.answered.wait(state).unwrap();
         }
+        state.waiting -= 1;
         state.serve(&Call { id, cred: &cred, message, payload }, self.vos.start);
         self.vos.answered.notify_all();
         let mut is_cancelled = false;

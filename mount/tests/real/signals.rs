@@ -1,6 +1,8 @@
 //! Signals while a program waits: for a lock, and for a server that does not answer.
 
 use crate::programs::World;
+use calls::Row as _;
+use calls::vfs::{Create, Open, Tmpfile};
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, Command, Stdio};
 
@@ -92,7 +94,7 @@ fn signal(child: &Child, name: &str) {
 fn a_program_can_be_killed_while_the_server_does_not_answer() {
     let Some(world) = World::new(1) else { return };
     world.sh("mkdir d");
-    world.vos.set_stalled(true);
+    world.vos.stall(|_| true);
     // A handler that does nothing: Python's own are run after the call.
     let script = "import os, signal, sys
 signal.signal(signal.SIGUSR1, lambda *_: None)
@@ -119,7 +121,40 @@ os.stat(sys.argv[1])";
         assert_eq!(child.wait().unwrap().signal(), Some(number));
     }
     assert_eq!(survivor.try_wait().unwrap(), None, "a handler is no reason to give up");
-    world.vos.set_stalled(false);
+    world.vos.stall(|_| false);
     assert!(survivor.wait().unwrap().success());
     world.sh("rmdir d");
+}
+
+#[test]
+fn a_file_that_is_opened_for_a_killed_program_is_closed_again() {
+    let Some(world) = World::new(1) else { return };
+    world.sh("echo > f; mkdir d");
+    while world.vos.has_open_files() {
+        std::thread::yield_now();
+    }
+    let script =
+        "import os, sys; os.chdir(sys.argv[1]); os.open(sys.argv[2], int(sys.argv[3]), 0o600)";
+    let [create, tmpfile] = [libc::O_CREAT | libc::O_RDWR, libc::O_TMPFILE | libc::O_RDWR];
+    for (name, flags) in [("f", libc::O_RDONLY), ("new", create), ("d", tmpfile)] {
+        world.vos.stall(|call| [Open::NUMBER, Create::NUMBER, Tmpfile::NUMBER].contains(&call));
+        let mut child = Command::new("/usr/bin/python3")
+            .args(["-c", script])
+            .arg(world.place(1))
+            .args([name, &flags.to_string()])
+            .spawn()
+            .unwrap();
+        while !world.vos.has_stalled() {
+            std::thread::yield_now();
+        }
+        signal(&child, "KILL");
+        assert_eq!(child.wait().unwrap().signal(), Some(9), "{name}");
+        assert!(world.vos.has_stalled() && !world.vos.has_open_files(), "{name} is not open yet");
+        world.vos.stall(|_| false);
+        // It is opened at the same moment.
+        while world.vos.has_stalled() || world.vos.has_open_files() {
+            std::thread::yield_now();
+        }
+    }
+    world.sh("rm f new; rmdir d");
 }
