@@ -17,6 +17,9 @@ pub const WRITE_APPEND: u64 = u64::MAX;
 /// mapping that a kernel writes back through some descriptor of the file. off_t leaves it free.
 pub const WRITE_AT: u64 = 1 << 63;
 
+/// The errno (Linux' ERESTARTSYS) that tells a file agent to make the call again a little later. It was not executed.
+pub const RESTART: i32 = 512;
+
 wire_structs! {
     /// A point in time: seconds and nanoseconds since the epoch.
     pub struct Time { pub seconds: i64, pub nanos: u32 }
@@ -42,6 +45,14 @@ wire_structs! {
     /// An open file. `flags` are for the file agent; none are defined yet.
     pub struct Opened { pub fh: u64, pub flags: u32 }
 
+    /// Whether a file agent may remember what it is told of the inode's attributes (1), and by a `Lookup` of the name (of
+    /// [`search`]; 0: not).
+    pub struct Leased { pub name: u8, pub attr: u8, pub owner: u32 }
+
+    /// What an agent is to forget, in the payload: inode numbers (u64), of which this is number `batch`. `session` 0: it has
+    /// no session, and is to forget everything. Else the session lasts `lease` milliseconds from when the call was sent.
+    pub struct Recalled { pub session: u64, pub batch: u64, pub lease: u32 }
+
     /// Where `CopyRange` reads and writes.
     pub struct Offsets { pub from: u64, pub to: u64 }
 
@@ -57,6 +68,14 @@ wire_structs! {
     /// Head of one entry of a `Readdir` payload; `name_len` bytes of name follow, then the next.
     /// `next` is the cookie that continues after this entry; `kind` is a DT_* value.
     pub struct DirEntry { pub ino: u64, pub next: u64, pub kind: u8, pub name_len: u8 }
+}
+
+/// Bits of [`Leased::name`]: who may be told, as who may search the directory. The superuser may in any case.
+pub mod search {
+    pub const SUPERUSER: u8 = 1;
+    /// User [`super::Leased::owner`].
+    pub const OWNER: u8 = 2;
+    pub const EVERYBODY: u8 = 4;
 }
 
 /// Bits of [`SetAttr::valid`].
@@ -75,10 +94,11 @@ calls! {
     /// Every call of vfs-server.
     pub enum VfsCall = 0x100;
 
-    /// Finds `name` (payload) in a directory. The answer's payload is an [`Attr`].
-    0x01 Lookup { parent: u64 } -> (), Safe;
+    /// Finds `name` (payload) in a directory. The answer's payload is an [`Attr`]; with `ino` 0 if the name is not there and an
+    /// agent may remember that (else ENOENT).
+    0x01 Lookup { parent: u64 } -> Leased, Safe;
     /// fstat(2) by inode. `fh` 0 if there is no open file. The answer's payload is an [`Attr`].
-    0x02 Getattr { ino: u64, fh: u64 } -> (), Safe;
+    0x02 Getattr { ino: u64, fh: u64 } -> Leased, Safe;
     /// chmod, chown, truncate, utimensat. Payload: [`SetAttr`]. The answer's payload is an [`Attr`].
     0x03 Setattr { ino: u64, fh: u64 } -> (), Once;
     /// readlink(2). The answer's payload is the target.
@@ -89,19 +109,23 @@ calls! {
     0x06 Mknod { parent: u64, mode: u32, umask: u32, rdev: u32 } -> (), Once;
     /// mkdir(2). Payload: name. The answer's payload is an [`Attr`].
     0x07 Mkdir { parent: u64, mode: u32, umask: u32 } -> (), Once;
-    /// unlink(2). Payload: name.
-    0x08 Unlink { parent: u64 } -> (), Once;
-    /// rmdir(2). Payload: name.
-    0x09 Rmdir { parent: u64 } -> (), Once;
-    /// renameat2(2) with RENAME_NOREPLACE and RENAME_EXCHANGE. Payload: old name, then new name.
-    0x0a Rename { parent: u64, new_parent: u64, name_len: u16, flags: u32 } -> (), Once;
+    /// unlink(2). Payload: name. `forgotten`: the inode that the agent has forgotten before, for which it took the name to stand;
+    /// 0: none.
+    0x08 Unlink { parent: u64, forgotten: u64 } -> (), Once;
+    /// rmdir(2). Payload: name. `forgotten` as in `Unlink`.
+    0x09 Rmdir { parent: u64, forgotten: u64 } -> (), Once;
+    /// renameat2(2) with RENAME_NOREPLACE and RENAME_EXCHANGE. Payload: old name, then new name. `forgotten` as in `Unlink`, for
+    /// the old name; `new_forgotten` for the new one.
+    0x0a Rename {
+        parent: u64, new_parent: u64, forgotten: u64, new_forgotten: u64, name_len: u16, flags: u32,
+    } -> (), Once;
     /// link(2). Payload: new name. The answer's payload is an [`Attr`].
     0x0b Link { ino: u64, new_parent: u64 } -> (), Once;
     /// open(2) of an existing inode, directories too. O_TRUNC is honoured here.
     0x0c Open { ino: u64, flags: u32 } -> Opened, Once;
     /// open(2) with O_CREAT: opens the name if it is there (EEXIST with O_EXCL), else creates it.
-    /// Payload: name. The answer's payload is an [`Attr`].
-    0x0d Create { parent: u64, mode: u32, umask: u32, flags: u32 } -> Opened, Once;
+    /// Payload: name. The answer's payload is an [`Attr`]. `forgotten` as in `Unlink`: O_TRUNC may change it.
+    0x0d Create { parent: u64, forgotten: u64, mode: u32, umask: u32, flags: u32 } -> Opened, Once;
     /// pread(2). The answer's payload is the data; shorter than `size` at the end of the file.
     0x0e Read { fh: u64, ino: u64, offset: u64, size: u32 } -> (), Safe;
     /// pwrite(2). Payload: data. With O_APPEND the offset is the server's choice: the end of the file.
@@ -144,4 +168,8 @@ calls! {
     /// copy_file_range(2) inside the server: from the open file `fh` of inode `ino` to another, or to another place of it.
     /// Payload: [`Offsets`]. It may copy less than `length`, and nothing at the end of the file.
     0x1f CopyRange { fh: u64, ino: u64, to_fh: u64, to_ino: u64, length: u32 } -> Count, Once;
+    /// A file agent's leases: it has forgotten what batch `forgotten` told it to (`u64::MAX`: it ends its session), and waits to be
+    /// told more, at most as long as keeps its session. With `session` 0 it has forgotten everything and begins one. Only
+    /// process 0 of user 0 may, who is no program.
+    0x20 Recalls { session: u64, forgotten: u64 } -> Recalled, Safe;
 }

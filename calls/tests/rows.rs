@@ -7,7 +7,14 @@ use m3ipc::Message;
 
 #[test]
 fn a_row_comes_out_as_it_went_in() {
-    let row = Rename { parent: 1, new_parent: u64::MAX, name_len: 255, flags: 3 };
+    let row = Rename {
+        parent: 1,
+        new_parent: u64::MAX,
+        forgotten: 0,
+        new_forgotten: 7,
+        name_len: 255,
+        flags: 3,
+    };
     let mut message = Message::request(Rename::NUMBER);
     row.put(&mut message.args);
     assert_eq!(VfsCall::decode(&message), Some(VfsCall::Rename(row)));

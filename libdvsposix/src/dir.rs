@@ -56,7 +56,7 @@ pub fn mkdir(
 /// # Errors
 /// EACCES, EISDIR, ENOENT, EPERM.
 pub fn unlink(port: &impl Sendrec, parent: u64, name: &[u8]) -> Result<(), Errno> {
-    done(port, &Unlink { parent }, &[name])
+    done(port, &Unlink { parent, forgotten: 0 }, &[name])
 }
 
 /// rmdir(2).
@@ -64,7 +64,7 @@ pub fn unlink(port: &impl Sendrec, parent: u64, name: &[u8]) -> Result<(), Errno
 /// # Errors
 /// EACCES, ENOENT, ENOTDIR, ENOTEMPTY.
 pub fn rmdir(port: &impl Sendrec, parent: u64, name: &[u8]) -> Result<(), Errno> {
-    done(port, &Rmdir { parent }, &[name])
+    done(port, &Rmdir { parent, forgotten: 0 }, &[name])
 }
 
 /// renameat2(2).
@@ -79,7 +79,9 @@ pub fn rename(
     new_name: &[u8],
     flags: u32,
 ) -> Result<(), Errno> {
-    done(port, &Rename { parent, new_parent, name_len: length(name)?, flags }, &[name, new_name])
+    let name_len = length(name)?;
+    let row = Rename { parent, new_parent, forgotten: 0, new_forgotten: 0, name_len, flags };
+    done(port, &row, &[name, new_name])
 }
 
 /// link(2).

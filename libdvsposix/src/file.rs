@@ -64,7 +64,8 @@ pub fn create(
     flags: u32,
 ) -> Result<(Opened, Attr), Errno> {
     let mut bytes = [0; Attr::SIZE];
-    let (opened, len) = quick(port, &Create { parent, mode, umask, flags }, &[name], &mut bytes)?;
+    let (opened, len) =
+        quick(port, &Create { parent, forgotten: 0, mode, umask, flags }, &[name], &mut bytes)?;
     Ok((opened, decode(&bytes, len)?))
 }
 

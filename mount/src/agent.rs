@@ -1,20 +1,27 @@
 //! What a file agent does, request by request, in no protocol's terms; and the one that asks vfs-server.
 
 use crate::cred;
-use crate::limits::{CALL_SIZE_MAX, COPY_MAX, LOCK_WAITS_MAX, MORE_CALLS_MAX, PARTS_MAX};
+use crate::kernel::Kernel;
+use crate::leases::{self, Wish};
+use crate::limits::{
+    AGAIN_PAUSE, CALL_SIZE_MAX, COPY_MAX, LOCK_WAITS_MAX, MORE_CALLS_MAX, PARTS_MAX,
+};
+use crate::memory::{Asked, Change, Found, Memory};
+use crate::owners::Owners;
 use calls::vfs::{
     Access, Attr, CopyRange, Create, DirEntry, Fallocate, Flush, FsStats, Fsync, Getattr, Getlk,
-    Getxattr, Link, Listxattr, Lock, Lookup, Mkdir, Mknod, Offsets, Open, Read, Readdir, Readlink,
-    Release, Removexattr, Rename, Rmdir, Seek, SetAttr, Setattr, Setlk, Setxattr, Statfs, Symlink,
-    Tmpfile, Unlink, WRITE_APPEND, WRITE_AT, Write,
+    Getxattr, Leased, Link, Listxattr, Lock, Lookup, Mkdir, Mknod, Offsets, Open, RESTART, Read,
+    Readdir, Readlink, Release, Removexattr, Rename, Rmdir, Seek, SetAttr, Setattr, Setlk,
+    Setxattr, Statfs, Symlink, Tmpfile, Unlink, WRITE_APPEND, WRITE_AT, Write,
 };
 use calls::wire::Wire;
 use calls::{Each, Row};
 use m3ipc::cred::CRED_SIZE_MAX;
-use m3ipc::errno::numbers::{EAGAIN, EIO, ENAMETOOLONG, ENOLCK, EPROTO};
+use m3ipc::errno::numbers::{EAGAIN, EIO, ENAMETOOLONG, ENOENT, ENOLCK, EPROTO};
 use m3ipc::{Cred, Endpoint, Errno, Interrupt, Sendrec, Wait};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 /// Who makes a request, as the kernel says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +70,13 @@ pub enum LockKind {
     Flock,
 }
 
+/// Attributes, and how long the kernel may remember them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Told {
+    pub attr: Attr,
+    pub lent: Duration,
+}
+
 /// Called for each directory entry, until it breaks.
 pub type VisitEntry<'a> = dyn FnMut(DirEntry, &[u8]) -> ControlFlow<()> + 'a;
 
@@ -72,8 +86,8 @@ pub type VisitEntry<'a> = dyn FnMut(DirEntry, &[u8]) -> ControlFlow<()> + 'a;
 /// Every error is an errno for the program that asked.
 #[expect(clippy::missing_errors_doc, reason = "as just told")]
 pub trait Agent: Send + Sync + 'static {
-    fn lookup(&self, caller: Caller, entry: Entry<'_>) -> Result<Attr, Errno>;
-    fn getattr(&self, caller: Caller, ino: u64, fh: Option<u64>) -> Result<Attr, Errno>;
+    fn lookup(&self, caller: Caller, entry: Entry<'_>) -> Result<Told, Errno>;
+    fn getattr(&self, caller: Caller, ino: u64, fh: Option<u64>) -> Result<Told, Errno>;
     fn setattr(
         &self,
         caller: Caller,
@@ -201,6 +215,12 @@ pub trait Agent: Send + Sync + 'static {
     ) -> Result<u32, Errno>;
     /// lseek(2) with SEEK_DATA or SEEK_HOLE.
     fn seek(&self, caller: Caller, file: OpenFile, offset: u64, whence: u32) -> Result<u64, Errno>;
+    /// From now on the kernel may remember what it is told to, and is to be told what it must not any more.
+    fn attach(&self, kernel: Box<dyn Kernel>);
+    /// What must be done beside requests. It gets a thread of its own and returns when [`Agent::stop`] was called.
+    fn run(&self);
+    /// The mount is gone.
+    fn stop(&self);
 }
 
 /// The agent that asks vfs-server. `P` is a port whose channel is trusted (`door::kind::AGENT`):
@@ -212,6 +232,9 @@ pub struct VosAgent<P> {
     waits: Places<LOCK_WAITS_MAX>,
     /// Calls beside the one that each thread has.
     more: Places<MORE_CALLS_MAX>,
+    memory: Memory,
+    wish: Wish,
+    owners: Owners,
 }
 
 /// Places of which `N` can be taken.
@@ -244,10 +267,33 @@ impl Drop for Taken<'_> {
 /// Longest target of a symbolic link (PATH_MAX).
 const TARGET_MAX: usize = 4096;
 const F_UNLCK: u32 = 2;
+const O_TRUNC: u32 = 0o1000;
 
 impl<P: Sendrec> VosAgent<P> {
     pub fn new(port: P) -> VosAgent<P> {
-        VosAgent { port, waits: Places::default(), more: Places::default() }
+        VosAgent {
+            port,
+            waits: Places::default(),
+            more: Places::default(),
+            memory: Memory::default(),
+            wish: Wish::default(),
+            owners: Owners::default(),
+        }
+    }
+
+    /// Before the server is asked for what may be remembered.
+    fn asked(&self) -> Asked {
+        if !self.memory.has_session() {
+            self.wish.want();
+        }
+        self.memory.asked()
+    }
+
+    /// Keeps attributes that may be.
+    fn keep(&self, asked: Asked, leased: Leased, attr: Attr) {
+        if leased.attr == 1 {
+            self.memory.keep_attr(asked, attr);
+        }
     }
 
     fn call<R: Row>(
@@ -258,7 +304,7 @@ impl<P: Sendrec> VosAgent<P> {
         receive: &mut [u8],
     ) -> Reply<R> {
         with_cred(cred, payload, |send| {
-            calls::call(&self.port, Endpoint::VFS, row, send, receive, Wait::FOREVER)
+            again(|| calls::call(&self.port, Endpoint::VFS, row, send, receive, Wait::FOREVER))
         })
     }
 
@@ -318,9 +364,33 @@ impl<P: Sendrec> VosAgent<P> {
         }
     }
 
+    /// A name is about to be made.
+    fn change_in(&self, entry: Entry<'_>) -> Change<'_, 1> {
+        let change = self.memory.change([entry.parent]);
+        self.memory.change_name(entry.parent, entry.name);
+        change
+    }
+
+    /// What is under a name is about to change: the directory, and the inode as far as it is known.
+    fn change_at(&self, entry: Entry<'_>) -> (Change<'_, 1>, Change<'_, 1>) {
+        let change = self.memory.change([entry.parent]);
+        let ino = self.memory.change_name(entry.parent, entry.name);
+        (change, self.memory.change([ino]))
+    }
+
     /// A call that is answered by success or an error.
     fn order<R: Row>(&self, cred: &Cred, row: &R, payload: [&[u8]; 2]) -> Result<R::Reply, Errno> {
         self.call(cred, row, payload, &mut []).map(|(reply, _)| reply)
+    }
+}
+
+/// Makes a call, again as long as the server sends it back because too many wait.
+fn again<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    loop {
+        match call() {
+            Err(error) if error.errno == RESTART => std::thread::sleep(AGAIN_PAUSE),
+            outcome => return outcome,
+        }
     }
 }
 
@@ -349,15 +419,39 @@ fn count(reply: u64, most: usize) -> Result<usize, Errno> {
 }
 
 impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
-    fn lookup(&self, caller: Caller, entry: Entry<'_>) -> Result<Attr, Errno> {
-        let cred = cred::with_groups(caller);
-        self.call_for(&cred, &Lookup { parent: entry.parent }, [entry.name, &[]])
-            .map(|(_, attr)| attr)
+    fn lookup(&self, caller: Caller, entry: Entry<'_>) -> Result<Told, Errno> {
+        let told = |attr: Attr| Told { attr, lent: self.memory.lend(&attr, false) };
+        self.memory.use_it();
+        match self.memory.name(entry.parent, entry.name, caller.uid) {
+            Some(Found::Inode(attr)) => return Ok(told(attr)),
+            Some(Found::Missing) => return Err(Errno::new(ENOENT)),
+            None => {}
+        }
+        let asked = self.asked();
+        let row = Lookup { parent: entry.parent };
+        let (leased, attr): (Leased, Attr) =
+            self.call_for(&cred::with_groups(caller), &row, [entry.name, &[]])?;
+        if leased.name != 0 {
+            self.memory.keep_name(asked, (entry.parent, entry.name), leased, attr.ino);
+        }
+        if attr.ino == 0 {
+            return Err(Errno::new(ENOENT));
+        }
+        self.keep(asked, leased, attr);
+        Ok(told(attr))
     }
 
-    fn getattr(&self, caller: Caller, ino: u64, fh: Option<u64>) -> Result<Attr, Errno> {
+    fn getattr(&self, caller: Caller, ino: u64, fh: Option<u64>) -> Result<Told, Errno> {
+        let told = |attr| Told { attr, lent: self.memory.lend(&attr, true) };
+        self.memory.use_it();
+        if let Some(attr) = self.memory.attr(ino) {
+            return Ok(told(attr));
+        }
+        let asked = self.asked();
         let row = Getattr { ino, fh: fh.unwrap_or(0) };
-        self.call_for(&cred::plain(caller), &row, [&[], &[]]).map(|(_, attr)| attr)
+        let (leased, attr) = self.call_for(&cred::plain(caller), &row, [&[], &[]])?;
+        self.keep(asked, leased, attr);
+        Ok(told(attr))
     }
 
     fn setattr(
@@ -367,11 +461,13 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         fh: Option<u64>,
         set: &SetAttr,
     ) -> Result<Attr, Errno> {
+        let _change = self.memory.change_rights(ino);
         let row = Setattr { ino, fh: fh.unwrap_or(0) };
         self.call_for(&cred::with_groups(caller), &row, [&set.bytes(), &[]]).map(|(_, attr)| attr)
     }
 
     fn readlink(&self, caller: Caller, ino: u64) -> Result<Vec<u8>, Errno> {
+        let _change = self.memory.read(ino);
         let mut target = vec![0; TARGET_MAX];
         let (_, len) =
             self.call(&cred::plain(caller), &Readlink { ino }, [&[], &[]], &mut target)?;
@@ -380,6 +476,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
     }
 
     fn symlink(&self, caller: Caller, entry: Entry<'_>, target: &[u8]) -> Result<Attr, Errno> {
+        let _change = self.change_in(entry);
         let row = Symlink { parent: entry.parent, name_len: name_len(entry.name)? };
         self.call_for(&cred::with_groups(caller), &row, [entry.name, target]).map(|(_, attr)| attr)
     }
@@ -391,21 +488,27 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         new: NewMode,
         rdev: u32,
     ) -> Result<Attr, Errno> {
+        let _change = self.change_in(entry);
         let row = Mknod { parent: entry.parent, mode: new.mode, umask: new.umask, rdev };
         self.call_for(&cred::with_groups(caller), &row, [entry.name, &[]]).map(|(_, attr)| attr)
     }
 
     fn mkdir(&self, caller: Caller, entry: Entry<'_>, new: NewMode) -> Result<Attr, Errno> {
+        let _change = self.change_in(entry);
         let row = Mkdir { parent: entry.parent, mode: new.mode, umask: new.umask };
         self.call_for(&cred::with_groups(caller), &row, [entry.name, &[]]).map(|(_, attr)| attr)
     }
 
     fn unlink(&self, caller: Caller, entry: Entry<'_>) -> Result<(), Errno> {
-        self.order(&cred::with_groups(caller), &Unlink { parent: entry.parent }, [entry.name, &[]])
+        let (_change, forgotten) = self.change_at(entry);
+        let row = Unlink { parent: entry.parent, forgotten: forgotten.ino() };
+        self.order(&cred::with_groups(caller), &row, [entry.name, &[]])
     }
 
     fn rmdir(&self, caller: Caller, entry: Entry<'_>) -> Result<(), Errno> {
-        self.order(&cred::with_groups(caller), &Rmdir { parent: entry.parent }, [entry.name, &[]])
+        let (_change, forgotten) = self.change_at(entry);
+        let row = Rmdir { parent: entry.parent, forgotten: forgotten.ino() };
+        self.order(&cred::with_groups(caller), &row, [entry.name, &[]])
     }
 
     fn rename(
@@ -415,9 +518,13 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         to: Entry<'_>,
         flags: u32,
     ) -> Result<(), Errno> {
+        let (_change, forgotten) = self.change_at(from);
+        let (_new_change, new_forgotten) = self.change_at(to);
         let row = Rename {
             parent: from.parent,
             new_parent: to.parent,
+            forgotten: forgotten.ino(),
+            new_forgotten: new_forgotten.ino(),
             name_len: name_len(from.name)?,
             flags,
         };
@@ -425,11 +532,14 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
     }
 
     fn link(&self, caller: Caller, ino: u64, to: Entry<'_>) -> Result<Attr, Errno> {
+        let _change = self.change_in(to);
+        let _its = self.memory.change([ino]);
         let row = Link { ino, new_parent: to.parent };
         self.call_for(&cred::with_groups(caller), &row, [to.name, &[]]).map(|(_, attr)| attr)
     }
 
     fn open(&self, caller: Caller, ino: u64, flags: u32) -> Result<u64, Errno> {
+        let _change = (flags & O_TRUNC != 0).then(|| self.memory.change([ino]));
         self.order(&cred::with_groups(caller), &Open { ino, flags }, [&[], &[]])
             .map(|opened| opened.fh)
     }
@@ -441,7 +551,14 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         new: NewMode,
         flags: u32,
     ) -> Result<(Attr, OpenFile), Errno> {
-        let row = Create { parent: entry.parent, mode: new.mode, umask: new.umask, flags };
+        let (_change, forgotten) = self.change_at(entry);
+        let row = Create {
+            parent: entry.parent,
+            forgotten: forgotten.ino(),
+            mode: new.mode,
+            umask: new.umask,
+            flags,
+        };
         let (opened, attr): (_, Attr) =
             self.call_for(&cred::with_groups(caller), &row, [entry.name, &[]])?;
         Ok((attr, OpenFile { ino: attr.ino, fh: opened.fh }))
@@ -467,6 +584,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         offset: u64,
         buffer: &mut [u8],
     ) -> Result<usize, Errno> {
+        let _change = self.memory.read(file.ino);
         let cred = cred::plain(caller);
         if buffer.len() <= CALL_SIZE_MAX {
             let row = Read { fh: file.fh, ino: file.ino, offset, size: size(buffer) };
@@ -478,7 +596,8 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         let mut read = 0;
         for stretch in buffer.chunks_mut((more.count + 1) * CALL_SIZE_MAX) {
             let wanted = stretch.len();
-            let len = match self.read_at_once(&cred, file, offset + read as u64, stretch) {
+            let from = offset + read as u64;
+            let len = match again(|| self.read_at_once(&cred, file, from, stretch)) {
                 Ok(len) => len,
                 Err(error) if read == 0 => return Err(error),
                 Err(_) => break,
@@ -498,6 +617,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         place: Place,
         data: &[u8],
     ) -> Result<usize, Errno> {
+        let _change = self.memory.change([file.ino]);
         let cred = cred::plain(caller);
         let mut done = 0;
         for part in data.chunks(CALL_SIZE_MAX) {
@@ -521,10 +641,18 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
     }
 
     fn flush(&self, caller: Caller, file: OpenFile, owner: u64) -> Result<(), Errno> {
-        self.order(&cred::plain(caller), &Flush { fh: file.fh, ino: file.ino, owner }, [&[], &[]])
+        if !self.owners.may_hold(file.ino, owner) {
+            return Ok(());
+        }
+        // Another thread of the same program that locks at the same moment adds it again when it has the lock.
+        self.owners.remove(file.ino, owner);
+        let row = Flush { fh: file.fh, ino: file.ino, owner };
+        self.order(&cred::plain(caller), &row, [&[], &[]])
+            .inspect_err(|_| self.owners.add(file.ino, owner, file.fh))
     }
 
     fn release(&self, caller: Caller, file: OpenFile) -> Result<(), Errno> {
+        self.owners.close(file.fh);
         self.order(&cred::plain(caller), &Release { fh: file.fh, ino: file.ino }, [&[], &[]])
     }
 
@@ -541,6 +669,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         size: u32,
         visit: &mut VisitEntry<'_>,
     ) -> Result<(), Errno> {
+        let _change = self.memory.read(file.ino);
         // An entry is longer in the kernel's format than in the server's.
         let mut entries = vec![0; CALL_SIZE_MAX.min(size as usize)];
         let size = self::size(&entries);
@@ -580,6 +709,12 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
     ) -> Result<(), Errno> {
         let cred = cred::plain(caller);
         let flock = u8::from(kind == LockKind::Flock);
+        let note_owner = || {
+            if kind == LockKind::Record && lock.kind != F_UNLCK {
+                self.owners.add(file.ino, lock.owner, file.fh);
+            }
+        };
+        note_owner();
         let row = Setlk { ino: file.ino, fh: file.fh, wait: 0, flock };
         let payload = [&lock.bytes()[..], &[]];
         // Most locks are free: only those that are not take one of the places of those that wait.
@@ -594,6 +729,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
             }
             (outcome, _) => outcome,
         }
+        .inspect(|()| note_owner())
     }
 
     fn interrupt(&self, interrupt: &Interrupt) {
@@ -620,6 +756,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         value: &[u8],
         flags: u32,
     ) -> Result<(), Errno> {
+        let _change = self.memory.change_rights(ino);
         let row = Setxattr { ino, name_len: name_len(name)?, flags };
         self.order(&cred::with_groups(caller), &row, [name, value])
     }
@@ -631,6 +768,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
     }
 
     fn removexattr(&self, caller: Caller, ino: u64, name: &[u8]) -> Result<(), Errno> {
+        let _change = self.memory.change_rights(ino);
         self.order(&cred::with_groups(caller), &Removexattr { ino }, [name, &[]])
     }
 
@@ -642,6 +780,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         length: u64,
         mode: u32,
     ) -> Result<(), Errno> {
+        let _change = self.memory.change([file.ino]);
         let row = Fallocate { fh: file.fh, ino: file.ino, offset, length, mode };
         self.order(&cred::plain(caller), &row, [&[], &[]])
     }
@@ -653,6 +792,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         to: (OpenFile, u64),
         length: u64,
     ) -> Result<u32, Errno> {
+        let _changes = (self.memory.read(from.0.ino), self.memory.change([to.0.ino]));
         let cred = cred::plain(caller);
         let most = u32::try_from(length).unwrap_or(u32::MAX).min(COPY_MAX);
         let mut copied = 0;
@@ -684,6 +824,18 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
     fn seek(&self, caller: Caller, file: OpenFile, offset: u64, whence: u32) -> Result<u64, Errno> {
         let row = Seek { fh: file.fh, ino: file.ino, offset, whence };
         self.order(&cred::plain(caller), &row, [&[], &[]]).map(|reply| reply.count)
+    }
+
+    fn attach(&self, kernel: Box<dyn Kernel>) {
+        self.memory.attach(kernel);
+    }
+
+    fn run(&self) {
+        leases::keep(&self.port, &self.memory, &self.wish);
+    }
+
+    fn stop(&self) {
+        self.wish.end();
     }
 }
 
@@ -762,7 +914,17 @@ mod tests {
         let (message, payload) = sent(&agent).remove(0);
         assert_eq!(Cred::decode(&payload), Some((Cred::new(0, 7, 8), &b"oldnew"[..])));
         let row = Rename::get(&message.args);
-        assert_eq!(row, Some(Rename { parent: 1, new_parent: 2, name_len: 3, flags: 1 }));
+        assert_eq!(
+            row,
+            Some(Rename {
+                parent: 1,
+                new_parent: 2,
+                forgotten: 0,
+                new_forgotten: 0,
+                name_len: 3,
+                flags: 1
+            })
+        );
     }
 
     #[test]

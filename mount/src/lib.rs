@@ -10,8 +10,12 @@ pub mod agent;
 mod cred;
 pub mod fuse;
 mod fusermount;
+pub mod kernel;
+mod leases;
 pub mod limits;
+mod memory;
 mod mountpoint;
+mod owners;
 mod status;
 
 use agent::VosAgent;

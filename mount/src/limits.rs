@@ -44,6 +44,37 @@ pub const CONGESTION: u16 = 48;
 /// request, finds it within microseconds.
 pub const EARLY_INTERRUPTS_MAX: usize = 1024;
 
+/// The memory's parts, so that threads do not meet at one lock; and what each remembers at most: 65 536 inodes and 262 144 names
+/// in all, some 40 MB. What more is asked for makes it forget the rest of its part.
+pub const SHARDS: usize = 64;
+pub const INODES_PER_SHARD_MAX: usize = 1024;
+pub const NAMES_PER_SHARD_MAX: usize = 4096;
+
+/// How long the kernel is told to remember attributes at most, and of how many inodes per shard it is known that it does.
+pub const LENT_FOR_MAX: Duration = Duration::from_secs(1);
+pub const LENT_PER_SHARD_MAX: usize = 1024;
+
+/// Pause between attempts to have the kernel forget an inode that it does not know yet.
+pub const FORGET_PAUSE: Duration = Duration::from_micros(100);
+
+/// Owners of record locks of which is known that there are no others. With more, each close(2) asks the server.
+pub const LOCK_OWNERS_MAX: usize = 1 << 16;
+
+/// What an agent leaves unused of its session: the server's clock and its own may differ in pace.
+pub const MARGIN: Duration = Duration::from_millis(500);
+
+/// Bytes of one answer that says what is to be forgotten.
+pub const RECALLS_SIZE: usize = 8 * 1024;
+
+/// Answers without anybody having asked for anything meanwhile, after which a session ends: about ten seconds.
+pub const IDLE_POLLS_MAX: u32 = 20;
+
+/// Pause before the server is asked again after an error.
+pub const RETRY_PAUSE: Duration = Duration::from_millis(200);
+
+/// Pause before a call is made again that the server has sent back.
+pub const AGAIN_PAUSE: Duration = Duration::from_millis(5);
+
 /// Pauses between looks after those that are interrupted: first and longest.
 pub const INTERRUPT_LOOK: Duration = Duration::from_millis(1);
 pub const INTERRUPT_LOOK_MAX: Duration = Duration::from_millis(100);

@@ -469,8 +469,8 @@ fn open_and_read_are_one_round_trip_for_each_request_of_the_kernel() {
     lock(&cluster).trace.clear();
 
     // open(2) of one name below the mount: the kernel asks what it is, since it may not remember, and opens it.
-    let attr = door.lookup(USER, entry).expect("the walk is on its way");
-    let fh = door.open(USER, attr.ino, 0).expect("the walk is on its way");
+    let found = door.lookup(USER, entry).expect("the walk is on its way");
+    let fh = door.open(USER, found.attr.ino, 0).expect("the walk is on its way");
     check_quoted(
         &cluster,
         &[
@@ -490,7 +490,7 @@ fn open_and_read_are_one_round_trip_for_each_request_of_the_kernel() {
     );
     // read(2): the data ride in the answer, as long as they are and not as long as was asked for.
     let mut buffer = [0; 4096];
-    let file = mount::agent::OpenFile { ino: attr.ino, fh };
+    let file = mount::agent::OpenFile { ino: found.attr.ino, fh };
     assert_eq!(door.read(USER, file, 0, &mut buffer), Ok(11));
     assert_eq!(&buffer[..11], b"hello world");
     check_quoted(

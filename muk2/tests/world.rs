@@ -52,7 +52,13 @@ fn what_one_program_writes_the_other_reads_after_the_semaphore() {
         Box::new(|own, note| {
             let gate = semaphore(own, b"/gate", 0);
             ask(own, Endpoint::IPC, &SemWait { id: gate, wait_ns: FOREVER }, b"").expect("granted");
-            let open = Create { parent: ROOT_INO, mode: 0o600, umask: 0, flags: O_RDWR | O_CREAT };
+            let open = Create {
+                parent: ROOT_INO,
+                forgotten: 0,
+                mode: 0o600,
+                umask: 0,
+                flags: O_RDWR | O_CREAT,
+            };
             let (opened, attr) = ask(own, Endpoint::VFS, &open, b"letter").expect("there");
             let ino = u64::from_le_bytes(attr[..8].try_into().expect("an attr"));
             let read = Read { fh: opened.fh, ino, offset: 0, size: 100 };
@@ -61,7 +67,13 @@ fn what_one_program_writes_the_other_reads_after_the_semaphore() {
         }),
         Box::new(|own, note| {
             let gate = semaphore(own, b"/gate", 0);
-            let open = Create { parent: ROOT_INO, mode: 0o600, umask: 0, flags: O_RDWR | O_CREAT };
+            let open = Create {
+                parent: ROOT_INO,
+                forgotten: 0,
+                mode: 0o600,
+                umask: 0,
+                flags: O_RDWR | O_CREAT,
+            };
             let (opened, attr) = ask(own, Endpoint::VFS, &open, b"letter").expect("created");
             let ino = u64::from_le_bytes(attr[..8].try_into().expect("an attr"));
             ask(own, Endpoint::VFS, &Write { fh: opened.fh, ino, offset: 0 }, b"dear reader")

@@ -11,7 +11,7 @@ use crate::keys::{self, Inode, mark};
 use crate::limits::ACL_ENTRIES_MAX;
 use crate::linux::{S_IFDIR, S_IFLNK, S_IFMT, S_ISGID};
 use crate::permission;
-use dvk::server::Context;
+use dvk::server::{Call, Context};
 use dvk::store::Store;
 use m3ipc::Cred;
 use m3ipc::errno::numbers::{EACCES, EINVAL, ENOSPC, EOPNOTSUPP, EPERM};
@@ -267,15 +267,16 @@ impl VfsServer {
         mut inode: Inode,
         name: &[u8],
         value: &[u8],
-        cred: &Cred,
+        call: &Call<'_>,
         cx: &mut Context<'_>,
     ) -> Result<()> {
         let acl = Acl::parse(value)?;
-        check(&inode, cred)?;
+        check(&inode, call.cred)?;
+        if acl.is_some() && name == DEFAULT && !inode.is_directory() {
+            return err(EACCES);
+        }
+        self.claim(&[(inode.ino, true)], call, cx)?;
         if acl.is_some() {
-            if name == DEFAULT && !inode.is_directory() {
-                return err(EACCES);
-            }
             self.take_metadata_space(cx)?;
         }
         if name == DEFAULT {
@@ -283,7 +284,7 @@ impl VfsServer {
         } else {
             if let Some(acl) = &acl {
                 inode.mode = inode.mode & !0o777 | acl.mode();
-                if !permission::group(inode.gid, cred) {
+                if !permission::group(inode.gid, call.cred) {
                     inode.mode &= !S_ISGID;
                 }
             }
@@ -302,10 +303,11 @@ impl VfsServer {
         &mut self,
         mut inode: Inode,
         name: &[u8],
-        cred: &Cred,
+        call: &Call<'_>,
         cx: &mut Context<'_>,
     ) -> Result<()> {
-        check(&inode, cred)?;
+        check(&inode, call.cred)?;
+        self.claim(&[(inode.ino, true)], call, cx)?;
         keep(&mut inode, name, None, cx.store);
         inode.ctime = time(cx.wall);
         self.save(&inode, cx);

@@ -7,6 +7,10 @@ use dvk::store::StoreError;
 use m3ipc::errno::numbers::{EIO, ENOSPC};
 use m3ipc::{Errno, Message};
 
+/// ERESTARTSYS: never told to a program. A handler that ends with it has changed nothing and is to run again later (`lease.rs`);
+/// an agent that is told it calls again.
+pub(crate) const RESTART: i32 = calls::vfs::RESTART;
+
 /// A handler's result: what it found or did, or the errno its caller gets.
 pub(crate) type Result<T> = std::result::Result<T, Errno>;
 

@@ -7,7 +7,7 @@ use crate::inode::time;
 use crate::keys::Inode;
 use crate::linux::{R_OK, S_IALLUGO, S_IFDIR, S_IFLNK, S_IFREG, S_ISGID, W_OK, X_OK};
 use crate::permission;
-use calls::vfs::{Access, Attr, Getattr, SetAttr, Setattr, Time, set};
+use calls::vfs::{Access, Attr, Getattr, Leased, SetAttr, Setattr, Time, set};
 use calls::wire::Wire;
 use dvk::server::{Call, Context};
 use dvk::store::Store;
@@ -30,11 +30,14 @@ impl VfsServer {
         row: Getattr,
         call: &Call<'_>,
         cx: &mut Context<'_>,
-    ) -> Result<Attr> {
+    ) -> Result<(Leased, Vec<u8>)> {
         if row.fh != 0 {
             self.handle(row.fh, row.ino, call.id.source)?;
         }
-        Ok(self.inode(row.ino, cx)?.attr(cx.store))
+        let inode = self.inode(row.ino, cx)?;
+        let attr = self.lease(&inode, call, cx).into();
+        let leased = Leased { attr, ..Leased::default() };
+        Ok((leased, inode.attr(cx.store).bytes().into()))
     }
 
     /// All of it or nothing: everything is checked before the first change.
@@ -54,6 +57,9 @@ impl VfsServer {
         check_owner(&inode, &change, cred)?;
         check_mode(&inode, &change, cred)?;
         check_times(&inode, &change, cred, cx.store)?;
+        if change.valid != 0 {
+            self.claim(&[(inode.ino, true)], call, cx)?;
+        }
 
         if change.valid & set::SIZE != 0 {
             self.resize(&mut inode, change.size, cred, cx)?;

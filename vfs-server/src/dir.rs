@@ -18,7 +18,8 @@ use crate::linux::{
 use crate::name::{self, Name};
 use crate::permission;
 use calls::vfs::{
-    Attr, DirEntry, Link, Lookup, Mkdir, Mknod, NAME_MAX, Readdir, Readlink, Rmdir, Symlink, Unlink,
+    Attr, DirEntry, Leased, Link, Lookup, Mkdir, Mknod, NAME_MAX, Readdir, Readlink, Rmdir,
+    Symlink, Unlink,
 };
 use calls::wire::Wire;
 use dvk::server::{Call, Context};
@@ -51,14 +52,26 @@ impl VfsServer {
         row: Lookup,
         call: &Call<'_>,
         cx: &mut Context<'_>,
-    ) -> Result<Attr> {
+    ) -> Result<(Leased, Vec<u8>)> {
         let dir = self.searchable(row.parent, call.cred, cx)?;
+        let mut leased = Leased { owner: dir.uid, ..Leased::default() };
         let ino = match name::parse(call.payload)? {
             Name::Dot => dir.ino,
             Name::DotDot => dir.parent,
-            Name::Entry(name) => self.existing(&dir, name, cx)?.ino,
+            Name::Entry(name) => {
+                let entry = self.find(&dir, name, cx)?;
+                leased.name = self.lease_names(&dir, call, cx);
+                match entry {
+                    Some(entry) => entry.ino,
+                    None if leased.name == 0 => return err(ENOENT),
+                    None => return Ok((leased, Attr::default().bytes().into())),
+                }
+            }
         };
-        Ok(self.inode(ino, cx)?.attr(cx.store))
+        let inode = self.inode(ino, cx)?;
+        // Whoever may not remember the name has no use for its attributes before it asks for them.
+        leased.attr = (leased.name != 0 && self.lease(&inode, call, cx)).into();
+        Ok((leased, inode.attr(cx.store).bytes().into()))
     }
 
     pub(crate) fn mknod(
@@ -84,7 +97,7 @@ impl VfsServer {
         };
         let rdev = if matches!(kind, S_IFCHR | S_IFBLK) { row.rdev } else { 0 };
         let new = New { mode: kind | row.mode & S_IALLUGO, umask: row.umask, rdev };
-        Ok(self.make(dir, name, new, call.cred, cx)?.attr(cx.store))
+        Ok(self.make(dir, name, new, call, cx)?.attr(cx.store))
     }
 
     pub(crate) fn mkdir(
@@ -98,7 +111,7 @@ impl VfsServer {
         self.missing(&dir, name, cx)?;
         let mode = S_IFDIR | row.mode & (S_IRWXUGO | S_ISVTX);
         let new = New { mode, umask: row.umask, rdev: 0 };
-        Ok(self.make(dir, name, new, call.cred, cx)?.attr(cx.store))
+        Ok(self.make(dir, name, new, call, cx)?.attr(cx.store))
     }
 
     pub(crate) fn symlink(
@@ -118,7 +131,7 @@ impl VfsServer {
         let name = name::to_make(name)?;
         self.missing(&dir, name, cx)?;
         let new = New { mode: S_IFLNK | S_IRWXUGO, umask: 0, rdev: 0 };
-        let mut inode = self.make(dir, name, new, call.cred, cx)?;
+        let mut inode = self.make(dir, name, new, call, cx)?;
         inode.size = target.len() as u64;
         cx.store.put(&keys::target(inode.ino), target);
         self.save(&inode, cx);
@@ -146,6 +159,7 @@ impl VfsServer {
             Inode { nlink: LINK_MAX.., .. } => return err(EMLINK),
             _ => {}
         }
+        self.claim(&[(dir.ino, true), (inode.ino, true)], call, cx)?;
         self.take_metadata_space(cx)?;
         inode.nlink += 1;
         inode.marks &= !mark::LINKABLE;
@@ -169,6 +183,7 @@ impl VfsServer {
         if inode.is_directory() {
             return err(EISDIR);
         }
+        self.claim(&[(dir.ino, true), (inode.ino, row.forgotten == inode.ino)], call, cx)?;
         self.leave(&mut dir, name, &entry, cx);
         self.unlinked(inode, cx);
         Ok(())
@@ -191,18 +206,25 @@ impl VfsServer {
         if inode.size > 0 {
             return err(ENOTEMPTY);
         }
+        self.claim(&[(dir.ino, true), (inode.ino, row.forgotten == inode.ino)], call, cx)?;
         self.leave(&mut dir, name, &entry, cx);
         self.unlinked(inode, cx);
         Ok(())
     }
 
-    pub(crate) fn readlink(&mut self, row: Readlink, cx: &mut Context<'_>) -> Result<Vec<u8>> {
+    pub(crate) fn readlink(
+        &mut self,
+        row: Readlink,
+        call: &Call<'_>,
+        cx: &mut Context<'_>,
+    ) -> Result<Vec<u8>> {
         let mut inode = self.inode(row.ino, cx)?;
         if inode.kind() != S_IFLNK {
             return err(EINVAL);
         }
         let Some(target) = cx.store.get(&keys::target(row.ino)) else { return err(EIO) };
         if inode.accessed(cx.wall) {
+            self.claim(&[(inode.ino, true)], call, cx)?;
             self.save(&inode, cx);
         }
         Ok(target)
@@ -225,6 +247,7 @@ impl VfsServer {
             return err(EINVAL);
         }
         if dir.accessed(cx.wall) {
+            self.claim(&[(dir.ino, true)], call, cx)?;
             self.save(&dir, cx);
         }
         Ok(listing.bytes)
@@ -270,17 +293,18 @@ impl VfsServer {
         mut dir: Inode,
         name: &[u8],
         new: New,
-        cred: &Cred,
+        call: &Call<'_>,
         cx: &mut Context<'_>,
     ) -> Result<Inode> {
-        permission::add_entry(&dir, cred, cx.store)?;
+        permission::add_entry(&dir, call.cred, cx.store)?;
         let is_directory = new.mode & S_IFMT == S_IFDIR;
         if is_directory && dir.nlink >= SUBDIRECTORY_MAX {
             return err(EMLINK);
         }
+        self.claim(&[(dir.ino, true)], call, cx)?;
         let nlink = if is_directory { 2 } else { 1 };
         let parent = if is_directory { dir.ino } else { 0 };
-        let inode = Inode { parent, nlink, ..self.new_inode(&dir, new, cred, cx)? };
+        let inode = Inode { parent, nlink, ..self.new_inode(&dir, new, call.cred, cx)? };
         self.save(&inode, cx);
         self.enter(&mut dir, name, &inode, cx);
         Ok(inode)

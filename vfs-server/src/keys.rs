@@ -11,6 +11,7 @@
 //! O fh                                     → OpenRecord
 //! L ino family endpoint owner start        → LockRecord
 //! G ino                                    → nothing: no name and no handle is left, to be destroyed
+//! H endpoint                               → nothing: a file agent that may hold leases
 //! ```
 //! The tag is one byte; numbers in keys are big-endian, so ranges are in their order; records are
 //! little-endian. File data are blobs, numbered by inode.
@@ -127,6 +128,14 @@ pub(crate) fn garbage(ino: u64) -> Vec<u8> {
 
 pub(crate) fn all_garbage() -> (Vec<u8>, Vec<u8>) {
     (vec![b'G'], vec![b'G' + 1])
+}
+
+pub(crate) fn agent(endpoint: Endpoint) -> Vec<u8> {
+    key(b'H', &[endpoint.to_bits()], &[])
+}
+
+pub(crate) fn agents() -> (Vec<u8>, Vec<u8>) {
+    (vec![b'H'], vec![b'H' + 1])
 }
 
 /// The numbers in a key behind its tag; `None` if there are not exactly `N`.

@@ -35,6 +35,7 @@ mod counters;
 mod dir;
 mod inode;
 pub mod keys;
+mod lease;
 pub mod limits;
 mod linux;
 mod lock;
@@ -50,7 +51,7 @@ mod statfs;
 mod tests;
 mod xattr;
 
-use answer::{Outcome, Result, attr, both, err, payload, reply};
+use answer::{Outcome, RESTART, Result, attr, both, err, payload, reply};
 use calls::Retry;
 use calls::vfs::{
     Access, CopyRange, Create, Fallocate, Flush, Fsync, Getattr, Getlk, Getxattr, Link, Listxattr,
@@ -64,6 +65,7 @@ use dvk::server::{Call, Context, Gone, Nanos, Server};
 use dvk::store::Store;
 use inode::{Inodes, time};
 use keys::Inode;
+use lease::Leases;
 use lock::Locks;
 use m3ipc::errno::numbers::ENOSYS;
 use m3ipc::{CallId, Endpoint, Message};
@@ -81,6 +83,7 @@ pub struct VfsServer {
     opens: Opens,
     locks: Locks,
     reclaim: Reclaim,
+    leases: Leases,
 }
 
 /// A store that is not, or not of this version, of a file server. Nothing was changed in it.
@@ -126,6 +129,7 @@ impl VfsServer {
             opens: Opens::open(store),
             locks: Locks::open(store),
             reclaim: Reclaim::open(store),
+            leases: Leases::open(store),
         };
         if found.is_none() {
             server.make_root(store, wall);
@@ -163,10 +167,10 @@ impl VfsServer {
     fn handle_call(&mut self, call: &Call<'_>, cx: &mut Context<'_>) -> Result<Outcome> {
         let Some(row) = VfsCall::decode(call.message) else { return err(ENOSYS) };
         match row {
-            VfsCall::Lookup(row) => self.lookup(row, call, cx).map(attr::<Lookup>),
-            VfsCall::Getattr(row) => self.getattr(row, call, cx).map(attr::<Getattr>),
+            VfsCall::Lookup(row) => self.lookup(row, call, cx).map(both::<Lookup>),
+            VfsCall::Getattr(row) => self.getattr(row, call, cx).map(both::<Getattr>),
             VfsCall::Setattr(row) => self.setattr(row, call, cx).map(attr::<Setattr>),
-            VfsCall::Readlink(row) => self.readlink(row, cx).map(payload::<Readlink>),
+            VfsCall::Readlink(row) => self.readlink(row, call, cx).map(payload::<Readlink>),
             VfsCall::Symlink(row) => self.symlink(row, call, cx).map(attr::<Symlink>),
             VfsCall::Mknod(row) => self.mknod(row, call, cx).map(attr::<Mknod>),
             VfsCall::Mkdir(row) => self.mkdir(row, call, cx).map(attr::<Mkdir>),
@@ -194,33 +198,51 @@ impl VfsServer {
             VfsCall::Seek(row) => self.seek(row, call, cx).map(reply::<Seek>),
             VfsCall::Tmpfile(row) => self.tmpfile(row, call, cx).map(both::<Tmpfile>),
             VfsCall::CopyRange(row) => self.copy_range(row, call, cx).map(reply::<CopyRange>),
+            VfsCall::Recalls(row) => self.recalls(row, call, cx),
+        }
+    }
+
+    /// Handles a call, and answers it unless it waits for something.
+    fn serve_call(&mut self, call: &Call<'_>, cx: &mut Context<'_>) {
+        let outcome = match self.handle_call(call, cx) {
+            Err(errno) if errno.errno == RESTART => self.put_off(call).map(|()| Outcome::Kept),
+            outcome => outcome,
+        };
+        match outcome {
+            Ok(Outcome::Answer(message, payload)) => cx.answer(call.id, message, payload),
+            Ok(Outcome::Kept) => {}
+            Err(errno) => cx.answer(call.id, Message::failed(call.message.call, errno), []),
         }
     }
 }
 
 impl Server for VfsServer {
     fn serve(&mut self, call: &Call<'_>, cx: &mut Context<'_>) {
-        match self.handle_call(call, cx) {
-            Ok(Outcome::Answer(message, payload)) => cx.answer(call.id, message, payload),
-            Ok(Outcome::Kept) => {}
-            Err(errno) => cx.answer(call.id, Message::failed(call.message.call, errno), []),
+        self.leases.date(cx.now);
+        // It may come again while it waits.
+        if !self.leases.is_put_off(call.id) {
+            self.serve_call(call, cx);
         }
     }
 
     fn cancel(&mut self, id: CallId, cx: &mut Context<'_>) {
-        self.cancel_wait(id, cx);
+        if !self.cancel_put_off(id, cx) {
+            self.cancel_wait(id, cx);
+        }
     }
 
     fn gone(&mut self, gone: Gone, cx: &mut Context<'_>) {
+        self.drop_calls_of(gone);
         self.close_all_of(gone, cx);
     }
 
     fn tick(&mut self, cx: &mut Context<'_>) {
         self.reclaim_tick(cx);
+        self.lease_tick(cx);
     }
 
     fn deadline(&self) -> Option<Nanos> {
-        self.reclaim.deadline()
+        self.reclaim.deadline().into_iter().chain(self.leases.deadline()).min()
     }
 
     fn once(&self, message: &Message) -> bool {

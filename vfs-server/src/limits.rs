@@ -39,6 +39,34 @@ pub const RANGES_PER_OWNER_MAX: usize = 4096;
 /// Calls that may wait for a lock at once: more than one per program of a large DC (ENOLCK).
 pub const WAITERS_MAX: usize = 1 << 16;
 
+/// Nanoseconds that an agent's session lasts from its last call: how long one that fails delays others, and on the other hand
+/// how long an agent can be without an answer, or a CPU, and still remember.
+pub const LEASE: u64 = 2_000_000_000;
+
+/// Nanoseconds after which a call that waits for recalls is answered all the same, so that the session goes on.
+pub const POLL_TIME: u64 = LEASE / 4;
+
+/// Sessions: one for each agent, of which a node has one per container. Each tick looks at all.
+pub const AGENTS_MAX: usize = 4096;
+
+/// Leases of one agent, about 100 bytes each. One that has as many is told to forget all and begin anew.
+pub const LEASES_PER_AGENT_MAX: usize = 1 << 17;
+
+/// Inodes that one answer tells an agent to forget.
+pub const RECALLS_PER_ANSWER: usize = 1024;
+
+/// Calls that may wait until agents have forgotten, and the bytes kept for them. Further ones are sent back to come again.
+pub const PUT_OFF_MAX: usize = 4096;
+pub const PUT_OFF_BYTES_MAX: usize = 64 << 20;
+
+/// How long nobody gets a lease on an inode that agents had to forget: the first time, and at most. A recall costs a round trip
+/// to another node, as each lease saves one: it should take long enough for a hundred.
+pub const CONTESTED_FIRST: u64 = 10_000_000;
+pub const CONTESTED_LONGEST: u64 = 1_000_000_000;
+
+/// Inodes of which that is known. Of more, the first recall does not count.
+pub const CONTESTED_MAX: usize = 1 << 16;
+
 /// Inodes kept in memory. Each is about 150 bytes; the store is asked for the others.
 pub const INODE_CACHE_MAX: usize = 16_384;
 
@@ -76,5 +104,6 @@ pub const PREFERRED_IO_SIZE: u32 = 65_536;
 /// Block of statfs(2), in bytes.
 pub const STATFS_BLOCK_SIZE: u32 = 4096;
 
+const _: () = assert!(RECALLS_PER_ANSWER * 8 <= m3ipc::limits::PAYLOAD_MAX);
 const _: () = assert!(SPACE_GRANT * 4 <= SPACE_RESERVE);
 const _: () = assert!(FILE_SIZE_MAX <= i64::MAX as u64);

@@ -37,7 +37,7 @@ impl VfsServer {
             return err(EOPNOTSUPP);
         }
         let inode = self.inode(row.ino, cx)?;
-        self.open_existing(inode, row.flags, call, cx)
+        self.open_existing(inode, true, row.flags, call, cx)
     }
 
     pub(crate) fn create(
@@ -60,13 +60,14 @@ impl VfsServer {
                     if inode.is_directory() {
                         return err(EISDIR);
                     }
-                    (self.open_existing(inode, row.flags, call, cx)?, entry.ino)
+                    let is_forgotten = row.forgotten == entry.ino;
+                    (self.open_existing(inode, is_forgotten, row.flags, call, cx)?, entry.ino)
                 }
                 None => {
                     self.check_handle_count()?;
                     let mode = S_IFREG | row.mode & S_IALLUGO;
                     let new = New { mode, umask: row.umask, rdev: 0 };
-                    let inode = self.make(dir, name, new, call.cred, cx)?;
+                    let inode = self.make(dir, name, new, call, cx)?;
                     (self.new_handle(inode.ino, row.flags, call, cx), inode.ino)
                 }
             },
@@ -134,10 +135,11 @@ impl VfsServer {
         }
     }
 
-    /// open(2) of an inode that exists, in the order of Linux's checks.
+    /// open(2) of an inode that exists, in the order of Linux's checks. `is_forgotten`: the caller knows that it is this one.
     fn open_existing(
         &mut self,
         mut inode: Inode,
+        is_forgotten: bool,
         flags: u32,
         call: &Call<'_>,
         cx: &mut Context<'_>,
@@ -160,6 +162,7 @@ impl VfsServer {
         }
         self.check_handle_count()?;
         if flags & O_TRUNC != 0 && inode.is_regular() {
+            self.claim(&[(inode.ino, is_forgotten)], call, cx)?;
             self.resize(&mut inode, 0, call.cred, cx)?;
             self.save(&inode, cx);
         }

@@ -43,6 +43,7 @@ impl VfsServer {
         }
         let data = read_blob(&inode, row.offset, row.size, cx.store)?;
         if !data.is_empty() && !open.leaves_access_time() && inode.accessed(cx.wall) {
+            self.claim(&[(inode.ino, true)], call, cx)?;
             self.save(&inode, cx);
         }
         Ok(data)
@@ -65,6 +66,7 @@ impl VfsServer {
         }
         let count = (FILE_SIZE_MAX - offset).min(call.payload.len() as u64);
         let data = &call.payload[..usize::try_from(count).unwrap_or(call.payload.len())];
+        self.claim(&[(inode.ino, true)], call, cx)?;
         self.take_space(count, cx)?;
         if offset > inode.size {
             cut_behind_end(&inode, cx.store)?;
@@ -114,6 +116,7 @@ impl VfsServer {
             return err(EFBIG);
         }
         let count = count.min(FILE_SIZE_MAX - to);
+        self.claim(&[(source.ino, true), (target.ino, true)], call, cx)?;
         self.take_space(count, cx)?;
         let mut data = vec![0; usize::try_from(count).unwrap_or(0)];
         // What the blob does not have stays zero.
@@ -158,6 +161,7 @@ impl VfsServer {
         if end > FILE_SIZE_MAX {
             return err(EFBIG);
         }
+        self.claim(&[(inode.ino, true)], call, cx)?;
         let keep_size = row.mode & FALLOC_FL_KEEP_SIZE != 0;
         match row.mode & !FALLOC_FL_KEEP_SIZE {
             0 => self.check_room(&inode, row.offset, end, cx)?,

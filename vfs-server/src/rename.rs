@@ -19,6 +19,8 @@ struct Named<'a> {
     name: &'a [u8],
     entry: Entry,
     inode: Inode,
+    /// Does the caller know that it is this inode?
+    is_forgotten: bool,
 }
 
 impl VfsServer {
@@ -37,9 +39,14 @@ impl VfsServer {
         let (old_name, new_name) = (name::to_rename(old_name)?, name::to_rename(new_name)?);
 
         let entry = self.existing(&old_dir, old_name, cx)?;
-        let old = Named { name: old_name, entry, inode: self.inode(entry.ino, cx)? };
+        let is_forgotten = row.forgotten == entry.ino;
+        let old = Named { name: old_name, entry, inode: self.inode(entry.ino, cx)?, is_forgotten };
         let target = match self.find(&new_dir, new_name, cx)? {
-            Some(entry) => Some(Named { name: new_name, entry, inode: self.inode(entry.ino, cx)? }),
+            Some(entry) => {
+                let is_forgotten = row.new_forgotten == entry.ino;
+                let inode = self.inode(entry.ino, cx)?;
+                Some(Named { name: new_name, entry, inode, is_forgotten })
+            }
             None => None,
         };
         match (&target, row.flags) {
@@ -51,10 +58,10 @@ impl VfsServer {
         match target {
             Some(new) if new.inode.ino == old.inode.ino => Ok(()),
             Some(new) if row.flags == RENAME_EXCHANGE => {
-                self.exchange(old_dir, new_dir, old, new, call.cred, cx)
+                self.exchange(old_dir, new_dir, old, new, call, cx)
             }
-            Some(new) => self.replace(old_dir, new_dir, old, new, call.cred, cx),
-            None => self.move_name(old_dir, new_dir, old, new_name, call.cred, cx),
+            Some(new) => self.replace(old_dir, new_dir, old, new, call, cx),
+            None => self.move_name(old_dir, new_dir, old, new_name, call, cx),
         }
     }
 
@@ -101,18 +108,23 @@ impl VfsServer {
         mut new_dir: Inode,
         mut old: Named<'_>,
         new_name: &[u8],
-        cred: &Cred,
+        call: &Call<'_>,
         cx: &mut Context<'_>,
     ) -> Result<()> {
-        permission::remove_entry(&old_dir, &old.inode, cred, cx.store)?;
-        permission::add_entry(&new_dir, cred, cx.store)?;
-        check_move(&old_dir, &new_dir, &old.inode, cred, cx.store)?;
+        permission::remove_entry(&old_dir, &old.inode, call.cred, cx.store)?;
+        permission::add_entry(&new_dir, call.cred, cx.store)?;
+        check_move(&old_dir, &new_dir, &old.inode, call.cred, cx.store)?;
         if old.inode.is_directory()
             && old_dir.ino != new_dir.ino
             && new_dir.nlink >= SUBDIRECTORY_MAX
         {
             return err(EMLINK);
         }
+        self.claim(
+            &[(old_dir.ino, true), (new_dir.ino, true), (old.inode.ino, old.is_forgotten)],
+            call,
+            cx,
+        )?;
         self.leave(&mut old_dir, old.name, &old.entry, cx);
         if old_dir.ino == new_dir.ino {
             new_dir = old_dir;
@@ -128,20 +140,30 @@ impl VfsServer {
         mut new_dir: Inode,
         mut old: Named<'_>,
         new: Named<'_>,
-        cred: &Cred,
+        call: &Call<'_>,
         cx: &mut Context<'_>,
     ) -> Result<()> {
-        permission::remove_entry(&old_dir, &old.inode, cred, cx.store)?;
-        permission::remove_entry(&new_dir, &new.inode, cred, cx.store)?;
+        permission::remove_entry(&old_dir, &old.inode, call.cred, cx.store)?;
+        permission::remove_entry(&new_dir, &new.inode, call.cred, cx.store)?;
         match (old.inode.is_directory(), new.inode.is_directory()) {
             (true, false) => return err(ENOTDIR),
             (false, true) => return err(EISDIR),
             _ => {}
         }
-        check_move(&old_dir, &new_dir, &old.inode, cred, cx.store)?;
+        check_move(&old_dir, &new_dir, &old.inode, call.cred, cx.store)?;
         if new.inode.is_directory() && new.inode.size > 0 {
             return err(ENOTEMPTY);
         }
+        self.claim(
+            &[
+                (old_dir.ino, true),
+                (new_dir.ino, true),
+                (old.inode.ino, old.is_forgotten),
+                (new.inode.ino, new.is_forgotten),
+            ],
+            call,
+            cx,
+        )?;
         self.leave(&mut old_dir, old.name, &old.entry, cx);
         if old_dir.ino == new_dir.ino {
             new_dir = old_dir;
@@ -158,13 +180,23 @@ impl VfsServer {
         mut new_dir: Inode,
         mut old: Named<'_>,
         mut new: Named<'_>,
-        cred: &Cred,
+        call: &Call<'_>,
         cx: &mut Context<'_>,
     ) -> Result<()> {
-        permission::remove_entry(&old_dir, &old.inode, cred, cx.store)?;
-        permission::remove_entry(&new_dir, &new.inode, cred, cx.store)?;
-        check_move(&old_dir, &new_dir, &old.inode, cred, cx.store)?;
-        check_move(&old_dir, &new_dir, &new.inode, cred, cx.store)?;
+        permission::remove_entry(&old_dir, &old.inode, call.cred, cx.store)?;
+        permission::remove_entry(&new_dir, &new.inode, call.cred, cx.store)?;
+        check_move(&old_dir, &new_dir, &old.inode, call.cred, cx.store)?;
+        check_move(&old_dir, &new_dir, &new.inode, call.cred, cx.store)?;
+        self.claim(
+            &[
+                (old_dir.ino, true),
+                (new_dir.ino, true),
+                (old.inode.ino, old.is_forgotten),
+                (new.inode.ino, new.is_forgotten),
+            ],
+            call,
+            cx,
+        )?;
         self.repoint(&mut old_dir, old.name, &old.entry, &new.inode, cx);
         if old_dir.ino == new_dir.ino {
             new_dir = old_dir;

@@ -6,6 +6,7 @@ mod fsck;
 mod errors;
 mod files;
 mod fuzz;
+mod leases;
 mod locks;
 mod model;
 mod permissions;

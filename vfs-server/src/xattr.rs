@@ -67,7 +67,7 @@ impl VfsServer {
         let mut inode = self.inode(row.ino, cx)?;
         if namespace == Namespace::AccessControl {
             // As Linux has it, the flags mean nothing for these.
-            return self.set_acl(inode, name, value, call.cred, cx);
+            return self.set_acl(inode, name, value, call, cx);
         }
         check_change(&inode, namespace, call.cred, cx.store)?;
         let key = keys::xattr(row.ino, name);
@@ -81,6 +81,7 @@ impl VfsServer {
         if total(row.ino, cx.store) - replaced + name.len() + value.len() > XATTR_TOTAL_MAX {
             return err(ENOSPC);
         }
+        self.claim(&[(inode.ino, true)], call, cx)?;
         self.take_metadata_space(cx)?;
         self.take_space(value.len() as u64, cx)?;
         cx.store.put(&key, value);
@@ -120,13 +121,14 @@ impl VfsServer {
         let namespace = namespace(name)?;
         let mut inode = self.inode(row.ino, cx)?;
         if namespace == Namespace::AccessControl {
-            return self.remove_acl(inode, name, call.cred, cx);
+            return self.remove_acl(inode, name, call, cx);
         }
         check_change(&inode, namespace, call.cred, cx.store)?;
         let key = keys::xattr(row.ino, name);
         if cx.store.get(&key).is_none() {
             return err(ENODATA);
         }
+        self.claim(&[(inode.ino, true)], call, cx)?;
         cx.store.remove(&key);
         if name == CAPABILITY {
             inode.marks &= !mark::CAPABILITY;

@@ -12,7 +12,11 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_killed_pm_server_knows_all_processes_again", LAB, pm_server),
     ("counters_go_on_while_servers_are_killed", LAB, counters),
     ("a_killed_dvs_run_leaves_nobody_behind", LAB, killed_run),
+    ("a_stopped_file_agent_delays_others_and_shows_nothing_old", LAB, stopped_agent),
 ];
+
+/// Seconds that a file agent's session lasts without a word of it (`vfs_server::limits::LEASE`).
+const LEASE: f64 = 2.0;
 
 /// Kills a server, and waits until another one is there. Returns the new one's pid.
 pub(crate) fn kill_server(world: &World, role: &str) -> i32 {
@@ -55,6 +59,43 @@ fn vfs_server(world: &World) {
     }
     // The tree is consistent: everything can be walked, and removed.
     world.run(1, &["rm", "-r", &folder]);
+}
+
+/// The `dvs-mount` of a node's container.
+fn agent_of(world: &World, node: &str) -> Pid {
+    let lab = world.as_lab().expect("this test is for labs");
+    let rows = lab.rows(&["lab", "status"]).expect("the lab is up");
+    let row = rows.iter().find(|row| row["process"] == "container" && row["node"] == node);
+    let container = row.and_then(|row| row["pid"].as_i64()).expect("its container is there");
+    let text = |path: String| std::fs::read_to_string(path).unwrap_or_default();
+    let children = |pid: &str| text(format!("/proc/{pid}/task/{pid}/children"));
+    // Its second half has started it.
+    let half = children(&container.to_string());
+    let started = children(half.trim());
+    let is_agent = |pid: &&str| text(format!("/proc/{pid}/comm")) == "dvs-mount\n";
+    let agent = started.split_whitespace().find(is_agent).expect("it has an agent");
+    Pid::from_raw(agent.parse().expect("a pid")).expect("a pid is not 0")
+}
+
+/// What a file agent remembers, others may change after a while when it is stopped; and it tells nobody of it then.
+fn stopped_agent(world: &World) {
+    let folder = world.folder();
+    world.run(0, &["touch", &format!("{folder}/f")]);
+    let mut looker = world.start_script(1, "look.py", &["look", &folder]);
+    looker.says("looked");
+    let agent = agent_of(world, NODES[1]);
+    kill_process(agent, Signal::STOP).expect("it runs");
+    let said = world.script(0, "look.py", &["change", &folder]);
+    kill_process(agent, Signal::CONT).expect("it is there");
+    let times = |said: &str| -> Vec<f64> {
+        said.split_whitespace().map(|word| word.parse().expect("a time")).collect()
+    };
+    let (change, old) = (times(&said), looker.succeed());
+    let old = times(old.trim_start_matches("looked"));
+    assert!(old[0] < change[1], "an old size was seen at {}, after {}", old[0], change[1]);
+    assert!(old[1] < change[2], "an old name was seen at {}, after {}", old[1], change[2]);
+    assert!(change[2] - change[0] < 2.0 * LEASE + 1.0, "the changes took {change:?}");
+    assert!(change[1] - change[0] > 0.1, "nobody was waited for: {change:?}");
 }
 
 fn ipc_server(world: &World) {

@@ -1,11 +1,14 @@
 //! `/dev/fuse`: one read(2) is one request, one write(2) one reply.
 #![expect(unsafe_code, reason = "the ioctl that gives a further descriptor of the same mount")]
 
+use super::abi;
+use crate::kernel::Kernel;
 use rustix::io::Errno;
 use rustix::ioctl::{Setter, ioctl, opcode};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use zerocopy::{Immutable, IntoBytes};
 
 /// `FUSE_DEV_IOC_CLONE` of `linux/fuse.h`.
 const CLONE: rustix::ioctl::Opcode = opcode::read::<u32>(229, 0);
@@ -43,6 +46,23 @@ impl Device {
         Ok(Device(fresh.into()))
     }
 
+    /// The same descriptor once more, to notify the kernel through.
+    pub(crate) fn same(&self) -> io::Result<Device> {
+        self.0.try_clone().map(Device)
+    }
+
+    /// Tells the kernel something of which nothing was asked. False: it does not know what it is about.
+    pub(crate) fn notify<T: IntoBytes + Immutable>(&self, code: i32, what: &T) -> bool {
+        let len = size_of::<abi::fuse_out_header>() + size_of::<T>();
+        let head = abi::fuse_out_header {
+            len: u32::try_from(len).unwrap_or(u32::MAX),
+            error: code,
+            unique: 0,
+        };
+        let parts = [io::IoSlice::new(head.as_bytes()), io::IoSlice::new(what.as_bytes())];
+        !matches!(rustix::io::writev(&self.0, &parts), Err(Errno::NOENT))
+    }
+
     /// Waits for a request.
     ///
     /// # Errors
@@ -67,5 +87,13 @@ impl Device {
             Err(Errno::NOENT | Errno::NODEV) => Ok(false),
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+impl Kernel for Device {
+    fn forget_attributes(&self, ino: u64) -> bool {
+        // A negative offset: no pages.
+        let what = abi::fuse_notify_inval_inode_out { ino, off: -1, len: 0 };
+        self.notify(abi::notify::INVAL_INODE, &what)
     }
 }

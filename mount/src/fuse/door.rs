@@ -3,11 +3,12 @@
 use super::reply::{self, put};
 use super::request::Operation;
 use super::{abi, request::Request};
-use crate::agent::{Agent, OpenFile};
+use crate::agent::{Agent, OpenFile, Told};
 use crate::limits::IO_SIZE_MAX;
 use m3ipc::errno::numbers::{ELOOP, ENXIO, EOVERFLOW, ESTALE};
 use m3ipc::{Errno, Interrupt};
 use std::ops::ControlFlow;
+use std::time::Duration;
 
 /// What was done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,22 +56,24 @@ impl<A: Agent> Door<A> {
             Operation::Lookup(entry) => found(out, &agent.lookup(caller, entry)?),
             Operation::Getattr { ino, fh } => attributes(out, &agent.getattr(caller, ino, fh)?),
             Operation::Setattr { ino, fh, ref set } => {
-                attributes(out, &agent.setattr(caller, ino, fh, set)?)
+                attributes(out, &at_once(agent.setattr(caller, ino, fh, set)?))
             }
             Operation::Readlink { ino } => copy(out, &agent.readlink(caller, ino)?),
             Operation::Symlink { entry, target } => {
-                found(out, &agent.symlink(caller, entry, target)?)
+                found(out, &at_once(agent.symlink(caller, entry, target)?))
             }
             Operation::Mknod { entry, new, rdev } => {
-                found(out, &agent.mknod(caller, entry, new, rdev)?)
+                found(out, &at_once(agent.mknod(caller, entry, new, rdev)?))
             }
-            Operation::Mkdir { entry, new } => found(out, &agent.mkdir(caller, entry, new)?),
+            Operation::Mkdir { entry, new } => {
+                found(out, &at_once(agent.mkdir(caller, entry, new)?))
+            }
             Operation::Unlink(entry) => agent.unlink(caller, entry).and(nothing),
             Operation::Rmdir(entry) => agent.rmdir(caller, entry).and(nothing),
             Operation::Rename { from, to, flags } => {
                 agent.rename(caller, from, to, flags).and(nothing)
             }
-            Operation::Link { ino, to } => found(out, &agent.link(caller, ino, to)?),
+            Operation::Link { ino, to } => found(out, &at_once(agent.link(caller, ino, to)?)),
             Operation::Open { ino, flags } => {
                 let fh = agent.open(caller, ino, flags)?;
                 Ok(opened(out, 0, OpenFile { ino, fh }, self.open_flags))
@@ -159,7 +162,7 @@ impl<A: Agent> Door<A> {
         attr: &calls::vfs::Attr,
         file: OpenFile,
     ) -> Result<Done, Errno> {
-        match reply::entry(attr) {
+        match reply::entry(attr, Duration::ZERO) {
             Ok(entry) => {
                 let len = put(out, &entry);
                 Ok(opened(out, len, file, self.open_flags))
@@ -188,12 +191,17 @@ fn look_again<T>(created: Result<T, Errno>) -> Result<T, Errno> {
     })
 }
 
-fn found(out: &mut [u8], attr: &calls::vfs::Attr) -> Result<Done, Errno> {
-    Ok(Done::Reply(put(out, &reply::entry(attr)?)))
+/// Attributes that the kernel must not remember.
+fn at_once(attr: calls::vfs::Attr) -> Told {
+    Told { attr, lent: Duration::ZERO }
 }
 
-fn attributes(out: &mut [u8], attr: &calls::vfs::Attr) -> Result<Done, Errno> {
-    Ok(Done::Reply(put(out, &reply::attributes(attr)?)))
+fn found(out: &mut [u8], told: &Told) -> Result<Done, Errno> {
+    Ok(Done::Reply(put(out, &reply::entry(&told.attr, told.lent)?)))
+}
+
+fn attributes(out: &mut [u8], told: &Told) -> Result<Done, Errno> {
+    Ok(Done::Reply(put(out, &reply::attributes(&told.attr, told.lent)?)))
 }
 
 fn copy(out: &mut [u8], bytes: &[u8]) -> Result<Done, Errno> {

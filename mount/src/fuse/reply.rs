@@ -5,6 +5,7 @@ use crate::agent::tellable;
 use calls::vfs::{Attr, DirEntry, FsStats, Lock, Time};
 use m3ipc::Errno;
 use m3ipc::errno::numbers::EIO;
+use std::time::Duration;
 use zerocopy::{Immutable, IntoBytes};
 
 /// In front of every reply.
@@ -79,21 +80,34 @@ fn attr(attr: &Attr) -> Result<abi::fuse_attr, Errno> {
     })
 }
 
-/// A name's inode; neither it nor its attributes may be remembered.
+/// A name's inode. The name may not be remembered, its attributes for a time.
 ///
 /// # Errors
 /// As [`attr`].
-pub(crate) fn entry(of: &Attr) -> Result<abi::fuse_entry_out, Errno> {
+pub(crate) fn entry(of: &Attr, lent: Duration) -> Result<abi::fuse_entry_out, Errno> {
     let attr = attr(of)?;
-    Ok(abi::fuse_entry_out { nodeid: of.ino, generation: GENERATION, attr, ..Default::default() })
+    Ok(abi::fuse_entry_out {
+        nodeid: of.ino,
+        generation: GENERATION,
+        attr_valid: lent.as_secs(),
+        attr_valid_nsec: lent.subsec_nanos(),
+        attr,
+        ..Default::default()
+    })
 }
 
-/// Attributes that may not be remembered.
+/// Attributes that may be remembered for a time.
 ///
 /// # Errors
 /// As [`attr`].
-pub(crate) fn attributes(of: &Attr) -> Result<abi::fuse_attr_out, Errno> {
-    Ok(abi::fuse_attr_out { attr: attr(of)?, ..Default::default() })
+pub(crate) fn attributes(of: &Attr, lent: Duration) -> Result<abi::fuse_attr_out, Errno> {
+    let attr = attr(of)?;
+    Ok(abi::fuse_attr_out {
+        attr_valid: lent.as_secs(),
+        attr_valid_nsec: lent.subsec_nanos(),
+        attr,
+        ..Default::default()
+    })
 }
 
 pub(crate) fn statfs(stats: &FsStats) -> abi::fuse_statfs_out {
@@ -167,11 +181,15 @@ mod tests {
             rdev: 6,
             ..Attr::default()
         };
-        let told = entry(&of).unwrap();
-        assert_eq!((told.nodeid, told.entry_valid, told.attr_valid), (3, 0, 0));
+        let told = entry(&of, Duration::from_millis(1200)).unwrap();
+        assert_eq!((told.nodeid, told.entry_valid, told.attr_valid), (3, 0, 1));
+        assert_eq!(told.attr_valid_nsec, 200_000_000);
         assert_eq!((told.attr.atime, told.attr.atimensec), (u64::MAX, 5));
         assert_eq!((told.attr.mode, told.attr.size, told.attr.rdev), (of.mode, 4, 6));
-        assert_eq!(attributes(&Attr { mode: 0o640, ..of }).err(), Some(Errno::new(EIO)));
+        assert_eq!(
+            attributes(&Attr { mode: 0o640, ..of }, Duration::ZERO).err(),
+            Some(Errno::new(EIO))
+        );
     }
 
     #[test]

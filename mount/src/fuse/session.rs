@@ -106,6 +106,16 @@ pub(crate) fn start<A: Agent>(
         .stack_size(STACK)
         .spawn(move || watched.under_way.watch(&*watched))
         .context("no thread to look after signals")?;
+    match session.devices[0].same() {
+        Ok(device) => session.door.agent().attach(Box::new(device)),
+        Err(error) => tracing::warn!(%error, "the kernel is not told to remember anything"),
+    }
+    let beside = session.clone();
+    thread::Builder::new()
+        .name("dvs-leases".into())
+        .stack_size(STACK)
+        .spawn(move || beside.door.agent().run())
+        .context("no thread to keep leases")?;
     for _ in 0..threads.get() {
         session.hire().context("no thread to serve the mount")?;
     }
@@ -250,6 +260,7 @@ impl<A: Agent> Session<A> {
     /// The mount is gone.
     fn end(&self, outcome: io::Result<()>) {
         self.under_way.close();
+        self.door.agent().stop();
         self.spare.lock().unwrap_or_else(PoisonError::into_inner).has_ended = true;
         self.called.notify_all();
         let end = self.end.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -1,12 +1,13 @@
 //! A VOS of one server inside the test: calls are served under a lock, kept calls wait on a condition.
 
+use calls::Row;
 use dvk::server::{Answer, Answers, Call, Context, Server};
 use dvk::store::MemoryStore;
 use m3ipc::{CallId, Cred, Endpoint, Interrupt, IpcError, Message, NodeId, Sendrec, Tag, Wait};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use vfs_server::VfsServer;
 
 /// A vfs-server that several nodes share.
@@ -26,6 +27,8 @@ struct State {
     stalled: fn(u16) -> bool,
     /// How many do.
     waiting: usize,
+    /// How many calls of each number there have been.
+    served: BTreeMap<u16, usize>,
 }
 
 /// The port of one node's file agent.
@@ -50,6 +53,7 @@ impl Vos {
                 answers: BTreeMap::new(),
                 stalled: |_| false,
                 waiting: 0,
+                served: BTreeMap::new(),
             }),
             answered: Condvar::new(),
             start: Instant::now(),
@@ -71,6 +75,11 @@ impl Vos {
     /// Does anybody wait because of that?
     pub(crate) fn has_stalled(&self) -> bool {
         self.state.lock().unwrap().waiting > 0
+    }
+
+    /// How many calls `R` there have been.
+    pub(crate) fn served<R: Row>(&self) -> usize {
+        self.state.lock().unwrap().served.get(&R::NUMBER).copied().unwrap_or(0)
     }
 
     /// Has anybody a file open?
@@ -120,6 +129,7 @@ impl Sendrec for Node {
             state = self.vos.answered.wait(state).unwrap();
         }
         state.waiting -= 1;
+        *state.served.entry(message.call).or_default() += 1;
         state.serve(&Call { id, cred: &cred, message, payload }, self.vos.start);
         self.vos.answered.notify_all();
         let mut is_cancelled = false;
@@ -132,7 +142,18 @@ impl Sendrec for Node {
                 state.act(id.tag.0, self.vos.start, |server, cx| server.cancel(id, cx));
                 continue;
             }
-            state = self.vos.answered.wait(state).unwrap();
+            // The clock's part is done by whoever waits when it is due.
+            let Some(due) = state.server.deadline().map(Duration::from_nanos) else {
+                state = self.vos.answered.wait(state).unwrap();
+                continue;
+            };
+            let left = due.saturating_sub(self.vos.start.elapsed());
+            let (guard, waited) = self.vos.answered.wait_timeout(state, left).unwrap();
+            state = guard;
+            if waited.timed_out() {
+                state.act(id.tag.0, self.vos.start, |_, _| ());
+                self.vos.answered.notify_all();
+            }
         };
         drop(state);
         *message = answer.message;

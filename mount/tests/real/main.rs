@@ -5,6 +5,7 @@ mod agent_process;
 mod coherence;
 mod files;
 mod hosted;
+mod leases;
 mod locks;
 mod permissions;
 mod programs;

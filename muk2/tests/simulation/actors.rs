@@ -115,7 +115,11 @@ pub(crate) fn open_queue() -> Step {
 
 pub(crate) fn open_file(name: &[u8], flags: u32) -> Step {
     let flags = O_CREAT | O_RDWR | flags;
-    call(Endpoint::VFS, Create { parent: ROOT_INO, mode: 0o666, umask: 0, flags }, name)
+    call(
+        Endpoint::VFS,
+        Create { parent: ROOT_INO, forgotten: 0, mode: 0o666, umask: 0, flags },
+        name,
+    )
 }
 
 /// Waits for a POSIX semaphore for a while, and posts it.

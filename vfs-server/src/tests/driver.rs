@@ -223,7 +223,7 @@ impl World {
         let mut cx = Context {
             now: self.clock,
             wall: self.clock,
-            entropy: 0,
+            entropy: self.clock,
             store: &mut self.store,
             answers: &mut answers,
         };
@@ -302,19 +302,19 @@ impl World {
 
     pub(crate) fn unlink(&mut self, client: &Client, path: &str) -> Got<()> {
         let (parent, name) = self.parent(client, path)?;
-        self.call(client, &Unlink { parent }, name.as_bytes()).map(drop)
+        self.call(client, &Unlink { parent, forgotten: 0 }, name.as_bytes()).map(drop)
     }
 
     pub(crate) fn rmdir(&mut self, client: &Client, path: &str) -> Got<()> {
         let (parent, name) = self.parent(client, path)?;
-        self.call(client, &Rmdir { parent }, name.as_bytes()).map(drop)
+        self.call(client, &Rmdir { parent, forgotten: 0 }, name.as_bytes()).map(drop)
     }
 
     pub(crate) fn rename(&mut self, client: &Client, old: &str, new: &str, flags: u32) -> Got<()> {
         let (parent, old_name) = self.parent(client, old)?;
         let (new_parent, new_name) = self.parent(client, new)?;
         let name_len = old_name.len().try_into().unwrap();
-        let row = Rename { parent, new_parent, name_len, flags };
+        let row = Rename { parent, new_parent, forgotten: 0, new_forgotten: 0, name_len, flags };
         self.call(client, &row, format!("{old_name}{new_name}").as_bytes()).map(drop)
     }
 
@@ -368,7 +368,7 @@ impl World {
         flags: u32,
     ) -> Got<File> {
         let (parent, name) = self.parent(client, path)?;
-        let row = Create { parent, mode, umask: 0, flags };
+        let row = Create { parent, forgotten: 0, mode, umask: 0, flags };
         let (Opened { fh, .. }, payload) = self.call(client, &row, name.as_bytes())?;
         Ok(File { fh, ino: Attr::get(&payload).unwrap().ino, client: *client })
     }
@@ -587,7 +587,7 @@ pub(crate) fn now(world: &World) -> calls::vfs::Time {
     time(world.clock)
 }
 
-fn attr(((), payload): ((), Vec<u8>)) -> Attr {
+pub(crate) fn attr<R>((_, payload): (R, Vec<u8>)) -> Attr {
     assert_eq!(payload.len(), Attr::SIZE);
     Attr::get(&payload).unwrap()
 }

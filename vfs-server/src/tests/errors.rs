@@ -343,7 +343,14 @@ fn rename_moves_replaces_and_refuses() {
         (
             "name_len too long",
             |w| {
-                let row = Rename { parent: ROOT_INO, new_parent: ROOT_INO, name_len: 99, flags: 0 };
+                let row = Rename {
+                    parent: ROOT_INO,
+                    new_parent: ROOT_INO,
+                    forgotten: 0,
+                    new_forgotten: 0,
+                    name_len: 99,
+                    flags: 0,
+                };
                 w.call(&ROOT, &row, b"uv").map(drop)
             },
             EINVAL,

@@ -11,7 +11,7 @@ use m3ipc::errno::numbers::{EACCES, EPERM};
 #[test]
 fn the_umask_is_applied_here_and_mkdir_takes_no_set_ids() {
     let mut w = world();
-    let row = Create { parent: ROOT_INO, mode: 0o6777, umask: 0o027, flags: 0 };
+    let row = Create { parent: ROOT_INO, forgotten: 0, mode: 0o6777, umask: 0o027, flags: 0 };
     let (_, payload) = w.call(&USER, &row, b"file").unwrap();
     assert_eq!(Attr::get(&payload).unwrap().mode, S_IFREG | 0o6750);
     let row = Mkdir { parent: ROOT_INO, mode: 0o7777, umask: 0o022 };

@@ -1,0 +1,136 @@
+//! The agent's session with vfs-server: begins it when there is a use for it, hears what is to be forgotten, and ends it.
+
+use crate::limits::{IDLE_POLLS_MAX, RECALLS_SIZE, RETRY_PAUSE};
+use crate::memory::Memory;
+use calls::vfs::{Recalled, Recalls};
+use m3ipc::cred::CRED_SIZE_MAX;
+use m3ipc::{Cred, Endpoint, Errno, Sendrec, Wait};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// `Recalls::forgotten` that ends a session.
+const FAREWELL: u64 = u64::MAX;
+
+/// What the thread that keeps the session is told.
+#[derive(Debug, Default)]
+pub(crate) struct Wish {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// There is no session, and somebody would have a use for one.
+    is_wanted: bool,
+    has_ended: bool,
+}
+
+impl Wish {
+    /// Asks for a session.
+    pub(crate) fn want(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if !state.is_wanted {
+            state.is_wanted = true;
+            self.changed.notify_all();
+        }
+    }
+
+    /// Lets the thread end.
+    pub(crate) fn end(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).has_ended = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits until a session is wanted. False: the thread is to end.
+    fn wait(&self) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        while !state.is_wanted && !state.has_ended {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.is_wanted = false;
+        !state.has_ended
+    }
+
+    /// Waits for a time. False: the thread is to end.
+    fn pause(&self, time: Duration) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let ended = |state: &mut State| !state.has_ended;
+        let (state, _) = self
+            .changed
+            .wait_timeout_while(state, time, ended)
+            .unwrap_or_else(PoisonError::into_inner);
+        !state.has_ended
+    }
+}
+
+/// Keeps `memory`'s session until `wish` ends it.
+pub(crate) fn keep(port: &impl Sendrec, memory: &Memory, wish: &Wish) {
+    while wish.wait() {
+        let mut is_on = true;
+        while is_on {
+            is_on = match session(port, memory, wish) {
+                Ok(End::Idle) => false,
+                Ok(End::GivenUp) => true,
+                Err(error) => {
+                    tracing::debug!(?error, "no session with vfs-server");
+                    memory.end_session();
+                    wish.pause(RETRY_PAUSE)
+                }
+            };
+        }
+    }
+}
+
+/// How a session has ended.
+enum End {
+    /// Nobody has a use for it.
+    Idle,
+    /// The server has given it up.
+    GivenUp,
+}
+
+/// One session, from its beginning to its end.
+fn session(port: &impl Sendrec, memory: &Memory, wish: &Wish) -> Result<End, Errno> {
+    memory.end_session();
+    let mut told = vec![0; RECALLS_SIZE];
+    let mut poll = |session, forgotten| -> Result<(Instant, Recalled, Vec<u64>), Errno> {
+        // Process 0: the agent itself.
+        let mut cred = [0; CRED_SIZE_MAX];
+        let len = Cred::new(0, 0, 0).encode(&mut cred);
+        let row = Recalls { session, forgotten };
+        let sent = Instant::now();
+        let send = [&cred[..len]];
+        let (recalled, len) =
+            calls::call(port, Endpoint::VFS, &row, &send, &mut told, Wait::FOREVER)?;
+        let inodes = told[..len.min(RECALLS_SIZE)].as_chunks::<8>().0.iter();
+        Ok((sent, recalled, inodes.map(|ino| u64::from_le_bytes(*ino)).collect()))
+    };
+    let (sent, Recalled { session, lease, .. }, _) = poll(0, 0)?;
+    memory.begin_session(sent, Duration::from_millis(lease.into()));
+    let (mut forgotten, mut idle) = (0, 0);
+    loop {
+        let (sent, recalled, inodes) = match poll(session, forgotten) {
+            Ok(answer) => answer,
+            // The server may be on its way back, and the session with it: it lapses by itself if not.
+            Err(error) if wish.pause(RETRY_PAUSE) => {
+                tracing::debug!(?error, "vfs-server does not say what is to be forgotten");
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        if recalled.session != session {
+            return Ok(End::GivenUp);
+        }
+        for ino in inodes {
+            memory.forget(ino);
+        }
+        forgotten = recalled.batch;
+        memory.extend(sent, Duration::from_millis(recalled.lease.into()));
+        idle = if memory.was_used() { 0 } else { idle + 1 };
+        if idle >= IDLE_POLLS_MAX || !wish.pause(Duration::ZERO) {
+            memory.end_session();
+            poll(session, FAREWELL)?;
+            return Ok(End::Idle);
+        }
+    }
+}

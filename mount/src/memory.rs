@@ -1,0 +1,593 @@
+//! What the agent remembers of inodes and names, as long as vfs-server's leases let it.
+//!
+//! A value is served from here only if everybody else would see the same at that moment: the server has granted a lease with
+//! it and has not recalled that, the session lasts (the server gives up an agent from which it has not heard; the agent counts the time
+//! from before it spoke, so it stops first), and no change by this node's own programs is under way.
+//!
+//! What is remembered here may be *lent*: the kernel is told to remember it, too, for a short time. Whatever makes it forgotten here
+//! has the kernel forget it first.
+//!
+//! *Stamps* order what happens here: one counter, advanced by every change, recall and new session. Who asks the server takes a
+//! stamp before; the answer is kept only if nothing has happened to its inode since.
+
+use crate::kernel::Kernel;
+use crate::limits::{
+    FORGET_PAUSE, INODES_PER_SHARD_MAX, LENT_FOR_MAX, LENT_PER_SHARD_MAX, MARGIN,
+    NAMES_PER_SHARD_MAX, SHARDS,
+};
+use calls::vfs::{Attr, Leased, Time, search};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Inodes that share a place in which changes are noted.
+const SLOTS: usize = 64;
+/// Seconds after which reading moves an access time in any case, as relatime has it.
+const DAY: i64 = 24 * 60 * 60;
+
+/// A moment before a question to the server.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked(u64);
+
+/// What is known of a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// It is not there.
+    Missing,
+    Inode(Attr),
+}
+
+/// All that is remembered.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    shards: [Mutex<Shard>; SHARDS],
+    /// A kernel has forgotten something.
+    forgot: [Condvar; SHARDS],
+    kernel: OnceLock<Box<dyn Kernel>>,
+    stamp: AtomicU64,
+    /// The stamp with which the session began; what was asked before is not kept.
+    floor: AtomicU64,
+    start: Instant,
+    /// Nanoseconds from `start` on at which the session may be over; 0: there is none.
+    until: AtomicU64,
+    /// Has anybody looked since that was asked last?
+    is_used: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Shard {
+    inodes: HashMap<u64, Known>,
+    /// Names in all of them.
+    names: usize,
+    slots: [Slot; SLOTS],
+    /// What the kernel may remember of attributes.
+    lent: HashMap<u64, Lent>,
+}
+
+/// Of the inodes of one slot.
+#[derive(Clone, Copy, Debug, Default)]
+struct Slot {
+    /// When something happened to one last.
+    stamp: u64,
+    /// Changes under way.
+    changing: u32,
+}
+
+/// Attributes that the kernel may remember.
+#[derive(Clone, Copy, Debug)]
+struct Lent {
+    /// As [`Memory::until`].
+    until: u64,
+    /// Does the kernel know the inode for sure? Else the reply that tells it may not have been read yet.
+    is_known: bool,
+    /// Is somebody having it forgotten?
+    is_going: bool,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    attr: Option<Attr>,
+    /// The inodes of names; 0: there is no such name.
+    names: HashMap<Box<[u8]>, u64>,
+    /// Who may be told of names: of [`search`].
+    search: u8,
+    owner: u32,
+}
+
+impl Known {
+    fn may_search(&self, uid: u32) -> bool {
+        let bits = if uid == 0 { search::SUPERUSER } else { 0 }
+            | if uid == self.owner { search::OWNER } else { 0 }
+            | search::EVERYBODY;
+        self.search & bits != 0
+    }
+}
+
+/// A change of some inodes that is under way: nothing of them is remembered until it is over.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Change<'a, const N: usize> {
+    memory: &'a Memory,
+    inodes: [u64; N],
+}
+
+impl Change<'_, 1> {
+    /// The inode; 0: none.
+    pub(crate) fn ino(&self) -> u64 {
+        self.inodes[0]
+    }
+}
+
+impl<const N: usize> Drop for Change<'_, N> {
+    fn drop(&mut self) {
+        for ino in self.inodes.into_iter().filter(|ino| *ino != 0) {
+            let mut shard = self.memory.shard(ino);
+            shard.happened(ino, self.memory.next_stamp());
+            shard.slots[slot(ino)].changing -= 1;
+        }
+    }
+}
+
+impl Default for Memory {
+    fn default() -> Memory {
+        let shard = || Shard {
+            inodes: HashMap::new(),
+            names: 0,
+            slots: [Slot::default(); SLOTS],
+            lent: HashMap::new(),
+        };
+        Memory {
+            shards: std::array::from_fn(|_| Mutex::new(shard())),
+            forgot: std::array::from_fn(|_| Condvar::new()),
+            kernel: OnceLock::new(),
+            stamp: AtomicU64::new(0),
+            floor: AtomicU64::new(0),
+            start: Instant::now(),
+            until: AtomicU64::new(0),
+            is_used: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Memory {
+    /// Before the server is asked for something that may be remembered.
+    pub(crate) fn asked(&self) -> Asked {
+        Asked(self.stamp.load(Ordering::SeqCst))
+    }
+
+    /// Attributes of an inode, if they are known.
+    pub(crate) fn attr(&self, ino: u64) -> Option<Attr> {
+        let shard = self.shard(ino);
+        let attr = shard.inodes.get(&ino)?.attr?;
+        self.is_valid().then_some(attr)
+    }
+
+    /// What is under a name of a directory, if that is known and user `uid` may be told.
+    pub(crate) fn name(&self, parent: u64, name: &[u8], uid: u32) -> Option<Found> {
+        let ino = {
+            let shard = self.shard(parent);
+            let known = shard.inodes.get(&parent)?;
+            let ino = *known.names.get(name)?;
+            (known.may_search(uid) && self.is_valid()).then_some(ino)?
+        };
+        match ino {
+            0 => Some(Found::Missing),
+            // A name cannot come to stand for another inode without a change of this one (its ctime).
+            ino => self.attr(ino).map(Found::Inode),
+        }
+    }
+
+    /// Remembers attributes that the server has told with a lease, unless something has happened since they were asked for.
+    pub(crate) fn keep_attr(&self, asked: Asked, attr: Attr) {
+        let mut shard = self.shard(attr.ino);
+        if self.is_fresh(&shard, attr.ino, asked) {
+            shard.make_room();
+            shard.inodes.entry(attr.ino).or_default().attr = Some(attr);
+        }
+    }
+
+    /// As [`Memory::keep_attr`], that a name stands for `ino`, or with 0 for nothing, and who may be told.
+    pub(crate) fn keep_name(
+        &self,
+        asked: Asked,
+        (parent, name): (u64, &[u8]),
+        leased: Leased,
+        ino: u64,
+    ) {
+        let mut shard = self.shard(parent);
+        if self.is_fresh(&shard, parent, asked) {
+            shard.make_room();
+            let known = shard.inodes.entry(parent).or_default();
+            (known.search, known.owner) = (leased.name, leased.owner);
+            if known.names.insert(name.into(), ino).is_none() {
+                shard.names += 1;
+            }
+        }
+    }
+
+    /// A program of this node is about to change these inodes (0: none): their attributes are forgotten until it is done.
+    pub(crate) fn change<const N: usize>(&self, inodes: [u64; N]) -> Change<'_, N> {
+        for ino in inodes.into_iter().filter(|ino| *ino != 0) {
+            let mut shard = self.shard(ino);
+            shard.slots[slot(ino)].changing += 1;
+            shard.happened(ino, self.next_stamp());
+            if let Some(known) = shard.inodes.get_mut(&ino) {
+                known.attr = None;
+            }
+            self.take_back(shard, ino);
+        }
+        Change { memory: self, inodes }
+    }
+
+    /// As [`Memory::change`], of which also follows who may search the directory.
+    pub(crate) fn change_rights(&self, ino: u64) -> Change<'_, 1> {
+        let change = self.change([ino]);
+        let mut shard = self.shard(ino);
+        if let Some(known) = shard.inodes.remove(&ino) {
+            shard.names -= known.names.len();
+        }
+        drop(shard);
+        change
+    }
+
+    /// A name is about to be made, or taken away, or to stand for another inode; its directory is among those of a change that
+    /// is under way. Returns the inode that it stood for as far as is known, or 0.
+    pub(crate) fn change_name(&self, parent: u64, name: &[u8]) -> u64 {
+        let mut shard = self.shard(parent);
+        let known = shard.inodes.get_mut(&parent).and_then(|known| known.names.remove(name));
+        shard.names -= usize::from(known.is_some());
+        known.unwrap_or(0)
+    }
+
+    /// As [`Memory::change`] for who reads an inode, whose access time may change by that.
+    pub(crate) fn read(&self, ino: u64) -> Option<Change<'_, 1>> {
+        let stays = |attr: &Attr| {
+            let order = |time: Time| (time.seconds, time.nanos);
+            let is_young = attr.atime.seconds.saturating_add(DAY - 1) > seconds_now();
+            order(attr.atime) > order(attr.mtime).max(order(attr.ctime)) && is_young
+        };
+        let is_known = self.shard(ino).inodes.get(&ino).and_then(|known| known.attr);
+        if is_known.as_ref().is_some_and(stays) { None } else { Some(self.change([ino])) }
+    }
+
+    /// The server recalls its lease on an inode.
+    pub(crate) fn forget(&self, ino: u64) {
+        let mut shard = self.shard(ino);
+        shard.happened(ino, self.next_stamp());
+        if let Some(known) = shard.inodes.remove(&ino) {
+            shard.names -= known.names.len();
+        }
+        self.take_back(shard, ino);
+    }
+
+    /// There is no session any more, or is about to be none: forgets everything.
+    pub(crate) fn end_session(&self) {
+        self.until.store(0, Ordering::SeqCst);
+        self.floor.store(self.next_stamp(), Ordering::SeqCst);
+        for shard in &self.shards {
+            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            shard.inodes = HashMap::new();
+            shard.names = 0;
+            let lent: Vec<u64> = shard.lent.keys().copied().collect();
+            drop(shard);
+            for ino in lent {
+                self.take_back(self.shard(ino), ino);
+            }
+        }
+    }
+
+    /// From now on `kernel` can be lent attributes.
+    pub(crate) fn attach(&self, kernel: Box<dyn Kernel>) {
+        // A mount has one kernel.
+        drop(self.kernel.set(kernel));
+    }
+
+    /// For how long the kernel may remember attributes that it is about to be told. `is_known`: it has the inode already.
+    pub(crate) fn lend(&self, attr: &Attr, is_known: bool) -> Duration {
+        if self.kernel.get().is_none() {
+            return Duration::ZERO;
+        }
+        let ino = attr.ino;
+        let mut shard = self.shard(ino);
+        let (now, until) = (self.now(), self.until.load(Ordering::SeqCst));
+        let is_kept = shard.inodes.get(&ino).is_some_and(|known| known.attr.as_ref() == Some(attr));
+        if !is_kept || until <= now {
+            return Duration::ZERO;
+        }
+        if shard.lent.len() >= LENT_PER_SHARD_MAX && !shard.lent.contains_key(&ino) {
+            shard.lent.retain(|_, lent| lent.is_going || now < lent.until);
+            if shard.lent.len() >= LENT_PER_SHARD_MAX {
+                return Duration::ZERO;
+            }
+        }
+        let time = Duration::from_nanos(until - now).min(LENT_FOR_MAX);
+        // It counts from when the reply is read, which is soon: the session has its margin for that.
+        let lent = Lent { until, is_known, is_going: false };
+        let before = shard.lent.insert(ino, lent);
+        if let (Some(before), Some(lent)) = (before, shard.lent.get_mut(&ino)) {
+            lent.is_known |= before.is_known;
+            lent.is_going = before.is_going;
+        }
+        time
+    }
+
+    /// Has the kernel forget the attributes of an inode that it was lent; returns when it has. Nothing is lent meanwhile: it is
+    /// not remembered here any more.
+    fn take_back(&self, mut shard: MutexGuard<'_, Shard>, ino: u64) {
+        let Some(kernel) = self.kernel.get() else { return };
+        let condvar = &self.forgot[usize::try_from(ino).unwrap_or(0) % SHARDS];
+        while shard.lent.get(&ino).is_some_and(|lent| lent.is_going) {
+            shard = condvar.wait(shard).unwrap_or_else(PoisonError::into_inner);
+        }
+        let margin = u64::try_from(MARGIN.as_nanos()).unwrap_or(u64::MAX);
+        match shard.lent.get_mut(&ino) {
+            Some(lent) if self.now() < lent.until.saturating_add(margin) => lent.is_going = true,
+            _ => {
+                shard.lent.remove(&ino);
+                return;
+            }
+        }
+        let Some(lent) = shard.lent.get(&ino) else { return };
+        let lent = *lent;
+        drop(shard);
+        // An inode that is not there may have gone, or come with a reply that has not been read yet.
+        while !kernel.forget_attributes(ino) && !lent.is_known && self.now() < lent.until {
+            std::thread::sleep(FORGET_PAUSE);
+        }
+        self.shard(ino).lent.remove(&ino);
+        condvar.notify_all();
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// The server has begun a session when it was asked to, after `sent`: it lasts for `lease` from then.
+    pub(crate) fn begin_session(&self, sent: Instant, lease: Duration) {
+        // What was asked while there was none is not covered by it.
+        self.floor.store(self.next_stamp(), Ordering::SeqCst);
+        self.extend(sent, lease);
+    }
+
+    /// The server has heard of this agent after `sent`, and what it said since has been done.
+    pub(crate) fn extend(&self, sent: Instant, lease: Duration) {
+        let end = (sent + lease.saturating_sub(MARGIN)).saturating_duration_since(self.start);
+        let end = u64::try_from(end.as_nanos()).unwrap_or(u64::MAX);
+        self.until.store(end.max(1), Ordering::SeqCst);
+    }
+
+    /// Is there a session, though perhaps one that the server has given up?
+    pub(crate) fn has_session(&self) -> bool {
+        self.until.load(Ordering::SeqCst) != 0
+    }
+
+    /// Notes that somebody has a use for leases.
+    pub(crate) fn use_it(&self) {
+        if !self.is_used.load(Ordering::Relaxed) {
+            self.is_used.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Has anybody since this was asked last?
+    pub(crate) fn was_used(&self) -> bool {
+        self.is_used.swap(false, Ordering::Relaxed)
+    }
+
+    /// May what is remembered be told?
+    fn is_valid(&self) -> bool {
+        let until = self.until.load(Ordering::SeqCst);
+        until != 0 && self.now() < until
+    }
+
+    /// Has nothing happened to `ino` since?
+    fn is_fresh(&self, shard: &Shard, ino: u64, asked: Asked) -> bool {
+        let slot = &shard.slots[slot(ino)];
+        slot.changing == 0
+            && slot.stamp <= asked.0
+            && self.floor.load(Ordering::SeqCst) <= asked.0
+            && self.has_session()
+    }
+
+    fn next_stamp(&self) -> u64 {
+        self.stamp.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    fn shard(&self, ino: u64) -> MutexGuard<'_, Shard> {
+        let index = usize::try_from(ino).unwrap_or(0) % SHARDS;
+        self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shard {
+    fn happened(&mut self, ino: u64, stamp: u64) {
+        self.slots[slot(ino)].stamp = stamp;
+    }
+
+    /// A full shard is emptied: what is in use is back after one question each.
+    fn make_room(&mut self) {
+        if self.inodes.len() >= INODES_PER_SHARD_MAX || self.names >= NAMES_PER_SHARD_MAX {
+            self.inodes.clear();
+            self.names = 0;
+        }
+    }
+}
+
+/// Which of its shard's slots an inode has.
+fn slot(ino: u64) -> usize {
+    usize::try_from(ino).unwrap_or(0) / SHARDS % SLOTS
+}
+
+fn seconds_now() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    // Before the epoch nothing is young.
+    since.ok().and_then(|since| i64::try_from(since.as_secs()).ok()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::{any, prop_assert_eq, prop_oneof, proptest};
+
+    const LEASE: Duration = Duration::from_secs(3600);
+    const ALL: Leased = Leased { name: search::EVERYBODY, attr: 1, owner: 0 };
+
+    fn on() -> Memory {
+        let memory = Memory::default();
+        memory.begin_session(Instant::now(), LEASE);
+        memory
+    }
+
+    fn attr(ino: u64) -> Attr {
+        Attr { ino, size: 7, ..Attr::default() }
+    }
+
+    #[test]
+    fn what_was_told_with_a_lease_is_known_until_it_is_recalled() {
+        let memory = on();
+        let asked = memory.asked();
+        memory.keep_attr(asked, attr(5));
+        memory.keep_name(asked, (2, b"x"), ALL, 5);
+        memory.keep_name(asked, (2, b"no"), ALL, 0);
+        assert_eq!(memory.name(2, b"x", 9), Some(Found::Inode(attr(5))));
+        assert_eq!(memory.name(2, b"no", 9), Some(Found::Missing));
+        assert_eq!((memory.name(2, b"y", 9), memory.attr(2)), (None, None));
+        memory.forget(5);
+        assert_eq!(
+            (memory.name(2, b"x", 9), memory.attr(5)),
+            (None, None),
+            "a name without attributes"
+        );
+        memory.keep_attr(asked, attr(5));
+        assert_eq!(memory.attr(5), None, "it was asked for before the recall");
+        memory.keep_attr(memory.asked(), attr(5));
+        assert_eq!(memory.name(2, b"x", 9), Some(Found::Inode(attr(5))));
+        memory.forget(2);
+        assert_eq!(memory.name(2, b"no", 9), None);
+        assert_eq!(memory.attr(5), Some(attr(5)));
+    }
+
+    #[test]
+    fn nothing_is_kept_of_what_changes_meanwhile() {
+        let memory = on();
+        let before = memory.asked();
+        memory.keep_attr(before, attr(5));
+        memory.keep_name(before, (2, b"x"), ALL, 5);
+        memory.keep_name(before, (2, b"y"), ALL, 6);
+        let change = memory.change([2, 0]);
+        assert_eq!(memory.change_name(2, b"x"), 5);
+        assert_eq!(memory.change_name(2, b"x"), 0);
+        assert_eq!(memory.name(2, b"y", 0), None, "its attributes are not known");
+        memory.keep_attr(memory.asked(), attr(6));
+        assert!(memory.name(2, b"y", 0).is_some(), "another name of the directory stays");
+        memory.keep_name(memory.asked(), (2, b"x"), ALL, 5);
+        memory.keep_attr(memory.asked(), attr(2));
+        assert_eq!((memory.name(2, b"x", 0), memory.attr(2)), (None, None));
+        let during = memory.asked();
+        drop(change);
+        for asked in [before, during] {
+            memory.keep_attr(asked, attr(2));
+            assert_eq!(memory.attr(2), None, "it may be what was before the change");
+        }
+        memory.keep_attr(memory.asked(), attr(2));
+        assert!(memory.attr(2).is_some());
+        drop(memory.change_rights(2));
+        assert_eq!(memory.name(2, b"y", 0), None, "others may search it now");
+    }
+
+    #[test]
+    fn a_session_that_is_over_or_may_be_tells_nothing() {
+        let memory = Memory::default();
+        let early = memory.asked();
+        memory.keep_attr(early, attr(5));
+        assert_eq!(memory.attr(5), None, "there is no session");
+        memory.begin_session(Instant::now(), LEASE);
+        memory.keep_attr(early, attr(5));
+        assert_eq!(memory.attr(5), None, "it was asked for before the session");
+        memory.keep_attr(memory.asked(), attr(5));
+        assert!(memory.attr(5).is_some());
+        memory.extend(Instant::now(), MARGIN);
+        assert_eq!(memory.attr(5), None, "it may be over");
+        memory.extend(Instant::now(), LEASE);
+        assert!(memory.attr(5).is_some(), "the server has gone on with it");
+        let asked = memory.asked();
+        memory.end_session();
+        memory.begin_session(Instant::now(), LEASE);
+        memory.keep_attr(asked, attr(6));
+        assert_eq!((memory.attr(5), memory.attr(6)), (None, None));
+    }
+
+    #[test]
+    fn names_are_told_to_those_who_may_search_their_directory() {
+        let memory = on();
+        let asked = memory.asked();
+        let check = |name: u8, uid: u32, expected: bool| {
+            memory.keep_name(asked, (2, b"x"), Leased { name, attr: 0, owner: 7 }, 0);
+            assert_eq!(memory.name(2, b"x", uid).is_some(), expected, "{name} {uid}");
+        };
+        for (uid, bits) in
+            [(0, [true, false, true]), (7, [false, true, true]), (8, [false, false, true])]
+        {
+            check(search::SUPERUSER, uid, bits[0]);
+            check(search::OWNER, uid, bits[1]);
+            check(search::EVERYBODY, uid, bits[2]);
+        }
+    }
+
+    #[test]
+    fn reading_changes_an_access_time_that_is_old() {
+        let memory = on();
+        let at = |seconds| Time { seconds, nanos: 0 };
+        let now = seconds_now();
+        assert!(memory.read(5).is_some(), "it is not known");
+        for (atime, mtime, ctime, changes) in [
+            (now - 10, now - 20, now - 20, false),
+            (now - 20, now - 20, now - 30, true),
+            (now - 20, now - 30, now - 10, true),
+            (now - DAY, now - DAY - 9, now - DAY - 9, true),
+        ] {
+            let known = Attr { atime: at(atime), mtime: at(mtime), ctime: at(ctime), ..attr(5) };
+            memory.keep_attr(memory.asked(), known);
+            assert_eq!(memory.read(5).is_some(), changes);
+            assert_eq!(memory.attr(5).is_none(), changes);
+        }
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let memory = on();
+        let asked = memory.asked();
+        for number in 0..NAMES_PER_SHARD_MAX + 10 {
+            memory.keep_name(asked, (2, number.to_string().as_bytes()), ALL, 0);
+        }
+        assert!(memory.shard(2).names <= NAMES_PER_SHARD_MAX);
+        for number in 0..INODES_PER_SHARD_MAX as u64 + 10 {
+            memory.keep_attr(asked, attr(3 + number * SHARDS as u64));
+        }
+        assert!(memory.shard(3).inodes.len() <= INODES_PER_SHARD_MAX);
+        assert!(memory.name(2, b"4100", 0).is_some());
+    }
+
+    proptest! {
+        /// Names are counted as they come and go.
+        #[test]
+        fn names_are_counted(steps in proptest::collection::vec(
+            (prop_oneof![4 => 0..4u8, 1 => 4..6u8], 0..3u64, any::<bool>()), 1..60,
+        )) {
+            let memory = on();
+            for (what, place, which) in steps {
+                let parent = 2 + place * SHARDS as u64;
+                let name: &[u8] = if which { b"a" } else { b"b" };
+                match what {
+                    0..=2 => memory.keep_name(memory.asked(), (parent, name), ALL, 9),
+                    3 => drop(memory.change_name(parent, name)),
+                    4 => memory.forget(parent),
+                    _ => drop(memory.change_rights(parent)),
+                }
+                let shard = memory.shard(2);
+                let names: usize = shard.inodes.values().map(|known| known.names.len()).sum();
+                prop_assert_eq!(shard.names, names);
+            }
+        }
+    }
+}
