@@ -17,6 +17,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("/usr/bin/ps", "procps"),
     ("/usr/bin/diff", "diffutils"),
     ("/usr/bin/find", "findutils"),
+    ("/usr/bin/strace", "strace"),
 ];
 
 /// Crates with programs that the tests run, and their versions. Each is in `target/tools/NAME-VERSION`.

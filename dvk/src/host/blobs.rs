@@ -30,6 +30,13 @@ impl Blobs {
     pub(crate) fn open(directory: PathBuf) -> Result<Blobs> {
         std::fs::create_dir_all(&directory)
             .with_context(|| format!("cannot create {}", directory.display()))?;
+        // Which entries a predecessor has not brought to stable storage nobody knows any more.
+        for parent in std::fs::read_dir(&directory)
+            .with_context(|| format!("cannot list {}", directory.display()))?
+        {
+            fsync_directory(&parent?.path())?;
+        }
+        fsync_directory(&directory)?;
         Ok(Blobs {
             directory,
             open: RefCell::default(),

@@ -108,6 +108,15 @@ impl DiskStore {
     /// # Errors
     /// One sentence: in use by another server, damaged (file and offset), not readable.
     pub fn open(directory: &Path) -> Result<DiskStore> {
+        DiskStore::open_sized(directory, MAP_MEMTABLE)
+    }
+
+    /// As [`DiskStore::open`]; what is in memory becomes a table when it has `memtable` bytes. Fewer than usual, to see many tables
+    /// in a short test.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_sized(directory: &Path, memtable: u64) -> Result<DiskStore> {
         std::fs::create_dir_all(directory)
             .with_context(|| format!("cannot create {}", directory.display()))?;
         let lock = lock(directory)?;
@@ -123,7 +132,7 @@ impl DiskStore {
             .with_context(|| format!("cannot open the map in {}", path.display()))?;
         let options = || {
             KeyspaceCreateOptions::default()
-                .max_memtable_size(MAP_MEMTABLE)
+                .max_memtable_size(memtable)
                 .manual_journal_persist(true)
         };
         let map = database
@@ -133,7 +142,10 @@ impl DiskStore {
             .keyspace("removed", options)
             .with_context(|| format!("cannot open {}", path.display()))?;
         let blobs = Blobs::open(directory.join("blobs"))?;
-        fsync_directory(directory)?;
+        // fjall does not flush the directory in which it has made those of its trees.
+        for made in [path.join("keyspaces"), path, directory.to_path_buf()] {
+            fsync_directory(&made)?;
+        }
         let mut store = DiskStore {
             database,
             map,
@@ -399,9 +411,12 @@ fn lock(directory: &Path) -> Result<File> {
     lock_file::lock(directory, &in_use)
 }
 
+/// Bytes of the file by which fjall knows its databases, which it writes in two parts.
+const VERSION: u64 = 4;
+
 /// Makes sure that fjall can open the database, or creates one.
 fn prepare(path: &Path) -> Result<()> {
-    let created = path.join("version").metadata().is_ok_and(|version| version.len() > 0);
+    let created = path.join("version").metadata().is_ok_and(|version| version.len() >= VERSION);
     if created {
         return journal::check_all(path);
     }
