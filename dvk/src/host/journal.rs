@@ -39,17 +39,25 @@ pub(crate) fn check_all(database: &Path) -> Result<()> {
         // A journal is fsynced before the next is begun, so a sealed one has no torn tail.
         match walk(path)? {
             Walk::Whole => {}
-            Walk::Torn { at } | Walk::Damaged { at } => return Err(damaged(path, at)),
+            Walk::Torn { at } | Walk::Headless { at } | Walk::Damaged { at } => {
+                return Err(damaged(path, at));
+            }
         }
     }
     let Some((_, path)) = last else { return Ok(()) };
-    match walk(&path)? {
-        Walk::Whole => Ok(()),
-        Walk::Torn { at } => {
-            tracing::warn!(journal = %path.display(), offset = at, "the last record is torn and has been dropped");
-            cut(&path, at)
+    loop {
+        match walk(&path)? {
+            Walk::Whole => return Ok(()),
+            Walk::Torn { at } => {
+                tracing::warn!(journal = %path.display(), offset = at, "the last record is torn and has been dropped");
+                return cut(&path, at);
+            }
+            Walk::Headless { at } => {
+                tracing::warn!(journal = %path.display(), offset = at, "the first byte of a record was lost and has been put back");
+                put_start(&path, at)?;
+            }
+            Walk::Damaged { at } => return Err(damaged(&path, at)),
         }
-        Walk::Damaged { at } => Err(damaged(&path, at)),
     }
 }
 
@@ -77,6 +85,13 @@ fn list(database: &Path) -> Result<Vec<(u64, PathBuf)>> {
     Ok(journals)
 }
 
+fn put_start(path: &Path, at: u64) -> Result<()> {
+    let file = OpenOptions::new().write(true).open(path)?;
+    file.write_all_at(&[START], at)
+        .and_then(|()| file.sync_all())
+        .with_context(|| format!("cannot repair {}", path.display()))
+}
+
 fn cut(path: &Path, at: u64) -> Result<()> {
     let file = OpenOptions::new().write(true).open(path)?;
     file.set_len(at)
@@ -91,6 +106,8 @@ enum Walk {
     Whole,
     /// The last batch, which begins `at`, is not complete and nothing follows it.
     Torn { at: u64 },
+    /// The batch that begins `at`, with the last byte of a page, lacks only that: the page was lost, the next was not.
+    Headless { at: u64 },
     /// The batch that begins `at` is not what was written.
     Damaged { at: u64 },
 }
@@ -117,6 +134,14 @@ fn walk_file(path: &Path) -> std::io::Result<Walk> {
             // its items, its page ends with zeros; inside of a long value the page has nothing else.
             Parsed::Wrong => {
                 let end = window.position;
+                if end == at && window.is_a_lost_byte(at)? {
+                    window.position = at + 1;
+                    return Ok(match rest_of_batch(&mut window)? {
+                        Parsed::Complete(_) => Walk::Headless { at },
+                        // More is lost than a byte that may have been damaged.
+                        Parsed::Short | Parsed::Wrong => Walk::Torn { at },
+                    });
+                }
                 window.page_is_zero_from(end)? || window.has_a_zero_page(at, end)?
             }
         };
@@ -151,6 +176,11 @@ fn batch(window: &mut Window) -> std::io::Result<Parsed> {
         window.position -= 1;
         return Ok(Parsed::Wrong);
     }
+    rest_of_batch(window)
+}
+
+/// A batch behind its first byte.
+fn rest_of_batch(window: &mut Window) -> std::io::Result<Parsed> {
     let count = u32::from_le_bytes(take!(window, 4));
     let sequence = u64::from_le_bytes(take!(window, 8));
     let mut hash = Xxh3::new();
@@ -286,6 +316,12 @@ impl Window {
         Ok(false)
     }
 
+    /// Is there a zero at the very end of a page?
+    fn is_a_lost_byte(&mut self, at: u64) -> std::io::Result<bool> {
+        self.fill(at, at + 1)?;
+        Ok(self.buffer == [0] && (at + 1).is_multiple_of(PAGE as u64))
+    }
+
     /// Is there a whole page of zeros between `from` and `to`?
     fn has_a_zero_page(&mut self, from: u64, to: u64) -> std::io::Result<bool> {
         let page = PAGE as u64;
@@ -388,6 +424,40 @@ mod tests {
             error.contains("0.jnl is damaged at offset") && error.contains("truncate -s"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_batch_that_has_lost_its_first_byte_with_a_page_is_put_right() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.jnl");
+        let db = Database::builder(dir.path()).worker_threads(1).open().unwrap();
+        let map = db.keyspace("map", KeyspaceCreateOptions::default).unwrap();
+        let add = |key: &str, len: u64| {
+            let mut batch = db.batch();
+            batch.insert(&map, key, vec![7; usize::try_from(len).unwrap()]);
+            batch.commit().unwrap();
+            Window::open(&path).unwrap().written
+        };
+        let (first, second) = (add("a", 10), add("b", 20));
+        let around = second - first - 20;
+        // A batch ends one byte before the end of a page, where the next begins.
+        let at = (second / PAGE as u64 + 2) * PAGE as u64 - 1;
+        assert_eq!(add("c", at - second - around), at);
+        let end = add("d", 5000);
+        db.persist(PersistMode::SyncAll).unwrap();
+        drop((map, db));
+        let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let mut whole = vec![0; usize::try_from(end).unwrap()];
+        file.read_exact_at(&mut whole, 0).unwrap();
+        file.write_all_at(&[0], at).unwrap();
+        assert_eq!(walk(&path).unwrap(), Walk::Headless { at });
+        check_all(dir.path()).unwrap();
+        let mut found = vec![0; whole.len()];
+        file.read_exact_at(&mut found, 0).unwrap();
+        assert!(found == whole, "it is as it was");
+        // With another page lost as well it cannot be.
+        file.write_all_at(&[0; PAGE + 1], at).unwrap();
+        assert_eq!(walk(&path).unwrap(), Walk::Torn { at });
     }
 
     #[test]
