@@ -85,7 +85,7 @@ pub(crate) const BUDGETS: [Budget; 10] = [
         path: "stat and read through the mount: of tmpfs",
         rows: &[
             "stat on /dvs, home node / stat on tmpfs",
-            "read 4 KiB on /dvs, home node / read 4 KiB on tmpfs",
+            "read 4 KiB, opened to read on /dvs, home node / read 4 KiB, opened to read on tmpfs",
         ],
         most: 1.0 / 0.9,
     },

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// What is done, as a worker has it.
-pub(crate) const OPERATIONS: [&str; 14] = [
+pub(crate) const OPERATIONS: [&str; 15] = [
     "stat",
     "stat of no file",
     "open and close",
@@ -22,6 +22,7 @@ pub(crate) const OPERATIONS: [&str; 14] = [
     "rename",
     "lock and unlock",
     "list 100 files with stat",
+    "read 4 KiB, opened to read",
     "read 4 KiB",
     "write 4 KiB",
     "write 4 KiB and fsync",
@@ -159,6 +160,10 @@ impl Files {
                     }
                     if found == LISTED { Ok(()) } else { Err(std::io::Error::other("not all")) }
                 })?
+            }
+            "read 4 KiB, opened to read" => {
+                let file = File::open(&path)?;
+                timed(count, || file.read_exact_at(small, 0))?
             }
             "read 4 KiB" => timed(count, || data.read_exact_at(small, 0))?,
             "write 4 KiB" => timed(count, || data.write_all_at(small, 0))?,

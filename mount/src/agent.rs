@@ -6,7 +6,7 @@ use crate::leases::{self, Wish};
 use crate::limits::{
     AGAIN_PAUSE, CALL_SIZE_MAX, COPY_MAX, LOCK_WAITS_MAX, MORE_CALLS_MAX, PARTS_MAX,
 };
-use crate::memory::{Asked, Change, Found, Memory};
+use crate::memory::{Asked, Change, Found, Memory, Pages};
 use crate::owners::Owners;
 use calls::vfs::{
     Access, Attr, CopyRange, Create, DirEntry, Fallocate, Flush, FsStats, Fsync, Getattr, Getlk,
@@ -57,6 +57,8 @@ pub struct NewMode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     Offset(u64),
+    /// There, and it is the kernel that writes pages of a mapping back.
+    Page(u64),
     /// Wherever the file ends when the write is executed (O_APPEND).
     End,
 }
@@ -115,8 +117,8 @@ pub trait Agent: Send + Sync + 'static {
         flags: u32,
     ) -> Result<(), Errno>;
     fn link(&self, caller: Caller, ino: u64, to: Entry<'_>) -> Result<Attr, Errno>;
-    /// Opens a file or directory; the handle.
-    fn open(&self, caller: Caller, ino: u64, flags: u32) -> Result<u64, Errno>;
+    /// Opens a file or directory; the handle, and whether the kernel may read it from pages.
+    fn open(&self, caller: Caller, ino: u64, flags: u32) -> Result<(u64, Pages), Errno>;
     fn create(
         &self,
         caller: Caller,
@@ -215,8 +217,9 @@ pub trait Agent: Send + Sync + 'static {
     ) -> Result<u32, Errno>;
     /// lseek(2) with SEEK_DATA or SEEK_HOLE.
     fn seek(&self, caller: Caller, file: OpenFile, offset: u64, whence: u32) -> Result<u64, Errno>;
-    /// From now on the kernel may remember what it is told to, and is to be told what it must not any more.
-    fn attach(&self, kernel: Box<dyn Kernel>);
+    /// From now on the kernel may remember what it is told to, and is to be told what it must not any more. `may_page`: it can
+    /// read from pages, and asks for attributes before if it has none.
+    fn attach(&self, kernel: Box<dyn Kernel>, may_page: bool);
     /// What must be done beside requests. It gets a thread of its own and returns when [`Agent::stop`] was called.
     fn run(&self);
     /// The mount is gone.
@@ -267,7 +270,9 @@ impl Drop for Taken<'_> {
 /// Longest target of a symbolic link (PATH_MAX).
 const TARGET_MAX: usize = 4096;
 const F_UNLCK: u32 = 2;
+const O_ACCMODE: u32 = 3;
 const O_TRUNC: u32 = 0o1000;
+const O_DIRECT: u32 = libc::O_DIRECT.cast_unsigned();
 
 impl<P: Sendrec> VosAgent<P> {
     pub fn new(port: P) -> VosAgent<P> {
@@ -444,6 +449,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
     fn getattr(&self, caller: Caller, ino: u64, fh: Option<u64>) -> Result<Told, Errno> {
         let told = |attr| Told { attr, lent: self.memory.lend(&attr, true) };
         self.memory.use_it();
+        self.memory.clean(ino);
         if let Some(attr) = self.memory.attr(ino) {
             return Ok(told(attr));
         }
@@ -467,7 +473,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
     }
 
     fn readlink(&self, caller: Caller, ino: u64) -> Result<Vec<u8>, Errno> {
-        let _change = self.memory.read(ino);
+        let _reading = self.memory.read(ino);
         let mut target = vec![0; TARGET_MAX];
         let (_, len) =
             self.call(&cred::plain(caller), &Readlink { ino }, [&[], &[]], &mut target)?;
@@ -538,10 +544,12 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         self.call_for(&cred::with_groups(caller), &row, [to.name, &[]]).map(|(_, attr)| attr)
     }
 
-    fn open(&self, caller: Caller, ino: u64, flags: u32) -> Result<u64, Errno> {
+    fn open(&self, caller: Caller, ino: u64, flags: u32) -> Result<(u64, Pages), Errno> {
         let _change = (flags & O_TRUNC != 0).then(|| self.memory.change([ino]));
-        self.order(&cred::with_groups(caller), &Open { ino, flags }, [&[], &[]])
-            .map(|opened| opened.fh)
+        let opened = self.order(&cred::with_groups(caller), &Open { ino, flags }, [&[], &[]])?;
+        let is_read_only = flags & (O_ACCMODE | O_TRUNC | O_DIRECT) == 0;
+        let pages = if is_read_only { self.memory.open(ino, opened.fh) } else { Pages::None };
+        Ok((opened.fh, pages))
     }
 
     fn create(
@@ -584,7 +592,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         offset: u64,
         buffer: &mut [u8],
     ) -> Result<usize, Errno> {
-        let _change = self.memory.read(file.ino);
+        let _reading = self.memory.read(file.ino);
         let cred = cred::plain(caller);
         if buffer.len() <= CALL_SIZE_MAX {
             let row = Read { fh: file.fh, ino: file.ino, offset, size: size(buffer) };
@@ -617,12 +625,15 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         place: Place,
         data: &[u8],
     ) -> Result<usize, Errno> {
-        let _change = self.memory.change([file.ino]);
+        let _change = match place {
+            Place::Page(_) => self.memory.change_by_pages(file.ino),
+            Place::Offset(_) | Place::End => self.memory.change([file.ino]),
+        };
         let cred = cred::plain(caller);
         let mut done = 0;
         for part in data.chunks(CALL_SIZE_MAX) {
             let offset = match place {
-                Place::Offset(offset) => (offset + done as u64) | WRITE_AT,
+                Place::Offset(offset) | Place::Page(offset) => (offset + done as u64) | WRITE_AT,
                 Place::End => WRITE_APPEND,
             };
             let row = Write { fh: file.fh, ino: file.ino, offset };
@@ -653,6 +664,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
 
     fn release(&self, caller: Caller, file: OpenFile) -> Result<(), Errno> {
         self.owners.close(file.fh);
+        self.memory.close(file.ino, file.fh);
         self.order(&cred::plain(caller), &Release { fh: file.fh, ino: file.ino }, [&[], &[]])
     }
 
@@ -669,7 +681,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         size: u32,
         visit: &mut VisitEntry<'_>,
     ) -> Result<(), Errno> {
-        let _change = self.memory.read(file.ino);
+        let _reading = self.memory.read(file.ino);
         // An entry is longer in the kernel's format than in the server's.
         let mut entries = vec![0; CALL_SIZE_MAX.min(size as usize)];
         let size = self::size(&entries);
@@ -826,8 +838,8 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         self.order(&cred::plain(caller), &row, [&[], &[]]).map(|reply| reply.count)
     }
 
-    fn attach(&self, kernel: Box<dyn Kernel>) {
-        self.memory.attach(kernel);
+    fn attach(&self, kernel: Box<dyn Kernel>, may_page: bool) {
+        self.memory.attach(kernel, may_page);
     }
 
     fn run(&self) {

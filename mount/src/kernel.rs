@@ -2,9 +2,9 @@
 
 use std::fmt::Debug;
 
-/// The kernel's side of a mount, which remembers attributes for as long as it is told to.
+/// The kernel's side of a mount, which remembers attributes for as long as it is told to, and pages.
 pub trait Kernel: Debug + Send + Sync {
-    /// Lets it forget the attributes of an inode. Replies to what was asked before tell it nothing to remember, either, if it knows
-    /// the inode. False: it does not.
-    fn forget_attributes(&self, ino: u64) -> bool;
+    /// Lets it forget the attributes of an inode, and its `pages`: then it waits until those that are being read or written are there.
+    /// Replies to what was asked before tell it nothing to remember, either, if it knows the inode. False: it does not.
+    fn forget(&self, ino: u64, pages: bool) -> bool;
 }

@@ -13,7 +13,7 @@ mod fusermount;
 pub mod kernel;
 mod leases;
 pub mod limits;
-mod memory;
+pub mod memory;
 mod mountpoint;
 mod owners;
 mod status;

@@ -50,7 +50,8 @@ pub const SHARDS: usize = 64;
 pub const INODES_PER_SHARD_MAX: usize = 1024;
 pub const NAMES_PER_SHARD_MAX: usize = 4096;
 
-/// How long the kernel is told to remember attributes at most, and of how many inodes per shard it is known that it does.
+/// How long the kernel is told to remember attributes at most, and of how many inodes per shard it is known that it does, or that
+/// it has pages. Of more, those that are not open lose theirs.
 pub const LENT_FOR_MAX: Duration = Duration::from_secs(1);
 pub const LENT_PER_SHARD_MAX: usize = 1024;
 

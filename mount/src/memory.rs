@@ -4,8 +4,9 @@
 //! it and has not recalled that, the session lasts (the server gives up an agent from which it has not heard; the agent counts the time
 //! from before it spoke, so it stops first), and no change by this node's own programs is under way.
 //!
-//! What is remembered here may be *lent*: the kernel is told to remember it, too, for a short time. Whatever makes it forgotten here
-//! has the kernel forget it first.
+//! What is remembered here may be *lent*: the kernel is told to remember attributes, too, for a short time, and while it may, to read
+//! from pages that it has. Whatever makes an inode forgotten here has the kernel forget it first. Pages that were read without a
+//! lease are *tainted*: then the kernel is not lent attributes, so it asks for them before each read, and loses its pages then.
 //!
 //! *Stamps* order what happens here: one counter, advanced by every change, recall and new session. Who asks the server takes a
 //! stamp before; the answer is kept only if nothing has happened to its inode since.
@@ -16,7 +17,7 @@ use crate::limits::{
     NAMES_PER_SHARD_MAX, SHARDS,
 };
 use calls::vfs::{Attr, Leased, Time, search};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -45,6 +46,8 @@ pub(crate) struct Memory {
     /// A kernel has forgotten something.
     forgot: [Condvar; SHARDS],
     kernel: OnceLock<Box<dyn Kernel>>,
+    /// Can it read from pages, and drop them when they are not good any more?
+    may_page: AtomicBool,
     stamp: AtomicU64,
     /// The stamp with which the session began; what was asked before is not kept.
     floor: AtomicU64,
@@ -61,8 +64,10 @@ struct Shard {
     /// Names in all of them.
     names: usize,
     slots: [Slot; SLOTS],
-    /// What the kernel may remember of attributes.
+    /// What the kernel may remember.
     lent: HashMap<u64, Lent>,
+    /// The open files through which it reads pages.
+    through_pages: HashSet<u64>,
 }
 
 /// Of the inodes of one slot.
@@ -72,22 +77,50 @@ struct Slot {
     stamp: u64,
     /// Changes under way.
     changing: u32,
+    /// When one was read last so that its access time may have changed.
+    read: u64,
 }
 
-/// Attributes that the kernel may remember.
-#[derive(Clone, Copy, Debug)]
+/// What the kernel may remember of an inode.
+#[derive(Clone, Copy, Debug, Default)]
 struct Lent {
-    /// As [`Memory::until`].
+    /// Attributes; as [`Memory::until`].
     until: u64,
-    /// Does the kernel know the inode for sure? Else the reply that tells it may not have been read yet.
+    /// Does it know the inode for sure? Else the reply that tells it may not have been read yet.
     is_known: bool,
     /// Is somebody having it forgotten?
     is_going: bool,
+    /// It may have pages, of which is known whether they are tainted.
+    has_pages: bool,
+    is_tainted: bool,
+    /// Open files through which it reads pages.
+    files: usize,
+}
+
+impl Lent {
+    /// Might the kernel still remember something?
+    fn is_needed(&self, now: u64) -> bool {
+        let margin = u64::try_from(MARGIN.as_nanos()).unwrap_or(u64::MAX);
+        self.has_pages || now < self.until.saturating_add(margin)
+    }
+}
+
+/// What the kernel is to do with an open file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pages {
+    /// Each read is a request.
+    None,
+    /// It reads from pages, of which it has none that count.
+    Fresh,
+    /// It may have pages, and reads from them.
+    Kept,
 }
 
 #[derive(Debug, Default)]
 struct Known {
     attr: Option<Attr>,
+    /// Of which the access time may be another by now.
+    is_read: bool,
     /// The inodes of names; 0: there is no such name.
     names: HashMap<Box<[u8]>, u64>,
     /// Who may be told of names: of [`search`].
@@ -110,6 +143,32 @@ impl Known {
 pub(crate) struct Change<'a, const N: usize> {
     memory: &'a Memory,
     inodes: [u64; N],
+}
+
+/// An inode that is being read.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Reading<'a> {
+    memory: &'a Memory,
+    /// If its access time may change by that.
+    ino: Option<u64>,
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        let Some(ino) = self.ino else { return };
+        let mut shard = self.memory.shard(ino);
+        shard.slots[slot(ino)].read = self.memory.next_stamp();
+        if let Some(known) = shard.inodes.get_mut(&ino) {
+            known.is_read = true;
+        }
+        let is_lent = shard.lent.get(&ino).is_some_and(|lent| lent.until != 0);
+        drop(shard);
+        // Its attributes, not its pages.
+        if let (true, Some(kernel)) = (is_lent, self.memory.kernel.get()) {
+            kernel.forget(ino, false);
+        }
+    }
 }
 
 impl Change<'_, 1> {
@@ -136,11 +195,13 @@ impl Default for Memory {
             names: 0,
             slots: [Slot::default(); SLOTS],
             lent: HashMap::new(),
+            through_pages: HashSet::new(),
         };
         Memory {
             shards: std::array::from_fn(|_| Mutex::new(shard())),
             forgot: std::array::from_fn(|_| Condvar::new()),
             kernel: OnceLock::new(),
+            may_page: AtomicBool::new(false),
             stamp: AtomicU64::new(0),
             floor: AtomicU64::new(0),
             start: Instant::now(),
@@ -159,7 +220,8 @@ impl Memory {
     /// Attributes of an inode, if they are known.
     pub(crate) fn attr(&self, ino: u64) -> Option<Attr> {
         let shard = self.shard(ino);
-        let attr = shard.inodes.get(&ino)?.attr?;
+        let known = shard.inodes.get(&ino).filter(|known| !known.is_read)?;
+        let attr = known.attr?;
         self.is_valid().then_some(attr)
     }
 
@@ -183,7 +245,9 @@ impl Memory {
         let mut shard = self.shard(attr.ino);
         if self.is_fresh(&shard, attr.ino, asked) {
             shard.make_room();
-            shard.inodes.entry(attr.ino).or_default().attr = Some(attr);
+            let is_read = shard.slots[slot(attr.ino)].read > asked.0;
+            let known = shard.inodes.entry(attr.ino).or_default();
+            (known.attr, known.is_read) = (Some(attr), is_read);
         }
     }
 
@@ -240,15 +304,81 @@ impl Memory {
         known.unwrap_or(0)
     }
 
-    /// As [`Memory::change`] for who reads an inode, whose access time may change by that.
-    pub(crate) fn read(&self, ino: u64) -> Option<Change<'_, 1>> {
+    /// As [`Memory::change`], of pages that the kernel writes back: they stay. It does not wait for who has others forgotten, as
+    /// that may wait for these.
+    pub(crate) fn change_by_pages(&self, ino: u64) -> Change<'_, 1> {
+        let mut shard = self.shard(ino);
+        shard.slots[slot(ino)].changing += 1;
+        shard.happened(ino, self.next_stamp());
+        if let Some(known) = shard.inodes.get_mut(&ino) {
+            known.attr = None;
+        }
+        drop(shard);
+        if let Some(kernel) = self.kernel.get() {
+            kernel.forget(ino, false);
+        }
+        Change { memory: self, inodes: [ino] }
+    }
+
+    /// An inode is about to be read, by which its access time may change, and pages of the kernel may get what is read.
+    pub(crate) fn read(&self, ino: u64) -> Reading<'_> {
+        let mut shard = self.shard(ino);
+        let is_leased = self.is_leased(&shard, ino);
+        if let Some(lent) = shard.lent.get_mut(&ino)
+            && lent.has_pages
+            && !is_leased
+        {
+            lent.is_tainted = true;
+        }
         let stays = |attr: &Attr| {
             let order = |time: Time| (time.seconds, time.nanos);
             let is_young = attr.atime.seconds.saturating_add(DAY - 1) > seconds_now();
             order(attr.atime) > order(attr.mtime).max(order(attr.ctime)) && is_young
         };
-        let is_known = self.shard(ino).inodes.get(&ino).and_then(|known| known.attr);
-        if is_known.as_ref().is_some_and(stays) { None } else { Some(self.change([ino])) }
+        let known = shard.inodes.get(&ino).and_then(|known| known.attr);
+        let changes = !known.as_ref().is_some_and(stays);
+        Reading { memory: self, ino: changes.then_some(ino) }
+    }
+
+    /// May the kernel read file `fh`, which has just been opened for reading only, from pages?
+    pub(crate) fn open(&self, ino: u64, fh: u64) -> Pages {
+        if !self.may_page.load(Ordering::Relaxed) {
+            return Pages::None;
+        }
+        let mut shard = self.shard(ino);
+        if !shard.has_room_to_lend(ino, self.now())
+            && let Some(other) = shard.lent_and_closed()
+        {
+            self.take_back(shard, other);
+            shard = self.shard(ino);
+        }
+        if !self.is_leased(&shard, ino) || !shard.has_room_to_lend(ino, self.now()) {
+            return Pages::None;
+        }
+        shard.through_pages.insert(fh);
+        let lent = shard.lent.entry(ino).or_default();
+        let is_kept = lent.has_pages && !lent.is_tainted;
+        lent.files += 1;
+        lent.has_pages = true;
+        if is_kept { Pages::Kept } else { Pages::Fresh }
+    }
+
+    /// File `fh` is closed.
+    pub(crate) fn close(&self, ino: u64, fh: u64) {
+        let mut shard = self.shard(ino);
+        if shard.through_pages.remove(&fh)
+            && let Some(lent) = shard.lent.get_mut(&ino)
+        {
+            lent.files -= 1;
+        }
+    }
+
+    /// The kernel asks for attributes, perhaps to know whether its pages are good: those that are not are taken away first.
+    pub(crate) fn clean(&self, ino: u64) {
+        let shard = self.shard(ino);
+        if shard.lent.get(&ino).is_some_and(|lent| lent.is_tainted) {
+            self.take_back(shard, ino);
+        }
     }
 
     /// The server recalls its lease on an inode.
@@ -277,10 +407,11 @@ impl Memory {
         }
     }
 
-    /// From now on `kernel` can be lent attributes.
-    pub(crate) fn attach(&self, kernel: Box<dyn Kernel>) {
+    /// From now on `kernel` can be lent attributes, and read from pages if that `may_page`.
+    pub(crate) fn attach(&self, kernel: Box<dyn Kernel>, may_page: bool) {
         // A mount has one kernel.
         drop(self.kernel.set(kernel));
+        self.may_page.store(may_page, Ordering::Relaxed);
     }
 
     /// For how long the kernel may remember attributes that it is about to be told. `is_known`: it has the inode already.
@@ -291,52 +422,59 @@ impl Memory {
         let ino = attr.ino;
         let mut shard = self.shard(ino);
         let (now, until) = (self.now(), self.until.load(Ordering::SeqCst));
-        let is_kept = shard.inodes.get(&ino).is_some_and(|known| known.attr.as_ref() == Some(attr));
-        if !is_kept || until <= now {
+        let is_kept = |known: &Known| known.attr.as_ref() == Some(attr) && !known.is_read;
+        if !shard.inodes.get(&ino).is_some_and(is_kept)
+            || until <= now
+            || !shard.has_room_to_lend(ino, now)
+        {
             return Duration::ZERO;
         }
-        if shard.lent.len() >= LENT_PER_SHARD_MAX && !shard.lent.contains_key(&ino) {
-            shard.lent.retain(|_, lent| lent.is_going || now < lent.until);
-            if shard.lent.len() >= LENT_PER_SHARD_MAX {
-                return Duration::ZERO;
-            }
+        let lent = shard.lent.entry(ino).or_default();
+        if lent.is_tainted {
+            return Duration::ZERO;
         }
-        let time = Duration::from_nanos(until - now).min(LENT_FOR_MAX);
         // It counts from when the reply is read, which is soon: the session has its margin for that.
-        let lent = Lent { until, is_known, is_going: false };
-        let before = shard.lent.insert(ino, lent);
-        if let (Some(before), Some(lent)) = (before, shard.lent.get_mut(&ino)) {
-            lent.is_known |= before.is_known;
-            lent.is_going = before.is_going;
-        }
-        time
+        lent.until = until;
+        lent.is_known |= is_known;
+        Duration::from_nanos(until - now).min(LENT_FOR_MAX)
     }
 
-    /// Has the kernel forget the attributes of an inode that it was lent; returns when it has. Nothing is lent meanwhile: it is
-    /// not remembered here any more.
+    /// Has the kernel forget what it was lent of an inode; returns when it has. Nothing is lent meanwhile: it is not remembered
+    /// here any more, or what is read now taints it again.
     fn take_back(&self, mut shard: MutexGuard<'_, Shard>, ino: u64) {
         let Some(kernel) = self.kernel.get() else { return };
         let condvar = &self.forgot[usize::try_from(ino).unwrap_or(0) % SHARDS];
         while shard.lent.get(&ino).is_some_and(|lent| lent.is_going) {
             shard = condvar.wait(shard).unwrap_or_else(PoisonError::into_inner);
         }
-        let margin = u64::try_from(MARGIN.as_nanos()).unwrap_or(u64::MAX);
-        match shard.lent.get_mut(&ino) {
-            Some(lent) if self.now() < lent.until.saturating_add(margin) => lent.is_going = true,
-            _ => {
-                shard.lent.remove(&ino);
-                return;
-            }
+        let Some(lent) = shard.lent.get_mut(&ino) else { return };
+        if !lent.is_needed(self.now()) {
+            shard.lent.remove(&ino);
+            return;
         }
-        let Some(lent) = shard.lent.get(&ino) else { return };
-        let lent = *lent;
+        (lent.is_going, lent.is_tainted) = (true, false);
+        let Lent { until, is_known, has_pages, .. } = *lent;
         drop(shard);
         // An inode that is not there may have gone, or come with a reply that has not been read yet.
-        while !kernel.forget_attributes(ino) && !lent.is_known && self.now() < lent.until {
+        while !kernel.forget(ino, has_pages) && !is_known && self.now() < until {
             std::thread::sleep(FORGET_PAUSE);
         }
-        self.shard(ino).lent.remove(&ino);
+        let mut shard = self.shard(ino);
+        if let Some(lent) = shard.lent.get_mut(&ino) {
+            (lent.is_going, lent.until) = (false, 0);
+            // Without an open file it gets no more pages, but for a mapping's, of which nothing is known then.
+            if lent.files == 0 {
+                shard.lent.remove(&ino);
+            }
+        }
+        drop(shard);
         condvar.notify_all();
+    }
+
+    /// Is there a lease on an inode that is not about to end?
+    fn is_leased(&self, shard: &Shard, ino: u64) -> bool {
+        let is_kept = shard.inodes.get(&ino).is_some_and(|known| known.attr.is_some());
+        is_kept && shard.slots[slot(ino)].changing == 0 && self.is_valid()
     }
 
     fn now(&self) -> u64 {
@@ -404,6 +542,21 @@ impl Shard {
         self.slots[slot(ino)].stamp = stamp;
     }
 
+    /// May something more be lent of inode `ino`?
+    fn has_room_to_lend(&mut self, ino: u64, now: u64) -> bool {
+        if self.lent.len() < LENT_PER_SHARD_MAX || self.lent.contains_key(&ino) {
+            return true;
+        }
+        self.lent.retain(|_, lent| lent.is_going || lent.is_needed(now));
+        self.lent.len() < LENT_PER_SHARD_MAX
+    }
+
+    /// An inode of which the kernel may have pages, and no open file.
+    fn lent_and_closed(&self) -> Option<u64> {
+        let is_closed = |lent: &Lent| lent.files == 0 && !lent.is_going;
+        self.lent.iter().find(|(_, lent)| is_closed(lent)).map(|(ino, _)| *ino)
+    }
+
     /// A full shard is emptied: what is in use is back after one question each.
     fn make_room(&mut self) {
         if self.inodes.len() >= INODES_PER_SHARD_MAX || self.names >= NAMES_PER_SHARD_MAX {
@@ -428,6 +581,7 @@ fn seconds_now() -> i64 {
 mod tests {
     use super::*;
     use proptest::prelude::{any, prop_assert_eq, prop_oneof, proptest};
+    use std::sync::Arc;
 
     const LEASE: Duration = Duration::from_secs(3600);
     const ALL: Leased = Leased { name: search::EVERYBODY, attr: 1, owner: 0 };
@@ -539,7 +693,7 @@ mod tests {
         let memory = on();
         let at = |seconds| Time { seconds, nanos: 0 };
         let now = seconds_now();
-        assert!(memory.read(5).is_some(), "it is not known");
+        assert!(memory.read(5).ino.is_some(), "it is not known");
         for (atime, mtime, ctime, changes) in [
             (now - 10, now - 20, now - 20, false),
             (now - 20, now - 20, now - 30, true),
@@ -548,8 +702,11 @@ mod tests {
         ] {
             let known = Attr { atime: at(atime), mtime: at(mtime), ctime: at(ctime), ..attr(5) };
             memory.keep_attr(memory.asked(), known);
-            assert_eq!(memory.read(5).is_some(), changes);
+            let asked = memory.asked();
+            assert_eq!(memory.read(5).ino.is_some(), changes);
             assert_eq!(memory.attr(5).is_none(), changes);
+            memory.keep_attr(asked, known);
+            assert_eq!(memory.attr(5).is_none(), changes, "it was asked for before");
         }
     }
 
@@ -566,6 +723,125 @@ mod tests {
         }
         assert!(memory.shard(3).inodes.len() <= INODES_PER_SHARD_MAX);
         assert!(memory.name(2, b"4100", 0).is_some());
+    }
+
+    /// A kernel that notes what it is to forget. It does not know inode 99 at first.
+    #[derive(Clone, Debug, Default)]
+    struct Forgetful(Arc<Mutex<Vec<(u64, bool)>>>);
+
+    impl Kernel for Forgetful {
+        fn forget(&self, ino: u64, pages: bool) -> bool {
+            let mut forgotten = self.0.lock().unwrap();
+            forgotten.push((ino, pages));
+            ino != 99 || forgotten.len() > 3
+        }
+    }
+
+    impl Forgetful {
+        fn take(&self) -> Vec<(u64, bool)> {
+            std::mem::take(&mut self.0.lock().unwrap())
+        }
+    }
+
+    /// A memory whose kernel has been lent the attributes of inode 5, read a moment ago.
+    fn lent() -> (Memory, Forgetful, Attr) {
+        let (memory, kernel) = (on(), Forgetful::default());
+        memory.attach(Box::new(kernel.clone()), true);
+        let at = |seconds| Time { seconds, nanos: 0 };
+        let now = seconds_now();
+        let known = Attr { atime: at(now), mtime: at(now - 9), ctime: at(now - 9), ..attr(5) };
+        memory.keep_attr(memory.asked(), known);
+        assert_eq!(memory.lend(&known, true), LENT_FOR_MAX);
+        (memory, kernel, known)
+    }
+
+    #[test]
+    fn what_is_lent_is_taken_back_before_it_is_another() {
+        let (memory, kernel, known) = lent();
+        assert_eq!(memory.lend(&Attr { size: 8, ..known }, true), Duration::ZERO, "another");
+        drop(memory.change([5, 6]));
+        assert_eq!(kernel.take(), [(5, false)]);
+        drop(memory.change([5]));
+        assert_eq!((kernel.take(), memory.lend(&known, true)), (Vec::new(), Duration::ZERO));
+        let (memory, kernel, known) = lent();
+        memory.forget(5);
+        assert_eq!((kernel.take(), memory.lend(&known, true)), (vec![(5, false)], Duration::ZERO));
+        let (memory, kernel, _) = lent();
+        memory.end_session();
+        assert_eq!(kernel.take(), [(5, false)]);
+        let (memory, kernel, known) = lent();
+        // Nothing is changed by reading what was read since.
+        drop(memory.read(5));
+        assert_eq!((kernel.take(), memory.attr(5)), (Vec::new(), Some(known)));
+        let old = Attr { atime: Time::default(), ..known };
+        memory.keep_attr(memory.asked(), old);
+        drop(memory.read(5));
+        assert_eq!((kernel.take(), memory.attr(5)), (vec![(5, false)], None));
+    }
+
+    #[test]
+    fn a_reply_that_makes_an_inode_known_is_waited_for() {
+        let (memory, kernel, _) = lent();
+        let unknown = attr(99);
+        memory.keep_attr(memory.asked(), unknown);
+        assert_eq!(memory.lend(&unknown, false), LENT_FOR_MAX);
+        memory.forget(99);
+        assert_eq!(kernel.take().len(), 4, "until it was there");
+    }
+
+    #[test]
+    fn pages_that_were_read_without_a_lease_go_before_the_kernel_is_told_attributes() {
+        let (memory, kernel, known) = lent();
+        assert_eq!(memory.open(6, 1), Pages::None, "there is no lease");
+        assert_eq!((memory.open(5, 1), memory.open(5, 2)), (Pages::Fresh, Pages::Kept));
+        drop(memory.read(5));
+        memory.clean(5);
+        assert_eq!(kernel.take(), [], "they are good");
+        memory.forget(5);
+        assert_eq!(kernel.take(), [(5, true)]);
+        drop(memory.read(5));
+        memory.keep_attr(memory.asked(), known);
+        assert_eq!(memory.lend(&known, true), Duration::ZERO, "it would not ask any more");
+        assert_eq!(memory.open(5, 3), Pages::Fresh);
+        memory.clean(5);
+        assert_eq!(kernel.take(), [(5, true)]);
+        assert_eq!((memory.lend(&known, true), memory.open(5, 4)), (LENT_FOR_MAX, Pages::Kept));
+        let change = memory.change_by_pages(5);
+        assert_eq!(kernel.take(), [(5, false)], "these pages are what is written");
+        drop(memory.read(5));
+        drop(change);
+        assert_eq!(kernel.take(), [(5, false)], "its access time may be another");
+        memory.clean(5);
+        assert_eq!(kernel.take(), [(5, true)]);
+        for fh in 1..=4 {
+            memory.close(5, fh);
+            memory.close(5, fh);
+        }
+        memory.keep_attr(memory.asked(), known);
+        memory.forget(5);
+        assert_eq!(kernel.take(), [(5, true)], "what it has it keeps when a file is closed");
+        memory.keep_attr(memory.asked(), known);
+        assert_eq!(memory.open(5, 5), Pages::Fresh, "a mapping may have brought others since");
+    }
+
+    #[test]
+    fn what_is_lent_is_bounded_and_gives_way() {
+        let (memory, kernel, _) = lent();
+        let of = |number: u64| attr(7 + number * SHARDS as u64);
+        let count = LENT_PER_SHARD_MAX as u64;
+        for number in 0..=count {
+            memory.keep_attr(memory.asked(), of(number));
+            // All of them fit what is remembered of inodes.
+            memory.shard(7).inodes.retain(|ino, _| *ino == of(number).ino);
+            assert_eq!(memory.open(of(number).ino, number), Pages::Fresh);
+            if number > 0 {
+                memory.close(of(number).ino, number);
+            }
+        }
+        assert_eq!(memory.shard(7).lent.len(), LENT_PER_SHARD_MAX);
+        let gone = kernel.take();
+        assert!(matches!(gone[..], [(ino, true)] if ino != 7), "{gone:?}");
+        assert!(memory.shard(7).lent.contains_key(&7), "it is open");
     }
 
     proptest! {

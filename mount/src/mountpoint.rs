@@ -70,13 +70,14 @@ fn clear(place: &Path, fstype: &OsStr) -> Result<()> {
         return Ok(());
     }
     let shown = place.display();
-    match std::fs::symlink_metadata(place).map_err(|error| error.raw_os_error()) {
-        Err(Some(libc::ENOTCONN | libc::ECONNABORTED)) if fstype == FSTYPE => {
+    // Attributes the kernel may remember of a dead mount, too; this is always asked.
+    match rustix::fs::statfs(place).map_err(rustix::io::Errno::raw_os_error) {
+        Err(libc::ENOTCONN | libc::ECONNABORTED) if fstype == FSTYPE => {
             tracing::info!("{shown} had a mount whose agent is dead: unmounted");
             unmount(place)
                 .with_context(|| format!("cannot unmount the dead mount: run `umount -l {shown}`"))
         }
-        Err(Some(libc::ENOTCONN | libc::ECONNABORTED)) => {
+        Err(libc::ENOTCONN | libc::ECONNABORTED) => {
             bail!(
                 "{shown} has a dead mount (transport endpoint is not connected): run `umount -l {shown}`"
             )

@@ -470,7 +470,7 @@ fn open_and_read_are_one_round_trip_for_each_request_of_the_kernel() {
 
     // open(2) of one name below the mount: the kernel asks what it is, since it may not remember, and opens it.
     let found = door.lookup(USER, entry).expect("the walk is on its way");
-    let fh = door.open(USER, found.attr.ino, 0).expect("the walk is on its way");
+    let (fh, _) = door.open(USER, found.attr.ino, 0).expect("the walk is on its way");
     check_quoted(
         &cluster,
         &[

@@ -224,8 +224,7 @@ impl VfsServer {
         }
         let Some(target) = cx.store.get(&keys::target(row.ino)) else { return err(EIO) };
         if inode.accessed(cx.wall) {
-            self.claim(&[(inode.ino, true)], call, cx)?;
-            self.save(&inode, cx);
+            self.save_accessed(&inode, call, cx);
         }
         Ok(target)
     }
@@ -247,8 +246,7 @@ impl VfsServer {
             return err(EINVAL);
         }
         if dir.accessed(cx.wall) {
-            self.claim(&[(dir.ino, true)], call, cx)?;
-            self.save(&dir, cx);
+            self.save_accessed(&dir, call, cx);
         }
         Ok(listing.bytes)
     }

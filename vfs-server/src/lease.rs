@@ -144,11 +144,19 @@ impl VfsServer {
         err(RESTART)
     }
 
-    /// Something of inode `ino` has changed that nobody waits for; or it is no more.
-    pub(crate) fn recall_late(&mut self, ino: u64, cx: &mut Context<'_>) {
+    /// Something of inode `ino` has changed that others may be told a little late, or it is no more. `knows` knows it.
+    pub(crate) fn recall_late(&mut self, ino: u64, knows: Option<Endpoint>, cx: &mut Context<'_>) {
         for source in self.leases.holders(ino) {
-            self.leases.recall_from(ino, source, cx);
+            if Some(source) != knows {
+                self.leases.recall_from(ino, source, cx);
+            }
         }
+    }
+
+    /// As [`VfsServer::save`] of an inode whose access time has changed. No reader waits for others to forget it.
+    pub(crate) fn save_accessed(&mut self, inode: &Inode, call: &Call<'_>, cx: &mut Context<'_>) {
+        self.save(inode, cx);
+        self.recall_late(inode.ino, Some(call.id.source), cx);
     }
 
     /// Keeps a call whose [`VfsServer::claim`] was refused.

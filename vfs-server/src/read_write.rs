@@ -43,8 +43,7 @@ impl VfsServer {
         }
         let data = read_blob(&inode, row.offset, row.size, cx.store)?;
         if !data.is_empty() && !open.leaves_access_time() && inode.accessed(cx.wall) {
-            self.claim(&[(inode.ino, true)], call, cx)?;
-            self.save(&inode, cx);
+            self.save_accessed(&inode, call, cx);
         }
         Ok(data)
     }
@@ -116,7 +115,7 @@ impl VfsServer {
             return err(EFBIG);
         }
         let count = count.min(FILE_SIZE_MAX - to);
-        self.claim(&[(source.ino, true), (target.ino, true)], call, cx)?;
+        self.claim(&[(target.ino, true)], call, cx)?;
         self.take_space(count, cx)?;
         let mut data = vec![0; usize::try_from(count).unwrap_or(0)];
         // What the blob does not have stays zero.
@@ -130,7 +129,7 @@ impl VfsServer {
             self.write_blob(row.to_ino, to, &data, cx)?;
         }
         if !read.leaves_access_time() && source.accessed(cx.wall) {
-            self.save(&source, cx);
+            self.save_accessed(&source, call, cx);
             if source.ino == target.ino {
                 target.atime = source.atime;
             }

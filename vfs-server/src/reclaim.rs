@@ -157,12 +157,12 @@ impl VfsServer {
         let Ok(Some(inode)) = self.inodes.find(ino, cx.store) else { return };
         if inode.nlink == 0 && !self.opens.is_open(ino) {
             self.destroy(ino, inode.kind(), cx);
-            self.recall_late(ino, cx);
+            self.recall_late(ino, None, cx);
         } else if inode.is_regular() && extends_beyond(cx.store, ino, inode.size) {
             // A blob that cannot be cut now is cut before the file grows again, or never needs to be.
             cx.store.blob_truncate(ino, inode.size).ok();
             // It takes less room now.
-            self.recall_late(ino, cx);
+            self.recall_late(ino, None, cx);
         }
     }
 

@@ -91,6 +91,7 @@ pub(crate) mod fattr {
 
 /// `fuse_open_out.open_flags`: I/O goes around the page cache.
 pub(crate) const FOPEN_DIRECT_IO: u32 = 1 << 0;
+pub(crate) const FOPEN_KEEP_CACHE: u32 = 1 << 1;
 /// `fuse_open_out.open_flags`: such writes that stay inside the file need not wait for each other.
 pub(crate) const FOPEN_PARALLEL_DIRECT_WRITES: u32 = 1 << 6;
 /// `fuse_getattr_in.getattr_flags`: `fh` is an open file.

@@ -91,9 +91,10 @@ impl Device {
 }
 
 impl Kernel for Device {
-    fn forget_attributes(&self, ino: u64) -> bool {
-        // A negative offset: no pages.
-        let what = abi::fuse_notify_inval_inode_out { ino, off: -1, len: 0 };
+    fn forget(&self, ino: u64, pages: bool) -> bool {
+        // A negative offset: no pages. From the first on without a length: all.
+        let off = if pages { 0 } else { -1 };
+        let what = abi::fuse_notify_inval_inode_out { ino, off, len: 0 };
         self.notify(abi::notify::INVAL_INODE, &what)
     }
 }

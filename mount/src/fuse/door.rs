@@ -5,6 +5,7 @@ use super::request::Operation;
 use super::{abi, request::Request};
 use crate::agent::{Agent, OpenFile, Told};
 use crate::limits::IO_SIZE_MAX;
+use crate::memory::Pages;
 use m3ipc::errno::numbers::{ELOOP, ENXIO, EOVERFLOW, ESTALE};
 use m3ipc::{Errno, Interrupt};
 use std::ops::ControlFlow;
@@ -75,11 +76,16 @@ impl<A: Agent> Door<A> {
             }
             Operation::Link { ino, to } => found(out, &at_once(agent.link(caller, ino, to)?)),
             Operation::Open { ino, flags } => {
-                let fh = agent.open(caller, ino, flags)?;
-                Ok(opened(out, 0, OpenFile { ino, fh }, self.open_flags))
+                let (fh, pages) = agent.open(caller, ino, flags)?;
+                let open_flags = match pages {
+                    Pages::None => self.open_flags,
+                    Pages::Fresh => 0,
+                    Pages::Kept => abi::FOPEN_KEEP_CACHE,
+                };
+                Ok(opened(out, 0, OpenFile { ino, fh }, open_flags))
             }
             Operation::Opendir { ino, flags } => {
-                let fh = agent.open(caller, ino, flags)?;
+                let (fh, _) = agent.open(caller, ino, flags)?;
                 Ok(opened(out, 0, OpenFile { ino, fh }, 0))
             }
             Operation::Create { entry, new, flags } => {

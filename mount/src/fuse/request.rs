@@ -307,7 +307,9 @@ fn operation<'a>(head: &Header, body: &'a [u8]) -> Option<Operation<'a>> {
             let asked: abi::fuse_write_in = body.take()?;
             // Dirty pages of a mapping belong where they are, and their file handle is any of the inode's.
             let from_pages = asked.write_flags & abi::FUSE_WRITE_CACHE != 0;
-            let place = if asked.flags & O_APPEND != 0 && !from_pages {
+            let place = if from_pages {
+                Place::Page(asked.offset)
+            } else if asked.flags & O_APPEND != 0 {
                 Place::End
             } else {
                 Place::Offset(asked.offset)
@@ -511,7 +513,7 @@ mod tests {
         };
         assert_eq!(write(0, 0), Place::Offset(4));
         assert_eq!(write(O_APPEND, 0), Place::End);
-        assert_eq!(write(O_APPEND, abi::FUSE_WRITE_CACHE), Place::Offset(4), "pages of a mapping");
+        assert_eq!(write(O_APPEND, abi::FUSE_WRITE_CACHE), Place::Page(4), "pages of a mapping");
     }
 
     #[test]

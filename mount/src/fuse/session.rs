@@ -107,7 +107,10 @@ pub(crate) fn start<A: Agent>(
         .spawn(move || watched.under_way.watch(&*watched))
         .context("no thread to look after signals")?;
     match session.devices[0].same() {
-        Ok(device) => session.door.agent().attach(Box::new(device)),
+        Ok(device) => {
+            let may_page = flags & init::AUTO_INVAL_DATA != 0;
+            session.door.agent().attach(Box::new(device), may_page);
+        }
         Err(error) => tracing::warn!(%error, "the kernel is not told to remember anything"),
     }
     let beside = session.clone();

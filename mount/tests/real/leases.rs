@@ -2,7 +2,7 @@
 
 use crate::programs::World;
 use calls::Row;
-use calls::vfs::{Flush, Fsync, Getattr, Lookup, Recalls};
+use calls::vfs::{Flush, Fsync, Getattr, Lookup, Read, Recalls};
 use m3ipc::cred::CRED_SIZE_MAX;
 use m3ipc::{Cred, Endpoint, Wait};
 
@@ -68,6 +68,68 @@ fn an_agent_that_is_not_answered_for_a_while_tells_nothing_from_memory() {
     world.sh_outside("while stat $N1/d/f > /dev/null 2>&1; do :; done");
     world.vos.set_down(false);
     world.sh("test $(stat -c %s d/f) = 2; echo 22 > $N2/d/f; test $(stat -c %s d/f) = 3");
+}
+
+#[test]
+fn pages_that_the_kernel_has_are_read_without_asking_and_never_old() {
+    let Some(world) = World::new(2) else { return };
+    let before = world.vos.served::<Read>();
+    let output = world.python(
+        "
+said, reads = (multiprocessing.Array('q', 4, lock=False) for _ in range(2))
+path = ['', N[1] + '/f', N[2] + '/f']
+with open(path[2], 'wb') as f: f.write(bytes(8192))
+def number(data):
+    numbers = set(struct.unpack('512q', data))
+    assert len(numbers) == 1, numbers
+    return numbers.pop()
+def reader(me, look):
+    'what was said to be written before a look is seen by it'
+    while said[1] == 0:
+        least = said[0]
+        found = look()
+        assert found >= least, (me, found, least)
+        reads[me] += 1
+# Until there is a session.
+for i in range(1000): os.stat(path[1])
+kept = os.open(path[1], os.O_RDONLY)
+os.pread(kept, 8192, 0)
+def by_kept(): return number(os.pread(kept, 4096, 4096))
+def by_fresh():
+    with open(path[1], 'rb', buffering=0) as f:
+        f.seek(4096)
+        return number(f.read(4096))
+def by_mapping():
+    with open(path[1], 'rb') as f:
+        with mmap.mmap(f.fileno(), 8192, prot=mmap.PROT_READ) as m: return number(m[4096:])
+# A mapping shows what it did when it was made, or later.
+readers = [spawn(reader, at, look) for at, look in enumerate([by_kept, by_fresh])]
+def write(node, at):
+    with open(path[node], 'r+b', buffering=0) as f:
+        for i in range(at, at + 10):
+            f.seek(4096)
+            f.write(struct.pack('q', i) * 512)
+            # As if nothing had happened: same size, same time.
+            os.utime(f.fileno(), (5, 5))
+            said[0] = i
+at = 1
+for burst in range(6):
+    # Mostly from the other node, and now and then from this one.
+    write(1 if burst == 3 else 2, at)
+    at += 10
+    # Long enough for leases to be given again.
+    count = list(reads)
+    while any(reads[k] < count[k] + 10000 for k in (0, 1)):
+        assert all(r.is_alive() for r in readers)
+    assert by_mapping() == at - 1
+said[1] = 1
+join(*readers)
+print(sum(reads))
+",
+    );
+    let asked = world.vos.served::<Read>() - before;
+    let reads: usize = output.parse().unwrap();
+    assert!(asked < reads / 2, "{asked} of {reads} reads were asked for");
 }
 
 #[test]

@@ -168,7 +168,8 @@ impl AgentProcess {
             .spawn()
             .unwrap();
         while !mounted_at(place)
-            || !Command::new("stat").arg(place).output().unwrap().status.success()
+            // Of a dead mount the kernel may remember attributes, but not this.
+            || !Command::new("stat").arg("-f").arg(place).output().unwrap().status.success()
         {
             assert_eq!(child.try_wait().unwrap(), None, "the agent ended");
             std::thread::yield_now();

@@ -645,8 +645,11 @@ impl Cluster {
             for (ino, attr) in &remembering.attrs {
                 let inode = self.w.server.inodes.find(*ino, &self.w.store).unwrap();
                 // What is no more nobody asks for. How much room it takes may be told a little late (`reclaim.rs`).
-                let now =
-                    inode.map(|inode| Attr { blocks: attr.blocks, ..inode.attr(&self.w.store) });
+                let now = inode.map(|inode| Attr {
+                    blocks: attr.blocks,
+                    atime: attr.atime,
+                    ..inode.attr(&self.w.store)
+                });
                 assert!(now.is_none_or(|now| now == *attr), "agent {at}: {attr:?}, but {now:?}");
             }
             for ((parent, name), ino) in &remembering.names {

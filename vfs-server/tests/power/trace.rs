@@ -99,10 +99,16 @@ pub(crate) fn read(log: &Path, place: &Path) -> Vec<Event> {
         let Some((pid, rest)) = line.split_once(' ') else { continue };
         let rest = rest.trim_start();
         if let Some(head) = rest.strip_suffix(" <unfinished ...>") {
-            begun.insert(pid, (head, reader.events.len()));
+            // Its number may be another's before it has returned.
+            let closed = head.strip_prefix("close(").and_then(|number| number.parse().ok());
+            if let Some(number) = closed {
+                reader.descriptors.remove(&number);
+            } else {
+                begun.insert(pid, (head, reader.events.len()));
+            }
         } else if let Some(resumed) = rest.strip_prefix("<... ") {
             let Some((_, tail)) = resumed.split_once(" resumed>") else { continue };
-            let (head, since) = begun.remove(pid).unwrap();
+            let Some((head, since)) = begun.remove(pid) else { continue };
             reader.call(&format!("{head}{tail}"), since);
         } else {
             let since = reader.events.len();
