@@ -38,7 +38,7 @@ wire_structs! {
     }
 
     /// A record lock of fcntl(2), or a whole-file lock of flock(2). `owner` is the open file table
-    /// (POSIX) or open file description (flock, OFD) as the file agent names it; `end` is inclusive,
+    /// (POSIX) or open file description (OFD) as the file agent names it; a flock is the handle's; `end` is inclusive,
     /// `i64::MAX as u64` is the end of the file. `kind` is F_RDLCK, F_WRLCK or F_UNLCK.
     pub struct Lock { pub owner: u64, pub start: u64, pub end: u64, pub pid: u32, pub kind: u32 }
 

@@ -70,6 +70,8 @@ impl VfsServer {
         let family = if row.flock == 0 { Family::Record } else { Family::Flock };
         if family == Family::Flock {
             (asked.lock.start, asked.lock.end) = (0, END);
+            // It is the open file's. Kernels name it by an address, which is another's as soon as it is closed, before they say so.
+            asked.owner.number = row.fh;
         }
         let Some(kind) = asked.kind else {
             self.locks.clear(

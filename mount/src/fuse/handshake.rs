@@ -15,12 +15,9 @@ const _: () = assert!(IO_SIZE_MAX == PAGES_MAX as u32 * 4096);
 /// The minor of Linux 5.15, the oldest that this is tested with.
 const OLDEST_MINOR: u32 = 34;
 
-/// Without these, locks would be local to a node, or O_TRUNC and the umask would not reach the server.
-const NEEDED: u64 = init::POSIX_LOCKS
-    | init::FLOCK_LOCKS
-    | init::ATOMIC_O_TRUNC
-    | init::DONT_MASK
-    | init::BIG_WRITES;
+/// Without these, locks would be local to a node, or the umask would not reach the server. (`FUSE_ATOMIC_O_TRUNC` is not among
+/// them: a program that is running would be cut off under its feet by an open(2) that then fails with ETXTBSY.)
+const NEEDED: u64 = init::POSIX_LOCKS | init::FLOCK_LOCKS | init::DONT_MASK | init::BIG_WRITES;
 
 /// These make it faster, or better: the server drops set-user-id bits itself, so that a write need not ask for xattrs first;
 /// of files that are not opened for direct I/O, pages go when mtime or size have changed;

@@ -372,3 +372,26 @@ fn git_keeps_a_history() {
         git -C r status --porcelain | wc -l | grep -x 0
     ");
 }
+
+#[test]
+fn a_program_that_runs_is_neither_opened_for_writing_nor_cut_off() {
+    let Some(world) = World::new(1) else { return };
+    world.python(
+        "
+import subprocess
+for i in range(20):
+    path = N[1] + f'/sleep{i}'
+    with open('/usr/bin/sleep', 'rb') as a, open(path, 'wb') as b: b.write(a.read())
+    os.chmod(path, 0o755)
+    program = subprocess.Popen([path, '1000'])
+    for flags in (os.O_WRONLY, os.O_RDWR, os.O_RDONLY | os.O_TRUNC, os.O_WRONLY | os.O_TRUNC):
+        fails(errno.ETXTBSY, os.open, path, flags)
+    size = os.stat(path).st_size
+    assert size == os.stat('/usr/bin/sleep').st_size, size
+    program.kill()
+    assert program.wait() == -9, program.returncode
+    os.close(os.open(path, os.O_WRONLY | os.O_TRUNC))
+    assert os.stat(path).st_size == 0
+",
+    );
+}

@@ -153,10 +153,26 @@ fn the_last_close_drops_what_was_locked_through_it() {
     w.lock(&a, write(1, 0, 9), 0).unwrap();
     w.lock(&a, write(2, 0, END), 1).unwrap();
     let waiting = [w.lock_wait(&far, write(1, 0, 9), 0), w.lock_wait(&far, write(1, 0, 9), 1)];
-    let own = w.lock_wait(&a, write(3, 0, END), 1);
+    w.lock(&far, write(4, 10, 19), 0).unwrap();
+    let own = w.lock_wait(&a, write(3, 10, 19), 0);
     w.release(&a).unwrap();
     assert_eq!(waiting.map(|id| state(&mut w, id)), [Some(Ok(())), Some(Ok(()))]);
     assert_eq!(state(&mut w, own), Some(Err(EBADF)), "every call ends");
+}
+
+/// A kernel names a new open file as one that it has closed, and says later that it has.
+#[test]
+fn a_flock_is_the_open_files_whatever_its_owner_is_called() {
+    let (mut w, [a, far], _) = world();
+    let next = w.open(&USER, "/a", 2).unwrap();
+    w.lock(&a, write(7, 0, END), 1).unwrap();
+    assert_eq!(w.lock(&next, write(7, 0, END), 1), Err(EAGAIN), "the other has it still");
+    let waiting = w.lock_wait(&next, write(7, 0, END), 1);
+    w.release(&a).unwrap();
+    assert_eq!(state(&mut w, waiting), Some(Ok(())));
+    assert_eq!(w.lock(&far, write(1, 0, END), 1), Err(EAGAIN));
+    w.release(&next).unwrap();
+    assert_eq!(w.lock(&far, write(1, 0, END), 1), Ok(()));
 }
 
 #[test]
