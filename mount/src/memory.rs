@@ -375,7 +375,7 @@ impl Memory {
 
     /// The kernel asks for attributes, perhaps to know whether its pages are good: those that are not are taken away first.
     pub(crate) fn clean(&self, ino: u64) {
-        let shard = self.shard(ino);
+        let shard = self.while_going(self.shard(ino), ino);
         if shard.lent.get(&ino).is_some_and(|lent| lent.is_tainted) {
             self.take_back(shard, ino);
         }
@@ -430,7 +430,7 @@ impl Memory {
             return Duration::ZERO;
         }
         let lent = shard.lent.entry(ino).or_default();
-        if lent.is_tainted {
+        if lent.is_tainted || lent.is_going {
             return Duration::ZERO;
         }
         // It counts from when the reply is read, which is soon: the session has its margin for that.
@@ -441,12 +441,9 @@ impl Memory {
 
     /// Has the kernel forget what it was lent of an inode; returns when it has. Nothing is lent meanwhile: it is not remembered
     /// here any more, or what is read now taints it again.
-    fn take_back(&self, mut shard: MutexGuard<'_, Shard>, ino: u64) {
+    fn take_back(&self, shard: MutexGuard<'_, Shard>, ino: u64) {
         let Some(kernel) = self.kernel.get() else { return };
-        let condvar = &self.forgot[usize::try_from(ino).unwrap_or(0) % SHARDS];
-        while shard.lent.get(&ino).is_some_and(|lent| lent.is_going) {
-            shard = condvar.wait(shard).unwrap_or_else(PoisonError::into_inner);
-        }
+        let mut shard = self.while_going(shard, ino);
         let Some(lent) = shard.lent.get_mut(&ino) else { return };
         if !lent.is_needed(self.now()) {
             shard.lent.remove(&ino);
@@ -468,7 +465,19 @@ impl Memory {
             }
         }
         drop(shard);
-        condvar.notify_all();
+        self.forgot[index(ino)].notify_all();
+    }
+
+    /// Waits until nobody is having the kernel forget an inode: until then it may still have what was not good.
+    fn while_going<'a>(
+        &'a self,
+        mut shard: MutexGuard<'a, Shard>,
+        ino: u64,
+    ) -> MutexGuard<'a, Shard> {
+        while shard.lent.get(&ino).is_some_and(|lent| lent.is_going) {
+            shard = self.forgot[index(ino)].wait(shard).unwrap_or_else(PoisonError::into_inner);
+        }
+        shard
     }
 
     /// Is there a lease on an inode that is not about to end?
@@ -532,8 +541,7 @@ impl Memory {
     }
 
     fn shard(&self, ino: u64) -> MutexGuard<'_, Shard> {
-        let index = usize::try_from(ino).unwrap_or(0) % SHARDS;
-        self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
+        self.shards[index(ino)].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -566,6 +574,11 @@ impl Shard {
     }
 }
 
+/// Which shard an inode has.
+fn index(ino: u64) -> usize {
+    usize::try_from(ino).unwrap_or(0) % SHARDS
+}
+
 /// Which of its shard's slots an inode has.
 fn slot(ino: u64) -> usize {
     usize::try_from(ino).unwrap_or(0) / SHARDS % SLOTS
@@ -581,7 +594,7 @@ fn seconds_now() -> i64 {
 mod tests {
     use super::*;
     use proptest::prelude::{any, prop_assert_eq, prop_oneof, proptest};
-    use std::sync::Arc;
+    use std::sync::{Arc, mpsc};
 
     const LEASE: Duration = Duration::from_secs(3600);
     const ALL: Leased = Leased { name: search::EVERYBODY, attr: 1, owner: 0 };
@@ -777,6 +790,40 @@ mod tests {
         memory.keep_attr(memory.asked(), old);
         drop(memory.read(5));
         assert_eq!((kernel.take(), memory.attr(5)), (vec![(5, false)], None));
+    }
+
+    /// A kernel that says when it begins to drop pages, and does it when it is told to.
+    #[derive(Debug)]
+    struct Slow(mpsc::SyncSender<()>, Mutex<mpsc::Receiver<()>>);
+
+    impl Kernel for Slow {
+        fn forget(&self, _: u64, pages: bool) -> bool {
+            if pages {
+                self.0.send(()).unwrap();
+                self.1.lock().unwrap().recv().unwrap();
+            }
+            true
+        }
+    }
+
+    #[test]
+    fn while_pages_go_the_kernel_is_told_no_attributes() {
+        let ((begins, begun), (go, goes)) = (mpsc::sync_channel(0), mpsc::channel());
+        let memory = on();
+        memory.attach(Box::new(Slow(begins, Mutex::new(goes))), true);
+        memory.keep_attr(memory.asked(), attr(5));
+        assert_eq!(memory.open(5, 1), Pages::Fresh);
+        let change = memory.change_by_pages(5);
+        drop(memory.read(5));
+        drop(change);
+        std::thread::scope(|scope| {
+            scope.spawn(|| memory.clean(5));
+            begun.recv().unwrap();
+            memory.keep_attr(memory.asked(), attr(5));
+            assert_eq!(memory.lend(&attr(5), true), Duration::ZERO);
+            go.send(()).unwrap();
+        });
+        assert_eq!(memory.lend(&attr(5), true), LENT_FOR_MAX);
     }
 
     #[test]
