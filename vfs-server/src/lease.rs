@@ -1,8 +1,10 @@
 //! Leases: what file agents may remember, until they are told to forget it.
 //!
 //! An agent that has a *session* gets a lease on an inode with each answer that tells of it: it may answer from memory what it
-//! was told of the inode's attributes, and, of a directory, of its names and of those it has not, and who may search it. Before an inode changes for anybody else, its leases are recalled: the changing call is put off, unchanged, until every
-//! agent has forgotten ([`VfsServer::claim`]). An agent's own changes recall nothing of its own; it knows of them.
+//! was told of the inode's attributes, and, of a directory, of its names and of those it has not, and who may search it. Before
+//! an inode changes for anybody else, its leases are recalled: the changing call is put off, unchanged, until every agent has
+//! forgotten ([`VfsServer::claim`]). An agent's own changes recall nothing of its own; it knows of them. Only access times
+//! change at once, and are told late.
 //!
 //! A session lasts [`LEASE`] from the last call of its agent. An agent counts from when it sent that call, the server from when it
 //! came, so the agent stops first. Who has not called in time, because it is stopped, cut off or dead, is waited for no
