@@ -17,6 +17,9 @@ pub const WRITE_APPEND: u64 = u64::MAX;
 /// mapping that a kernel writes back through some descriptor of the file. off_t leaves it free.
 pub const WRITE_AT: u64 = 1 << 63;
 
+/// `Recalls::forgotten` of an agent that ends its session.
+pub const FAREWELL: u64 = u64::MAX;
+
 /// The errno (Linux' ERESTARTSYS) that tells a file agent to make the call again a little later. It was not executed.
 pub const RESTART: i32 = 512;
 
@@ -168,7 +171,7 @@ calls! {
     /// copy_file_range(2) inside the server: from the open file `fh` of inode `ino` to another, or to another place of it.
     /// Payload: [`Offsets`]. It may copy less than `length`, and nothing at the end of the file.
     0x1f CopyRange { fh: u64, ino: u64, to_fh: u64, to_ino: u64, length: u32 } -> Count, Once;
-    /// A file agent's leases: it has forgotten what batch `forgotten` told it to (`u64::MAX`: it ends its session), and waits to be
+    /// A file agent's leases: it has forgotten what batch `forgotten` told it to ([`FAREWELL`]: it ends its session), and waits to be
     /// told more, at most as long as keeps its session. With `session` 0 it has forgotten everything and begins one. Only
     /// process 0 of user 0 may, who is no program.
     0x20 Recalls { session: u64, forgotten: u64 } -> Recalled, Safe;

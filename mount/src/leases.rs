@@ -2,14 +2,11 @@
 
 use crate::limits::{IDLE_POLLS_MAX, RECALLS_SIZE, RETRY_PAUSE};
 use crate::memory::Memory;
-use calls::vfs::{Recalled, Recalls};
+use calls::vfs::{FAREWELL, Recalled, Recalls};
 use m3ipc::cred::CRED_SIZE_MAX;
 use m3ipc::{Cred, Endpoint, Errno, Sendrec, Wait};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-
-/// `Recalls::forgotten` that ends a session.
-const FAREWELL: u64 = u64::MAX;
 
 /// What the thread that keeps the session is told.
 #[derive(Debug, Default)]
@@ -66,17 +63,15 @@ impl Wish {
 /// Keeps `memory`'s session until `wish` ends it.
 pub(crate) fn keep(port: &impl Sendrec, memory: &Memory, wish: &Wish) {
     while wish.wait() {
-        let mut is_on = true;
-        while is_on {
-            is_on = match session(port, memory, wish) {
-                Ok(End::Idle) => false,
-                Ok(End::GivenUp) => true,
-                Err(error) => {
-                    tracing::debug!(?error, "no session with vfs-server");
-                    memory.end_session();
-                    wish.pause(RETRY_PAUSE)
-                }
-            };
+        match session(port, memory, wish) {
+            Ok(End::Idle) => {}
+            Ok(End::GivenUp) => wish.want(),
+            // Who asks for something wants one again.
+            Err(error) => {
+                tracing::debug!(?error, "no session with vfs-server");
+                memory.end_session();
+                wish.pause(RETRY_PAUSE);
+            }
         }
     }
 }
@@ -111,8 +106,8 @@ fn session(port: &impl Sendrec, memory: &Memory, wish: &Wish) -> Result<End, Err
     loop {
         let (sent, recalled, inodes) = match poll(session, forgotten) {
             Ok(answer) => answer,
-            // The server may be on its way back, and the session with it: it lapses by itself if not.
-            Err(error) if wish.pause(RETRY_PAUSE) => {
+            // The server may be on its way back, and the session with it.
+            Err(error) if !memory.has_lapsed() && wish.pause(RETRY_PAUSE) => {
                 tracing::debug!(?error, "vfs-server does not say what is to be forgotten");
                 continue;
             }

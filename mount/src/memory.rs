@@ -376,7 +376,9 @@ impl Memory {
     /// The kernel asks for attributes, perhaps to know whether its pages are good: those that are not are taken away first.
     pub(crate) fn clean(&self, ino: u64) {
         let shard = self.while_going(self.shard(ino), ino);
-        if shard.lent.get(&ino).is_some_and(|lent| lent.is_tainted) {
+        // Without a session the server may have let others change what they hold.
+        let is_old = |lent: &Lent| lent.is_tainted || lent.has_pages && !self.is_valid();
+        if shard.lent.get(&ino).is_some_and(is_old) {
             self.take_back(shard, ino);
         }
     }
@@ -507,6 +509,11 @@ impl Memory {
     /// Is there a session, though perhaps one that the server has given up?
     pub(crate) fn has_session(&self) -> bool {
         self.until.load(Ordering::SeqCst) != 0
+    }
+
+    /// Is there a session that may be over?
+    pub(crate) fn has_lapsed(&self) -> bool {
+        self.has_session() && !self.is_valid()
     }
 
     /// Notes that somebody has a use for leases.
@@ -869,6 +876,18 @@ mod tests {
         assert_eq!(kernel.take(), [(5, true)], "what it has it keeps when a file is closed");
         memory.keep_attr(memory.asked(), known);
         assert_eq!(memory.open(5, 5), Pages::Fresh, "a mapping may have brought others since");
+    }
+
+    #[test]
+    fn pages_go_when_the_session_may_be_over() {
+        let (memory, kernel, _) = lent();
+        assert_eq!(memory.open(5, 1), Pages::Fresh);
+        memory.clean(5);
+        assert_eq!(kernel.take(), []);
+        memory.extend(Instant::now(), MARGIN);
+        assert!(memory.has_lapsed());
+        memory.clean(5);
+        assert_eq!(kernel.take(), [(5, true)]);
     }
 
     #[test]

@@ -23,15 +23,12 @@ use crate::limits::{
     POLL_TIME, PUT_OFF_BYTES_MAX, PUT_OFF_MAX, RECALLS_PER_ANSWER,
 };
 use calls::answer;
-use calls::vfs::{Recalled, Recalls, search};
+use calls::vfs::{FAREWELL, Recalled, Recalls, search};
 use dvk::server::{Call, Context, Gone, Nanos};
 use dvk::store::Store;
 use m3ipc::errno::numbers::{ENOLCK, EPERM};
 use m3ipc::{CallId, Cred, Endpoint, IpcError, Message};
 use std::collections::{BTreeMap, BTreeSet};
-
-/// `Recalls::forgotten` of an agent that ends its session.
-const FAREWELL: u64 = u64::MAX;
 
 impl VfsServer {
     /// A file agent says what it has forgotten, and waits for what it is to forget next.
