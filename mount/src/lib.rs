@@ -17,8 +17,8 @@ pub mod memory;
 mod mountpoint;
 mod owners;
 mod status;
+pub mod vos_agent;
 
-use agent::VosAgent;
 use anyhow::{Context as _, Result};
 use fusermount::Helped;
 use m3ipc::Sendrec;
@@ -28,6 +28,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::Duration;
+use vos_agent::VosAgent;
 
 /// Threads at least: one slow call does not stop the others.
 const TWO: NonZero<usize> = NonZero::new(2).expect("it is not 0");

@@ -1,0 +1,877 @@
+//! The agent that asks vfs-server, and remembers what it may.
+
+use crate::agent::{Agent, Caller, Entry, LockKind, NewMode, OpenFile, Place, Told, VisitEntry};
+use crate::cred;
+use crate::kernel::Kernel;
+use crate::leases::{self, Wish};
+use crate::limits::{
+    AGAIN_PAUSE, CALL_SIZE_MAX, COPY_MAX, LOCK_WAITS_MAX, MORE_CALLS_MAX, PARTS_MAX,
+};
+use crate::memory::{Asked, Change, Found, Memory, Pages};
+use crate::owners::Owners;
+use calls::vfs::{
+    Access, Attr, CopyRange, Create, DirEntry, Fallocate, Flush, FsStats, Fsync, Getattr, Getlk,
+    Getxattr, Leased, Link, Listxattr, Lock, Lookup, Mkdir, Mknod, Offsets, Open, RESTART, Read,
+    Readdir, Readlink, Release, Removexattr, Rename, Rmdir, Seek, SetAttr, Setattr, Setlk,
+    Setxattr, Statfs, Symlink, Tmpfile, Unlink, WRITE_APPEND, WRITE_AT, Write,
+};
+use calls::wire::Wire;
+use calls::{Each, Row};
+use m3ipc::cred::CRED_SIZE_MAX;
+use m3ipc::errno::numbers::{EAGAIN, ENAMETOOLONG, ENOENT, ENOLCK, EPROTO};
+use m3ipc::{Cred, Endpoint, Errno, Interrupt, Sendrec, Wait};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// The agent that asks vfs-server. `P` is a port whose channel is trusted (`door::kind::AGENT`):
+/// the caller's credentials stand in front of each payload.
+#[derive(Debug)]
+pub struct VosAgent<P> {
+    port: P,
+    /// Calls that wait for a lock.
+    waits: Places<LOCK_WAITS_MAX>,
+    /// Calls beside the one that each thread has.
+    more: Places<MORE_CALLS_MAX>,
+    memory: Memory,
+    wish: Wish,
+    owners: Owners,
+}
+
+/// Places of which `N` can be taken.
+#[derive(Debug, Default)]
+struct Places<const N: usize>(AtomicUsize);
+
+impl<const N: usize> Places<N> {
+    /// Takes up to `wanted`; they are given back when what is returned is dropped.
+    fn take(&self, wanted: usize) -> Taken<'_> {
+        let free = |taken: usize| wanted.min(N - taken);
+        let after = |taken| Some(taken + free(taken));
+        let before = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, after);
+        Taken { count: before.map_or(0, free), of: &self.0 }
+    }
+}
+
+/// Some of them.
+#[derive(Debug)]
+struct Taken<'a> {
+    count: usize,
+    of: &'a AtomicUsize,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        self.of.fetch_sub(self.count, Ordering::Relaxed);
+    }
+}
+
+/// Longest target of a symbolic link (PATH_MAX).
+const TARGET_MAX: usize = 4096;
+const F_UNLCK: u32 = 2;
+const O_ACCMODE: u32 = 3;
+const O_TRUNC: u32 = 0o1000;
+const O_DIRECT: u32 = libc::O_DIRECT.cast_unsigned();
+
+impl<P: Sendrec> VosAgent<P> {
+    pub fn new(port: P) -> VosAgent<P> {
+        VosAgent {
+            port,
+            waits: Places::default(),
+            more: Places::default(),
+            memory: Memory::default(),
+            wish: Wish::default(),
+            owners: Owners::default(),
+        }
+    }
+
+    /// Before the server is asked for what may be remembered.
+    fn asked(&self) -> Asked {
+        if !self.memory.has_session() {
+            self.wish.want();
+        }
+        self.memory.asked()
+    }
+
+    /// Keeps attributes that may be.
+    fn keep(&self, asked: Asked, leased: Leased, attr: Attr) {
+        if leased.attr == 1 {
+            self.memory.keep_attr(asked, attr);
+        }
+    }
+
+    fn call<R: Row>(
+        &self,
+        cred: &Cred,
+        row: &R,
+        payload: [&[u8]; 2],
+        receive: &mut [u8],
+    ) -> Reply<R> {
+        with_cred(cred, payload, |send| {
+            again(|| calls::call(&self.port, Endpoint::VFS, row, send, receive, Wait::FOREVER))
+        })
+    }
+
+    /// A call whose answer's payload is one fixed struct.
+    fn call_for<R: Row, T: Wire>(
+        &self,
+        cred: &Cred,
+        row: &R,
+        payload: [&[u8]; 2],
+    ) -> Result<(R::Reply, T), Errno> {
+        let mut answer = [0; 128];
+        let (reply, len) = self.call(cred, row, payload, &mut answer)?;
+        let value = T::get(&answer[..len.min(answer.len())]).ok_or(Errno::new(EPROTO))?;
+        Ok((reply, value))
+    }
+
+    /// Leave to wait for a lock, while the place is held.
+    ///
+    /// # Errors
+    /// ENOLCK: as many wait as may.
+    fn place_to_wait(&self) -> Result<Taken<'_>, Errno> {
+        let place = self.waits.take(1);
+        if place.count == 1 { Ok(place) } else { Err(Errno::new(ENOLCK)) }
+    }
+
+    /// Reads with several calls that are under way at once, of [`CALL_SIZE_MAX`] each. What is behind a short one is not
+    /// told, nor an error behind something.
+    fn read_at_once(
+        &self,
+        cred: &Cred,
+        file: OpenFile,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<usize, Errno> {
+        let starts = (offset..).step_by(CALL_SIZE_MAX);
+        let (mut read, mut failed, mut is_over) = (0, None, false);
+        with_cred(cred, [&[], &[]], |send| {
+            let parts =
+                buffer.chunks_mut(CALL_SIZE_MAX).zip(starts).map(|(receive, offset)| Each {
+                    row: Read { fh: file.fh, ino: file.ino, offset, size: size(receive) },
+                    send,
+                    receive,
+                });
+            let done = |outcome: Result<((), usize), Errno>| match outcome {
+                _ if is_over => {}
+                Ok((_, len)) => {
+                    read += len;
+                    is_over = len < CALL_SIZE_MAX;
+                }
+                Err(error) => (failed, is_over) = (Some(error), true),
+            };
+            calls::call_all::<PARTS_MAX, _>(&self.port, Endpoint::VFS, parts, Wait::FOREVER, done);
+        });
+        match failed {
+            Some(error) if read == 0 => Err(error),
+            _ => Ok(read),
+        }
+    }
+
+    /// A name is about to be made.
+    fn change_in(&self, entry: Entry<'_>) -> Change<'_, 1> {
+        let change = self.memory.change([entry.parent]);
+        self.memory.change_name(entry.parent, entry.name);
+        change
+    }
+
+    /// What is under a name is about to change: the directory, and the inode as far as it is known.
+    fn change_at(&self, entry: Entry<'_>) -> (Change<'_, 1>, Change<'_, 1>) {
+        let change = self.memory.change([entry.parent]);
+        let ino = self.memory.change_name(entry.parent, entry.name);
+        (change, self.memory.change([ino]))
+    }
+
+    /// A call that is answered by success or an error.
+    fn order<R: Row>(&self, cred: &Cred, row: &R, payload: [&[u8]; 2]) -> Result<R::Reply, Errno> {
+        self.call(cred, row, payload, &mut []).map(|(reply, _)| reply)
+    }
+}
+
+/// Makes a call, again as long as the server sends it back because too many wait.
+fn again<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    loop {
+        match call() {
+            Err(error) if error.errno == RESTART => std::thread::sleep(AGAIN_PAUSE),
+            outcome => return outcome,
+        }
+    }
+}
+
+type Reply<R> = Result<(<R as Row>::Reply, usize), Errno>;
+
+/// Makes a call whose payload is preceded by credentials.
+fn with_cred<T>(cred: &Cred, payload: [&[u8]; 2], call: impl FnOnce(&[&[u8]]) -> T) -> T {
+    let mut encoded = [0; CRED_SIZE_MAX];
+    let len = cred.encode(&mut encoded);
+    call(&[&encoded[..len], payload[0], payload[1]])
+}
+
+/// How long the first of two names in a payload is.
+fn name_len(name: &[u8]) -> Result<u16, Errno> {
+    u16::try_from(name.len()).map_err(|_| Errno::new(ENAMETOOLONG))
+}
+
+/// A length as a row has it. Requests are bounded far below 4 GiB by the protocol above.
+fn size(buffer: &[u8]) -> u32 {
+    u32::try_from(buffer.len()).unwrap_or(u32::MAX)
+}
+
+/// A count in a reply, as a length of what was asked for.
+fn count(reply: u64, most: usize) -> Result<usize, Errno> {
+    usize::try_from(reply).ok().filter(|count| *count <= most).ok_or(Errno::new(EPROTO))
+}
+
+impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
+    fn lookup(&self, caller: Caller, entry: Entry<'_>) -> Result<Told, Errno> {
+        let told = |attr: Attr| Told { attr, lent: self.memory.lend(&attr, false) };
+        self.memory.use_it();
+        match self.memory.name(entry.parent, entry.name, caller.uid) {
+            Some(Found::Inode(attr)) => return Ok(told(attr)),
+            Some(Found::Missing) => return Err(Errno::new(ENOENT)),
+            None => {}
+        }
+        let asked = self.asked();
+        let row = Lookup { parent: entry.parent };
+        let (leased, attr): (Leased, Attr) =
+            self.call_for(&cred::with_groups(caller), &row, [entry.name, &[]])?;
+        if leased.name != 0 {
+            self.memory.keep_name(asked, (entry.parent, entry.name), leased, attr.ino);
+        }
+        if attr.ino == 0 {
+            return Err(Errno::new(ENOENT));
+        }
+        self.keep(asked, leased, attr);
+        Ok(told(attr))
+    }
+
+    fn getattr(&self, caller: Caller, ino: u64, fh: Option<u64>) -> Result<Told, Errno> {
+        let told = |attr| Told { attr, lent: self.memory.lend(&attr, true) };
+        self.memory.use_it();
+        self.memory.clean(ino);
+        if let Some(attr) = self.memory.attr(ino) {
+            return Ok(told(attr));
+        }
+        let asked = self.asked();
+        let row = Getattr { ino, fh: fh.unwrap_or(0) };
+        let (leased, attr) = self.call_for(&cred::plain(caller), &row, [&[], &[]])?;
+        self.keep(asked, leased, attr);
+        Ok(told(attr))
+    }
+
+    fn setattr(
+        &self,
+        caller: Caller,
+        ino: u64,
+        fh: Option<u64>,
+        set: &SetAttr,
+    ) -> Result<Attr, Errno> {
+        let _change = self.memory.change_rights(ino);
+        let row = Setattr { ino, fh: fh.unwrap_or(0) };
+        self.call_for(&cred::with_groups(caller), &row, [&set.bytes(), &[]]).map(|(_, attr)| attr)
+    }
+
+    fn readlink(&self, caller: Caller, ino: u64) -> Result<Vec<u8>, Errno> {
+        let _reading = self.memory.read(ino);
+        let mut target = vec![0; TARGET_MAX];
+        let (_, len) =
+            self.call(&cred::plain(caller), &Readlink { ino }, [&[], &[]], &mut target)?;
+        target.truncate(len);
+        Ok(target)
+    }
+
+    fn symlink(&self, caller: Caller, entry: Entry<'_>, target: &[u8]) -> Result<Attr, Errno> {
+        let _change = self.change_in(entry);
+        let row = Symlink { parent: entry.parent, name_len: name_len(entry.name)? };
+        self.call_for(&cred::with_groups(caller), &row, [entry.name, target]).map(|(_, attr)| attr)
+    }
+
+    fn mknod(
+        &self,
+        caller: Caller,
+        entry: Entry<'_>,
+        new: NewMode,
+        rdev: u32,
+    ) -> Result<Attr, Errno> {
+        let _change = self.change_in(entry);
+        let row = Mknod { parent: entry.parent, mode: new.mode, umask: new.umask, rdev };
+        self.call_for(&cred::with_groups(caller), &row, [entry.name, &[]]).map(|(_, attr)| attr)
+    }
+
+    fn mkdir(&self, caller: Caller, entry: Entry<'_>, new: NewMode) -> Result<Attr, Errno> {
+        let _change = self.change_in(entry);
+        let row = Mkdir { parent: entry.parent, mode: new.mode, umask: new.umask };
+        self.call_for(&cred::with_groups(caller), &row, [entry.name, &[]]).map(|(_, attr)| attr)
+    }
+
+    fn unlink(&self, caller: Caller, entry: Entry<'_>) -> Result<(), Errno> {
+        let (_change, forgotten) = self.change_at(entry);
+        let row = Unlink { parent: entry.parent, forgotten: forgotten.ino() };
+        self.order(&cred::with_groups(caller), &row, [entry.name, &[]])
+    }
+
+    fn rmdir(&self, caller: Caller, entry: Entry<'_>) -> Result<(), Errno> {
+        let (_change, forgotten) = self.change_at(entry);
+        let row = Rmdir { parent: entry.parent, forgotten: forgotten.ino() };
+        self.order(&cred::with_groups(caller), &row, [entry.name, &[]])
+    }
+
+    fn rename(
+        &self,
+        caller: Caller,
+        from: Entry<'_>,
+        to: Entry<'_>,
+        flags: u32,
+    ) -> Result<(), Errno> {
+        let (_change, forgotten) = self.change_at(from);
+        let (_new_change, new_forgotten) = self.change_at(to);
+        let row = Rename {
+            parent: from.parent,
+            new_parent: to.parent,
+            forgotten: forgotten.ino(),
+            new_forgotten: new_forgotten.ino(),
+            name_len: name_len(from.name)?,
+            flags,
+        };
+        self.order(&cred::with_groups(caller), &row, [from.name, to.name])
+    }
+
+    fn link(&self, caller: Caller, ino: u64, to: Entry<'_>) -> Result<Attr, Errno> {
+        let _change = self.change_in(to);
+        let _its = self.memory.change([ino]);
+        let row = Link { ino, new_parent: to.parent };
+        self.call_for(&cred::with_groups(caller), &row, [to.name, &[]]).map(|(_, attr)| attr)
+    }
+
+    fn open(&self, caller: Caller, ino: u64, flags: u32) -> Result<(u64, Pages), Errno> {
+        let _change = (flags & O_TRUNC != 0).then(|| self.memory.change([ino]));
+        let opened = self.order(&cred::with_groups(caller), &Open { ino, flags }, [&[], &[]])?;
+        let is_read_only = flags & (O_ACCMODE | O_TRUNC | O_DIRECT) == 0;
+        let pages = if is_read_only { self.memory.open(ino, opened.fh) } else { Pages::None };
+        Ok((opened.fh, pages))
+    }
+
+    fn create(
+        &self,
+        caller: Caller,
+        entry: Entry<'_>,
+        new: NewMode,
+        flags: u32,
+    ) -> Result<(Attr, OpenFile), Errno> {
+        let (_change, forgotten) = self.change_at(entry);
+        let row = Create {
+            parent: entry.parent,
+            forgotten: forgotten.ino(),
+            mode: new.mode,
+            umask: new.umask,
+            flags,
+        };
+        let (opened, attr): (_, Attr) =
+            self.call_for(&cred::with_groups(caller), &row, [entry.name, &[]])?;
+        Ok((attr, OpenFile { ino: attr.ino, fh: opened.fh }))
+    }
+
+    fn tmpfile(
+        &self,
+        caller: Caller,
+        parent: u64,
+        new: NewMode,
+        flags: u32,
+    ) -> Result<(Attr, OpenFile), Errno> {
+        let row = Tmpfile { parent, mode: new.mode, umask: new.umask, flags };
+        let (opened, attr): (_, Attr) =
+            self.call_for(&cred::with_groups(caller), &row, [&[], &[]])?;
+        Ok((attr, OpenFile { ino: attr.ino, fh: opened.fh }))
+    }
+
+    fn read(
+        &self,
+        caller: Caller,
+        file: OpenFile,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<usize, Errno> {
+        let _reading = self.memory.read(file.ino);
+        let cred = cred::plain(caller);
+        if buffer.len() <= CALL_SIZE_MAX {
+            let row = Read { fh: file.fh, ino: file.ino, offset, size: size(buffer) };
+            return self.call(&cred, &row, [&[], &[]], buffer).map(|(_, len)| len);
+        }
+        // Larger ones in several calls that are under way at once, as many as there is room for.
+        let parts = buffer.len().div_ceil(CALL_SIZE_MAX).min(PARTS_MAX);
+        let more = self.more.take(parts - 1);
+        let mut read = 0;
+        for stretch in buffer.chunks_mut((more.count + 1) * CALL_SIZE_MAX) {
+            let wanted = stretch.len();
+            let from = offset + read as u64;
+            let len = match again(|| self.read_at_once(&cred, file, from, stretch)) {
+                Ok(len) => len,
+                Err(error) if read == 0 => return Err(error),
+                Err(_) => break,
+            };
+            read += len;
+            if len < wanted {
+                break;
+            }
+        }
+        Ok(read)
+    }
+
+    fn write(
+        &self,
+        caller: Caller,
+        file: OpenFile,
+        place: Place,
+        data: &[u8],
+    ) -> Result<usize, Errno> {
+        let _change = match place {
+            Place::Page(_) => self.memory.change_by_pages(file.ino),
+            Place::Offset(_) | Place::End => self.memory.change([file.ino]),
+        };
+        let cred = cred::plain(caller);
+        let mut done = 0;
+        for part in data.chunks(CALL_SIZE_MAX) {
+            let offset = match place {
+                Place::Offset(offset) | Place::Page(offset) => (offset + done as u64) | WRITE_AT,
+                Place::End => WRITE_APPEND,
+            };
+            let row = Write { fh: file.fh, ino: file.ino, offset };
+            let written = match self.order(&cred, &row, [part, &[]]) {
+                Ok(reply) => count(reply.count, part.len())?,
+                // What is written is written; the error comes with the next attempt.
+                Err(_) if done > 0 => break,
+                Err(error) => return Err(error),
+            };
+            done += written;
+            if written < part.len() {
+                break;
+            }
+        }
+        Ok(done)
+    }
+
+    fn flush(&self, caller: Caller, file: OpenFile, owner: u64) -> Result<(), Errno> {
+        if !self.owners.may_hold(file.ino, owner) {
+            return Ok(());
+        }
+        // Another thread of the same program that locks at the same moment adds it again when it has the lock.
+        self.owners.remove(file.ino, owner);
+        let row = Flush { fh: file.fh, ino: file.ino, owner };
+        self.order(&cred::plain(caller), &row, [&[], &[]])
+            .inspect_err(|_| self.owners.add(file.ino, owner, file.fh))
+    }
+
+    fn release(&self, caller: Caller, file: OpenFile) -> Result<(), Errno> {
+        self.owners.close(file.fh);
+        self.memory.close(file.ino, file.fh);
+        self.order(&cred::plain(caller), &Release { fh: file.fh, ino: file.ino }, [&[], &[]])
+    }
+
+    fn fsync(&self, caller: Caller, file: OpenFile, datasync: bool) -> Result<(), Errno> {
+        let row = Fsync { fh: file.fh, ino: file.ino, datasync: datasync.into() };
+        self.order(&cred::plain(caller), &row, [&[], &[]])
+    }
+
+    fn readdir(
+        &self,
+        caller: Caller,
+        file: OpenFile,
+        offset: u64,
+        size: u32,
+        visit: &mut VisitEntry<'_>,
+    ) -> Result<(), Errno> {
+        let _reading = self.memory.read(file.ino);
+        // An entry is longer in the kernel's format than in the server's.
+        let mut entries = vec![0; CALL_SIZE_MAX.min(size as usize)];
+        let size = self::size(&entries);
+        let row = Readdir { fh: file.fh, ino: file.ino, offset, size };
+        let (_, len) = self.call(&cred::plain(caller), &row, [&[], &[]], &mut entries)?;
+        let mut rest = &entries[..len.min(entries.len())];
+        while !rest.is_empty() {
+            let (entry, name, tail) = split_entry(rest).ok_or(Errno::new(EPROTO))?;
+            if visit(entry, name).is_break() {
+                break;
+            }
+            rest = tail;
+        }
+        Ok(())
+    }
+
+    fn statfs(&self, caller: Caller, ino: u64) -> Result<FsStats, Errno> {
+        self.call_for(&cred::plain(caller), &Statfs { ino }, [&[], &[]]).map(|(_, stats)| stats)
+    }
+
+    fn access(&self, caller: Caller, ino: u64, mask: u32) -> Result<(), Errno> {
+        self.order(&cred::with_groups(caller), &Access { ino, mask }, [&[], &[]])
+    }
+
+    fn getlk(&self, caller: Caller, file: OpenFile, lock: Lock) -> Result<Lock, Errno> {
+        let row = Getlk { ino: file.ino, fh: file.fh };
+        self.call_for(&cred::plain(caller), &row, [&lock.bytes(), &[]]).map(|(_, lock)| lock)
+    }
+
+    fn setlk(
+        &self,
+        caller: Caller,
+        file: OpenFile,
+        lock: Lock,
+        kind: LockKind,
+        wait: Option<&Interrupt>,
+    ) -> Result<(), Errno> {
+        let cred = cred::plain(caller);
+        let flock = u8::from(kind == LockKind::Flock);
+        let note_owner = || {
+            if kind == LockKind::Record && lock.kind != F_UNLCK {
+                self.owners.add(file.ino, lock.owner, file.fh);
+            }
+        };
+        note_owner();
+        let row = Setlk { ino: file.ino, fh: file.fh, wait: 0, flock };
+        let payload = [&lock.bytes()[..], &[]];
+        // Most locks are free: only those that are not take one of the places of those that wait.
+        match (self.order(&cred, &row, payload), wait) {
+            (Err(error), Some(interrupt)) if error.errno == EAGAIN && lock.kind != F_UNLCK => {
+                let _place = self.place_to_wait()?;
+                let row = Setlk { wait: 1, ..row };
+                with_cred(&cred, payload, |send| {
+                    calls::call_until(&self.port, Endpoint::VFS, &row, send, &mut [], interrupt)
+                })
+                .map(drop)
+            }
+            (outcome, _) => outcome,
+        }
+        .inspect(|()| note_owner())
+    }
+
+    fn interrupt(&self, interrupt: &Interrupt) {
+        self.port.interrupt(interrupt);
+    }
+
+    fn getxattr(
+        &self,
+        caller: Caller,
+        ino: u64,
+        name: &[u8],
+        buffer: &mut [u8],
+    ) -> Result<usize, Errno> {
+        let row = Getxattr { ino, size: size(buffer) };
+        let (reply, len) = self.call(&cred::with_groups(caller), &row, [name, &[]], buffer)?;
+        value_length(reply.count, len, buffer)
+    }
+
+    fn setxattr(
+        &self,
+        caller: Caller,
+        ino: u64,
+        name: &[u8],
+        value: &[u8],
+        flags: u32,
+    ) -> Result<(), Errno> {
+        let _change = self.memory.change_rights(ino);
+        let row = Setxattr { ino, name_len: name_len(name)?, flags };
+        self.order(&cred::with_groups(caller), &row, [name, value])
+    }
+
+    fn listxattr(&self, caller: Caller, ino: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
+        let row = Listxattr { ino, size: size(buffer) };
+        let (reply, len) = self.call(&cred::with_groups(caller), &row, [&[], &[]], buffer)?;
+        value_length(reply.count, len, buffer)
+    }
+
+    fn removexattr(&self, caller: Caller, ino: u64, name: &[u8]) -> Result<(), Errno> {
+        let _change = self.memory.change_rights(ino);
+        self.order(&cred::with_groups(caller), &Removexattr { ino }, [name, &[]])
+    }
+
+    fn fallocate(
+        &self,
+        caller: Caller,
+        file: OpenFile,
+        offset: u64,
+        length: u64,
+        mode: u32,
+    ) -> Result<(), Errno> {
+        let _change = self.memory.change([file.ino]);
+        let row = Fallocate { fh: file.fh, ino: file.ino, offset, length, mode };
+        self.order(&cred::plain(caller), &row, [&[], &[]])
+    }
+
+    fn copy_range(
+        &self,
+        caller: Caller,
+        from: (OpenFile, u64),
+        to: (OpenFile, u64),
+        length: u64,
+    ) -> Result<u32, Errno> {
+        let _changes = (self.memory.read(from.0.ino), self.memory.change([to.0.ino]));
+        let cred = cred::plain(caller);
+        let most = u32::try_from(length).unwrap_or(u32::MAX).min(COPY_MAX);
+        let mut copied = 0;
+        while copied < most {
+            let offsets =
+                Offsets { from: from.1 + u64::from(copied), to: to.1 + u64::from(copied) };
+            let row = CopyRange {
+                fh: from.0.fh,
+                ino: from.0.ino,
+                to_fh: to.0.fh,
+                to_ino: to.0.ino,
+                length: most - copied,
+            };
+            let count = match self.order(&cred, &row, [&offsets.bytes(), &[]]) {
+                Ok(reply) => reply.count,
+                Err(error) if copied == 0 => return Err(error),
+                // What is copied is copied; the error comes with the next attempt.
+                Err(_) => break,
+            };
+            let count = u32::try_from(count).ok().filter(|count| *count <= most - copied);
+            match count.ok_or(Errno::new(EPROTO))? {
+                0 => break,
+                count => copied += count,
+            }
+        }
+        Ok(copied)
+    }
+
+    fn seek(&self, caller: Caller, file: OpenFile, offset: u64, whence: u32) -> Result<u64, Errno> {
+        let row = Seek { fh: file.fh, ino: file.ino, offset, whence };
+        self.order(&cred::plain(caller), &row, [&[], &[]]).map(|reply| reply.count)
+    }
+
+    fn attach(&self, kernel: Box<dyn Kernel>, may_page: bool) {
+        self.memory.attach(kernel, may_page);
+    }
+
+    fn run(&self) {
+        leases::keep(&self.port, &self.memory, &self.wish);
+    }
+
+    fn stop(&self) {
+        self.wish.end();
+    }
+}
+
+/// Length of an xattr answer: told when only that was asked for, else that of the payload.
+fn value_length(told: u64, len: usize, buffer: &[u8]) -> Result<usize, Errno> {
+    if buffer.is_empty() { count(told, usize::MAX) } else { count(len as u64, buffer.len()) }
+}
+
+/// The first entry of a `Readdir` payload, its name, and the rest; `None` if it is malformed.
+fn split_entry(payload: &[u8]) -> Option<(DirEntry, &[u8], &[u8])> {
+    let entry = DirEntry::get(payload)?;
+    let (name, rest) = payload[DirEntry::SIZE..].split_at_checked(entry.name_len.into())?;
+    (!name.is_empty()).then_some((entry, name, rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use m3ipc::errno::numbers::{EHOSTDOWN, EIO, ENOENT};
+    use m3ipc::{IpcError, Message};
+    use proptest::prelude::*;
+    use std::ops::ControlFlow;
+    use std::sync::Mutex;
+
+    /// Messages and what rode along with them.
+    type Sent = Vec<(Message, Vec<u8>)>;
+    /// Status, arguments and payload of an answer, or that none comes.
+    type Outcome = Result<(u16, [u8; 40], Vec<u8>), IpcError>;
+
+    /// A port that keeps what is sent and answers always the same.
+    #[derive(Debug)]
+    struct Echo {
+        sent: Mutex<Sent>,
+        answer: Outcome,
+    }
+
+    impl Sendrec for Echo {
+        fn sendrec(
+            &self,
+            to: Endpoint,
+            message: &mut Message,
+            send: &[&[u8]],
+            receive: &mut [u8],
+            _: Wait,
+        ) -> Result<usize, IpcError> {
+            assert_eq!(to, Endpoint::VFS);
+            self.sent.lock().unwrap().push((*message, send.concat()));
+            let (status, args, payload) = self.answer.clone()?;
+            (message.status, message.args) = (status, args);
+            let len = payload.len().min(receive.len());
+            receive[..len].copy_from_slice(&payload[..len]);
+            Ok(len)
+        }
+    }
+
+    fn agent(answer: Outcome) -> VosAgent<Echo> {
+        VosAgent::new(Echo { sent: Mutex::default(), answer })
+    }
+
+    fn sent(agent: &VosAgent<Echo>) -> Sent {
+        std::mem::take(&mut agent.port.sent.lock().unwrap())
+    }
+
+    const CALLER: Caller = Caller { pid: 0, uid: 7, gid: 8 };
+    const FILE: OpenFile = OpenFile { ino: 2, fh: 3 };
+
+    #[test]
+    fn the_credentials_stand_in_front_of_the_payload() {
+        let agent = agent(Ok((0, [0; 40], Vec::new())));
+        let (from, to) = (Entry { parent: 1, name: b"old" }, Entry { parent: 2, name: b"new" });
+        agent.rename(CALLER, from, to, 1).unwrap();
+        let (message, payload) = sent(&agent).remove(0);
+        assert_eq!(Cred::decode(&payload), Some((Cred::new(0, 7, 8), &b"oldnew"[..])));
+        let row = Rename::get(&message.args);
+        assert_eq!(
+            row,
+            Some(Rename {
+                parent: 1,
+                new_parent: 2,
+                forgotten: 0,
+                new_forgotten: 0,
+                name_len: 3,
+                flags: 1
+            })
+        );
+    }
+
+    #[test]
+    fn what_does_not_fit_one_message_goes_in_several() {
+        let mut args = [0; 40];
+        args[..8].copy_from_slice(&(CALL_SIZE_MAX as u64).to_le_bytes());
+        let agent = agent(Ok((0, args, vec![7; CALL_SIZE_MAX])));
+        let size = CALL_SIZE_MAX * 2;
+        let mut data = vec![0; size];
+        assert_eq!(agent.read(CALLER, FILE, 100, &mut data), Ok(size));
+        assert!(data.iter().all(|byte| *byte == 7));
+        assert_eq!(agent.write(CALLER, FILE, Place::Offset(5), &data), Ok(size));
+        let offsets: Vec<_> = sent(&agent)[2..]
+            .iter()
+            .map(|(message, _)| Write::get(&message.args).unwrap().offset & !WRITE_AT)
+            .collect();
+        assert_eq!(offsets, [5, 5 + CALL_SIZE_MAX as u64]);
+    }
+
+    #[test]
+    fn a_read_of_several_parts_ends_where_one_is_short_or_fails() {
+        /// Answers the parts of a read, in this order, by so many bytes or an error.
+        #[derive(Debug)]
+        struct Parts(Mutex<Vec<Result<usize, i32>>>);
+
+        impl Sendrec for Parts {
+            fn sendrec(
+                &self,
+                _: Endpoint,
+                message: &mut Message,
+                _: &[&[u8]],
+                _: &mut [u8],
+                _: Wait,
+            ) -> Result<usize, IpcError> {
+                let outcome = self.0.lock().unwrap().remove(0);
+                message.status = outcome.err().map_or(0, |errno| u16::try_from(errno).unwrap());
+                Ok(outcome.unwrap_or(0))
+            }
+        }
+
+        let whole = CALL_SIZE_MAX;
+        let check = |parts: [Result<usize, i32>; 3], expected: Result<usize, i32>| {
+            let agent = VosAgent::new(Parts(Mutex::new(parts.to_vec())));
+            let mut buffer = vec![0; 3 * whole];
+            let read = agent.read(CALLER, FILE, 0, &mut buffer).map_err(|error| error.errno);
+            assert_eq!(read, expected, "{parts:?}");
+        };
+        check([Ok(whole), Ok(whole), Ok(whole)], Ok(3 * whole));
+        check([Ok(whole), Ok(5), Ok(0)], Ok(whole + 5));
+        check([Ok(whole), Ok(5), Ok(whole)], Ok(whole + 5));
+        check([Ok(0), Ok(0), Ok(0)], Ok(0));
+        check([Ok(whole), Err(EIO), Ok(whole)], Ok(whole));
+        check([Err(EIO), Ok(whole), Ok(whole)], Err(EIO));
+    }
+
+    #[test]
+    fn what_a_read_takes_more_is_bounded_and_given_back() {
+        let agent = agent(Ok((0, [0; 40], vec![7; CALL_SIZE_MAX])));
+        let mut buffer = vec![0; 3 * CALL_SIZE_MAX];
+        let all = agent.more.take(usize::MAX);
+        assert_eq!((all.count, agent.more.take(1).count), (MORE_CALLS_MAX, 0));
+        let size = buffer.len();
+        assert_eq!(agent.read(CALLER, FILE, 0, &mut buffer), Ok(size), "one by one");
+        drop(all);
+        assert_eq!(agent.read(CALLER, FILE, 0, &mut buffer), Ok(size));
+        // More than are under way at once.
+        let mut buffer = vec![0; (2 * PARTS_MAX + 1) * CALL_SIZE_MAX];
+        let size = buffer.len();
+        assert_eq!(agent.read(CALLER, FILE, 0, &mut buffer), Ok(size));
+        assert_eq!(agent.more.take(usize::MAX).count, MORE_CALLS_MAX);
+    }
+
+    #[test]
+    fn only_a_lock_that_is_not_free_is_waited_for() {
+        let lock = Lock { end: 9, kind: 1, ..Lock::default() };
+        let interrupt = Interrupt::new();
+        let check = |status: u16, wait: bool, outcome: Result<(), i32>, calls: usize| {
+            let agent = agent(Ok((status, [0; 40], Vec::new())));
+            let wait = wait.then_some(&interrupt);
+            let found = agent.setlk(CALLER, FILE, lock, LockKind::Record, wait);
+            assert_eq!(found.map_err(|error| error.errno), outcome);
+            assert_eq!(sent(&agent).len(), calls);
+        };
+        let again = u16::try_from(EAGAIN).unwrap();
+        check(0, true, Ok(()), 1);
+        check(again, false, Err(EAGAIN), 1);
+        check(again, true, Err(EAGAIN), 2);
+    }
+
+    #[test]
+    fn those_who_wait_for_locks_are_bounded() {
+        let again = u16::try_from(EAGAIN).unwrap();
+        let agent = agent(Ok((again, [0; 40], Vec::new())));
+        let places: Vec<_> = (0..LOCK_WAITS_MAX).map(|_| agent.place_to_wait().unwrap()).collect();
+        let lock = Lock { end: 9, kind: 1, ..Lock::default() };
+        let wait = || {
+            let interrupt = Interrupt::new();
+            agent.setlk(CALLER, FILE, lock, LockKind::Record, Some(&interrupt)).unwrap_err().errno
+        };
+        assert_eq!(wait(), ENOLCK);
+        drop(places);
+        assert_eq!(wait(), EAGAIN, "the server's word");
+    }
+
+    #[test]
+    fn a_call_without_an_answer_is_an_error_of_the_program() {
+        let error = |agent: &VosAgent<Echo>| agent.statfs(CALLER, 1).unwrap_err().errno;
+        assert_eq!(error(&agent(Err(IpcError::NodeDown))), EHOSTDOWN);
+        assert_eq!(error(&agent(Ok((2, [0; 40], Vec::new())))), ENOENT);
+        assert_eq!(error(&agent(Ok((0, [0; 40], vec![0; 3])))), EPROTO);
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_makes_the_agent_panic_or_run_for_ever(
+            status in prop_oneof![3 => Just(0u16), 1 => any::<u16>()],
+            args in any::<[u8; 32]>(),
+            payload in proptest::collection::vec(any::<u8>(), 0..200),
+        ) {
+            let mut wide = [0; 40];
+            wide[..32].copy_from_slice(&args);
+            let agent = agent(Ok((status, wide, payload)));
+            let entry = Entry { parent: 1, name: b"n" };
+            let new = NewMode { mode: 0, umask: 0 };
+            let mut buffer = [0; 64];
+            agent.lookup(CALLER, entry).ok();
+            agent.readlink(CALLER, 1).ok();
+            agent.create(CALLER, entry, new, 0).ok();
+            agent.open(CALLER, 1, 0).ok();
+            agent.read(CALLER, FILE, 0, &mut buffer).ok();
+            prop_assert!(agent.write(CALLER, FILE, Place::End, &[0; 9]).unwrap_or(0) <= 9);
+            let mut entries = 0;
+            let mut visit = |_: DirEntry, _: &[u8]| {
+                entries += 1;
+                if entries < 1000 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            };
+            agent.readdir(CALLER, FILE, 0, 4096, &mut visit).ok();
+            agent.statfs(CALLER, 1).ok();
+            agent.getlk(CALLER, FILE, Lock::default()).ok();
+            agent.seek(CALLER, FILE, 0, 3).ok();
+            prop_assert!(agent.copy_range(CALLER, (FILE, 0), (FILE, 9), 9).unwrap_or(0) <= 9);
+            prop_assert!(agent.getxattr(CALLER, 1, b"user.x", &mut buffer).unwrap_or(0) <= 64);
+            agent.listxattr(CALLER, 1, &mut []).ok();
+        }
+    }
+}
