@@ -217,7 +217,11 @@ impl Container {
             }
             self.reap();
             self.streams()?;
-            self.agent.start_if_wanted();
+            {
+                // While a program is being started its descriptors could be inherited by the agent.
+                let _none_starts = lock(&self.sessions);
+                self.agent.start_if_wanted();
+            }
             if let Some(range) = self.range {
                 range.keep();
             }

@@ -44,7 +44,7 @@ const AGES: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// Calls of one thread that are under way at once. Each takes a lane: a fraction of them, so that others find one.
 const PARTS_MAX: usize = 8;
 
-/// Times that a bell is rung for a notification: whoever does not hear it then finds it when it looks.
+/// Times that a bell is rung for a notification, [`RERING`] apart: a receiver that is stopped keeps nobody longer.
 const NOTIFY_RINGS: u32 = 50;
 
 /// Times that the threads of a process are looked after when its calls are ended, [`RERING`] apart.
@@ -52,6 +52,13 @@ const WAKES: u32 = 1000;
 
 /// How long a requester waits for an answer that its receiver, which moves, is writing.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Sleeps for [`RERING`].
+fn pause() {
+    let never = AtomicU32::new(0);
+    let time = crate::bell::timespec(RERING);
+    futex::wait(&never, futex::Flags::empty(), 0, Some(&time)).ok();
+}
 
 /// With this a requester closes a channel that it does not need any more.
 pub const LET_GO: IpcError = IpcError::NotBound;
@@ -373,10 +380,12 @@ impl Client {
             left => left,
         };
         if left.is_ok() {
+            // Not heard: it has said that it will sleep, and waits for a CPU before it does.
             for _ in 0..NOTIFY_RINGS {
                 if place.ring(false) {
                     break;
                 }
+                pause();
             }
         }
         place.turns[lane].end();
@@ -408,9 +417,7 @@ impl Client {
             if is_seen {
                 return;
             }
-            let never = AtomicU32::new(0);
-            let patience = crate::bell::timespec(RERING);
-            futex::wait(&never, futex::Flags::empty(), 0, Some(&patience)).ok();
+            pause();
         }
     }
 

@@ -18,6 +18,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// Handles what comes through the door.
 pub(super) trait Handler {
@@ -37,6 +38,9 @@ pub(super) struct Door {
 }
 
 /// For all other threads.
+/// Pause before an owner is rung again that has said that it will sleep, and does not yet.
+const RING_PAUSE: Duration = Duration::from_millis(1);
+
 #[derive(Clone, Debug)]
 pub(super) struct Answerer {
     shared: Arc<Shared>,
@@ -326,9 +330,10 @@ impl Shared {
 
     fn put(&self, item: Item) {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).push(item);
-        // The owner looks at the queue after it has announced its sleep; if it is stopped it will
-        // look when it goes on.
-        let _heard = self.bell.ring();
+        // Between its last look at the queue and its sleep the owner may have to wait for a CPU.
+        while !self.bell.ring() {
+            std::thread::sleep(RING_PAUSE);
+        }
     }
 
     fn take(&self) -> Vec<Item> {
@@ -337,5 +342,30 @@ impl Shared {
 
     fn has_items(&self) -> bool {
         !self.queue.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_owner_that_is_slow_to_fall_asleep_is_woken() {
+        let (bell, _) = Bell::create().unwrap();
+        let shared = Shared { bell, queue: Mutex::new(Vec::new()) };
+        std::thread::scope(|scope| {
+            let ticket = shared.bell.prepare();
+            assert!(!shared.has_items());
+            // Now it loses its CPU.
+            let putter = scope.spawn(|| shared.put(Item::Stop));
+            let slow = std::time::Instant::now() + Duration::from_millis(20);
+            while !putter.is_finished() && std::time::Instant::now() < slow {
+                std::thread::yield_now();
+            }
+            let slept = std::time::Instant::now();
+            shared.bell.sleep(ticket, Some(Duration::from_secs(60)));
+            assert!(slept.elapsed() < Duration::from_secs(60), "it was not woken");
+        });
+        assert!(shared.has_items());
     }
 }
