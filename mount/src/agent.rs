@@ -64,6 +64,13 @@ pub struct Told {
     pub lent: Duration,
 }
 
+/// What a name stands for, and how long the kernel may remember that; `None`: for nothing, to be remembered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Looked {
+    pub told: Option<Told>,
+    pub lent: Duration,
+}
+
 /// Called for each directory entry, until it breaks.
 pub type VisitEntry<'a> = dyn FnMut(DirEntry, &[u8]) -> ControlFlow<()> + 'a;
 
@@ -73,7 +80,10 @@ pub type VisitEntry<'a> = dyn FnMut(DirEntry, &[u8]) -> ControlFlow<()> + 'a;
 /// Every error is an errno for the program that asked.
 #[expect(clippy::missing_errors_doc, reason = "as just told")]
 pub trait Agent: Send + Sync + 'static {
-    fn lookup(&self, caller: Caller, entry: Entry<'_>) -> Result<Told, Errno>;
+    /// [`Agent::has_told`] follows if the name may be remembered.
+    fn lookup(&self, caller: Caller, entry: Entry<'_>) -> Result<Looked, Errno>;
+    /// The caller has been sent a name that it asked for, or never will be.
+    fn has_told(&self, caller: Caller);
     fn getattr(&self, caller: Caller, ino: u64, fh: Option<u64>) -> Result<Told, Errno>;
     fn setattr(
         &self,

@@ -116,9 +116,8 @@ fn session(port: &impl Sendrec, memory: &Memory, wish: &Wish) -> Result<End, Err
         if recalled.session != session {
             return Ok(End::GivenUp);
         }
-        for ino in inodes {
-            memory.forget(ino);
-        }
+        memory.forget_all(&inodes);
+        memory.settle();
         forgotten = recalled.batch;
         memory.extend(sent, Duration::from_millis(recalled.lease.into()));
         idle = if memory.was_used() { 0 } else { idle + 1 };

@@ -15,6 +15,7 @@ mod leases;
 pub mod limits;
 pub mod memory;
 mod mountpoint;
+mod names;
 mod owners;
 mod status;
 pub mod vos_agent;
@@ -25,6 +26,8 @@ use m3ipc::Sendrec;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::Duration;
@@ -89,6 +92,7 @@ pub struct Mounted {
     place: PathBuf,
     news: Receiver<News>,
     tell: Sender<News>,
+    requests: Arc<AtomicU64>,
     /// Whoever unmounts twice may take away what somebody else has mounted there since.
     attached: bool,
 }
@@ -126,9 +130,11 @@ pub fn mount(options: &Options, port: impl Sendrec + Send + Sync + 'static) -> R
     let cores = thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN);
     let threads = options.threads.unwrap_or(cores.max(TWO));
     let agent = VosAgent::new(port);
-    fuse::session::start(agent, descriptor, threads, options.features, Box::new(end))
+    let requests = Arc::new(AtomicU64::new(0));
+    let allowed = options.features;
+    fuse::session::start(agent, descriptor, threads, allowed, requests.clone(), Box::new(end))
         .inspect_err(|_| drop(mountpoint::unmount(&place)))?;
-    let mounted = Mounted { place, news, tell, attached: true };
+    let mounted = Mounted { place, news, tell, requests, attached: true };
     tracing::info!("mounted at {}", mounted.place.display());
     Ok(mounted)
 }
@@ -137,6 +143,11 @@ impl Mounted {
     /// The mount point, absolute and without links.
     pub fn path(&self) -> &Path {
         &self.place
+    }
+
+    /// How many requests the kernel has made so far.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
     }
 
     /// Waits until the tree is unmounted, or unmounts it at SIGTERM, SIGINT or SIGHUP.

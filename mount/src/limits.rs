@@ -58,6 +58,19 @@ pub const LENT_PER_SHARD_MAX: usize = 1024;
 /// Pause between attempts to have the kernel forget an inode that it does not know yet.
 pub const FORGET_PAUSE: Duration = Duration::from_micros(100);
 
+/// How long the kernel is told to remember a name: who makes another of it waits for as long. And when it is: the directory's names
+/// have been remembered here for a time, and have been asked for so often within the first.
+pub const NAME_LENT_FOR: Duration = Duration::from_millis(100);
+pub const QUIET: Duration = Duration::from_secs(1);
+pub const HOT: u32 = 3;
+
+/// Directories of which names are lent, and threads that have just been told one. More of them ask each time.
+pub const NAMES_LENT_TO_MAX: usize = 16 * 1024;
+pub const NAMES_LENT_THREADS_MAX: usize = 256;
+
+/// A thread that has been answered runs within this: what it does later than that may count from later.
+pub const RUNS_WITHIN: Duration = Duration::from_secs(2);
+
 /// Owners of record locks of which is known that there are no others. With more, each close(2) asks the server.
 pub const LOCK_OWNERS_MAX: usize = 1 << 16;
 

@@ -13,9 +13,10 @@
 
 use crate::kernel::Kernel;
 use crate::limits::{
-    FORGET_PAUSE, INODES_PER_SHARD_MAX, LENT_FOR_MAX, LENT_PER_SHARD_MAX, MARGIN,
-    NAMES_PER_SHARD_MAX, SHARDS,
+    FORGET_PAUSE, HOT, INODES_PER_SHARD_MAX, LENT_FOR_MAX, LENT_PER_SHARD_MAX, MARGIN,
+    NAME_LENT_FOR, NAMES_PER_SHARD_MAX, QUIET, SHARDS,
 };
+use crate::names::Names;
 use calls::vfs::{Attr, Leased, Time, search};
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -56,6 +57,7 @@ pub(crate) struct Memory {
     until: AtomicU64,
     /// Has anybody looked since that was asked last?
     is_used: AtomicBool,
+    names: Names,
 }
 
 #[derive(Debug)]
@@ -100,8 +102,7 @@ struct Lent {
 impl Lent {
     /// Might the kernel still remember something?
     fn is_needed(&self, now: u64) -> bool {
-        let margin = u64::try_from(MARGIN.as_nanos()).unwrap_or(u64::MAX);
-        self.has_pages || now < self.until.saturating_add(margin)
+        self.has_pages || now < self.until.saturating_add(nanos(MARGIN))
     }
 }
 
@@ -126,6 +127,28 @@ struct Known {
     /// Who may be told of names: of [`search`].
     search: u8,
     owner: u32,
+    looks: Looks,
+}
+
+/// How often names of a directory have been looked up of late.
+#[derive(Clone, Copy, Debug, Default)]
+struct Looks {
+    /// Since when names are known; 0: none are.
+    known: u64,
+    /// Since when `count` is counted.
+    since: u64,
+    count: u32,
+}
+
+impl Looks {
+    /// One more, at `now`. Returns whether these are so many that the kernel had better remember names itself.
+    fn add(&mut self, now: u64) -> bool {
+        if now - self.since > nanos(NAME_LENT_FOR) {
+            (self.since, self.count) = (now, 0);
+        }
+        self.count = self.count.saturating_add(1);
+        self.count >= HOT && now - self.known > nanos(QUIET)
+    }
 }
 
 impl Known {
@@ -207,6 +230,7 @@ impl Default for Memory {
             start: Instant::now(),
             until: AtomicU64::new(0),
             is_used: AtomicBool::new(false),
+            names: Names::default(),
         }
     }
 }
@@ -264,6 +288,9 @@ impl Memory {
             shard.make_room();
             let known = shard.inodes.entry(parent).or_default();
             (known.search, known.owner) = (leased.name, leased.owner);
+            if known.looks.known == 0 {
+                known.looks.known = self.now();
+            }
             if known.names.insert(name.into(), ino).is_none() {
                 shard.names += 1;
             }
@@ -383,8 +410,16 @@ impl Memory {
         }
     }
 
-    /// The server recalls its lease on an inode.
-    pub(crate) fn forget(&self, ino: u64) {
+    /// The server recalls its leases on `inodes`. Returns when they are forgotten.
+    pub(crate) fn forget_all(&self, inodes: &[u64]) {
+        for ino in inodes {
+            self.forget(*ino);
+        }
+        self.names.wait(inodes, || self.now());
+    }
+
+    /// As [`Memory::forget_all`], but for names that the kernel may still remember.
+    fn forget(&self, ino: u64) {
         let mut shard = self.shard(ino);
         shard.happened(ino, self.next_stamp());
         if let Some(known) = shard.inodes.remove(&ino) {
@@ -407,6 +442,7 @@ impl Memory {
                 self.take_back(self.shard(ino), ino);
             }
         }
+        self.names.wait_for_all(|| self.now());
     }
 
     /// From now on `kernel` can be lent attributes, and read from pages if that `may_page`.
@@ -416,10 +452,12 @@ impl Memory {
         self.may_page.store(may_page, Ordering::Relaxed);
     }
 
-    /// For how long the kernel may remember attributes that it is about to be told. `is_known`: it has the inode already.
-    pub(crate) fn lend(&self, attr: &Attr, is_known: bool) -> Duration {
+    /// For how long the kernel may remember attributes that it is about to be told. `is_known`: it has the inode already. With it,
+    /// whether it was told the same before.
+    pub(crate) fn lend(&self, attr: &Attr, is_known: bool) -> (Duration, bool) {
+        const NOT: (Duration, bool) = (Duration::ZERO, false);
         if self.kernel.get().is_none() {
-            return Duration::ZERO;
+            return NOT;
         }
         let ino = attr.ino;
         let mut shard = self.shard(ino);
@@ -429,16 +467,65 @@ impl Memory {
             || until <= now
             || !shard.has_room_to_lend(ino, now)
         {
-            return Duration::ZERO;
+            return NOT;
         }
         let lent = shard.lent.entry(ino).or_default();
         if lent.is_tainted || lent.is_going {
-            return Duration::ZERO;
+            return NOT;
         }
+        let is_repeated = lent.until != 0;
         // It counts from when the reply is read, which is soon: the session has its margin for that.
         lent.until = until;
         lent.is_known |= is_known;
-        Duration::from_nanos(until - now).min(LENT_FOR_MAX)
+        (Duration::from_nanos(until - now).min(LENT_FOR_MAX), is_repeated)
+    }
+
+    /// For how long the kernel may remember that a name stands for `ino`, or with 0 for nothing, if thread `tid` is told so now.
+    /// Unless that is no time, [`Memory::told`] must follow.
+    ///
+    /// `is_settled`: taking up the reply does nothing but that, as the inode is known to the kernel, and nothing of it has changed.
+    pub(crate) fn lend_name(
+        &self,
+        (parent, name): (u64, &[u8]),
+        ino: u64,
+        is_settled: bool,
+        tid: u32,
+    ) -> Duration {
+        let mut shard = self.shard(parent);
+        let (now, until) = (self.now(), self.until.load(Ordering::SeqCst));
+        let Some(known) = shard.inodes.get_mut(&parent) else { return Duration::ZERO };
+        let is_hot = known.looks.add(now);
+        let may_be_told = is_hot
+            && is_settled
+            && known.names.get(name) == Some(&ino)
+            && known.search & search::EVERYBODY != 0
+            && now < until
+            && self.kernel.get().is_some();
+        if may_be_told && self.names.lend(parent, tid, now) {
+            Duration::from_nanos(until - now).min(NAME_LENT_FOR)
+        } else {
+            Duration::ZERO
+        }
+    }
+
+    /// The reply in which a name was lent to thread `tid` has been written.
+    pub(crate) fn told(&self, tid: u32) {
+        self.names.told(tid);
+    }
+
+    /// A name goes from one directory to another, both among those of a change that is under way; the kernel may carry on with it.
+    pub(crate) fn carry(&self, from: u64, to: u64) {
+        self.names.carry(from, to);
+    }
+
+    /// Fewer may search directory `ino` from now on, of which a change is under way: the kernel must not let others pass.
+    pub(crate) fn close_directory(&self, ino: u64) {
+        self.names.wait(&[ino], || self.now());
+    }
+
+    /// To be called now and then.
+    pub(crate) fn settle(&self) {
+        self.names.settle(self.now());
     }
 
     /// Has the kernel forget what it was lent of an inode; returns when it has. Nothing is lent meanwhile: it is not remembered
@@ -489,7 +576,7 @@ impl Memory {
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        nanos(self.start.elapsed())
     }
 
     /// The server has begun a session when it was asked to, after `sent`: it lasts for `lease` from then.
@@ -502,8 +589,7 @@ impl Memory {
     /// The server has heard of this agent after `sent`, and what it said since has been done.
     pub(crate) fn extend(&self, sent: Instant, lease: Duration) {
         let end = (sent + lease.saturating_sub(MARGIN)).saturating_duration_since(self.start);
-        let end = u64::try_from(end.as_nanos()).unwrap_or(u64::MAX);
-        self.until.store(end.max(1), Ordering::SeqCst);
+        self.until.store(nanos(end).max(1), Ordering::SeqCst);
     }
 
     /// Is there a session, though perhaps one that the server has given up?
@@ -589,6 +675,10 @@ fn index(ino: u64) -> usize {
 /// Which of its shard's slots an inode has.
 fn slot(ino: u64) -> usize {
     usize::try_from(ino).unwrap_or(0) / SHARDS % SLOTS
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn seconds_now() -> i64 {
@@ -771,21 +861,24 @@ mod tests {
         let now = seconds_now();
         let known = Attr { atime: at(now), mtime: at(now - 9), ctime: at(now - 9), ..attr(5) };
         memory.keep_attr(memory.asked(), known);
-        assert_eq!(memory.lend(&known, true), LENT_FOR_MAX);
+        assert_eq!(memory.lend(&known, true).0, LENT_FOR_MAX);
         (memory, kernel, known)
     }
 
     #[test]
     fn what_is_lent_is_taken_back_before_it_is_another() {
         let (memory, kernel, known) = lent();
-        assert_eq!(memory.lend(&Attr { size: 8, ..known }, true), Duration::ZERO, "another");
+        assert_eq!(memory.lend(&Attr { size: 8, ..known }, true).0, Duration::ZERO, "another");
         drop(memory.change([5, 6]));
         assert_eq!(kernel.take(), [(5, false)]);
         drop(memory.change([5]));
-        assert_eq!((kernel.take(), memory.lend(&known, true)), (Vec::new(), Duration::ZERO));
+        assert_eq!((kernel.take(), memory.lend(&known, true).0), (Vec::new(), Duration::ZERO));
         let (memory, kernel, known) = lent();
         memory.forget(5);
-        assert_eq!((kernel.take(), memory.lend(&known, true)), (vec![(5, false)], Duration::ZERO));
+        assert_eq!(
+            (kernel.take(), memory.lend(&known, true).0),
+            (vec![(5, false)], Duration::ZERO)
+        );
         let (memory, kernel, _) = lent();
         memory.end_session();
         assert_eq!(kernel.take(), [(5, false)]);
@@ -827,10 +920,10 @@ mod tests {
             scope.spawn(|| memory.clean(5));
             begun.recv().unwrap();
             memory.keep_attr(memory.asked(), attr(5));
-            assert_eq!(memory.lend(&attr(5), true), Duration::ZERO);
+            assert_eq!(memory.lend(&attr(5), true).0, Duration::ZERO);
             go.send(()).unwrap();
         });
-        assert_eq!(memory.lend(&attr(5), true), LENT_FOR_MAX);
+        assert_eq!(memory.lend(&attr(5), true).0, LENT_FOR_MAX);
     }
 
     #[test]
@@ -838,7 +931,7 @@ mod tests {
         let (memory, kernel, _) = lent();
         let unknown = attr(99);
         memory.keep_attr(memory.asked(), unknown);
-        assert_eq!(memory.lend(&unknown, false), LENT_FOR_MAX);
+        assert_eq!(memory.lend(&unknown, false).0, LENT_FOR_MAX);
         memory.forget(99);
         assert_eq!(kernel.take().len(), 4, "until it was there");
     }
@@ -855,11 +948,11 @@ mod tests {
         assert_eq!(kernel.take(), [(5, true)]);
         drop(memory.read(5));
         memory.keep_attr(memory.asked(), known);
-        assert_eq!(memory.lend(&known, true), Duration::ZERO, "it would not ask any more");
+        assert_eq!(memory.lend(&known, true).0, Duration::ZERO, "it would not ask any more");
         assert_eq!(memory.open(5, 3), Pages::Fresh);
         memory.clean(5);
         assert_eq!(kernel.take(), [(5, true)]);
-        assert_eq!((memory.lend(&known, true), memory.open(5, 4)), (LENT_FOR_MAX, Pages::Kept));
+        assert_eq!((memory.lend(&known, true).0, memory.open(5, 4)), (LENT_FOR_MAX, Pages::Kept));
         let change = memory.change_by_pages(5);
         assert_eq!(kernel.take(), [(5, false)], "these pages are what is written");
         drop(memory.read(5));
@@ -888,6 +981,51 @@ mod tests {
         assert!(memory.has_lapsed());
         memory.clean(5);
         assert_eq!(kernel.take(), [(5, true)]);
+    }
+
+    #[test]
+    fn names_are_lent_where_it_is_quiet_and_everybody_may_search() {
+        let known_for = |memory: &mut Memory, time| memory.start -= time;
+        let keep = |memory: &Memory, name| {
+            let leased = Leased { name, ..ALL };
+            memory.keep_name(memory.asked(), (2, b"x"), leased, 5);
+            memory.keep_name(memory.asked(), (2, b"no"), leased, 0);
+        };
+        let lend = |memory: &Memory, name: &[u8], ino, is_settled| {
+            let lent = memory.lend_name((2, name), ino, is_settled, 1);
+            memory.told(1);
+            lent
+        };
+        let (mut memory, _, _) = lent();
+        keep(&memory, search::EVERYBODY);
+        let many = |memory: &Memory| (0..HOT).map(|_| lend(memory, b"x", 5, true)).last();
+        assert_eq!(many(&memory), Some(Duration::ZERO), "they have not been known for long");
+        known_for(&mut memory, QUIET + NAME_LENT_FOR);
+        assert_eq!(lend(&memory, b"x", 5, true), Duration::ZERO, "the first look for a while");
+        assert_eq!(many(&memory), Some(NAME_LENT_FOR));
+        assert_eq!(lend(&memory, b"no", 0, true), NAME_LENT_FOR);
+        assert_eq!(lend(&memory, b"x", 5, false), Duration::ZERO, "more is to be done with it");
+        for (name, ino) in [(&b"x"[..], 6), (b"no", 5), (b"y", 0)] {
+            assert_eq!(lend(&memory, name, ino, true), Duration::ZERO, "not what is known");
+        }
+        let before = Instant::now();
+        memory.forget_all(&[5]);
+        memory.close_directory(5);
+        assert!(before.elapsed() < NAME_LENT_FOR, "no names are lent there");
+        memory.close_directory(2);
+        assert!(before.elapsed() >= NAME_LENT_FOR);
+        keep(&memory, search::EVERYBODY);
+        assert_eq!(many(&memory), Some(NAME_LENT_FOR));
+        let before = Instant::now();
+        memory.forget_all(&[5, 2]);
+        assert!(before.elapsed() >= NAME_LENT_FOR);
+        assert_eq!(lend(&memory, b"x", 5, true), Duration::ZERO, "they are forgotten");
+        keep(&memory, search::SUPERUSER | search::OWNER);
+        known_for(&mut memory, QUIET + NAME_LENT_FOR);
+        assert_eq!((many(&memory), many(&memory)), (Some(Duration::ZERO), Some(Duration::ZERO)));
+        keep(&memory, search::EVERYBODY);
+        memory.extend(Instant::now(), MARGIN);
+        assert_eq!(many(&memory), Some(Duration::ZERO), "the session may be over");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! of the one before, but other groups.
 
 use crate::limits::STATUS_SIZE;
+use crate::names::Progress;
 use std::fs::File;
 use std::io::Read;
 use std::sync::OnceLock;
@@ -76,8 +77,44 @@ impl Status {
     }
 }
 
+/// How far thread `tid` has come that was sent an answer: proc_pid_stat(5), proc_pid_wchan(5), and its CPU time as
+/// Documentation/scheduler/sched-stats.rst has it.
+pub(crate) fn progress(tid: u32) -> Progress {
+    match std::fs::read(format!("/proc/{tid}/stat")) {
+        Ok(stat) => match state(&stat) {
+            Some(b'R') => {
+                let text = std::fs::read_to_string(format!("/proc/{tid}/schedstat"));
+                let used = text.ok().and_then(|text| text.split(' ').next()?.parse().ok());
+                used.map_or(Progress::Unknown, Progress::Runs)
+            }
+            // Taking up an answer may wait for memory, but not for these.
+            Some(b'D') => {
+                let place = std::fs::read(format!("/proc/{tid}/wchan")).unwrap_or_default();
+                let is_later = PLACES_LATER.iter().any(|later| place.starts_with(later));
+                if is_later { Progress::Past } else { Progress::Unknown }
+            }
+            Some(_) => Progress::Past,
+            None => Progress::Unknown,
+        },
+        // It is gone, before or after it was opened.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {
+            Progress::Past
+        }
+        Err(_) => Progress::Unknown,
+    }
+}
+
+/// Where a thread waits in the kernel for a directory's lock, a FUSE request, a page.
+const PLACES_LATER: [&[u8]; 3] = [b"rwsem_", b"request_wait_answer", b"folio_wait_"];
+
+/// The letter behind the name, which may have blanks and brackets in it.
+fn state(stat: &[u8]) -> Option<u8> {
+    let end = stat.iter().rposition(|byte| *byte == b')')?;
+    stat.get(end + 2).copied()
+}
+
 /// Is /proc that of our pid namespace? If not, a pid names another process there.
-fn proc_is_ours() -> bool {
+pub(crate) fn proc_is_ours() -> bool {
     static OURS: OnceLock<bool> = OnceLock::new();
     *OURS.get_or_init(|| {
         let own = std::process::id().to_string();
@@ -141,6 +178,26 @@ mod tests {
         assert!(Status::read(u32::MAX).is_none());
         assert!(Status::read(0).is_none());
         assert!(!Status::read(std::process::id()).unwrap().is_dying());
+    }
+
+    #[test]
+    fn a_thread_is_past_its_answer_when_it_sleeps_or_is_gone() {
+        assert_eq!(state(b"7 (a) R (b)) S 1 2"), Some(b'S'));
+        assert_eq!((state(b"7 (a"), state(b"7 (a)"), state(b"")), (None, None, None));
+        assert_eq!(progress(u32::MAX), Progress::Past);
+        let own = rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned();
+        assert!(matches!(progress(own), Progress::Runs(1..)));
+        let (tell, told) = std::sync::mpsc::channel();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let sleeper = std::thread::spawn(move || {
+            tell.send(rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned()).unwrap();
+            ended.recv().ok();
+        });
+        let tid = told.recv().unwrap();
+        while progress(tid) != Progress::Past {}
+        drop(end);
+        sleeper.join().unwrap();
+        while progress(tid) != Progress::Past {}
     }
 
     proptest! {

@@ -1,6 +1,8 @@
 //! The agent that asks vfs-server, and remembers what it may.
 
-use crate::agent::{Agent, Caller, Entry, LockKind, NewMode, OpenFile, Place, Told, VisitEntry};
+use crate::agent::{
+    Agent, Caller, Entry, LockKind, Looked, NewMode, OpenFile, Place, Told, VisitEntry,
+};
 use crate::cred;
 use crate::kernel::Kernel;
 use crate::leases::{self, Wish};
@@ -9,11 +11,12 @@ use crate::limits::{
 };
 use crate::memory::{Asked, Change, Found, Memory, Pages};
 use crate::owners::Owners;
+use crate::status;
 use calls::vfs::{
     Access, Attr, CopyRange, Create, DirEntry, Fallocate, Flush, FsStats, Fsync, Getattr, Getlk,
     Getxattr, Leased, Link, Listxattr, Lock, Lookup, Mkdir, Mknod, Offsets, Open, RESTART, Read,
     Readdir, Readlink, Release, Removexattr, Rename, Rmdir, Seek, SetAttr, Setattr, Setlk,
-    Setxattr, Statfs, Symlink, Tmpfile, Unlink, WRITE_APPEND, WRITE_AT, Write,
+    Setxattr, Statfs, Symlink, Tmpfile, Unlink, WRITE_APPEND, WRITE_AT, Write, set,
 };
 use calls::wire::Wire;
 use calls::{Each, Row};
@@ -21,6 +24,7 @@ use m3ipc::cred::CRED_SIZE_MAX;
 use m3ipc::errno::numbers::{EAGAIN, ENAMETOOLONG, ENOENT, ENOLCK, EPROTO};
 use m3ipc::{Cred, Endpoint, Errno, Interrupt, Sendrec, Wait};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 /// The agent that asks vfs-server. `P` is a port whose channel is trusted (`door::kind::AGENT`):
 /// the caller's credentials stand in front of each payload.
@@ -65,6 +69,8 @@ impl Drop for Taken<'_> {
 
 /// Longest target of a symbolic link (PATH_MAX).
 const TARGET_MAX: usize = 4096;
+/// Everybody may search a directory with these.
+const SEARCH_BITS: u32 = 0o111;
 const F_UNLCK: u32 = 2;
 const O_ACCMODE: u32 = 3;
 const O_TRUNC: u32 = 0o1000;
@@ -172,6 +178,37 @@ impl<P: Sendrec> VosAgent<P> {
         change
     }
 
+    /// What is remembered to be under a name, for who may be told. The kernel may remember it, too, if it can be known when
+    /// the thread that asks has been told.
+    fn remembered(&self, caller: Caller, entry: Entry<'_>, found: Found) -> Result<Looked, Errno> {
+        let (ino, told, is_settled) = match found {
+            Found::Missing => (0, None, true),
+            Found::Inode(attr) => {
+                let (lent, is_repeated) = self.memory.lend(&attr, false);
+                (attr.ino, Some(Told { attr, lent }), is_repeated)
+            }
+        };
+        let lent = if caller.pid != 0 && status::proc_is_ours() {
+            let name = (entry.parent, entry.name);
+            self.memory.lend_name(name, ino, is_settled, caller.pid)
+        } else {
+            Duration::ZERO
+        };
+        match (told, lent) {
+            (None, Duration::ZERO) => Err(Errno::new(ENOENT)),
+            _ => Ok(Looked { told, lent }),
+        }
+    }
+
+    /// An extended attribute is about to change.
+    fn change_attribute(&self, ino: u64, name: &[u8]) -> Change<'_, 1> {
+        let change = self.memory.change_rights(ino);
+        if name.starts_with(b"system.posix_acl_") {
+            self.memory.close_directory(ino);
+        }
+        change
+    }
+
     /// What is under a name is about to change: the directory, and the inode as far as it is known.
     fn change_at(&self, entry: Entry<'_>) -> (Change<'_, 1>, Change<'_, 1>) {
         let change = self.memory.change([entry.parent]);
@@ -220,13 +257,10 @@ fn count(reply: u64, most: usize) -> Result<usize, Errno> {
 }
 
 impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
-    fn lookup(&self, caller: Caller, entry: Entry<'_>) -> Result<Told, Errno> {
-        let told = |attr: Attr| Told { attr, lent: self.memory.lend(&attr, false) };
+    fn lookup(&self, caller: Caller, entry: Entry<'_>) -> Result<Looked, Errno> {
         self.memory.use_it();
-        match self.memory.name(entry.parent, entry.name, caller.uid) {
-            Some(Found::Inode(attr)) => return Ok(told(attr)),
-            Some(Found::Missing) => return Err(Errno::new(ENOENT)),
-            None => {}
+        if let Some(found) = self.memory.name(entry.parent, entry.name, caller.uid) {
+            return self.remembered(caller, entry, found);
         }
         let asked = self.asked();
         let row = Lookup { parent: entry.parent };
@@ -239,11 +273,16 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
             return Err(Errno::new(ENOENT));
         }
         self.keep(asked, leased, attr);
-        Ok(told(attr))
+        let (lent, _) = self.memory.lend(&attr, false);
+        Ok(Looked { told: Some(Told { attr, lent }), lent: Duration::ZERO })
+    }
+
+    fn has_told(&self, caller: Caller) {
+        self.memory.told(caller.pid);
     }
 
     fn getattr(&self, caller: Caller, ino: u64, fh: Option<u64>) -> Result<Told, Errno> {
-        let told = |attr| Told { attr, lent: self.memory.lend(&attr, true) };
+        let told = |attr| Told { attr, lent: self.memory.lend(&attr, true).0 };
         self.memory.use_it();
         self.memory.clean(ino);
         if let Some(attr) = self.memory.attr(ino) {
@@ -264,6 +303,9 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         set: &SetAttr,
     ) -> Result<Attr, Errno> {
         let _change = self.memory.change_rights(ino);
+        if set.valid & set::MODE != 0 && set.mode & SEARCH_BITS != SEARCH_BITS {
+            self.memory.close_directory(ino);
+        }
         let row = Setattr { ino, fh: fh.unwrap_or(0) };
         self.call_for(&cred::with_groups(caller), &row, [&set.bytes(), &[]]).map(|(_, attr)| attr)
     }
@@ -322,6 +364,10 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
     ) -> Result<(), Errno> {
         let (_change, forgotten) = self.change_at(from);
         let (_new_change, new_forgotten) = self.change_at(to);
+        if from.parent != to.parent {
+            self.memory.carry(from.parent, to.parent);
+            self.memory.carry(to.parent, from.parent);
+        }
         let row = Rename {
             parent: from.parent,
             new_parent: to.parent,
@@ -564,7 +610,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         value: &[u8],
         flags: u32,
     ) -> Result<(), Errno> {
-        let _change = self.memory.change_rights(ino);
+        let _change = self.change_attribute(ino, name);
         let row = Setxattr { ino, name_len: name_len(name)?, flags };
         self.order(&cred::with_groups(caller), &row, [name, value])
     }
@@ -576,7 +622,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
     }
 
     fn removexattr(&self, caller: Caller, ino: u64, name: &[u8]) -> Result<(), Errno> {
-        let _change = self.memory.change_rights(ino);
+        let _change = self.change_attribute(ino, name);
         self.order(&cred::with_groups(caller), &Removexattr { ino }, [name, &[]])
     }
 

@@ -3,7 +3,7 @@
 use super::reply::{self, put};
 use super::request::Operation;
 use super::{abi, request::Request};
-use crate::agent::{Agent, OpenFile, Told};
+use crate::agent::{Agent, Looked, OpenFile, Told};
 use crate::limits::IO_SIZE_MAX;
 use crate::memory::Pages;
 use m3ipc::errno::numbers::{ELOOP, ENXIO, EOVERFLOW, ESTALE};
@@ -16,6 +16,8 @@ use std::time::Duration;
 pub(crate) enum Done {
     /// The reply's payload is that long.
     Reply(usize),
+    /// As [`Done::Reply`]; and the agent is to know when it has been told.
+    Lent(usize),
     /// As [`Done::Reply`]; and the file is open, which must be undone if nobody gets to know.
     Opened(usize, OpenFile),
     /// The kernel is to do it in another way.
@@ -54,7 +56,7 @@ impl<A: Agent> Door<A> {
         let agent = &self.agent;
         let nothing = Ok(Done::Reply(0));
         match *operation {
-            Operation::Lookup(entry) => found(out, &agent.lookup(caller, entry)?),
+            Operation::Lookup(entry) => looked(out, &agent.lookup(caller, entry)?),
             Operation::Getattr { ino, fh } => attributes(out, &agent.getattr(caller, ino, fh)?),
             Operation::Setattr { ino, fh, ref set } => {
                 attributes(out, &at_once(agent.setattr(caller, ino, fh, set)?))
@@ -168,7 +170,7 @@ impl<A: Agent> Door<A> {
         attr: &calls::vfs::Attr,
         file: OpenFile,
     ) -> Result<Done, Errno> {
-        match reply::entry(attr, Duration::ZERO) {
+        match reply::entry(&at_once(*attr), Duration::ZERO) {
             Ok(entry) => {
                 let len = put(out, &entry);
                 Ok(opened(out, len, file, self.open_flags))
@@ -202,8 +204,18 @@ fn at_once(attr: calls::vfs::Attr) -> Told {
     Told { attr, lent: Duration::ZERO }
 }
 
+/// A name that has been made, which the kernel must not remember.
 fn found(out: &mut [u8], told: &Told) -> Result<Done, Errno> {
-    Ok(Done::Reply(put(out, &reply::entry(&told.attr, told.lent)?)))
+    Ok(Done::Reply(put(out, &reply::entry(told, Duration::ZERO)?)))
+}
+
+fn looked(out: &mut [u8], looked: &Looked) -> Result<Done, Errno> {
+    let entry = match looked.told {
+        Some(ref told) => reply::entry(told, looked.lent)?,
+        None => reply::no_entry(looked.lent),
+    };
+    let len = put(out, &entry);
+    Ok(if looked.lent.is_zero() { Done::Reply(len) } else { Done::Lent(len) })
 }
 
 fn attributes(out: &mut [u8], told: &Told) -> Result<Done, Errno> {

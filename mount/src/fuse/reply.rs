@@ -1,7 +1,7 @@
 //! Replies: what the kernel reads, in its structs.
 
 use super::abi;
-use crate::agent::tellable;
+use crate::agent::{Told, tellable};
 use calls::vfs::{Attr, DirEntry, FsStats, Lock, Time};
 use m3ipc::Errno;
 use m3ipc::errno::numbers::EIO;
@@ -80,20 +80,28 @@ fn attr(attr: &Attr) -> Result<abi::fuse_attr, Errno> {
     })
 }
 
-/// A name's inode. The name may not be remembered, its attributes for a time.
+/// A name's inode. The name may be remembered for that long.
 ///
 /// # Errors
 /// As [`attr`].
-pub(crate) fn entry(of: &Attr, lent: Duration) -> Result<abi::fuse_entry_out, Errno> {
-    let attr = attr(of)?;
+pub(crate) fn entry(of: &Told, lent: Duration) -> Result<abi::fuse_entry_out, Errno> {
     Ok(abi::fuse_entry_out {
-        nodeid: of.ino,
+        nodeid: of.attr.ino,
         generation: GENERATION,
-        attr_valid: lent.as_secs(),
-        attr_valid_nsec: lent.subsec_nanos(),
-        attr,
-        ..Default::default()
+        attr_valid: of.lent.as_secs(),
+        attr_valid_nsec: of.lent.subsec_nanos(),
+        attr: attr(&of.attr)?,
+        ..no_entry(lent)
     })
+}
+
+/// A name that is not there, which may be remembered for that long.
+pub(crate) fn no_entry(lent: Duration) -> abi::fuse_entry_out {
+    abi::fuse_entry_out {
+        entry_valid: lent.as_secs(),
+        entry_valid_nsec: lent.subsec_nanos(),
+        ..Default::default()
+    }
 }
 
 /// Attributes that may be remembered for a time.
@@ -181,9 +189,12 @@ mod tests {
             rdev: 6,
             ..Attr::default()
         };
-        let told = entry(&of, Duration::from_millis(1200)).unwrap();
-        assert_eq!((told.nodeid, told.entry_valid, told.attr_valid), (3, 0, 1));
-        assert_eq!(told.attr_valid_nsec, 200_000_000);
+        let lent = Duration::from_millis(1200);
+        let told = entry(&Told { attr: of, lent }, Duration::from_millis(2300)).unwrap();
+        assert_eq!((told.nodeid, told.entry_valid, told.attr_valid), (3, 2, 1));
+        assert_eq!((told.entry_valid_nsec, told.attr_valid_nsec), (300_000_000, 200_000_000));
+        let none = no_entry(lent);
+        assert_eq!((none.nodeid, none.entry_valid, none.attr_valid), (0, 1, 0));
         assert_eq!((told.attr.atime, told.attr.atimensec), (u64::MAX, 5));
         assert_eq!((told.attr.mode, told.attr.size, told.attr.rdev), (of.mode, 4, 6));
         assert_eq!(

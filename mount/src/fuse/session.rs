@@ -21,7 +21,7 @@ use m3ipc::Interrupt;
 use std::io;
 use std::num::NonZero;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 
@@ -46,6 +46,7 @@ struct Session<A> {
     threads: AtomicUsize,
     /// Has that been said of which there is much to say?
     is_full_told: AtomicBool,
+    requests: Arc<AtomicU64>,
     end: Mutex<Option<End>>,
 }
 
@@ -59,7 +60,7 @@ struct Spare {
 }
 
 /// Shakes hands with the kernel and serves `agent` on `descriptor`, of a mount that has been made. Of the kernel's features
-/// only those of `allowed` are used.
+/// only those of `allowed` are used. `requests` counts what the kernel asks for.
 ///
 /// # Errors
 /// One sentence: the kernel is too old, or there can be no threads.
@@ -68,6 +69,7 @@ pub(crate) fn start<A: Agent>(
     descriptor: OwnedFd,
     threads: NonZero<usize>,
     allowed: u64,
+    requests: Arc<AtomicU64>,
     end: End,
 ) -> Result<()> {
     let device = Device::new(descriptor);
@@ -98,6 +100,7 @@ pub(crate) fn start<A: Agent>(
         called: Condvar::new(),
         threads: AtomicUsize::new(0),
         is_full_told: AtomicBool::new(false),
+        requests,
         end: Mutex::new(Some(end)),
     });
     let watched = session.clone();
@@ -193,6 +196,7 @@ impl<A: Agent> Session<A> {
                 Ok(Arrival::End) => return Some(Ok(())),
                 Err(error) => return Some(Err(error)),
             };
+            self.requests.fetch_add(1, Ordering::Relaxed);
             match Request::decode(&request[..len]) {
                 // These take no time.
                 Ok(Request { operation: Operation::Nothing, .. }) => {}
@@ -229,17 +233,18 @@ impl<A: Agent> Session<A> {
         self.under_way.begin(request.unique, served);
         let (head, payload) = reply.split_at_mut(HEADER_SIZE);
         let done = self.door.serve(request, interrupt.as_deref().unwrap_or(&never), payload);
-        let (len, outcome, opened) = match done {
-            Ok(Done::Reply(len)) => (len, Ok(()), None),
-            Ok(Done::Opened(len, file)) => (len, Ok(()), Some(file)),
-            Ok(Done::Refused(number)) => (0, Err(number), None),
-            Err(error) => (0, Err(reply::number(error)), None),
+        let (len, outcome) = match done {
+            Ok(Done::Reply(len) | Done::Lent(len) | Done::Opened(len, _)) => (len, Ok(())),
+            Ok(Done::Refused(number)) => (0, Err(number)),
+            Err(error) => (0, Err(reply::number(error))),
         };
         head.copy_from_slice(&reply::header(request.unique, len, outcome));
         let is_told = self.under_way.end(request.unique)
             && self.answer(device, request.unique, &reply[..HEADER_SIZE + len]);
-        if let (false, Some(file)) = (is_told, opened) {
-            self.door.undo(request, file);
+        match done {
+            Ok(Done::Lent(_)) => self.door.agent().has_told(request.caller),
+            Ok(Done::Opened(_, file)) if !is_told => self.door.undo(request, file),
+            _ => {}
         }
     }
 

@@ -67,6 +67,11 @@ impl World {
         self.mounts[number - 1].path()
     }
 
+    /// How many requests node 1's kernel has made.
+    pub(crate) fn requests(&self) -> u64 {
+        self.mounts[0].requests()
+    }
+
     /// A shell script on node 1 that must succeed; its output. Other nodes' trees are $N2, $N3.
     pub(crate) fn sh(&self, script: &str) -> String {
         self.sh_in(self.place(1), script)
