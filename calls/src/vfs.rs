@@ -48,9 +48,18 @@ wire_structs! {
     /// An open file. `flags` are for the file agent; none are defined yet.
     pub struct Opened { pub fh: u64, pub flags: u32 }
 
-    /// Whether a file agent may remember what it is told of the inode's attributes (1), and by a `Lookup` of the name (of
-    /// [`search`]; 0: not).
+    /// Whether a file agent may remember what it is told of the inode's attributes (1), and of the name in its directory (of
+    /// [`search`]; 0: not): what a `Lookup` has found, or what another call has made of it.
     pub struct Leased { pub name: u8, pub attr: u8, pub owner: u32 }
+
+    /// An open file that may have been created; the rest as [`Leased`].
+    pub struct Created { pub fh: u64, pub name: u8, pub attr: u8, pub owner: u32 }
+
+    /// The inode that has another name now, and what an agent may remember: its attributes, the old name as one that is not
+    /// there, the new one. With `ino` 0 nothing.
+    pub struct Renamed {
+        pub ino: u64, pub attr: u8, pub name: u8, pub owner: u32, pub new_name: u8, pub new_owner: u32,
+    }
 
     /// What an agent is to forget, in the payload: inode numbers (u64), of which this is number `batch`. `session` 0: it has
     /// no session, and is to forget everything. Else the session lasts `lease` milliseconds from when the call was sent.
@@ -103,32 +112,33 @@ calls! {
     /// fstat(2) by inode. `fh` 0 if there is no open file. The answer's payload is an [`Attr`].
     0x02 Getattr { ino: u64, fh: u64 } -> Leased, Safe;
     /// chmod, chown, truncate, utimensat. Payload: [`SetAttr`]. The answer's payload is an [`Attr`].
-    0x03 Setattr { ino: u64, fh: u64 } -> (), Once;
+    0x03 Setattr { ino: u64, fh: u64 } -> Leased, Once;
     /// readlink(2). The answer's payload is the target.
     0x04 Readlink { ino: u64 } -> (), Safe;
     /// symlink(2). Payload: name, then target. The answer's payload is an [`Attr`].
-    0x05 Symlink { parent: u64, name_len: u16 } -> (), Once;
+    0x05 Symlink { parent: u64, name_len: u16 } -> Leased, Once;
     /// mknod(2). Payload: name. The answer's payload is an [`Attr`].
-    0x06 Mknod { parent: u64, mode: u32, umask: u32, rdev: u32 } -> (), Once;
+    0x06 Mknod { parent: u64, mode: u32, umask: u32, rdev: u32 } -> Leased, Once;
     /// mkdir(2). Payload: name. The answer's payload is an [`Attr`].
-    0x07 Mkdir { parent: u64, mode: u32, umask: u32 } -> (), Once;
+    0x07 Mkdir { parent: u64, mode: u32, umask: u32 } -> Leased, Once;
     /// unlink(2). Payload: name. `forgotten`: the inode that the agent has forgotten before, for which it took the name to stand;
     /// 0: none.
-    0x08 Unlink { parent: u64, forgotten: u64 } -> (), Once;
+    0x08 Unlink { parent: u64, forgotten: u64 } -> Leased, Once;
     /// rmdir(2). Payload: name. `forgotten` as in `Unlink`.
-    0x09 Rmdir { parent: u64, forgotten: u64 } -> (), Once;
+    0x09 Rmdir { parent: u64, forgotten: u64 } -> Leased, Once;
     /// renameat2(2) with RENAME_NOREPLACE and RENAME_EXCHANGE. Payload: old name, then new name. `forgotten` as in `Unlink`, for
-    /// the old name; `new_forgotten` for the new one.
+    /// the old name; `new_forgotten` for the new one. The answer's payload is the renamed inode's [`Attr`] if that may be
+    /// remembered.
     0x0a Rename {
         parent: u64, new_parent: u64, forgotten: u64, new_forgotten: u64, name_len: u16, flags: u32,
-    } -> (), Once;
+    } -> Renamed, Once;
     /// link(2). Payload: new name. The answer's payload is an [`Attr`].
-    0x0b Link { ino: u64, new_parent: u64 } -> (), Once;
+    0x0b Link { ino: u64, new_parent: u64 } -> Leased, Once;
     /// open(2) of an existing inode, directories too. O_TRUNC is honoured here.
     0x0c Open { ino: u64, flags: u32 } -> Opened, Once;
     /// open(2) with O_CREAT: opens the name if it is there (EEXIST with O_EXCL), else creates it.
     /// Payload: name. The answer's payload is an [`Attr`]. `forgotten` as in `Unlink`: O_TRUNC may change it.
-    0x0d Create { parent: u64, forgotten: u64, mode: u32, umask: u32, flags: u32 } -> Opened, Once;
+    0x0d Create { parent: u64, forgotten: u64, mode: u32, umask: u32, flags: u32 } -> Created, Once;
     /// pread(2). The answer's payload is the data; shorter than `size` at the end of the file.
     0x0e Read { fh: u64, ino: u64, offset: u64, size: u32 } -> (), Safe;
     /// pwrite(2). Payload: data. With O_APPEND the offset is the server's choice: the end of the file.

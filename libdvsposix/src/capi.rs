@@ -426,7 +426,7 @@ pub extern "C" fn dvs_rename(old: Text<'_>, new: Text<'_>) -> c_int {
 fn open(path: &[u8], flags: u32, mode: u32) -> Result<DvsFile, Errno> {
     let follow = flags & O_NOFOLLOW == 0 && flags & (O_CREAT | O_EXCL) != O_CREAT | O_EXCL;
     let place = path::walk(&Session, path, follow)?;
-    let (opened, ino) = match place.attr {
+    let (handle, ino) = match place.attr {
         Some(_) if flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL => {
             return Err(Errno::new(EEXIST));
         }
@@ -436,17 +436,17 @@ fn open(path: &[u8], flags: u32, mode: u32) -> Result<DvsFile, Errno> {
         Some(attr) if flags & O_CREAT != 0 && attr.mode & S_IFMT == S_IFDIR => {
             return Err(Errno::new(EISDIR));
         }
-        Some(attr) => (file::open(&Session, attr.ino, flags & !(O_CREAT | O_EXCL))?, attr.ino),
+        Some(attr) => (file::open(&Session, attr.ino, flags & !(O_CREAT | O_EXCL))?.fh, attr.ino),
         None if flags & O_CREAT == 0 => return Err(Errno::new(ENOENT)),
         None if place.directory => return Err(Errno::new(EISDIR)),
         None => {
             let umask = umask::current();
-            let (opened, attr) =
+            let (handle, attr) =
                 file::create(&Session, place.parent, place.name(), mode, umask, flags)?;
-            (opened, attr.ino)
+            (handle, attr.ino)
         }
     };
-    Ok(DvsFile { handle: opened.fh, ino, offset: 0, flags, reserved: 0 })
+    Ok(DvsFile { handle, ino, offset: 0, flags, reserved: 0 })
 }
 
 /// The place of something that is there.

@@ -51,7 +51,7 @@ pub fn open(port: &impl Sendrec, ino: u64, flags: u32) -> Result<Opened, Errno> 
     quick(port, &Open { ino, flags }, &[], &mut []).map(|(opened, _)| opened)
 }
 
-/// open(2) with O_CREAT.
+/// open(2) with O_CREAT: the handle and the attributes.
 ///
 /// # Errors
 /// EACCES, EEXIST, EISDIR, ENOSPC.
@@ -62,11 +62,11 @@ pub fn create(
     mode: u32,
     umask: u32,
     flags: u32,
-) -> Result<(Opened, Attr), Errno> {
+) -> Result<(u64, Attr), Errno> {
     let mut bytes = [0; Attr::SIZE];
-    let (opened, len) =
+    let (created, len) =
         quick(port, &Create { parent, forgotten: 0, mode, umask, flags }, &[name], &mut bytes)?;
-    Ok((opened, decode(&bytes, len)?))
+    Ok((created.fh, decode(&bytes, len)?))
 }
 
 /// pread(2) of at most [`PAYLOAD_MAX`] bytes; fewer than asked only at the end of the file.

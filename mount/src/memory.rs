@@ -160,12 +160,16 @@ impl Known {
     }
 }
 
-/// A change of some inodes that is under way: nothing of them is remembered until it is over.
+/// A change of an inode that is under way: nothing of it is remembered until it is over, but what the change itself has made of it,
+/// if nothing else has happened to it meanwhile.
 #[derive(Debug)]
 #[must_use]
-pub(crate) struct Change<'a, const N: usize> {
+pub(crate) struct Change<'a> {
     memory: &'a Memory,
-    inodes: [u64; N],
+    /// 0: none.
+    ino: u64,
+    /// When it began.
+    stamp: u64,
 }
 
 /// An inode that is being read.
@@ -194,19 +198,44 @@ impl Drop for Reading<'_> {
     }
 }
 
-impl Change<'_, 1> {
+impl Change<'_> {
     /// The inode; 0: none.
     pub(crate) fn ino(&self) -> u64 {
-        self.inodes[0]
+        self.ino
+    }
+
+    /// Has nothing else happened to the inode since it began? Then what the server has told is what is.
+    fn is_alone(&self, shard: &Shard) -> bool {
+        let slot = &shard.slots[slot(self.ino)];
+        slot.changing == 1
+            && slot.stamp == self.stamp
+            && self.memory.floor.load(Ordering::SeqCst) <= self.stamp
+            && self.memory.has_session()
+    }
+
+    /// As [`Memory::keep_name`], in the directory that was changed.
+    pub(crate) fn keep_name(&self, name: &[u8], leased: Leased, ino: u64) {
+        let mut shard = self.memory.shard(self.ino);
+        if leased.name != 0 && self.is_alone(&shard) {
+            self.memory.insert_name(&mut shard, (self.ino, name), leased, ino);
+        }
+    }
+
+    /// As [`Memory::keep_attr`], of the inode that was changed.
+    pub(crate) fn keep_attr(&self, attr: Attr) {
+        let mut shard = self.memory.shard(self.ino);
+        if attr.ino == self.ino && self.is_alone(&shard) {
+            shard.insert_attr(self.stamp, attr);
+        }
     }
 }
 
-impl<const N: usize> Drop for Change<'_, N> {
+impl Drop for Change<'_> {
     fn drop(&mut self) {
-        for ino in self.inodes.into_iter().filter(|ino| *ino != 0) {
-            let mut shard = self.memory.shard(ino);
-            shard.happened(ino, self.memory.next_stamp());
-            shard.slots[slot(ino)].changing -= 1;
+        if self.ino != 0 {
+            let mut shard = self.memory.shard(self.ino);
+            shard.happened(self.ino, self.memory.next_stamp());
+            shard.slots[slot(self.ino)].changing -= 1;
         }
     }
 }
@@ -268,10 +297,7 @@ impl Memory {
     pub(crate) fn keep_attr(&self, asked: Asked, attr: Attr) {
         let mut shard = self.shard(attr.ino);
         if self.is_fresh(&shard, attr.ino, asked) {
-            shard.make_room();
-            let is_read = shard.slots[slot(attr.ino)].read > asked.0;
-            let known = shard.inodes.entry(attr.ino).or_default();
-            (known.attr, known.is_read) = (Some(attr), is_read);
+            shard.insert_attr(asked.0, attr);
         }
     }
 
@@ -285,35 +311,52 @@ impl Memory {
     ) {
         let mut shard = self.shard(parent);
         if self.is_fresh(&shard, parent, asked) {
-            shard.make_room();
-            let known = shard.inodes.entry(parent).or_default();
-            (known.search, known.owner) = (leased.name, leased.owner);
-            if known.looks.known == 0 {
-                known.looks.known = self.now();
-            }
-            if known.names.insert(name.into(), ino).is_none() {
-                shard.names += 1;
-            }
+            self.insert_name(&mut shard, (parent, name), leased, ino);
         }
     }
 
-    /// A program of this node is about to change these inodes (0: none): their attributes are forgotten until it is done.
-    pub(crate) fn change<const N: usize>(&self, inodes: [u64; N]) -> Change<'_, N> {
-        for ino in inodes.into_iter().filter(|ino| *ino != 0) {
-            let mut shard = self.shard(ino);
-            shard.slots[slot(ino)].changing += 1;
-            shard.happened(ino, self.next_stamp());
+    fn insert_name(
+        &self,
+        shard: &mut Shard,
+        (parent, name): (u64, &[u8]),
+        leased: Leased,
+        ino: u64,
+    ) {
+        shard.make_room();
+        let known = shard.inodes.entry(parent).or_default();
+        (known.search, known.owner) = (leased.name, leased.owner);
+        if known.looks.known == 0 {
+            known.looks.known = self.now();
+        }
+        if known.names.insert(name.into(), ino).is_none() {
+            shard.names += 1;
+        }
+    }
+
+    /// A program of this node is about to change an inode (0: none): its attributes are forgotten until it is done.
+    pub(crate) fn change(&self, ino: u64) -> Change<'_> {
+        let (mut shard, stamp) = self.begin_change(ino);
+        if ino != 0 {
             if let Some(known) = shard.inodes.get_mut(&ino) {
                 known.attr = None;
             }
             self.take_back(shard, ino);
         }
-        Change { memory: self, inodes }
+        Change { memory: self, ino, stamp }
+    }
+
+    fn begin_change(&self, ino: u64) -> (MutexGuard<'_, Shard>, u64) {
+        let (mut shard, stamp) = (self.shard(ino), self.next_stamp());
+        if ino != 0 {
+            shard.slots[slot(ino)].changing += 1;
+            shard.happened(ino, stamp);
+        }
+        (shard, stamp)
     }
 
     /// As [`Memory::change`], of which also follows who may search the directory.
-    pub(crate) fn change_rights(&self, ino: u64) -> Change<'_, 1> {
-        let change = self.change([ino]);
+    pub(crate) fn change_rights(&self, ino: u64) -> Change<'_> {
+        let change = self.change(ino);
         let mut shard = self.shard(ino);
         if let Some(known) = shard.inodes.remove(&ino) {
             shard.names -= known.names.len();
@@ -333,10 +376,8 @@ impl Memory {
 
     /// As [`Memory::change`], of pages that the kernel writes back: they stay. It does not wait for who has others forgotten, as
     /// that may wait for these.
-    pub(crate) fn change_by_pages(&self, ino: u64) -> Change<'_, 1> {
-        let mut shard = self.shard(ino);
-        shard.slots[slot(ino)].changing += 1;
-        shard.happened(ino, self.next_stamp());
+    pub(crate) fn change_by_pages(&self, ino: u64) -> Change<'_> {
+        let (mut shard, stamp) = self.begin_change(ino);
         if let Some(known) = shard.inodes.get_mut(&ino) {
             known.attr = None;
         }
@@ -344,7 +385,7 @@ impl Memory {
         if let Some(kernel) = self.kernel.get() {
             kernel.forget(ino, false);
         }
-        Change { memory: self, inodes: [ino] }
+        Change { memory: self, ino, stamp }
     }
 
     /// An inode is about to be read, by which its access time may change, and pages of the kernel may get what is read.
@@ -643,6 +684,14 @@ impl Shard {
         self.slots[slot(ino)].stamp = stamp;
     }
 
+    /// Attributes that were asked for at `asked`.
+    fn insert_attr(&mut self, asked: u64, attr: Attr) {
+        self.make_room();
+        let is_read = self.slots[slot(attr.ino)].read > asked;
+        let known = self.inodes.entry(attr.ino).or_default();
+        (known.attr, known.is_read) = (Some(attr), is_read);
+    }
+
     /// May something more be lent of inode `ino`?
     fn has_room_to_lend(&mut self, ino: u64, now: u64) -> bool {
         if self.lent.len() < LENT_PER_SHARD_MAX || self.lent.contains_key(&ino) {
@@ -738,7 +787,7 @@ mod tests {
         memory.keep_attr(before, attr(5));
         memory.keep_name(before, (2, b"x"), ALL, 5);
         memory.keep_name(before, (2, b"y"), ALL, 6);
-        let change = memory.change([2, 0]);
+        let change = memory.change(2);
         assert_eq!(memory.change_name(2, b"x"), 5);
         assert_eq!(memory.change_name(2, b"x"), 0);
         assert_eq!(memory.name(2, b"y", 0), None, "its attributes are not known");
@@ -757,6 +806,39 @@ mod tests {
         assert!(memory.attr(2).is_some());
         drop(memory.change_rights(2));
         assert_eq!(memory.name(2, b"y", 0), None, "others may search it now");
+    }
+
+    #[test]
+    fn what_a_change_has_made_is_kept_if_nothing_else_has_happened() {
+        let kept = |meanwhile: &dyn Fn(&Memory)| {
+            let memory = on();
+            let change = memory.change(2);
+            meanwhile(&memory);
+            change.keep_name(b"x", ALL, 5);
+            change.keep_attr(attr(2));
+            change.keep_attr(attr(6));
+            drop(change);
+            memory.keep_attr(memory.asked(), attr(5));
+            let found = (memory.name(2, b"x", 9), memory.attr(2), memory.attr(6));
+            assert_eq!(found.2, None, "another's");
+            assert_eq!(found.0.is_some(), found.1.is_some());
+            found.0 == Some(Found::Inode(attr(5))) && found.1 == Some(attr(2))
+        };
+        assert!(kept(&|_| ()));
+        assert!(kept(&|memory| memory.forget(3)));
+        assert!(!kept(&|memory| memory.forget(2)), "it was recalled");
+        assert!(!kept(&|memory| drop(memory.change(2))), "another has changed it");
+        assert!(!kept(&|memory| std::mem::forget(memory.change(2))), "another is changing it");
+        assert!(!kept(&|memory| memory.begin_session(Instant::now(), LEASE)), "another session's");
+        assert!(!kept(&|memory| memory.end_session()));
+        let memory = on();
+        let change = memory.change(2);
+        change.keep_name(b"x", Leased { name: 0, ..ALL }, 0);
+        assert_eq!(memory.name(2, b"x", 0), None, "it may not be");
+        let other = memory.change(2);
+        drop(change);
+        other.keep_name(b"x", ALL, 0);
+        assert_eq!(memory.name(2, b"x", 0), None, "which came first is not known");
     }
 
     #[test]
@@ -869,9 +951,9 @@ mod tests {
     fn what_is_lent_is_taken_back_before_it_is_another() {
         let (memory, kernel, known) = lent();
         assert_eq!(memory.lend(&Attr { size: 8, ..known }, true).0, Duration::ZERO, "another");
-        drop(memory.change([5, 6]));
+        drop(memory.change(5));
         assert_eq!(kernel.take(), [(5, false)]);
-        drop(memory.change([5]));
+        drop(memory.change(5));
         assert_eq!((kernel.take(), memory.lend(&known, true).0), (Vec::new(), Duration::ZERO));
         let (memory, kernel, known) = lent();
         memory.forget(5);

@@ -13,10 +13,10 @@ use crate::memory::{Asked, Change, Found, Memory, Pages};
 use crate::owners::Owners;
 use crate::status;
 use calls::vfs::{
-    Access, Attr, CopyRange, Create, DirEntry, Fallocate, Flush, FsStats, Fsync, Getattr, Getlk,
-    Getxattr, Leased, Link, Listxattr, Lock, Lookup, Mkdir, Mknod, Offsets, Open, RESTART, Read,
-    Readdir, Readlink, Release, Removexattr, Rename, Rmdir, Seek, SetAttr, Setattr, Setlk,
-    Setxattr, Statfs, Symlink, Tmpfile, Unlink, WRITE_APPEND, WRITE_AT, Write, set,
+    Access, Attr, CopyRange, Create, Created, DirEntry, Fallocate, Flush, FsStats, Fsync, Getattr,
+    Getlk, Getxattr, Leased, Link, Listxattr, Lock, Lookup, Mkdir, Mknod, Offsets, Open, RESTART,
+    Read, Readdir, Readlink, Release, Removexattr, Rename, Renamed, Rmdir, Seek, SetAttr, Setattr,
+    Setlk, Setxattr, Statfs, Symlink, Tmpfile, Unlink, WRITE_APPEND, WRITE_AT, Write, set,
 };
 use calls::wire::Wire;
 use calls::{Each, Row};
@@ -171,9 +171,40 @@ impl<P: Sendrec> VosAgent<P> {
         }
     }
 
+    /// Makes a call that gives an inode a name in a directory, and keeps what it tells.
+    fn make<R: Row<Reply = Leased>>(
+        &self,
+        caller: Caller,
+        entry: Entry<'_>,
+        row: &R,
+        payload: [&[u8]; 2],
+    ) -> Result<Attr, Errno> {
+        let asked = self.asked();
+        let change = self.change_in(entry);
+        let (leased, attr): (Leased, Attr) =
+            self.call_for(&cred::with_groups(caller), row, payload)?;
+        change.keep_name(entry.name, leased, attr.ino);
+        self.keep(asked, leased, attr);
+        Ok(attr)
+    }
+
+    /// Makes a call that takes a name away, and keeps that it is not there any more.
+    fn remove<R: Row<Reply = Leased>>(
+        &self,
+        caller: Caller,
+        entry: Entry<'_>,
+        row: impl FnOnce(u64) -> R,
+    ) -> Result<(), Errno> {
+        let (change, forgotten) = self.change_at(entry);
+        let row = row(forgotten.ino());
+        let leased = self.order(&cred::with_groups(caller), &row, [entry.name, &[]])?;
+        change.keep_name(entry.name, leased, 0);
+        Ok(())
+    }
+
     /// A name is about to be made.
-    fn change_in(&self, entry: Entry<'_>) -> Change<'_, 1> {
-        let change = self.memory.change([entry.parent]);
+    fn change_in(&self, entry: Entry<'_>) -> Change<'_> {
+        let change = self.memory.change(entry.parent);
         self.memory.change_name(entry.parent, entry.name);
         change
     }
@@ -201,7 +232,7 @@ impl<P: Sendrec> VosAgent<P> {
     }
 
     /// An extended attribute is about to change.
-    fn change_attribute(&self, ino: u64, name: &[u8]) -> Change<'_, 1> {
+    fn change_attribute(&self, ino: u64, name: &[u8]) -> Change<'_> {
         let change = self.memory.change_rights(ino);
         if name.starts_with(b"system.posix_acl_") {
             self.memory.close_directory(ino);
@@ -210,10 +241,10 @@ impl<P: Sendrec> VosAgent<P> {
     }
 
     /// What is under a name is about to change: the directory, and the inode as far as it is known.
-    fn change_at(&self, entry: Entry<'_>) -> (Change<'_, 1>, Change<'_, 1>) {
-        let change = self.memory.change([entry.parent]);
+    fn change_at(&self, entry: Entry<'_>) -> (Change<'_>, Change<'_>) {
+        let change = self.memory.change(entry.parent);
         let ino = self.memory.change_name(entry.parent, entry.name);
-        (change, self.memory.change([ino]))
+        (change, self.memory.change(ino))
     }
 
     /// A call that is answered by success or an error.
@@ -302,12 +333,17 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         fh: Option<u64>,
         set: &SetAttr,
     ) -> Result<Attr, Errno> {
-        let _change = self.memory.change_rights(ino);
+        let change = self.memory.change_rights(ino);
         if set.valid & set::MODE != 0 && set.mode & SEARCH_BITS != SEARCH_BITS {
             self.memory.close_directory(ino);
         }
         let row = Setattr { ino, fh: fh.unwrap_or(0) };
-        self.call_for(&cred::with_groups(caller), &row, [&set.bytes(), &[]]).map(|(_, attr)| attr)
+        let (leased, attr): (Leased, Attr) =
+            self.call_for(&cred::with_groups(caller), &row, [&set.bytes(), &[]])?;
+        if leased.attr == 1 {
+            change.keep_attr(attr);
+        }
+        Ok(attr)
     }
 
     fn readlink(&self, caller: Caller, ino: u64) -> Result<Vec<u8>, Errno> {
@@ -320,9 +356,8 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
     }
 
     fn symlink(&self, caller: Caller, entry: Entry<'_>, target: &[u8]) -> Result<Attr, Errno> {
-        let _change = self.change_in(entry);
         let row = Symlink { parent: entry.parent, name_len: name_len(entry.name)? };
-        self.call_for(&cred::with_groups(caller), &row, [entry.name, target]).map(|(_, attr)| attr)
+        self.make(caller, entry, &row, [entry.name, target])
     }
 
     fn mknod(
@@ -332,27 +367,21 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         new: NewMode,
         rdev: u32,
     ) -> Result<Attr, Errno> {
-        let _change = self.change_in(entry);
         let row = Mknod { parent: entry.parent, mode: new.mode, umask: new.umask, rdev };
-        self.call_for(&cred::with_groups(caller), &row, [entry.name, &[]]).map(|(_, attr)| attr)
+        self.make(caller, entry, &row, [entry.name, &[]])
     }
 
     fn mkdir(&self, caller: Caller, entry: Entry<'_>, new: NewMode) -> Result<Attr, Errno> {
-        let _change = self.change_in(entry);
         let row = Mkdir { parent: entry.parent, mode: new.mode, umask: new.umask };
-        self.call_for(&cred::with_groups(caller), &row, [entry.name, &[]]).map(|(_, attr)| attr)
+        self.make(caller, entry, &row, [entry.name, &[]])
     }
 
     fn unlink(&self, caller: Caller, entry: Entry<'_>) -> Result<(), Errno> {
-        let (_change, forgotten) = self.change_at(entry);
-        let row = Unlink { parent: entry.parent, forgotten: forgotten.ino() };
-        self.order(&cred::with_groups(caller), &row, [entry.name, &[]])
+        self.remove(caller, entry, |forgotten| Unlink { parent: entry.parent, forgotten })
     }
 
     fn rmdir(&self, caller: Caller, entry: Entry<'_>) -> Result<(), Errno> {
-        let (_change, forgotten) = self.change_at(entry);
-        let row = Rmdir { parent: entry.parent, forgotten: forgotten.ino() };
-        self.order(&cred::with_groups(caller), &row, [entry.name, &[]])
+        self.remove(caller, entry, |forgotten| Rmdir { parent: entry.parent, forgotten })
     }
 
     fn rename(
@@ -362,8 +391,10 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         to: Entry<'_>,
         flags: u32,
     ) -> Result<(), Errno> {
-        let (_change, forgotten) = self.change_at(from);
-        let (_new_change, new_forgotten) = self.change_at(to);
+        let change = self.memory.change(from.parent);
+        let other = (from.parent != to.parent).then(|| self.memory.change(to.parent));
+        let forgotten = self.memory.change(self.memory.change_name(from.parent, from.name));
+        let new_forgotten = self.memory.change(self.memory.change_name(to.parent, to.name));
         if from.parent != to.parent {
             self.memory.carry(from.parent, to.parent);
             self.memory.carry(to.parent, from.parent);
@@ -376,18 +407,36 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
             name_len: name_len(from.name)?,
             flags,
         };
-        self.order(&cred::with_groups(caller), &row, [from.name, to.name])
+        let mut attr = [0; Attr::SIZE];
+        let (renamed, len) =
+            self.call(&cred::with_groups(caller), &row, [from.name, to.name], &mut attr)?;
+        let Renamed { ino, attr: may_keep, name, owner, new_name, new_owner } = renamed;
+        if ino != 0 {
+            let leased = Leased { name: new_name, attr: may_keep, owner: new_owner };
+            change.keep_name(from.name, Leased { name, attr: 0, owner }, 0);
+            other.as_ref().unwrap_or(&change).keep_name(to.name, leased, ino);
+        }
+        // Whose attributes were not known changes for the first time here.
+        if let (1, Some(attr)) = (may_keep, Attr::get(&attr[..len.min(Attr::SIZE)])) {
+            forgotten.keep_attr(attr);
+        }
+        Ok(())
     }
 
     fn link(&self, caller: Caller, ino: u64, to: Entry<'_>) -> Result<Attr, Errno> {
-        let _change = self.change_in(to);
-        let _its = self.memory.change([ino]);
+        let (change, its) = (self.change_in(to), self.memory.change(ino));
         let row = Link { ino, new_parent: to.parent };
-        self.call_for(&cred::with_groups(caller), &row, [to.name, &[]]).map(|(_, attr)| attr)
+        let (leased, attr): (Leased, Attr) =
+            self.call_for(&cred::with_groups(caller), &row, [to.name, &[]])?;
+        change.keep_name(to.name, leased, ino);
+        if leased.attr == 1 {
+            its.keep_attr(attr);
+        }
+        Ok(attr)
     }
 
     fn open(&self, caller: Caller, ino: u64, flags: u32) -> Result<(u64, Pages), Errno> {
-        let _change = (flags & O_TRUNC != 0).then(|| self.memory.change([ino]));
+        let _change = (flags & O_TRUNC != 0).then(|| self.memory.change(ino));
         let opened = self.order(&cred::with_groups(caller), &Open { ino, flags }, [&[], &[]])?;
         let is_read_only = flags & (O_ACCMODE | O_TRUNC | O_DIRECT) == 0;
         let pages = if is_read_only { self.memory.open(ino, opened.fh) } else { Pages::None };
@@ -401,7 +450,8 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         new: NewMode,
         flags: u32,
     ) -> Result<(Attr, OpenFile), Errno> {
-        let (_change, forgotten) = self.change_at(entry);
+        let asked = self.asked();
+        let (change, forgotten) = self.change_at(entry);
         let row = Create {
             parent: entry.parent,
             forgotten: forgotten.ino(),
@@ -409,9 +459,14 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
             umask: new.umask,
             flags,
         };
-        let (opened, attr): (_, Attr) =
+        let (created, attr): (Created, Attr) =
             self.call_for(&cred::with_groups(caller), &row, [entry.name, &[]])?;
-        Ok((attr, OpenFile { ino: attr.ino, fh: opened.fh }))
+        let Created { fh, name, attr: may_keep, owner } = created;
+        let leased = Leased { name, attr: may_keep, owner };
+        change.keep_name(entry.name, leased, attr.ino);
+        // Unless it was there, and has been changed.
+        self.keep(asked, leased, attr);
+        Ok((attr, OpenFile { ino: attr.ino, fh }))
     }
 
     fn tmpfile(
@@ -469,7 +524,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
     ) -> Result<usize, Errno> {
         let _change = match place {
             Place::Page(_) => self.memory.change_by_pages(file.ino),
-            Place::Offset(_) | Place::End => self.memory.change([file.ino]),
+            Place::Offset(_) | Place::End => self.memory.change(file.ino),
         };
         let cred = cred::plain(caller);
         let mut done = 0;
@@ -634,7 +689,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         length: u64,
         mode: u32,
     ) -> Result<(), Errno> {
-        let _change = self.memory.change([file.ino]);
+        let _change = self.memory.change(file.ino);
         let row = Fallocate { fh: file.fh, ino: file.ino, offset, length, mode };
         self.order(&cred::plain(caller), &row, [&[], &[]])
     }
@@ -646,7 +701,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         to: (OpenFile, u64),
         length: u64,
     ) -> Result<u32, Errno> {
-        let _changes = (self.memory.read(from.0.ino), self.memory.change([to.0.ino]));
+        let _changes = (self.memory.read(from.0.ino), self.memory.change(to.0.ino));
         let cred = cred::plain(caller);
         let most = u32::try_from(length).unwrap_or(u32::MAX).min(COPY_MAX);
         let mut copied = 0;

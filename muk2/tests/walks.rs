@@ -471,7 +471,8 @@ fn open_and_read_are_one_round_trip_for_each_request_of_the_kernel() {
 
     // open(2) of one name below the mount: the kernel asks what it is, since it may not remember, and opens it.
     let found = door.lookup(USER, entry).expect("the walk is on its way");
-    let (fh, _) = door.open(USER, found.attr.ino, 0).expect("the walk is on its way");
+    let ino = found.told.expect("it is there").attr.ino;
+    let (fh, _) = door.open(USER, ino, 0).expect("the walk is on its way");
     check_quoted(
         &cluster,
         &[
@@ -491,7 +492,7 @@ fn open_and_read_are_one_round_trip_for_each_request_of_the_kernel() {
     );
     // read(2): the data ride in the answer, as long as they are and not as long as was asked for.
     let mut buffer = [0; 4096];
-    let file = mount::agent::OpenFile { ino: found.attr.ino, fh };
+    let file = mount::agent::OpenFile { ino, fh };
     assert_eq!(door.read(USER, file, 0, &mut buffer), Ok(11));
     assert_eq!(&buffer[..11], b"hello world");
     check_quoted(

@@ -1,7 +1,6 @@
 //! What a handler gives back, and how it becomes the answer of its row.
 
 use crate::keys::Corrupt;
-use calls::vfs::Attr;
 use calls::{Row, answer};
 use dvk::store::StoreError;
 use m3ipc::errno::numbers::{EIO, ENOSPC};
@@ -39,11 +38,6 @@ pub(crate) fn payload<R: Row<Reply = ()>>(payload: Vec<u8>) -> Outcome {
 /// Success, told in both.
 pub(crate) fn both<R: Row>((reply, payload): (R::Reply, Vec<u8>)) -> Outcome {
     Outcome::Answer(answer::<R>(&reply), payload)
-}
-
-/// Success, an [`Attr`] in the payload.
-pub(crate) fn attr<R: Row<Reply = ()>>(attr: Attr) -> Outcome {
-    payload::<R>(attr.bytes().into())
 }
 
 /// The caller's errno for a blob that could not be changed.

@@ -7,7 +7,7 @@ use crate::inode::time;
 use crate::keys::Inode;
 use crate::linux::{R_OK, S_IALLUGO, S_IFDIR, S_IFLNK, S_IFREG, S_ISGID, W_OK, X_OK};
 use crate::permission;
-use calls::vfs::{Access, Attr, Getattr, Leased, SetAttr, Setattr, Time, set};
+use calls::vfs::{Access, Getattr, Leased, SetAttr, Setattr, Time, set};
 use calls::wire::Wire;
 use dvk::server::{Call, Context};
 use dvk::store::Store;
@@ -46,7 +46,7 @@ impl VfsServer {
         row: Setattr,
         call: &Call<'_>,
         cx: &mut Context<'_>,
-    ) -> Result<Attr> {
+    ) -> Result<(Leased, Vec<u8>)> {
         let Some(change) = SetAttr::get(call.payload) else { return err(EINVAL) };
         if change.valid & !ALL != 0 {
             return err(EINVAL);
@@ -76,7 +76,8 @@ impl VfsServer {
             inode.ctime = time(cx.wall);
             self.save(&inode, cx);
         }
-        Ok(inode.attr(cx.store))
+        let attr = self.lease(&inode, call, cx).into();
+        Ok((Leased { attr, ..Leased::default() }, inode.attr(cx.store).bytes().into()))
     }
 
     pub(crate) fn access(

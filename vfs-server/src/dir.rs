@@ -174,7 +174,7 @@ impl VfsServer {
         row: Unlink,
         call: &Call<'_>,
         cx: &mut Context<'_>,
-    ) -> Result<()> {
+    ) -> Result<Leased> {
         let mut dir = self.searchable(row.parent, call.cred, cx)?;
         let name = name::to_unlink(call.payload)?;
         let entry = self.existing(&dir, name, cx)?;
@@ -183,10 +183,11 @@ impl VfsServer {
         if inode.is_directory() {
             return err(EISDIR);
         }
-        self.claim(&[(dir.ino, true), (inode.ino, row.forgotten == inode.ino)], call, cx)?;
+        let is_forgotten = row.forgotten == inode.ino;
+        self.claim(&[(dir.ino, true), (inode.ino, is_forgotten)], call, cx)?;
         self.leave(&mut dir, name, &entry, cx);
-        self.unlinked(inode, cx);
-        Ok(())
+        self.unlinked(inode, is_forgotten, call, cx);
+        Ok(self.lease_after(dir.ino, 0, call, cx))
     }
 
     pub(crate) fn rmdir(
@@ -194,7 +195,7 @@ impl VfsServer {
         row: Rmdir,
         call: &Call<'_>,
         cx: &mut Context<'_>,
-    ) -> Result<()> {
+    ) -> Result<Leased> {
         let mut dir = self.searchable(row.parent, call.cred, cx)?;
         let name = name::to_rmdir(call.payload)?;
         let entry = self.existing(&dir, name, cx)?;
@@ -206,10 +207,11 @@ impl VfsServer {
         if inode.size > 0 {
             return err(ENOTEMPTY);
         }
-        self.claim(&[(dir.ino, true), (inode.ino, row.forgotten == inode.ino)], call, cx)?;
+        let is_forgotten = row.forgotten == inode.ino;
+        self.claim(&[(dir.ino, true), (inode.ino, is_forgotten)], call, cx)?;
         self.leave(&mut dir, name, &entry, cx);
-        self.unlinked(inode, cx);
-        Ok(())
+        self.unlinked(inode, is_forgotten, call, cx);
+        Ok(self.lease_after(dir.ino, 0, call, cx))
     }
 
     pub(crate) fn readlink(
@@ -388,12 +390,22 @@ impl VfsServer {
     }
 
     /// A name of `inode` is gone. A directory has only one.
-    pub(crate) fn unlinked(&mut self, mut inode: Inode, cx: &mut Context<'_>) {
+    /// `is_forgotten`: the caller knows that it was this one.
+    pub(crate) fn unlinked(
+        &mut self,
+        mut inode: Inode,
+        is_forgotten: bool,
+        call: &Call<'_>,
+        cx: &mut Context<'_>,
+    ) {
         inode.nlink = if inode.is_directory() { 0 } else { inode.nlink.saturating_sub(1) };
         inode.ctime = time(cx.wall);
         self.save(&inode, cx);
         if inode.nlink == 0 && !self.opens.is_open(inode.ino) {
             self.discard(inode.ino, cx);
+            if is_forgotten {
+                self.let_go(inode.ino, call);
+            }
         }
     }
 }

@@ -23,7 +23,7 @@ use crate::limits::{
     POLL_TIME, PUT_OFF_BYTES_MAX, PUT_OFF_MAX, RECALLS_PER_ANSWER,
 };
 use calls::answer;
-use calls::vfs::{FAREWELL, Recalled, Recalls, search};
+use calls::vfs::{FAREWELL, Leased, Recalled, Recalls, search};
 use dvk::server::{Call, Context, Gone, Nanos};
 use dvk::store::Store;
 use m3ipc::errno::numbers::{ENOLCK, EPERM};
@@ -120,6 +120,37 @@ impl VfsServer {
         let is_open = dir.mode & 0o111 == 0o111 && dir.marks & mark::ACL_ACCESS == 0;
         let owner = if dir.mode & 0o100 == 0 { 0 } else { search::OWNER };
         search::SUPERUSER | owner | if is_open { search::EVERYBODY } else { 0 }
+    }
+
+    /// What the caller of `call`, which has just made something of a name in directory `dir`, may remember of it, and of the
+    /// attributes of `ino` (0: none), which are in the answer.
+    pub(crate) fn lease_after(
+        &mut self,
+        dir: u64,
+        ino: u64,
+        call: &Call<'_>,
+        cx: &Context<'_>,
+    ) -> Leased {
+        let source = call.id.source;
+        if !self.leases.agents.contains_key(&source) {
+            return Leased::default();
+        }
+        let Ok(dir) = self.inode(dir, cx) else { return Leased::default() };
+        let name = self.lease_names(&dir, call, cx);
+        // Whoever may not remember the name has no use for its attributes before it asks for them.
+        let attr = name != 0 && ino != 0 && self.leases.lease(ino, source, cx.now);
+        Leased { name, attr: attr.into(), owner: dir.uid }
+    }
+
+    /// Inode `ino` is no more, and the caller of `call` has forgotten it.
+    pub(crate) fn let_go(&mut self, ino: u64, call: &Call<'_>) {
+        let source = call.id.source;
+        if let Some(agent) = self.leases.agents.get_mut(&source)
+            && agent.held.get(&ino) == Some(&false)
+        {
+            agent.held.remove(&ino);
+            release(&mut self.leases.of_inode, ino, source);
+        }
     }
 
     /// To be called before the first change to any of `inodes`, when nothing but that is left to do; with each, whether the caller

@@ -51,14 +51,15 @@ mod statfs;
 mod tests;
 mod xattr;
 
-use answer::{Outcome, RESTART, Result, attr, both, err, payload, reply};
-use calls::Retry;
+use answer::{Outcome, RESTART, Result, both, err, payload, reply};
 use calls::vfs::{
-    Access, CopyRange, Create, Fallocate, Flush, Fsync, Getattr, Getlk, Getxattr, Link, Listxattr,
-    Lookup, Mkdir, Mknod, Open, ROOT_INO, Read, Readdir, Readlink, Release, Removexattr, Rename,
-    Rmdir, Seek, Setattr, Setxattr, Statfs, Symlink, Tmpfile, Unlink, VfsCall, Write,
+    Access, Attr, CopyRange, Create, Fallocate, Flush, Fsync, Getattr, Getlk, Getxattr, Leased,
+    Link, Listxattr, Lookup, Mkdir, Mknod, Open, ROOT_INO, Read, Readdir, Readlink, Release,
+    Removexattr, Rename, Rmdir, Seek, Setattr, Setxattr, Statfs, Symlink, Tmpfile, Unlink, VfsCall,
+    Write,
 };
 use calls::wire::Wire;
+use calls::{Retry, Row};
 use counters::Numbers;
 use dir::FIRST_COOKIE;
 use dvk::server::{Call, Context, Gone, Nanos, Server};
@@ -169,15 +170,27 @@ impl VfsServer {
         match row {
             VfsCall::Lookup(row) => self.lookup(row, call, cx).map(both::<Lookup>),
             VfsCall::Getattr(row) => self.getattr(row, call, cx).map(both::<Getattr>),
-            VfsCall::Setattr(row) => self.setattr(row, call, cx).map(attr::<Setattr>),
+            VfsCall::Setattr(row) => self.setattr(row, call, cx).map(both::<Setattr>),
             VfsCall::Readlink(row) => self.readlink(row, call, cx).map(payload::<Readlink>),
-            VfsCall::Symlink(row) => self.symlink(row, call, cx).map(attr::<Symlink>),
-            VfsCall::Mknod(row) => self.mknod(row, call, cx).map(attr::<Mknod>),
-            VfsCall::Mkdir(row) => self.mkdir(row, call, cx).map(attr::<Mkdir>),
+            VfsCall::Symlink(row) => {
+                let attr = self.symlink(row, call, cx)?;
+                Ok(self.made::<Symlink>(row.parent, &attr, call, cx))
+            }
+            VfsCall::Mknod(row) => {
+                let attr = self.mknod(row, call, cx)?;
+                Ok(self.made::<Mknod>(row.parent, &attr, call, cx))
+            }
+            VfsCall::Mkdir(row) => {
+                let attr = self.mkdir(row, call, cx)?;
+                Ok(self.made::<Mkdir>(row.parent, &attr, call, cx))
+            }
             VfsCall::Unlink(row) => self.unlink(row, call, cx).map(reply::<Unlink>),
             VfsCall::Rmdir(row) => self.rmdir(row, call, cx).map(reply::<Rmdir>),
-            VfsCall::Rename(row) => self.rename(row, call, cx).map(reply::<Rename>),
-            VfsCall::Link(row) => self.link(row, call, cx).map(attr::<Link>),
+            VfsCall::Rename(row) => self.rename(row, call, cx).map(both::<Rename>),
+            VfsCall::Link(row) => {
+                let attr = self.link(row, call, cx)?;
+                Ok(self.made::<Link>(row.new_parent, &attr, call, cx))
+            }
             VfsCall::Open(row) => self.open_inode(row, call, cx).map(reply::<Open>),
             VfsCall::Create(row) => self.create(row, call, cx).map(both::<Create>),
             VfsCall::Read(row) => self.read(row, call, cx).map(payload::<Read>),
@@ -200,6 +213,17 @@ impl VfsServer {
             VfsCall::CopyRange(row) => self.copy_range(row, call, cx).map(reply::<CopyRange>),
             VfsCall::Recalls(row) => self.recalls(row, call, cx),
         }
+    }
+
+    /// The answer to a call that has given the inode of `attr` a name in directory `dir`.
+    fn made<R: Row<Reply = Leased>>(
+        &mut self,
+        dir: u64,
+        attr: &Attr,
+        call: &Call<'_>,
+        cx: &Context<'_>,
+    ) -> Outcome {
+        both::<R>((self.lease_after(dir, attr.ino, call, cx), attr.bytes().into()))
     }
 
     /// Handles a call, and answers it unless it waits for something.

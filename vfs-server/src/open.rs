@@ -16,7 +16,7 @@ use crate::linux::{
 use crate::name;
 use crate::permission;
 use calls::Row;
-use calls::vfs::{Create, Open, Opened, Release, Setlk, Tmpfile};
+use calls::vfs::{Create, Created, Leased, Open, Opened, Release, Setlk, Tmpfile};
 use calls::wire::Wire;
 use dvk::server::{Call, Context, Gone};
 use dvk::store::Store;
@@ -45,7 +45,7 @@ impl VfsServer {
         row: Create,
         call: &Call<'_>,
         cx: &mut Context<'_>,
-    ) -> Result<(Opened, Vec<u8>)> {
+    ) -> Result<(Created, Vec<u8>)> {
         if row.flags & O_DIRECTORY != 0 {
             return err(EINVAL);
         }
@@ -73,7 +73,8 @@ impl VfsServer {
             },
         };
         let attr = self.inode(ino, cx)?.attr(cx.store);
-        Ok((opened, attr.bytes().into()))
+        let Leased { name, attr: may_keep, owner } = self.lease_after(row.parent, ino, call, cx);
+        Ok((Created { fh: opened.fh, name, attr: may_keep, owner }, attr.bytes().into()))
     }
 
     /// open(2) with O_TMPFILE: a file without a name. It may get one with linkat(2), unless O_EXCL says otherwise.

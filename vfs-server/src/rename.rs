@@ -8,7 +8,7 @@ use crate::limits::SUBDIRECTORY_MAX;
 use crate::linux::{RENAME_EXCHANGE, RENAME_NOREPLACE, W_OK};
 use crate::name;
 use crate::permission;
-use calls::vfs::{ROOT_INO, Rename};
+use calls::vfs::{ROOT_INO, Rename, Renamed};
 use dvk::server::{Call, Context};
 use dvk::store::Store;
 use m3ipc::Cred;
@@ -29,7 +29,7 @@ impl VfsServer {
         row: Rename,
         call: &Call<'_>,
         cx: &mut Context<'_>,
-    ) -> Result<()> {
+    ) -> Result<(Renamed, Vec<u8>)> {
         if !matches!(row.flags, 0 | RENAME_NOREPLACE | RENAME_EXCHANGE) {
             return err(EINVAL);
         }
@@ -56,13 +56,37 @@ impl VfsServer {
         }
         self.check_no_loop(&old_dir, &new_dir, &old, target.as_ref(), row.flags, cx)?;
         match target {
-            Some(new) if new.inode.ino == old.inode.ino => Ok(()),
+            // Both names stay.
+            Some(new) if new.inode.ino == old.inode.ino => {}
             Some(new) if row.flags == RENAME_EXCHANGE => {
-                self.exchange(old_dir, new_dir, old, new, call, cx)
+                self.exchange(old_dir, new_dir, old, new, call, cx)?;
             }
-            Some(new) => self.replace(old_dir, new_dir, old, new, call, cx),
-            None => self.move_name(old_dir, new_dir, old, new_name, call, cx),
+            Some(new) => {
+                self.replace(old_dir, new_dir, old, new, call, cx)?;
+                return Ok(self.renamed(row, entry.ino, call, cx));
+            }
+            None => {
+                self.move_name(old_dir, new_dir, old, new_name, call, cx)?;
+                return Ok(self.renamed(row, entry.ino, call, cx));
+            }
         }
+        Ok((Renamed::default(), Vec::new()))
+    }
+
+    /// What the caller may remember of inode `ino`, which it has renamed.
+    fn renamed(
+        &mut self,
+        row: Rename,
+        ino: u64,
+        call: &Call<'_>,
+        cx: &mut Context<'_>,
+    ) -> (Renamed, Vec<u8>) {
+        let from = self.lease_after(row.parent, 0, call, cx);
+        let to = self.lease_after(row.new_parent, ino, call, cx);
+        let Ok(inode) = self.inode(ino, cx) else { return (Renamed::default(), Vec::new()) };
+        let attr = if to.attr == 1 { inode.attr(cx.store).bytes().into() } else { Vec::new() };
+        let (name, owner, new_name, new_owner) = (from.name, from.owner, to.name, to.owner);
+        (Renamed { ino, attr: to.attr, name, owner, new_name, new_owner }, attr)
     }
 
     /// A directory must not come to be below itself.
@@ -170,7 +194,7 @@ impl VfsServer {
         }
         self.repoint(&mut new_dir, new.name, &new.entry, &old.inode, cx);
         self.moved(&mut old.inode, &new_dir, cx);
-        self.unlinked(new.inode, cx);
+        self.unlinked(new.inode, new.is_forgotten, call, cx);
         Ok(())
     }
 

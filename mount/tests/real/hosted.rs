@@ -82,6 +82,11 @@ impl Vos {
         self.state.lock().unwrap().served.get(&R::NUMBER).copied().unwrap_or(0)
     }
 
+    /// How many there have been.
+    pub(crate) fn served_in_all(&self) -> usize {
+        self.state.lock().unwrap().served.values().sum()
+    }
+
     /// Has anybody a file open?
     pub(crate) fn has_open_files(&self) -> bool {
         !self.state.lock().unwrap().server.holders().is_empty()

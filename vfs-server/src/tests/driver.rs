@@ -5,9 +5,9 @@ use crate::inode::time;
 use crate::tests::fsck;
 use calls::Row;
 use calls::vfs::{
-    Access, Attr, CopyRange, Count, Create, DirEntry, Fallocate, Flush, Fsync, Getattr, Getlk,
-    Getxattr, Link, Listxattr, Lock, Lookup, Mkdir, Mknod, Offsets, Open, Opened, ROOT_INO, Read,
-    Readdir, Readlink, Release, Removexattr, Rename, Rmdir, Seek, SetAttr, Setattr, Setlk,
+    Access, Attr, CopyRange, Count, Create, Created, DirEntry, Fallocate, Flush, Fsync, Getattr,
+    Getlk, Getxattr, Link, Listxattr, Lock, Lookup, Mkdir, Mknod, Offsets, Open, Opened, ROOT_INO,
+    Read, Readdir, Readlink, Release, Removexattr, Rename, Rmdir, Seek, SetAttr, Setattr, Setlk,
     Setxattr, Symlink, Tmpfile, Unlink, Write, set,
 };
 use calls::wire::Wire;
@@ -369,7 +369,7 @@ impl World {
     ) -> Got<File> {
         let (parent, name) = self.parent(client, path)?;
         let row = Create { parent, forgotten: 0, mode, umask: 0, flags };
-        let (Opened { fh, .. }, payload) = self.call(client, &row, name.as_bytes())?;
+        let (Created { fh, .. }, payload) = self.call(client, &row, name.as_bytes())?;
         Ok(File { fh, ino: Attr::get(&payload).unwrap().ino, client: *client })
     }
 

@@ -9,8 +9,8 @@ use crate::tests::driver::{Client, Got, ROOT, USER, World, attr};
 use crate::tests::errors::world;
 use calls::Row;
 use calls::vfs::{
-    Attr, Create, Getattr, Leased, Link, Lookup, Mkdir, ROOT_INO, Read, Recalled, Recalls, Rename,
-    Rmdir, SetAttr, Setattr, Setxattr, Unlink, Write, search, set,
+    Attr, Create, Created, Getattr, Leased, Link, Lookup, Mkdir, ROOT_INO, Read, Recalled, Recalls,
+    Rename, Renamed, Rmdir, SetAttr, Setattr, Setxattr, Unlink, Write, search, set,
 };
 use calls::wire::Wire;
 use dvk::server::{Gone, Server};
@@ -319,8 +319,93 @@ struct Remembering {
     names: BTreeMap<(u64, u8), u64>,
     poll: Option<(CallId, Message, u64)>,
     told: Option<(Recalled, Vec<u64>, u64)>,
-    /// Calls without an answer, and what they may change.
-    open: Vec<(CallId, Message, Vec<u8>, Vec<u64>)>,
+    /// Calls without an answer.
+    open: Vec<Open>,
+    /// Answers to changes are on their way, the last sent comes first.
+    is_late: bool,
+    /// When something has happened to an inode last, in steps of `stamp`: a change began or ended, or it was recalled.
+    happened: BTreeMap<u64, u64>,
+    stamp: u64,
+}
+
+/// A call without an answer.
+#[derive(Clone, Debug)]
+struct Open {
+    id: CallId,
+    message: Message,
+    payload: Vec<u8>,
+    /// What it may change, and when that began for each.
+    changes: Vec<(u64, u64)>,
+    asked: u64,
+    session: u64,
+}
+
+impl Remembering {
+    fn happens(&mut self, ino: u64) -> u64 {
+        self.stamp += 1;
+        self.happened.insert(ino, self.stamp);
+        self.stamp
+    }
+
+    /// Is `ino` being changed?
+    fn changes(&self, ino: u64) -> bool {
+        self.open.iter().any(|open| open.changes.iter().any(|(changed, _)| *changed == ino))
+    }
+
+    /// Keeps what `open`, which is not among those under way any more, has made of things, if nothing else has happened to them.
+    fn keep(&mut self, open: &Open, reply: &Message, payload: &[u8]) {
+        let is_alone = |this: &Remembering, ino: u64| {
+            let since = open.changes.iter().find(|(changed, _)| *changed == ino);
+            open.session == this.session
+                && this.session != 0
+                && !this.changes(ino)
+                && this.happened.get(&ino).copied().unwrap_or(0)
+                    <= since.map_or(open.asked, |(_, stamp)| *stamp)
+        };
+        let args = &open.message.args;
+        let name = |at: usize| open.payload[at] - b'0';
+        let attr = Attr::get(payload);
+        let keep_name = |this: &mut Remembering, leased: u8, parent: u64, name: u8, ino: u64| {
+            if leased != 0 && is_alone(this, parent) {
+                this.names.insert((parent, name), ino);
+            }
+        };
+        let leased = Leased::get(&reply.args);
+        let (parent, may_keep) = match (open.message.call, leased) {
+            (Mkdir::NUMBER, Some(leased)) => (Mkdir::get(args).unwrap().parent, leased),
+            (Link::NUMBER, Some(leased)) => (Link::get(args).unwrap().new_parent, leased),
+            (Setattr::NUMBER, Some(leased)) => (0, leased),
+            (Unlink::NUMBER, Some(leased)) => {
+                let parent = Unlink::get(args).unwrap().parent;
+                return keep_name(self, leased.name, parent, name(0), 0);
+            }
+            (Rmdir::NUMBER, Some(leased)) => {
+                let parent = Rmdir::get(args).unwrap().parent;
+                return keep_name(self, leased.name, parent, name(0), 0);
+            }
+            (Create::NUMBER, _) => {
+                let Created { name, attr, owner, .. } = Created::get(&reply.args).unwrap();
+                (Create::get(args).unwrap().parent, Leased { name, attr, owner })
+            }
+            (Rename::NUMBER, _) => {
+                let row = Rename::get(args).unwrap();
+                let renamed = Renamed::get(&reply.args).unwrap();
+                if renamed.ino == 0 {
+                    return;
+                }
+                keep_name(self, renamed.name, row.parent, name(0), 0);
+                keep_name(self, renamed.new_name, row.new_parent, name(1), renamed.ino);
+                (0, Leased { attr: renamed.attr, ..Leased::default() })
+            }
+            _ => return,
+        };
+        if may_keep.name != 0 {
+            keep_name(self, may_keep.name, parent, name(0), attr.unwrap().ino);
+        }
+        if may_keep.attr == 1 && is_alone(self, attr.unwrap().ino) {
+            self.attrs.insert(attr.unwrap().ino, attr.unwrap());
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -363,6 +448,7 @@ enum Step {
     Pass(u64),
     Restart,
     Farewell,
+    Late(bool),
 }
 
 fn a_step() -> impl Strategy<Value = (u16, Step)> {
@@ -385,6 +471,7 @@ fn a_step() -> impl Strategy<Value = (u16, Step)> {
         3 => (0..2_600_u64).prop_map(Step::Pass),
         1 => proptest::strategy::Just(Step::Restart),
         1 => proptest::strategy::Just(Step::Farewell),
+        3 => any::<bool>().prop_map(Step::Late),
     ];
     (0..3_u16, step)
 }
@@ -417,12 +504,23 @@ impl Cluster {
     /// A call whose answer may come later; meanwhile nothing of `changes` is remembered.
     fn change<R: Row>(&mut self, at: u16, row: &R, payload: Vec<u8>, changes: Vec<u64>) {
         let remembering = &mut self.agents[usize::from(at)];
+        let changes: BTreeSet<u64> = changes.into_iter().filter(|ino| *ino != 0).collect();
         for ino in &changes {
             remembering.attrs.remove(ino);
         }
+        let asked = remembering.stamp;
+        let changes = changes.into_iter().map(|ino| (ino, remembering.happens(ino))).collect();
+        let session = remembering.session;
         let message = message(row);
         let id = self.w.send(&agent(at + 1), message, &payload);
-        self.agents[usize::from(at)].open.push((id, message, payload, changes));
+        self.agents[usize::from(at)].open.push(Open {
+            id,
+            message,
+            payload,
+            changes,
+            asked,
+            session,
+        });
         self.collect();
     }
 
@@ -434,21 +532,26 @@ impl Cluster {
     fn collect(&mut self) {
         for (at, remembering) in self.agents.iter_mut().enumerate() {
             let w = &mut self.w;
-            let (inodes, files) = (&mut self.inodes, &mut self.files[at]);
-            remembering.open.retain(|(id, message, ..)| {
-                let Some(answer) = w.answer(*id) else { return true };
-                if let Ok((reply, payload)) = answer
-                    && let Some(made) = Attr::get(&payload)
-                    && matches!(message.call, Mkdir::NUMBER | Create::NUMBER)
-                {
-                    inodes.push(made.ino);
-                    if message.call == Create::NUMBER {
-                        let opened = calls::vfs::Opened::get(&reply.args).unwrap();
-                        files.insert(made.ino, opened.fh);
+            let open = if remembering.is_late { Vec::new() } else { remembering.open.clone() };
+            for open in open.into_iter().rev() {
+                let Some(answer) = w.answer(open.id) else { continue };
+                remembering.open.retain(|other| other.id != open.id);
+                if let Ok((reply, payload)) = answer {
+                    remembering.keep(&open, &reply, &payload);
+                    if let (Mkdir::NUMBER | Create::NUMBER, Some(made)) =
+                        (open.message.call, Attr::get(&payload))
+                    {
+                        self.inodes.push(made.ino);
+                        if open.message.call == Create::NUMBER {
+                            let created = Created::get(&reply.args).unwrap();
+                            self.files[at].insert(made.ino, created.fh);
+                        }
                     }
                 }
-                false
-            });
+                for (ino, _) in open.changes {
+                    remembering.happens(ino);
+                }
+            }
             if let Some((id, _, sent)) = remembering.poll
                 && let Some((told, inodes)) = w.told(id)
             {
@@ -470,6 +573,7 @@ impl Cluster {
                 if told.session == remembering.session && told.session != 0 =>
             {
                 for ino in inodes {
+                    remembering.happens(ino);
                     remembering.attrs.remove(&ino);
                     remembering.names.retain(|(parent, _), _| *parent != ino);
                 }
@@ -496,8 +600,7 @@ impl Cluster {
 
     fn remember(&mut self, at: u16, attr: Attr) {
         let remembering = &mut self.agents[usize::from(at)];
-        let is_changing = remembering.open.iter().any(|(.., changes)| changes.contains(&attr.ino));
-        if !is_changing {
+        if !remembering.changes(attr.ino) {
             remembering.attrs.insert(attr.ino, attr);
         }
     }
@@ -512,9 +615,7 @@ impl Cluster {
                     return;
                 };
                 let remembering = &mut self.agents[usize::from(at)];
-                let is_changing =
-                    remembering.open.iter().any(|(.., changes)| changes.contains(&parent));
-                if leased.name != 0 && !is_changing {
+                if leased.name != 0 && !remembering.changes(parent) {
                     remembering.names.insert((parent, name), attr.ino);
                 }
                 if leased.attr == 1 {
@@ -598,6 +699,10 @@ impl Cluster {
                 }
             }
             Step::Hear => self.hear(at),
+            Step::Late(is_late) => {
+                self.agents[usize::from(at)].is_late = is_late;
+                self.collect();
+            }
             Step::Pass(milliseconds) => {
                 let end = self.w.clock + milliseconds * 1_000_000;
                 while let Some(due) = self.w.server.deadline().filter(|due| *due < end) {
@@ -608,11 +713,14 @@ impl Cluster {
                 self.collect();
             }
             Step::Restart => {
+                self.on_time();
                 self.w.restart();
                 // Calls that were kept arrive again, in some order.
                 for at in 0..3_u16 {
                     let client = agent(at + 1);
-                    for (id, message, payload, _) in self.agents[usize::from(at)].open.clone() {
+                    for Open { id, message, payload, .. } in
+                        self.agents[usize::from(at)].open.clone()
+                    {
                         self.w.send_as(id, &client, message, &payload);
                     }
                     if let Some((id, message, _)) = self.agents[usize::from(at)].poll {
@@ -627,6 +735,9 @@ impl Cluster {
                 if remembering.poll.is_none() && session != 0 {
                     *remembering = Remembering {
                         open: std::mem::take(&mut remembering.open),
+                        is_late: remembering.is_late,
+                        happened: std::mem::take(&mut remembering.happened),
+                        stamp: remembering.stamp,
                         ..Remembering::default()
                     };
                     self.w.call(&client, &Recalls { session, forgotten: u64::MAX }, &[]).unwrap();
@@ -634,6 +745,12 @@ impl Cluster {
                 }
             }
         }
+    }
+
+    /// All answers have come.
+    fn on_time(&mut self) {
+        self.agents.iter_mut().for_each(|one| one.is_late = false);
+        self.collect();
     }
 
     /// Everything that may be told from memory is so.
@@ -666,6 +783,8 @@ impl Cluster {
 
     /// Everybody hears and answers: nothing may be left waiting.
     fn end(&mut self) {
+        self.on_time();
+        self.check();
         for _ in 0..4 {
             for at in 0..3 {
                 self.hear(at);
@@ -673,7 +792,7 @@ impl Cluster {
             }
         }
         let open: BTreeSet<CallId> =
-            self.agents.iter().flat_map(|one| one.open.iter().map(|(id, ..)| *id)).collect();
+            self.agents.iter().flat_map(|one| one.open.iter().map(|open| open.id)).collect();
         assert!(open.is_empty(), "{open:?} wait for nobody");
     }
 }
