@@ -48,7 +48,7 @@ wire_structs! {
     /// An open file. `flags` are for the file agent; none are defined yet.
     pub struct Opened { pub fh: u64, pub flags: u32 }
 
-    /// Whether a file agent may remember what it is told of the inode's attributes (1), and of the name in its directory (of
+    /// Whether a file agent may remember what it is told of the inode's attributes (of [`attributes`]; 0: not), and of the name in its directory (of
     /// [`search`]; 0: not): what a `Lookup` has found, or what another call has made of it.
     pub struct Leased { pub name: u8, pub attr: u8, pub owner: u32 }
 
@@ -80,6 +80,13 @@ wire_structs! {
     /// Head of one entry of a `Readdir` payload; `name_len` bytes of name follow, then the next.
     /// `next` is the cookie that continues after this entry; `kind` is a DT_* value.
     pub struct DirEntry { pub ino: u64, pub next: u64, pub kind: u8, pub name_len: u8 }
+}
+
+/// Bits of [`Leased::attr`].
+pub mod attributes {
+    pub const KEPT: u8 = 1;
+    /// Everybody may read the file, whatever its access control list says.
+    pub const READABLE: u8 = 2;
 }
 
 /// Bits of [`Leased::name`]: who may be told, as who may search the directory. The superuser may in any case.

@@ -2,11 +2,20 @@
 
 use crate::limits::{IDLE_POLLS_MAX, RECALLS_SIZE, RETRY_PAUSE};
 use crate::memory::Memory;
+use crate::promised::{Promise, Promised};
 use calls::vfs::{FAREWELL, Recalled, Recalls};
 use m3ipc::cred::CRED_SIZE_MAX;
 use m3ipc::{Cred, Endpoint, Errno, Sendrec, Wait};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+/// Open files that hang on leases.
+#[derive(Clone, Copy)]
+pub(crate) struct Files<'a> {
+    pub(crate) promised: &'a Promised,
+    /// Has the server open one.
+    pub(crate) redeem: &'a dyn Fn(&Promise) -> Result<u64, Errno>,
+}
 
 /// What the thread that keeps the session is told.
 #[derive(Debug, Default)]
@@ -61,9 +70,9 @@ impl Wish {
 }
 
 /// Keeps `memory`'s session until `wish` ends it.
-pub(crate) fn keep(port: &impl Sendrec, memory: &Memory, wish: &Wish) {
+pub(crate) fn keep(port: &impl Sendrec, memory: &Memory, files: Files<'_>, wish: &Wish) {
     while wish.wait() {
-        match session(port, memory, wish) {
+        match session(port, memory, files, wish) {
             Ok(End::Idle) => {}
             Ok(End::GivenUp) => wish.want(),
             // Who asks for something wants one again.
@@ -85,8 +94,17 @@ enum End {
 }
 
 /// One session, from its beginning to its end.
-fn session(port: &impl Sendrec, memory: &Memory, wish: &Wish) -> Result<End, Errno> {
-    memory.end_session();
+fn session(
+    port: &impl Sendrec,
+    memory: &Memory,
+    files: Files<'_>,
+    wish: &Wish,
+) -> Result<End, Errno> {
+    let end = || {
+        memory.end_session();
+        files.promised.keep(0, files.redeem);
+    };
+    end();
     let mut told = vec![0; RECALLS_SIZE];
     let mut poll = |session, forgotten| -> Result<(Instant, Recalled, Vec<u64>), Errno> {
         // Process 0: the agent itself.
@@ -117,12 +135,14 @@ fn session(port: &impl Sendrec, memory: &Memory, wish: &Wish) -> Result<End, Err
             return Ok(End::GivenUp);
         }
         memory.forget_all(&inodes);
+        inodes.iter().for_each(|ino| files.promised.keep(*ino, files.redeem));
         memory.settle();
+        files.promised.keep_old(files.redeem);
         forgotten = recalled.batch;
         memory.extend(sent, Duration::from_millis(recalled.lease.into()));
         idle = if memory.was_used() { 0 } else { idle + 1 };
         if idle >= IDLE_POLLS_MAX || !wish.pause(Duration::ZERO) {
-            memory.end_session();
+            end();
             poll(session, FAREWELL)?;
             return Ok(End::Idle);
         }

@@ -58,6 +58,10 @@ pub const LENT_PER_SHARD_MAX: usize = 1024;
 /// Pause between attempts to have the kernel forget an inode that it does not know yet.
 pub const FORGET_PAUSE: Duration = Duration::from_micros(100);
 
+/// Files that are open here and not at the server. Before a lease ends those of its inode are opened there, one after the other:
+/// so many take a fraction of a session.
+pub const PROMISED_MAX: usize = 256;
+
 /// How long the kernel is told to remember a name: who makes another of it waits for as long. And when it is: the directory's names
 /// have been remembered here for a time, and have been asked for so often within the first.
 pub const NAME_LENT_FOR: Duration = Duration::from_millis(100);

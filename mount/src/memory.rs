@@ -17,7 +17,7 @@ use crate::limits::{
     NAME_LENT_FOR, NAMES_PER_SHARD_MAX, QUIET, SHARDS,
 };
 use crate::names::Names;
-use calls::vfs::{Attr, Leased, Time, search};
+use calls::vfs::{Attr, Leased, Time, attributes, search};
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -27,6 +27,8 @@ use std::time::{Duration, Instant};
 const SLOTS: usize = 64;
 /// Seconds after which reading moves an access time in any case, as relatime has it.
 const DAY: i64 = 24 * 60 * 60;
+const S_IFMT: u32 = 0o170_000;
+const S_IFREG: u32 = 0o100_000;
 
 /// A moment before a question to the server.
 #[derive(Clone, Copy, Debug)]
@@ -122,6 +124,8 @@ struct Known {
     attr: Option<Attr>,
     /// Of which the access time may be another by now.
     is_read: bool,
+    /// It is a file that everybody may read.
+    is_readable: bool,
     /// The inodes of names; 0: there is no such name.
     names: HashMap<Box<[u8]>, u64>,
     /// Who may be told of names: of [`search`].
@@ -222,10 +226,10 @@ impl Change<'_> {
     }
 
     /// As [`Memory::keep_attr`], of the inode that was changed.
-    pub(crate) fn keep_attr(&self, attr: Attr) {
+    pub(crate) fn keep_attr(&self, leased: u8, attr: Attr) {
         let mut shard = self.memory.shard(self.ino);
-        if attr.ino == self.ino && self.is_alone(&shard) {
-            shard.insert_attr(self.stamp, attr);
+        if leased != 0 && attr.ino == self.ino && self.is_alone(&shard) {
+            shard.insert_attr(self.stamp, leased, attr);
         }
     }
 }
@@ -293,11 +297,12 @@ impl Memory {
         }
     }
 
-    /// Remembers attributes that the server has told with a lease, unless something has happened since they were asked for.
-    pub(crate) fn keep_attr(&self, asked: Asked, attr: Attr) {
+    /// Remembers attributes that the server has told with a lease (of [`attributes`]), unless something has happened since they
+    /// were asked for.
+    pub(crate) fn keep_attr(&self, asked: Asked, leased: u8, attr: Attr) {
         let mut shard = self.shard(attr.ino);
-        if self.is_fresh(&shard, attr.ino, asked) {
-            shard.insert_attr(asked.0, attr);
+        if leased != 0 && self.is_fresh(&shard, attr.ino, asked) {
+            shard.insert_attr(asked.0, leased, attr);
         }
     }
 
@@ -406,6 +411,23 @@ impl Memory {
         let known = shard.inodes.get(&ino).and_then(|known| known.attr);
         let changes = !known.as_ref().is_some_and(stays);
         Reading { memory: self, ino: changes.then_some(ino) }
+    }
+
+    /// As [`Memory::open`], of a file that nobody has opened at the server, for user `uid`: as far as is known the server would let
+    /// it. None of this if it is not known.
+    pub(crate) fn open_unasked(&self, ino: u64, fh: u64, uid: u32) -> Pages {
+        let may_read = |known: &Known| {
+            let Some(attr) = known.attr else { return false };
+            let is_owner = attr.uid == uid;
+            let may_owner = attr.mode & 0o400 != 0;
+            attr.mode & S_IFMT == S_IFREG
+                && (uid == 0 || is_owner && may_owner || !is_owner && known.is_readable)
+        };
+        if self.shard(ino).inodes.get(&ino).is_some_and(may_read) {
+            self.open(ino, fh)
+        } else {
+            Pages::None
+        }
     }
 
     /// May the kernel read file `fh`, which has just been opened for reading only, from pages?
@@ -685,11 +707,12 @@ impl Shard {
     }
 
     /// Attributes that were asked for at `asked`.
-    fn insert_attr(&mut self, asked: u64, attr: Attr) {
+    fn insert_attr(&mut self, asked: u64, leased: u8, attr: Attr) {
         self.make_room();
         let is_read = self.slots[slot(attr.ino)].read > asked;
         let known = self.inodes.entry(attr.ino).or_default();
         (known.attr, known.is_read) = (Some(attr), is_read);
+        known.is_readable = leased & attributes::READABLE != 0;
     }
 
     /// May something more be lent of inode `ino`?
@@ -743,7 +766,7 @@ mod tests {
     use std::sync::{Arc, mpsc};
 
     const LEASE: Duration = Duration::from_secs(3600);
-    const ALL: Leased = Leased { name: search::EVERYBODY, attr: 1, owner: 0 };
+    const ALL: Leased = Leased { name: search::EVERYBODY, attr: attributes::KEPT, owner: 0 };
 
     fn on() -> Memory {
         let memory = Memory::default();
@@ -759,7 +782,7 @@ mod tests {
     fn what_was_told_with_a_lease_is_known_until_it_is_recalled() {
         let memory = on();
         let asked = memory.asked();
-        memory.keep_attr(asked, attr(5));
+        memory.keep_attr(asked, ALL.attr, attr(5));
         memory.keep_name(asked, (2, b"x"), ALL, 5);
         memory.keep_name(asked, (2, b"no"), ALL, 0);
         assert_eq!(memory.name(2, b"x", 9), Some(Found::Inode(attr(5))));
@@ -771,9 +794,9 @@ mod tests {
             (None, None),
             "a name without attributes"
         );
-        memory.keep_attr(asked, attr(5));
+        memory.keep_attr(asked, ALL.attr, attr(5));
         assert_eq!(memory.attr(5), None, "it was asked for before the recall");
-        memory.keep_attr(memory.asked(), attr(5));
+        memory.keep_attr(memory.asked(), ALL.attr, attr(5));
         assert_eq!(memory.name(2, b"x", 9), Some(Found::Inode(attr(5))));
         memory.forget(2);
         assert_eq!(memory.name(2, b"no", 9), None);
@@ -784,25 +807,25 @@ mod tests {
     fn nothing_is_kept_of_what_changes_meanwhile() {
         let memory = on();
         let before = memory.asked();
-        memory.keep_attr(before, attr(5));
+        memory.keep_attr(before, ALL.attr, attr(5));
         memory.keep_name(before, (2, b"x"), ALL, 5);
         memory.keep_name(before, (2, b"y"), ALL, 6);
         let change = memory.change(2);
         assert_eq!(memory.change_name(2, b"x"), 5);
         assert_eq!(memory.change_name(2, b"x"), 0);
         assert_eq!(memory.name(2, b"y", 0), None, "its attributes are not known");
-        memory.keep_attr(memory.asked(), attr(6));
+        memory.keep_attr(memory.asked(), ALL.attr, attr(6));
         assert!(memory.name(2, b"y", 0).is_some(), "another name of the directory stays");
         memory.keep_name(memory.asked(), (2, b"x"), ALL, 5);
-        memory.keep_attr(memory.asked(), attr(2));
+        memory.keep_attr(memory.asked(), ALL.attr, attr(2));
         assert_eq!((memory.name(2, b"x", 0), memory.attr(2)), (None, None));
         let during = memory.asked();
         drop(change);
         for asked in [before, during] {
-            memory.keep_attr(asked, attr(2));
+            memory.keep_attr(asked, ALL.attr, attr(2));
             assert_eq!(memory.attr(2), None, "it may be what was before the change");
         }
-        memory.keep_attr(memory.asked(), attr(2));
+        memory.keep_attr(memory.asked(), ALL.attr, attr(2));
         assert!(memory.attr(2).is_some());
         drop(memory.change_rights(2));
         assert_eq!(memory.name(2, b"y", 0), None, "others may search it now");
@@ -815,10 +838,10 @@ mod tests {
             let change = memory.change(2);
             meanwhile(&memory);
             change.keep_name(b"x", ALL, 5);
-            change.keep_attr(attr(2));
-            change.keep_attr(attr(6));
+            change.keep_attr(ALL.attr, attr(2));
+            change.keep_attr(ALL.attr, attr(6));
             drop(change);
-            memory.keep_attr(memory.asked(), attr(5));
+            memory.keep_attr(memory.asked(), ALL.attr, attr(5));
             let found = (memory.name(2, b"x", 9), memory.attr(2), memory.attr(6));
             assert_eq!(found.2, None, "another's");
             assert_eq!(found.0.is_some(), found.1.is_some());
@@ -845,12 +868,12 @@ mod tests {
     fn a_session_that_is_over_or_may_be_tells_nothing() {
         let memory = Memory::default();
         let early = memory.asked();
-        memory.keep_attr(early, attr(5));
+        memory.keep_attr(early, ALL.attr, attr(5));
         assert_eq!(memory.attr(5), None, "there is no session");
         memory.begin_session(Instant::now(), LEASE);
-        memory.keep_attr(early, attr(5));
+        memory.keep_attr(early, ALL.attr, attr(5));
         assert_eq!(memory.attr(5), None, "it was asked for before the session");
-        memory.keep_attr(memory.asked(), attr(5));
+        memory.keep_attr(memory.asked(), ALL.attr, attr(5));
         assert!(memory.attr(5).is_some());
         memory.extend(Instant::now(), MARGIN);
         assert_eq!(memory.attr(5), None, "it may be over");
@@ -859,7 +882,7 @@ mod tests {
         let asked = memory.asked();
         memory.end_session();
         memory.begin_session(Instant::now(), LEASE);
-        memory.keep_attr(asked, attr(6));
+        memory.keep_attr(asked, ALL.attr, attr(6));
         assert_eq!((memory.attr(5), memory.attr(6)), (None, None));
     }
 
@@ -893,11 +916,11 @@ mod tests {
             (now - DAY, now - DAY - 9, now - DAY - 9, true),
         ] {
             let known = Attr { atime: at(atime), mtime: at(mtime), ctime: at(ctime), ..attr(5) };
-            memory.keep_attr(memory.asked(), known);
+            memory.keep_attr(memory.asked(), ALL.attr, known);
             let asked = memory.asked();
             assert_eq!(memory.read(5).ino.is_some(), changes);
             assert_eq!(memory.attr(5).is_none(), changes);
-            memory.keep_attr(asked, known);
+            memory.keep_attr(asked, ALL.attr, known);
             assert_eq!(memory.attr(5).is_none(), changes, "it was asked for before");
         }
     }
@@ -911,7 +934,7 @@ mod tests {
         }
         assert!(memory.shard(2).names <= NAMES_PER_SHARD_MAX);
         for number in 0..INODES_PER_SHARD_MAX as u64 + 10 {
-            memory.keep_attr(asked, attr(3 + number * SHARDS as u64));
+            memory.keep_attr(asked, ALL.attr, attr(3 + number * SHARDS as u64));
         }
         assert!(memory.shard(3).inodes.len() <= INODES_PER_SHARD_MAX);
         assert!(memory.name(2, b"4100", 0).is_some());
@@ -942,7 +965,7 @@ mod tests {
         let at = |seconds| Time { seconds, nanos: 0 };
         let now = seconds_now();
         let known = Attr { atime: at(now), mtime: at(now - 9), ctime: at(now - 9), ..attr(5) };
-        memory.keep_attr(memory.asked(), known);
+        memory.keep_attr(memory.asked(), ALL.attr, known);
         assert_eq!(memory.lend(&known, true).0, LENT_FOR_MAX);
         (memory, kernel, known)
     }
@@ -969,7 +992,7 @@ mod tests {
         drop(memory.read(5));
         assert_eq!((kernel.take(), memory.attr(5)), (Vec::new(), Some(known)));
         let old = Attr { atime: Time::default(), ..known };
-        memory.keep_attr(memory.asked(), old);
+        memory.keep_attr(memory.asked(), ALL.attr, old);
         drop(memory.read(5));
         assert_eq!((kernel.take(), memory.attr(5)), (vec![(5, false)], None));
     }
@@ -993,7 +1016,7 @@ mod tests {
         let ((begins, begun), (go, goes)) = (mpsc::sync_channel(0), mpsc::channel());
         let memory = on();
         memory.attach(Box::new(Slow(begins, Mutex::new(goes))), true);
-        memory.keep_attr(memory.asked(), attr(5));
+        memory.keep_attr(memory.asked(), ALL.attr, attr(5));
         assert_eq!(memory.open(5, 1), Pages::Fresh);
         let change = memory.change_by_pages(5);
         drop(memory.read(5));
@@ -1001,7 +1024,7 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(|| memory.clean(5));
             begun.recv().unwrap();
-            memory.keep_attr(memory.asked(), attr(5));
+            memory.keep_attr(memory.asked(), ALL.attr, attr(5));
             assert_eq!(memory.lend(&attr(5), true).0, Duration::ZERO);
             go.send(()).unwrap();
         });
@@ -1012,7 +1035,7 @@ mod tests {
     fn a_reply_that_makes_an_inode_known_is_waited_for() {
         let (memory, kernel, _) = lent();
         let unknown = attr(99);
-        memory.keep_attr(memory.asked(), unknown);
+        memory.keep_attr(memory.asked(), ALL.attr, unknown);
         assert_eq!(memory.lend(&unknown, false).0, LENT_FOR_MAX);
         memory.forget(99);
         assert_eq!(kernel.take().len(), 4, "until it was there");
@@ -1029,7 +1052,7 @@ mod tests {
         memory.forget(5);
         assert_eq!(kernel.take(), [(5, true)]);
         drop(memory.read(5));
-        memory.keep_attr(memory.asked(), known);
+        memory.keep_attr(memory.asked(), ALL.attr, known);
         assert_eq!(memory.lend(&known, true).0, Duration::ZERO, "it would not ask any more");
         assert_eq!(memory.open(5, 3), Pages::Fresh);
         memory.clean(5);
@@ -1046,10 +1069,10 @@ mod tests {
             memory.close(5, fh);
             memory.close(5, fh);
         }
-        memory.keep_attr(memory.asked(), known);
+        memory.keep_attr(memory.asked(), ALL.attr, known);
         memory.forget(5);
         assert_eq!(kernel.take(), [(5, true)], "what it has it keeps when a file is closed");
-        memory.keep_attr(memory.asked(), known);
+        memory.keep_attr(memory.asked(), ALL.attr, known);
         assert_eq!(memory.open(5, 5), Pages::Fresh, "a mapping may have brought others since");
     }
 
@@ -1116,7 +1139,7 @@ mod tests {
         let of = |number: u64| attr(7 + number * SHARDS as u64);
         let count = LENT_PER_SHARD_MAX as u64;
         for number in 0..=count {
-            memory.keep_attr(memory.asked(), of(number));
+            memory.keep_attr(memory.asked(), ALL.attr, of(number));
             // All of them fit what is remembered of inodes.
             memory.shard(7).inodes.retain(|ino, _| *ino == of(number).ino);
             assert_eq!(memory.open(of(number).ino, number), Pages::Fresh);

@@ -5,12 +5,13 @@ use crate::agent::{
 };
 use crate::cred;
 use crate::kernel::Kernel;
-use crate::leases::{self, Wish};
+use crate::leases::{self, Files, Wish};
 use crate::limits::{
     AGAIN_PAUSE, CALL_SIZE_MAX, COPY_MAX, LOCK_WAITS_MAX, MORE_CALLS_MAX, PARTS_MAX,
 };
 use crate::memory::{Asked, Change, Found, Memory, Pages};
 use crate::owners::Owners;
+use crate::promised::{Promise, Promised};
 use crate::status;
 use calls::vfs::{
     Access, Attr, CopyRange, Create, Created, DirEntry, Fallocate, Flush, FsStats, Fsync, Getattr,
@@ -38,6 +39,7 @@ pub struct VosAgent<P> {
     memory: Memory,
     wish: Wish,
     owners: Owners,
+    promised: Promised,
 }
 
 /// Places of which `N` can be taken.
@@ -75,6 +77,9 @@ const F_UNLCK: u32 = 2;
 const O_ACCMODE: u32 = 3;
 const O_TRUNC: u32 = 0o1000;
 const O_DIRECT: u32 = libc::O_DIRECT.cast_unsigned();
+const O_NOATIME: u32 = libc::O_NOATIME.cast_unsigned();
+/// Linux's own flag of a file that is opened to be executed (linux/fs.h).
+const FMODE_EXEC: u32 = 0x20;
 
 impl<P: Sendrec> VosAgent<P> {
     pub fn new(port: P) -> VosAgent<P> {
@@ -85,6 +90,7 @@ impl<P: Sendrec> VosAgent<P> {
             memory: Memory::default(),
             wish: Wish::default(),
             owners: Owners::default(),
+            promised: Promised::default(),
         }
     }
 
@@ -94,13 +100,6 @@ impl<P: Sendrec> VosAgent<P> {
             self.wish.want();
         }
         self.memory.asked()
-    }
-
-    /// Keeps attributes that may be.
-    fn keep(&self, asked: Asked, leased: Leased, attr: Attr) {
-        if leased.attr == 1 {
-            self.memory.keep_attr(asked, attr);
-        }
     }
 
     fn call<R: Row>(
@@ -126,6 +125,34 @@ impl<P: Sendrec> VosAgent<P> {
         let (reply, len) = self.call(cred, row, payload, &mut answer)?;
         let value = T::get(&answer[..len.min(answer.len())]).ok_or(Errno::new(EPROTO))?;
         Ok((reply, value))
+    }
+
+    /// Has the server open a file.
+    fn open_at_server(&self, cred: &Cred, ino: u64, flags: u32) -> Result<u64, Errno> {
+        self.order(cred, &Open { ino, flags }, [&[], &[]]).map(|opened| opened.fh)
+    }
+
+    /// Has the server close a file, if it has opened it.
+    fn close(&self, caller: Caller, file: OpenFile) -> Result<(), Errno> {
+        let Some(fh) = self.promised.close(file.fh) else { return Ok(()) };
+        self.order(&cred::plain(caller), &Release { fh, ino: file.ino }, [&[], &[]])
+    }
+
+    /// As the server knows an open file.
+    fn at_server(&self, file: OpenFile) -> Result<OpenFile, Errno> {
+        let fh = self.promised.ask(file.fh, |promise| self.redeem(promise))?;
+        Ok(OpenFile { ino: file.ino, fh })
+    }
+
+    fn redeem(&self, Promise { ino, flags, cred, .. }: &Promise) -> Result<u64, Errno> {
+        self.open_at_server(cred, *ino, *flags)
+    }
+
+    /// A program is about to take away inode `ino` (0: none), or to change who may read it: that is no matter of who has it open.
+    fn keep_open(&self, ino: u64) {
+        if ino != 0 {
+            self.promised.keep(ino, |promise| self.redeem(promise));
+        }
     }
 
     /// Leave to wait for a lock, while the place is held.
@@ -184,7 +211,7 @@ impl<P: Sendrec> VosAgent<P> {
         let (leased, attr): (Leased, Attr) =
             self.call_for(&cred::with_groups(caller), row, payload)?;
         change.keep_name(entry.name, leased, attr.ino);
-        self.keep(asked, leased, attr);
+        self.memory.keep_attr(asked, leased.attr, attr);
         Ok(attr)
     }
 
@@ -196,6 +223,7 @@ impl<P: Sendrec> VosAgent<P> {
         row: impl FnOnce(u64) -> R,
     ) -> Result<(), Errno> {
         let (change, forgotten) = self.change_at(entry);
+        self.keep_open(forgotten.ino());
         let row = row(forgotten.ino());
         let leased = self.order(&cred::with_groups(caller), &row, [entry.name, &[]])?;
         change.keep_name(entry.name, leased, 0);
@@ -235,6 +263,7 @@ impl<P: Sendrec> VosAgent<P> {
     fn change_attribute(&self, ino: u64, name: &[u8]) -> Change<'_> {
         let change = self.memory.change_rights(ino);
         if name.starts_with(b"system.posix_acl_") {
+            self.keep_open(ino);
             self.memory.close_directory(ino);
         }
         change
@@ -303,7 +332,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         if attr.ino == 0 {
             return Err(Errno::new(ENOENT));
         }
-        self.keep(asked, leased, attr);
+        self.memory.keep_attr(asked, leased.attr, attr);
         let (lent, _) = self.memory.lend(&attr, false);
         Ok(Looked { told: Some(Told { attr, lent }), lent: Duration::ZERO })
     }
@@ -320,9 +349,9 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
             return Ok(told(attr));
         }
         let asked = self.asked();
-        let row = Getattr { ino, fh: fh.unwrap_or(0) };
+        let row = Getattr { ino, fh: fh.map_or(0, |fh| self.promised.asked(fh)) };
         let (leased, attr) = self.call_for(&cred::plain(caller), &row, [&[], &[]])?;
-        self.keep(asked, leased, attr);
+        self.memory.keep_attr(asked, leased.attr, attr);
         Ok(told(attr))
     }
 
@@ -334,15 +363,16 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         set: &SetAttr,
     ) -> Result<Attr, Errno> {
         let change = self.memory.change_rights(ino);
+        if set.valid & (set::MODE | set::UID | set::GID) != 0 {
+            self.keep_open(ino);
+        }
         if set.valid & set::MODE != 0 && set.mode & SEARCH_BITS != SEARCH_BITS {
             self.memory.close_directory(ino);
         }
-        let row = Setattr { ino, fh: fh.unwrap_or(0) };
+        let row = Setattr { ino, fh: fh.map_or(0, |fh| self.promised.asked(fh)) };
         let (leased, attr): (Leased, Attr) =
             self.call_for(&cred::with_groups(caller), &row, [&set.bytes(), &[]])?;
-        if leased.attr == 1 {
-            change.keep_attr(attr);
-        }
+        change.keep_attr(leased.attr, attr);
         Ok(attr)
     }
 
@@ -395,6 +425,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         let other = (from.parent != to.parent).then(|| self.memory.change(to.parent));
         let forgotten = self.memory.change(self.memory.change_name(from.parent, from.name));
         let new_forgotten = self.memory.change(self.memory.change_name(to.parent, to.name));
+        self.keep_open(new_forgotten.ino());
         if from.parent != to.parent {
             self.memory.carry(from.parent, to.parent);
             self.memory.carry(to.parent, from.parent);
@@ -417,8 +448,8 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
             other.as_ref().unwrap_or(&change).keep_name(to.name, leased, ino);
         }
         // Whose attributes were not known changes for the first time here.
-        if let (1, Some(attr)) = (may_keep, Attr::get(&attr[..len.min(Attr::SIZE)])) {
-            forgotten.keep_attr(attr);
+        if let Some(attr) = Attr::get(&attr[..len.min(Attr::SIZE)]) {
+            forgotten.keep_attr(may_keep, attr);
         }
         Ok(())
     }
@@ -429,18 +460,25 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         let (leased, attr): (Leased, Attr) =
             self.call_for(&cred::with_groups(caller), &row, [to.name, &[]])?;
         change.keep_name(to.name, leased, ino);
-        if leased.attr == 1 {
-            its.keep_attr(attr);
-        }
+        its.keep_attr(leased.attr, attr);
         Ok(attr)
     }
 
     fn open(&self, caller: Caller, ino: u64, flags: u32) -> Result<(u64, Pages), Errno> {
-        let _change = (flags & O_TRUNC != 0).then(|| self.memory.change(ino));
-        let opened = self.order(&cred::with_groups(caller), &Open { ino, flags }, [&[], &[]])?;
         let is_read_only = flags & (O_ACCMODE | O_TRUNC | O_DIRECT) == 0;
-        let pages = if is_read_only { self.memory.open(ino, opened.fh) } else { Pages::None };
-        Ok((opened.fh, pages))
+        if is_read_only
+            && flags & (O_NOATIME | FMODE_EXEC) == 0
+            && let Some(fh) = self.promised.open(ino, flags, cred::plain(caller))
+        {
+            match self.memory.open_unasked(ino, fh, caller.uid) {
+                Pages::None => self.close(caller, OpenFile { ino, fh }).unwrap_or_default(),
+                pages => return Ok((fh, pages)),
+            }
+        }
+        let _change = (flags & O_TRUNC != 0).then(|| self.memory.change(ino));
+        let fh = self.open_at_server(&cred::with_groups(caller), ino, flags)?;
+        let pages = if is_read_only { self.memory.open(ino, fh) } else { Pages::None };
+        Ok((fh, pages))
     }
 
     fn create(
@@ -465,7 +503,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         let leased = Leased { name, attr: may_keep, owner };
         change.keep_name(entry.name, leased, attr.ino);
         // Unless it was there, and has been changed.
-        self.keep(asked, leased, attr);
+        self.memory.keep_attr(asked, leased.attr, attr);
         Ok((attr, OpenFile { ino: attr.ino, fh }))
     }
 
@@ -489,6 +527,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         offset: u64,
         buffer: &mut [u8],
     ) -> Result<usize, Errno> {
+        let file = self.at_server(file)?;
         let _reading = self.memory.read(file.ino);
         let cred = cred::plain(caller);
         if buffer.len() <= CALL_SIZE_MAX {
@@ -522,6 +561,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         place: Place,
         data: &[u8],
     ) -> Result<usize, Errno> {
+        let file = self.at_server(file)?;
         let _change = match place {
             Place::Page(_) => self.memory.change_by_pages(file.ino),
             Place::Offset(_) | Place::End => self.memory.change(file.ino),
@@ -554,7 +594,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         }
         // Another thread of the same program that locks at the same moment adds it again when it has the lock.
         self.owners.remove(file.ino, owner);
-        let row = Flush { fh: file.fh, ino: file.ino, owner };
+        let row = Flush { fh: self.at_server(file)?.fh, ino: file.ino, owner };
         self.order(&cred::plain(caller), &row, [&[], &[]])
             .inspect_err(|_| self.owners.add(file.ino, owner, file.fh))
     }
@@ -562,10 +602,11 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
     fn release(&self, caller: Caller, file: OpenFile) -> Result<(), Errno> {
         self.owners.close(file.fh);
         self.memory.close(file.ino, file.fh);
-        self.order(&cred::plain(caller), &Release { fh: file.fh, ino: file.ino }, [&[], &[]])
+        self.close(caller, file)
     }
 
     fn fsync(&self, caller: Caller, file: OpenFile, datasync: bool) -> Result<(), Errno> {
+        let file = self.at_server(file)?;
         let row = Fsync { fh: file.fh, ino: file.ino, datasync: datasync.into() };
         self.order(&cred::plain(caller), &row, [&[], &[]])
     }
@@ -604,7 +645,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
     }
 
     fn getlk(&self, caller: Caller, file: OpenFile, lock: Lock) -> Result<Lock, Errno> {
-        let row = Getlk { ino: file.ino, fh: file.fh };
+        let row = Getlk { ino: file.ino, fh: self.at_server(file)?.fh };
         self.call_for(&cred::plain(caller), &row, [&lock.bytes(), &[]]).map(|(_, lock)| lock)
     }
 
@@ -624,7 +665,8 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
             }
         };
         note_owner();
-        let row = Setlk { ino: file.ino, fh: file.fh, wait: 0, flock };
+        let fh = self.at_server(file)?.fh;
+        let row = Setlk { ino: file.ino, fh, wait: 0, flock };
         let payload = [&lock.bytes()[..], &[]];
         // Most locks are free: only those that are not take one of the places of those that wait.
         match (self.order(&cred, &row, payload), wait) {
@@ -689,6 +731,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         length: u64,
         mode: u32,
     ) -> Result<(), Errno> {
+        let file = self.at_server(file)?;
         let _change = self.memory.change(file.ino);
         let row = Fallocate { fh: file.fh, ino: file.ino, offset, length, mode };
         self.order(&cred::plain(caller), &row, [&[], &[]])
@@ -701,6 +744,8 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         to: (OpenFile, u64),
         length: u64,
     ) -> Result<u32, Errno> {
+        let from = (self.at_server(from.0)?, from.1);
+        let to = (self.at_server(to.0)?, to.1);
         let _changes = (self.memory.read(from.0.ino), self.memory.change(to.0.ino));
         let cred = cred::plain(caller);
         let most = u32::try_from(length).unwrap_or(u32::MAX).min(COPY_MAX);
@@ -731,6 +776,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
     }
 
     fn seek(&self, caller: Caller, file: OpenFile, offset: u64, whence: u32) -> Result<u64, Errno> {
+        let file = self.at_server(file)?;
         let row = Seek { fh: file.fh, ino: file.ino, offset, whence };
         self.order(&cred::plain(caller), &row, [&[], &[]]).map(|reply| reply.count)
     }
@@ -740,7 +786,9 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
     }
 
     fn run(&self) {
-        leases::keep(&self.port, &self.memory, &self.wish);
+        let redeem = |promise: &Promise| self.redeem(promise);
+        let files = Files { promised: &self.promised, redeem: &redeem };
+        leases::keep(&self.port, &self.memory, files, &self.wish);
     }
 
     fn stop(&self) {

@@ -35,7 +35,7 @@ impl VfsServer {
             self.handle(row.fh, row.ino, call.id.source)?;
         }
         let inode = self.inode(row.ino, cx)?;
-        let attr = self.lease(&inode, call, cx).into();
+        let attr = self.lease(&inode, call, cx);
         let leased = Leased { attr, ..Leased::default() };
         Ok((leased, inode.attr(cx.store).bytes().into()))
     }
@@ -76,7 +76,7 @@ impl VfsServer {
             inode.ctime = time(cx.wall);
             self.save(&inode, cx);
         }
-        let attr = self.lease(&inode, call, cx).into();
+        let attr = self.lease(&inode, call, cx);
         Ok((Leased { attr, ..Leased::default() }, inode.attr(cx.store).bytes().into()))
     }
 

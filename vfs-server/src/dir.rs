@@ -70,7 +70,7 @@ impl VfsServer {
         };
         let inode = self.inode(ino, cx)?;
         // Whoever may not remember the name has no use for its attributes before it asks for them.
-        leased.attr = (leased.name != 0 && self.lease(&inode, call, cx)).into();
+        leased.attr = if leased.name == 0 { 0 } else { self.lease(&inode, call, cx) };
         Ok((leased, inode.attr(cx.store).bytes().into()))
     }
 

@@ -23,7 +23,7 @@ use crate::limits::{
     POLL_TIME, PUT_OFF_BYTES_MAX, PUT_OFF_MAX, RECALLS_PER_ANSWER,
 };
 use calls::answer;
-use calls::vfs::{FAREWELL, Leased, Recalled, Recalls, search};
+use calls::vfs::{FAREWELL, Leased, Recalled, Recalls, attributes, search};
 use dvk::server::{Call, Context, Gone, Nanos};
 use dvk::store::Store;
 use m3ipc::errno::numbers::{ENOLCK, EPERM};
@@ -106,9 +106,13 @@ impl VfsServer {
         self.take_up(cx);
     }
 
-    /// What the caller of `call` may remember of `inode`, whose attributes are in the answer.
-    pub(crate) fn lease(&mut self, inode: &Inode, call: &Call<'_>, cx: &Context<'_>) -> bool {
-        self.leases.lease(inode.ino, call.id.source, cx.now)
+    /// What the caller of `call` may remember of `inode`, whose attributes are in the answer: of [`attributes`].
+    pub(crate) fn lease(&mut self, inode: &Inode, call: &Call<'_>, cx: &Context<'_>) -> u8 {
+        if !self.leases.lease(inode.ino, call.id.source, cx.now) {
+            return 0;
+        }
+        let is_readable = inode.mode & 0o444 == 0o444 && inode.marks & mark::ACL_ACCESS == 0;
+        attributes::KEPT | if is_readable { attributes::READABLE } else { 0 }
     }
 
     /// Who may be told from the memory of the caller of `call` what is under a name in `dir`; 0: it may not remember it.
@@ -131,15 +135,15 @@ impl VfsServer {
         call: &Call<'_>,
         cx: &Context<'_>,
     ) -> Leased {
-        let source = call.id.source;
-        if !self.leases.agents.contains_key(&source) {
+        if !self.leases.agents.contains_key(&call.id.source) {
             return Leased::default();
         }
         let Ok(dir) = self.inode(dir, cx) else { return Leased::default() };
         let name = self.lease_names(&dir, call, cx);
         // Whoever may not remember the name has no use for its attributes before it asks for them.
-        let attr = name != 0 && ino != 0 && self.leases.lease(ino, source, cx.now);
-        Leased { name, attr: attr.into(), owner: dir.uid }
+        let inode = if name == 0 || ino == 0 { None } else { self.inode(ino, cx).ok() };
+        let attr = inode.map_or(0, |inode| self.lease(&inode, call, cx));
+        Leased { name, attr, owner: dir.uid }
     }
 
     /// Inode `ino` is no more, and the caller of `call` has forgotten it.

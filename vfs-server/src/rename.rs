@@ -84,7 +84,7 @@ impl VfsServer {
         let from = self.lease_after(row.parent, 0, call, cx);
         let to = self.lease_after(row.new_parent, ino, call, cx);
         let Ok(inode) = self.inode(ino, cx) else { return (Renamed::default(), Vec::new()) };
-        let attr = if to.attr == 1 { inode.attr(cx.store).bytes().into() } else { Vec::new() };
+        let attr = if to.attr != 0 { inode.attr(cx.store).bytes().into() } else { Vec::new() };
         let (name, owner, new_name, new_owner) = (from.name, from.owner, to.name, to.owner);
         (Renamed { ino, attr: to.attr, name, owner, new_name, new_owner }, attr)
     }

@@ -2,7 +2,7 @@
 
 use crate::programs::World;
 use calls::Row;
-use calls::vfs::{Flush, Fsync, Getattr, Lookup, Read, Recalls};
+use calls::vfs::{Flush, Fsync, Getattr, Lookup, Open, Read, Recalls, Release};
 use m3ipc::cred::CRED_SIZE_MAX;
 use m3ipc::{Cred, Endpoint, Wait};
 
@@ -80,6 +80,112 @@ for i in range(200):
     };
     // Create, Release, Unlink; the kernel asks for two LOOKUP and FLUSH besides, and says FORGET.
     assert!((0..20).any(|_| made()));
+}
+
+#[test]
+fn a_file_that_is_read_again_and_again_is_opened_without_asking() {
+    let Some(world) = World::new(2) else { return };
+    world.sh("echo 12345 > f; mkdir d");
+    let script = "
+for i in range(300):
+    with open('f', 'rb', buffering=0) as f:
+        assert f.read(100) == b'12345\\n'
+        assert os.fstat(f.fileno()).st_size == 6
+";
+    let counts: Vec<usize> = (0..20).map(|_| asked::<Open, Read>(&world, script)).collect();
+    assert!(counts.iter().any(|count| *count < 100), "{counts:?}");
+    let counts: Vec<usize> = (0..5).map(|_| asked::<Release, Release>(&world, script)).collect();
+    assert!(counts.iter().any(|count| *count < 100), "{counts:?}");
+}
+
+#[test]
+fn a_file_that_was_opened_without_asking_is_open_whatever_becomes_of_it() {
+    let Some(world) = World::new(2) else { return };
+    world.sh("chmod 777 .");
+    world.python(
+        "
+os.umask(0)
+def fresh(name, mode=0o644):
+    path = N[1] + '/' + name
+    with open(path, 'w') as f: f.write(name)
+    os.chmod(path, mode)
+    # Until it may be opened without asking.
+    for i in range(50):
+        os.stat(path)
+        os.close(os.open(path, os.O_RDONLY))
+    return path
+def unlinks(path): os.unlink(path)
+def replaces(path):
+    open(path + '.new', 'w').close()
+    os.rename(path + '.new', path)
+def closes(path): os.chmod(path, 0)
+def writes(path):
+    with open(path, 'r+') as f: f.write('X')
+def as_nobody():
+    'opens each file while it may, and reads it when it has been taken away'
+    os.setgid(65534)
+    os.setuid(65534)
+    for number, act in enumerate([unlinks, replaces, closes, writes]):
+        for node in 1, 2:
+            name = f'f{number}{node}'
+            go[0] += 1
+            while go[1] < go[0]: os.sched_yield()
+            path = N[1] + '/' + name
+            some = [os.open(path, os.O_RDONLY) for i in range(3)]
+            go[0] += 1
+            while go[1] < go[0]: os.sched_yield()
+            for fd in some:
+                found = os.pread(fd, 100, 0).decode()
+                assert found == ('X' + name[1:] if act == writes else name), (act, node, found)
+                assert os.fstat(fd).st_nlink == (0 if act in (unlinks, replaces) else 1)
+                os.close(fd)
+            if act == closes: fails(errno.EACCES, os.open, path, os.O_RDONLY)
+go = multiprocessing.Array('q', 2, lock=False)
+opener = spawn(as_nobody)
+def reached(count):
+    while go[0] < count: assert opener.is_alive()
+count = 0
+for number, act in enumerate([unlinks, replaces, closes, writes]):
+    for node in 1, 2:
+        name = f'f{number}{node}'
+        count += 1
+        reached(count)
+        fresh(name)
+        go[1] = count
+        count += 1
+        reached(count)
+        act(N[node] + '/' + name)
+        go[1] = count
+join(opener)
+",
+    );
+}
+
+#[test]
+fn who_may_not_read_opens_nothing_from_memory() {
+    let Some(world) = World::new(1) else { return };
+    world.sh(
+        "chmod 755 .; : > list; : > own; : > group; chmod 644 list; chmod 200 own; chmod 640 group",
+    );
+    world.python(
+        "
+# An access control list with an entry for user 65534, which may nothing (linux/posix_acl_xattr.h).
+entries = [(1, 6, 2**32 - 1), (2, 0, 65534), (4, 4, 2**32 - 1), (16, 4, 2**32 - 1), (32, 4, 2**32 - 1)]
+value = struct.pack('<I', 2) + b''.join(struct.pack('<HHI', *entry) for entry in entries)
+os.setxattr('list', 'system.posix_acl_access', value)
+os.chown('own', 65534, 0)
+for i in range(500):
+    for name in ['list', 'own', 'group']: os.close(os.open(name, os.O_RDONLY))
+def as_nobody():
+    os.setgid(65534)
+    os.setuid(65534)
+    for i in range(500):
+        for name in ['list', 'own', 'group']:
+            os.stat(name)
+            fails(errno.EACCES, os.open, name, os.O_RDONLY)
+join(spawn(as_nobody))
+",
+    );
 }
 
 #[test]

@@ -136,7 +136,7 @@ fn a_file_that_is_opened_for_a_killed_program_is_closed_again() {
     let script =
         "import os, sys; os.chdir(sys.argv[1]); os.open(sys.argv[2], int(sys.argv[3]), 0o600)";
     let [create, tmpfile] = [libc::O_CREAT | libc::O_RDWR, libc::O_TMPFILE | libc::O_RDWR];
-    for (name, flags) in [("f", libc::O_RDONLY), ("new", create), ("d", tmpfile)] {
+    for (name, flags) in [("f", libc::O_RDWR), ("new", create), ("d", tmpfile)] {
         world.vos.stall(|call| [Open::NUMBER, Create::NUMBER, Tmpfile::NUMBER].contains(&call));
         let mut child = Command::new("/usr/bin/python3")
             .args(["-c", script])

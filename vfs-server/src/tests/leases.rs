@@ -59,7 +59,7 @@ impl World {
 
     fn leases_attr(&mut self, agent: &Client, ino: u64) -> bool {
         let (leased, _) = self.call(agent, &Getattr { ino, fh: 0 }, &[]).unwrap();
-        leased.attr == 1
+        leased.attr != 0
     }
 
     fn chmod_later(&mut self, client: &Client, ino: u64, mode: u32) -> CallId {
@@ -402,7 +402,7 @@ impl Remembering {
         if may_keep.name != 0 {
             keep_name(self, may_keep.name, parent, name(0), attr.unwrap().ino);
         }
-        if may_keep.attr == 1 && is_alone(self, attr.unwrap().ino) {
+        if may_keep.attr != 0 && is_alone(self, attr.unwrap().ino) {
             self.attrs.insert(attr.unwrap().ino, attr.unwrap());
         }
     }
@@ -618,7 +618,7 @@ impl Cluster {
                 if leased.name != 0 && !remembering.changes(parent) {
                     remembering.names.insert((parent, name), attr.ino);
                 }
-                if leased.attr == 1 {
+                if leased.attr != 0 {
                     self.remember(at, attr);
                 }
             }
@@ -628,7 +628,7 @@ impl Cluster {
                 else {
                     return;
                 };
-                if leased.attr == 1 {
+                if leased.attr != 0 {
                     self.remember(at, Attr::get(&payload).unwrap());
                 }
             }

@@ -1,0 +1,229 @@
+//! Files that programs have opened for reading, and vfs-server knows nothing of.
+//!
+//! While there is a lease on an inode nobody else can change what open(2) looks at, nor take the file away. So the agent opens it
+//! alone, if what it knows allows that. It asks the server to open the file when something is asked for that only the server has;
+//! before the lease goes, or before a program of this node takes the file away or changes who may read it; and when it has been
+//! open for a while, so that the file does not hang on the agent's session. A file that is read from the kernel's pages and closed
+//! soon costs no call.
+
+use crate::limits::PROMISED_MAX;
+use m3ipc::errno::numbers::EBADF;
+use m3ipc::{Cred, Errno};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// In handles given out here. The server counts from 1.
+const PROMISED: u64 = 1 << 63;
+
+/// The open files.
+#[derive(Debug, Default)]
+pub(crate) struct Promised {
+    files: Mutex<HashMap<u64, Arc<Promise>>>,
+    /// How many of them the server does not know of.
+    unknown: AtomicUsize,
+    next: AtomicU64,
+}
+
+/// A file that a program has open.
+#[derive(Debug)]
+pub(crate) struct Promise {
+    pub(crate) ino: u64,
+    /// Of open(2).
+    pub(crate) flags: u32,
+    pub(crate) cred: Cred,
+    state: Mutex<State>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Only here. True: when it was looked at last, too.
+    Here(bool),
+    /// At the server, with this handle.
+    Open(u64),
+    Closed,
+}
+
+impl Promised {
+    /// A handle for a file that is opened here; `None`: there are as many as may be that the server does not know of.
+    pub(crate) fn open(&self, ino: u64, flags: u32, cred: Cred) -> Option<u64> {
+        let mut files = self.files();
+        // It grows under this lock only.
+        if self.unknown.load(Ordering::Relaxed) >= PROMISED_MAX {
+            return None;
+        }
+        self.unknown.fetch_add(1, Ordering::Relaxed);
+        let fh = PROMISED | self.next.fetch_add(1, Ordering::Relaxed);
+        let state = Mutex::new(State::Here(false));
+        files.insert(fh, Arc::new(Promise { ino, flags, cred, state }));
+        Some(fh)
+    }
+
+    /// The server's handle of file `fh`, which `open` asks for if need be.
+    ///
+    /// # Errors
+    /// As `open`. EBADF: it is closed.
+    pub(crate) fn ask(
+        &self,
+        fh: u64,
+        open: impl FnOnce(&Promise) -> Result<u64, Errno>,
+    ) -> Result<u64, Errno> {
+        if fh & PROMISED == 0 {
+            return Ok(fh);
+        }
+        let promise = self.files().get(&fh).cloned().ok_or(Errno::new(EBADF))?;
+        self.ask_for(&promise, open)
+    }
+
+    fn ask_for(
+        &self,
+        promise: &Promise,
+        open: impl FnOnce(&Promise) -> Result<u64, Errno>,
+    ) -> Result<u64, Errno> {
+        let mut state = promise.state();
+        match *state {
+            State::Open(fh) => Ok(fh),
+            State::Closed => Err(Errno::new(EBADF)),
+            State::Here(_) => {
+                let fh = open(promise)?;
+                *state = State::Open(fh);
+                self.unknown.fetch_sub(1, Ordering::Relaxed);
+                Ok(fh)
+            }
+        }
+    }
+
+    /// As [`Promised::ask`], without asking: 0 if the server does not know of it.
+    pub(crate) fn asked(&self, fh: u64) -> u64 {
+        if fh & PROMISED == 0 {
+            return fh;
+        }
+        match self.files().get(&fh).map(|promise| *promise.state()) {
+            Some(State::Open(fh)) => fh,
+            _ => 0,
+        }
+    }
+
+    /// File `fh` is closed. Returns the server's handle, if there is one.
+    pub(crate) fn close(&self, fh: u64) -> Option<u64> {
+        if fh & PROMISED == 0 {
+            return Some(fh);
+        }
+        let promise = self.files().remove(&fh)?;
+        // Waits for who is asking.
+        match std::mem::replace(&mut *promise.state(), State::Closed) {
+            State::Open(fh) => Some(fh),
+            State::Here(_) => {
+                self.unknown.fetch_sub(1, Ordering::Relaxed);
+                None
+            }
+            State::Closed => None,
+        }
+    }
+
+    /// Has the server open all files of inode `ino` that are open here only; all at all if it is 0.
+    pub(crate) fn keep(&self, ino: u64, open: impl Fn(&Promise) -> Result<u64, Errno>) {
+        self.ask_all(|promise| ino == 0 || promise.ino == ino, open);
+    }
+
+    /// As [`Promised::keep`], those that were there already when this was called last.
+    pub(crate) fn keep_old(&self, open: impl Fn(&Promise) -> Result<u64, Errno>) {
+        let is_old = |promise: &Promise| match &mut *promise.state() {
+            State::Here(is_old) => std::mem::replace(is_old, true),
+            _ => false,
+        };
+        self.ask_all(is_old, open);
+    }
+
+    fn ask_all(
+        &self,
+        which: impl Fn(&Promise) -> bool,
+        open: impl Fn(&Promise) -> Result<u64, Errno>,
+    ) {
+        let promises: Vec<Arc<Promise>> = self.files().values().cloned().collect();
+        for promise in promises.iter().filter(|promise| which(promise)) {
+            if let Err(error) = self.ask_for(promise, &open) {
+                tracing::debug!(
+                    ?error,
+                    ino = promise.ino,
+                    "a file that is open here cannot be opened"
+                );
+            }
+        }
+    }
+
+    fn files(&self) -> MutexGuard<'_, HashMap<u64, Arc<Promise>>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Promise {
+    /// Held while the server is being asked.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use m3ipc::errno::numbers::{EACCES, ENOENT};
+    use std::cell::Cell;
+
+    fn cred() -> Cred {
+        Cred::new(1, 2, 3)
+    }
+
+    #[test]
+    fn the_server_is_asked_once_and_only_if_need_be() {
+        let promised = Promised::default();
+        assert_eq!(promised.ask(7, |_| unreachable!()), Ok(7), "the server's own");
+        assert_eq!((promised.asked(7), promised.close(7)), (7, Some(7)));
+        let [a, b] = [5, 5].map(|ino| promised.open(ino, 0, cred()).unwrap());
+        assert_ne!(a, b);
+        assert_eq!(promised.asked(a), 0);
+        assert_eq!(promised.close(a), None, "it never knew");
+        assert_eq!(promised.ask(a, |_| unreachable!()), Err(Errno::new(EBADF)));
+        assert_eq!(promised.ask(b, |_| Err(Errno::new(EACCES))), Err(Errno::new(EACCES)));
+        assert_eq!(promised.ask(b, |promise| Ok(promise.ino + 100)), Ok(105));
+        assert_eq!(promised.ask(b, |_| unreachable!()), Ok(105));
+        assert_eq!((promised.asked(b), promised.close(b)), (105, Some(105)));
+        assert_eq!((promised.asked(b), promised.close(b)), (0, None));
+    }
+
+    #[test]
+    fn files_of_an_inode_are_opened_before_its_lease_goes_and_all_after_a_while() {
+        let promised = Promised::default();
+        let count = Cell::new(0);
+        let open = |promise: &Promise| {
+            count.set(count.get() + 1);
+            if promise.ino == 9 { Err(Errno::new(ENOENT)) } else { Ok(promise.ino) }
+        };
+        let [a, b, c, d] = [5, 6, 5, 9].map(|ino| promised.open(ino, 0, cred()).unwrap());
+        promised.keep(5, open);
+        let asked = |them: [u64; 4]| them.map(|fh| promised.asked(fh));
+        assert_eq!((asked([a, b, c, d]), count.get()), ([5, 0, 5, 0], 2));
+        promised.keep_old(open);
+        assert_eq!(count.get(), 2, "they are young");
+        let e = promised.open(7, 0, cred()).unwrap();
+        promised.keep_old(open);
+        assert_eq!((asked([b, c, d, e]), count.get()), ([6, 5, 0, 0], 4));
+        promised.keep(0, open);
+        assert_eq!((asked([b, c, d, e]), count.get()), ([6, 5, 0, 7], 6));
+    }
+
+    #[test]
+    fn they_are_bounded() {
+        let promised = Promised::default();
+        let opened: Vec<u64> =
+            (0..PROMISED_MAX).map(|_| promised.open(5, 0, cred()).unwrap()).collect();
+        assert_eq!(promised.open(5, 0, cred()), None);
+        promised.close(opened[0]);
+        promised.ask(opened[1], |_| Ok(7)).unwrap();
+        promised.ask(opened[2], |_| Err(Errno::new(ENOENT))).unwrap_err();
+        promised.close(opened[1]);
+        assert!(promised.open(5, 0, cred()).is_some());
+        assert!(promised.open(5, 0, cred()).is_some());
+        assert_eq!(promised.open(5, 0, cred()), None);
+    }
+}
