@@ -34,6 +34,17 @@ pub(crate) const OPERATIONS: [&str; 15] = [
 /// seconds before it makes one, so thousands would measure that.
 const FILES_MAX: u32 = 200;
 const LISTED: u32 = 100;
+
+/// What is done with what has been looked at for some time, as long as nobody looked elsewhere for much longer.
+const KNOWN: [&str; 5] = [
+    "stat",
+    "stat of no file",
+    "open and close",
+    "list 100 files with stat",
+    "read 4 KiB, opened to read",
+];
+const SOME_TIME: Duration = Duration::from_millis(1500);
+const MUCH_LONGER: Duration = Duration::from_secs(5);
 const MIB: usize = 1 << 20;
 
 /// All rows of files.
@@ -96,6 +107,8 @@ pub(crate) struct Files {
     folder: PathBuf,
     data: File,
     block: Vec<u8>,
+    /// When they were last looked at for some time.
+    known: Option<Instant>,
 }
 
 impl Files {
@@ -109,12 +122,15 @@ impl Files {
         for index in 0..LISTED {
             File::create_new(folder.join(format!("listed/{index}")))?;
         }
-        Ok(Files { folder: folder.to_path_buf(), data, block })
+        Ok(Files { folder: folder.to_path_buf(), data, block, known: None })
     }
 
     /// Does one of [`OPERATIONS`] `count` times; `None` if it is none.
     pub(crate) fn perform(&mut self, operation: &str, count: u32) -> Result<Option<Duration>> {
-        let Files { folder, data, block } = self;
+        if KNOWN.contains(&operation) {
+            self.look_for_some_time();
+        }
+        let Files { folder, data, block, .. } = self;
         let path = folder.join("data");
         let small = &mut block[..4096];
         let other = folder.join("other");
@@ -175,6 +191,20 @@ impl Files {
             "write 1 MiB" => timed(count, || data.write_all_at(block, 0))?,
             _ => return Ok(None),
         }))
+    }
+}
+
+impl Files {
+    fn look_for_some_time(&mut self) {
+        if self.known.is_none_or(|known| known.elapsed() > MUCH_LONGER) {
+            let start = Instant::now();
+            while start.elapsed() < SOME_TIME {
+                for name in ["data", "other", "listed/0"] {
+                    fs::metadata(self.folder.join(name)).ok();
+                }
+            }
+        }
+        self.known = Some(Instant::now());
     }
 }
 
