@@ -414,7 +414,7 @@ impl Memory {
     }
 
     /// As [`Memory::open`], of a file that nobody has opened at the server, for user `uid`: as far as is known the server would let
-    /// it. None of this if it is not known.
+    /// it. None of this if it is not known, or there is no room.
     pub(crate) fn open_unasked(&self, ino: u64, fh: u64, uid: u32) -> Pages {
         let may_read = |known: &Known| {
             let Some(attr) = known.attr else { return false };
@@ -423,8 +423,9 @@ impl Memory {
             attr.mode & S_IFMT == S_IFREG
                 && (uid == 0 || is_owner && may_owner || !is_owner && known.is_readable)
         };
-        if self.shard(ino).inodes.get(&ino).is_some_and(may_read) {
-            self.open(ino, fh)
+        let mut shard = self.shard(ino);
+        if shard.inodes.get(&ino).is_some_and(may_read) {
+            self.open_leased(&mut shard, ino, fh)
         } else {
             Pages::None
         }
@@ -432,9 +433,6 @@ impl Memory {
 
     /// May the kernel read file `fh`, which has just been opened for reading only, from pages?
     pub(crate) fn open(&self, ino: u64, fh: u64) -> Pages {
-        if !self.may_page.load(Ordering::Relaxed) {
-            return Pages::None;
-        }
         let mut shard = self.shard(ino);
         if !shard.has_room_to_lend(ino, self.now())
             && let Some(other) = shard.lent_and_closed()
@@ -442,7 +440,14 @@ impl Memory {
             self.take_back(shard, other);
             shard = self.shard(ino);
         }
-        if !self.is_leased(&shard, ino) || !shard.has_room_to_lend(ino, self.now()) {
+        self.open_leased(&mut shard, ino, fh)
+    }
+
+    fn open_leased(&self, shard: &mut Shard, ino: u64, fh: u64) -> Pages {
+        if !self.may_page.load(Ordering::Relaxed)
+            || !self.is_leased(shard, ino)
+            || !shard.has_room_to_lend(ino, self.now())
+        {
             return Pages::None;
         }
         shard.through_pages.insert(fh);
@@ -471,6 +476,14 @@ impl Memory {
         if shard.lent.get(&ino).is_some_and(is_old) {
             self.take_back(shard, ino);
         }
+    }
+
+    /// Has the kernel no pages of `ino` that [`Memory::clean`] would take away, or wait for?
+    pub(crate) fn is_clean(&self, ino: u64) -> bool {
+        let shard = self.shard(ino);
+        shard.lent.get(&ino).is_none_or(|lent| {
+            !lent.is_going && !lent.is_tainted && (!lent.has_pages || self.is_valid())
+        })
     }
 
     /// The server recalls its leases on `inodes`. Returns when they are forgotten.

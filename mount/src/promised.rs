@@ -121,6 +121,24 @@ impl Promised {
         }
     }
 
+    /// File `fh` is closed, if it is open here only and nobody is asking for it. False: it is not.
+    pub(crate) fn close_unknown(&self, fh: u64) -> bool {
+        if fh & PROMISED == 0 {
+            return false;
+        }
+        let mut files = self.files();
+        let Some(promise) = files.get(&fh) else { return false };
+        let Ok(mut state) = promise.state.try_lock() else { return false };
+        if !matches!(*state, State::Here(_)) {
+            return false;
+        }
+        *state = State::Closed;
+        drop(state);
+        files.remove(&fh);
+        self.unknown.fetch_sub(1, Ordering::Relaxed);
+        true
+    }
+
     /// Has the server open all files of inode `ino` that are open here only; all at all if it is 0.
     pub(crate) fn keep(&self, ino: u64, open: impl Fn(&Promise) -> Result<u64, Errno>) {
         self.ask_all(|promise| ino == 0 || promise.ino == ino, open);
@@ -189,6 +207,12 @@ mod tests {
         assert_eq!(promised.ask(b, |_| unreachable!()), Ok(105));
         assert_eq!((promised.asked(b), promised.close(b)), (105, Some(105)));
         assert_eq!((promised.asked(b), promised.close(b)), (0, None));
+        let [a, b] = [5, 5].map(|ino| promised.open(ino, 0, cred()).unwrap());
+        promised.ask(b, |_| Ok(8)).unwrap();
+        assert!(promised.close_unknown(a) && !promised.close_unknown(a));
+        assert!(!promised.close_unknown(b) && !promised.close_unknown(7));
+        assert_eq!((promised.close(a), promised.close(b)), (None, Some(8)));
+        assert_eq!(promised.unknown.load(Ordering::Relaxed), 0);
     }
 
     #[test]

@@ -127,6 +127,11 @@ impl<P: Sendrec> VosAgent<P> {
         Ok((reply, value))
     }
 
+    /// Attributes as they are told to a kernel that has the inode.
+    fn told(&self, attr: Attr) -> Told {
+        Told { attr, lent: self.memory.lend(&attr, true).0 }
+    }
+
     /// Has the server open a file.
     fn open_at_server(&self, cred: &Cred, ino: u64, flags: u32) -> Result<u64, Errno> {
         self.order(cred, &Open { ino, flags }, [&[], &[]]).map(|opened| opened.fh)
@@ -282,6 +287,10 @@ impl<P: Sendrec> VosAgent<P> {
     }
 }
 
+fn is_read_only(flags: u32) -> bool {
+    flags & (O_ACCMODE | O_TRUNC | O_DIRECT) == 0
+}
+
 /// Makes a call, again as long as the server sends it back because too many wait.
 fn again<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
     loop {
@@ -318,9 +327,8 @@ fn count(reply: u64, most: usize) -> Result<usize, Errno> {
 
 impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
     fn lookup(&self, caller: Caller, entry: Entry<'_>) -> Result<Looked, Errno> {
-        self.memory.use_it();
-        if let Some(found) = self.memory.name(entry.parent, entry.name, caller.uid) {
-            return self.remembered(caller, entry, found);
+        if let Some(looked) = self.lookup_at_once(caller, entry) {
+            return looked;
         }
         let asked = self.asked();
         let row = Lookup { parent: entry.parent };
@@ -342,17 +350,15 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
     }
 
     fn getattr(&self, caller: Caller, ino: u64, fh: Option<u64>) -> Result<Told, Errno> {
-        let told = |attr| Told { attr, lent: self.memory.lend(&attr, true).0 };
-        self.memory.use_it();
         self.memory.clean(ino);
-        if let Some(attr) = self.memory.attr(ino) {
-            return Ok(told(attr));
+        if let Some(told) = self.getattr_at_once(ino) {
+            return Ok(told);
         }
         let asked = self.asked();
         let row = Getattr { ino, fh: fh.map_or(0, |fh| self.promised.asked(fh)) };
         let (leased, attr) = self.call_for(&cred::plain(caller), &row, [&[], &[]])?;
         self.memory.keep_attr(asked, leased.attr, attr);
-        Ok(told(attr))
+        Ok(self.told(attr))
     }
 
     fn setattr(
@@ -465,19 +471,12 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
     }
 
     fn open(&self, caller: Caller, ino: u64, flags: u32) -> Result<(u64, Pages), Errno> {
-        let is_read_only = flags & (O_ACCMODE | O_TRUNC | O_DIRECT) == 0;
-        if is_read_only
-            && flags & (O_NOATIME | FMODE_EXEC) == 0
-            && let Some(fh) = self.promised.open(ino, flags, cred::plain(caller))
-        {
-            match self.memory.open_unasked(ino, fh, caller.uid) {
-                Pages::None => self.close(caller, OpenFile { ino, fh }).unwrap_or_default(),
-                pages => return Ok((fh, pages)),
-            }
+        if let Some(opened) = self.open_at_once(caller, ino, flags) {
+            return Ok(opened);
         }
         let _change = (flags & O_TRUNC != 0).then(|| self.memory.change(ino));
         let fh = self.open_at_server(&cred::with_groups(caller), ino, flags)?;
-        let pages = if is_read_only { self.memory.open(ino, fh) } else { Pages::None };
+        let pages = if is_read_only(flags) { self.memory.open(ino, fh) } else { Pages::None };
         Ok((fh, pages))
     }
 
@@ -589,7 +588,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
     }
 
     fn flush(&self, caller: Caller, file: OpenFile, owner: u64) -> Result<(), Errno> {
-        if !self.owners.may_hold(file.ino, owner) {
+        if self.flush_at_once(file, owner) {
             return Ok(());
         }
         // Another thread of the same program that locks at the same moment adds it again when it has the lock.
@@ -779,6 +778,50 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         let file = self.at_server(file)?;
         let row = Seek { fh: file.fh, ino: file.ino, offset, whence };
         self.order(&cred::plain(caller), &row, [&[], &[]]).map(|reply| reply.count)
+    }
+
+    fn lookup_at_once(&self, caller: Caller, entry: Entry<'_>) -> Option<Result<Looked, Errno>> {
+        self.memory.use_it();
+        let found = self.memory.name(entry.parent, entry.name, caller.uid)?;
+        Some(self.remembered(caller, entry, found))
+    }
+
+    fn getattr_at_once(&self, ino: u64) -> Option<Told> {
+        self.memory.use_it();
+        let attr = if self.memory.is_clean(ino) { self.memory.attr(ino)? } else { return None };
+        Some(self.told(attr))
+    }
+
+    fn open_at_once(&self, caller: Caller, ino: u64, flags: u32) -> Option<(u64, Pages)> {
+        if !is_read_only(flags) || flags & (O_NOATIME | FMODE_EXEC) != 0 {
+            return None;
+        }
+        let fh = self.promised.open(ino, flags, cred::plain(caller))?;
+        match self.memory.open_unasked(ino, fh, caller.uid) {
+            Pages::None => {
+                // Somebody may have had the server open it.
+                if !self.promised.close_unknown(fh)
+                    && let Err(error) = self.close(caller, OpenFile { ino, fh })
+                {
+                    tracing::debug!(?error, "a file that nobody has opened stays open");
+                }
+                None
+            }
+            pages => Some((fh, pages)),
+        }
+    }
+
+    fn flush_at_once(&self, file: OpenFile, owner: u64) -> bool {
+        !self.owners.may_hold(file.ino, owner)
+    }
+
+    fn release_at_once(&self, file: OpenFile) -> bool {
+        let is_closed = self.promised.close_unknown(file.fh);
+        if is_closed {
+            self.owners.close(file.fh);
+            self.memory.close(file.ino, file.fh);
+        }
+        is_closed
     }
 
     fn attach(&self, kernel: Box<dyn Kernel>, may_page: bool) {

@@ -78,13 +78,7 @@ impl<A: Agent> Door<A> {
             }
             Operation::Link { ino, to } => found(out, &at_once(agent.link(caller, ino, to)?)),
             Operation::Open { ino, flags } => {
-                let (fh, pages) = agent.open(caller, ino, flags)?;
-                let open_flags = match pages {
-                    Pages::None => self.open_flags,
-                    Pages::Fresh => 0,
-                    Pages::Kept => abi::FOPEN_KEEP_CACHE,
-                };
-                Ok(opened(out, 0, OpenFile { ino, fh }, open_flags))
+                Ok(self.opened(out, ino, agent.open(caller, ino, flags)?))
             }
             Operation::Opendir { ino, flags } => {
                 let (fh, _) = agent.open(caller, ino, flags)?;
@@ -160,6 +154,40 @@ impl<A: Agent> Door<A> {
                 Ok(Done::Refused(libc::ENOSYS))
             }
         }
+    }
+
+    /// As [`Door::serve`], if that takes no time.
+    pub(crate) fn serve_at_once(
+        &self,
+        request: &Request<'_>,
+        out: &mut [u8],
+    ) -> Option<Result<Done, Errno>> {
+        let Request { caller, ref operation, .. } = *request;
+        let agent = &self.agent;
+        let nothing = |is_done: bool| is_done.then_some(Ok(Done::Reply(0)));
+        match *operation {
+            Operation::Lookup(entry) => {
+                let answer = agent.lookup_at_once(caller, entry)?;
+                Some(answer.and_then(|answer| looked(out, &answer)))
+            }
+            Operation::Getattr { ino, .. } => Some(attributes(out, &agent.getattr_at_once(ino)?)),
+            Operation::Open { ino, flags } => {
+                Some(Ok(self.opened(out, ino, agent.open_at_once(caller, ino, flags)?)))
+            }
+            Operation::Flush { file, owner } => nothing(agent.flush_at_once(file, owner)),
+            Operation::Release(file) => nothing(agent.release_at_once(file)),
+            _ => None,
+        }
+    }
+
+    /// A file that has been opened, and whether the kernel may read it from pages.
+    fn opened(&self, out: &mut [u8], ino: u64, (fh, pages): (u64, Pages)) -> Done {
+        let open_flags = match pages {
+            Pages::None => self.open_flags,
+            Pages::Fresh => 0,
+            Pages::Kept => abi::FOPEN_KEEP_CACHE,
+        };
+        opened(out, 0, OpenFile { ino, fh }, open_flags)
     }
 
     /// A file that has been made and opened.

@@ -17,7 +17,7 @@ use crate::agent::Agent;
 use crate::limits::{IO_SIZE_MAX, REQUEST_HEAD_MAX, SPARE_MAX, STACK, THREADS_MAX};
 use crate::status::Status;
 use anyhow::{Context as _, Result};
-use m3ipc::Interrupt;
+use m3ipc::{Errno, Interrupt};
 use std::io;
 use std::num::NonZero;
 use std::os::fd::OwnedFd;
@@ -204,6 +204,12 @@ impl<A: Agent> Session<A> {
                     self.under_way.interrupt(unique);
                 }
                 Ok(request) => {
+                    // It reads on itself, sooner than another could.
+                    if let Some(done) = self.door.serve_at_once(&request, &mut reply[HEADER_SIZE..])
+                    {
+                        self.finish(device, &request, done, &mut reply, true);
+                        continue;
+                    }
                     if self.readers.fetch_sub(1, Ordering::SeqCst) == 1
                         && let Err(error) = self.call_another()
                     {
@@ -231,16 +237,29 @@ impl<A: Agent> Session<A> {
         let never = Interrupt::new();
         let served = Served::new(device, request.caller.pid, interrupt.clone());
         self.under_way.begin(request.unique, served);
-        let (head, payload) = reply.split_at_mut(HEADER_SIZE);
+        let payload = &mut reply[HEADER_SIZE..];
         let done = self.door.serve(request, interrupt.as_deref().unwrap_or(&never), payload);
+        let is_waited_for = self.under_way.end(request.unique);
+        self.finish(device, request, done, reply, is_waited_for);
+    }
+
+    /// Sends what was done, whose payload is in `reply` behind the place of the head, unless nobody waits for it any more.
+    fn finish(
+        &self,
+        device: usize,
+        request: &Request<'_>,
+        done: Result<Done, Errno>,
+        reply: &mut [u8],
+        is_waited_for: bool,
+    ) {
         let (len, outcome) = match done {
             Ok(Done::Reply(len) | Done::Lent(len) | Done::Opened(len, _)) => (len, Ok(())),
             Ok(Done::Refused(number)) => (0, Err(number)),
             Err(error) => (0, Err(reply::number(error))),
         };
-        head.copy_from_slice(&reply::header(request.unique, len, outcome));
-        let is_told = self.under_way.end(request.unique)
-            && self.answer(device, request.unique, &reply[..HEADER_SIZE + len]);
+        reply[..HEADER_SIZE].copy_from_slice(&reply::header(request.unique, len, outcome));
+        let is_told =
+            is_waited_for && self.answer(device, request.unique, &reply[..HEADER_SIZE + len]);
         match done {
             Ok(Done::Lent(_)) => self.door.agent().has_told(request.caller),
             Ok(Done::Opened(_, file)) if !is_told => self.door.undo(request, file),
