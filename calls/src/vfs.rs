@@ -77,6 +77,9 @@ wire_structs! {
         pub files: u64, pub files_free: u64, pub block_size: u32, pub name_max: u32,
     }
 
+    /// Whether the entries in the payload are the last (1), and an agent may remember them (1).
+    pub struct Listed { pub is_end: u8, pub kept: u8 }
+
     /// Head of one entry of a `Readdir` payload; `name_len` bytes of name follow, then the next.
     /// `next` is the cookie that continues after this entry; `kind` is a DT_* value.
     pub struct DirEntry { pub ino: u64, pub next: u64, pub kind: u8, pub name_len: u8 }
@@ -159,7 +162,7 @@ calls! {
     0x12 Fsync { fh: u64, ino: u64, datasync: u8 } -> (), Safe;
     /// getdents(2) from cookie `offset` (0 is the start), at most `size` bytes: a payload of
     /// [`DirEntry`]s, `.` and `..` included; empty at the end.
-    0x13 Readdir { fh: u64, ino: u64, offset: u64, size: u32 } -> (), Safe;
+    0x13 Readdir { fh: u64, ino: u64, offset: u64, size: u32 } -> Listed, Safe;
     /// statfs(2). The answer's payload is a [`FsStats`].
     0x14 Statfs { ino: u64 } -> (), Safe;
     /// access(2), and the kernel's check before chdir and exec: `mask` of R_OK 4, W_OK 2, X_OK 1.

@@ -212,11 +212,13 @@ pub trait Agent: Send + Sync + 'static {
     ) -> Result<u32, Errno>;
     /// lseek(2) with SEEK_DATA or SEEK_HOLE.
     fn seek(&self, caller: Caller, file: OpenFile, offset: u64, whence: u32) -> Result<u64, Errno>;
-    /// As [`Agent::lookup`], if that takes no time: nobody has to be asked or waited for. So for the next four.
+    /// As [`Agent::lookup`], if that takes no time: nobody has to be asked or waited for. So for the next six.
     fn lookup_at_once(&self, caller: Caller, entry: Entry<'_>) -> Option<Result<Looked, Errno>>;
     fn getattr_at_once(&self, ino: u64) -> Option<Told>;
     fn open_at_once(&self, caller: Caller, ino: u64, flags: u32) -> Option<(u64, Pages)>;
-    /// True: it is done.
+    fn opendir_at_once(&self, caller: Caller, ino: u64, flags: u32) -> Option<u64>;
+    /// True: it is done. So for the next two.
+    fn readdir_at_once(&self, file: OpenFile, offset: u64, visit: &mut VisitEntry<'_>) -> bool;
     fn flush_at_once(&self, file: OpenFile, owner: u64) -> bool;
     fn release_at_once(&self, file: OpenFile) -> bool;
     /// From now on the kernel may remember what it is told to, and is to be told what it must not any more. `may_page`: it can

@@ -50,6 +50,9 @@ pub const SHARDS: usize = 64;
 pub const INODES_PER_SHARD_MAX: usize = 1024;
 pub const NAMES_PER_SHARD_MAX: usize = 4096;
 
+/// Listings of directories that each part remembers, of one call's answer at most: 64 MB in all.
+pub const LISTINGS_PER_SHARD_MAX: usize = 16;
+
 /// How long the kernel is told to remember attributes at most, and of how many inodes per shard it is known that it does, or that
 /// it has pages. Of more, those that are not open lose theirs.
 pub const LENT_FOR_MAX: Duration = Duration::from_secs(1);

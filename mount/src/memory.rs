@@ -13,14 +13,14 @@
 
 use crate::kernel::Kernel;
 use crate::limits::{
-    FORGET_PAUSE, HOT, INODES_PER_SHARD_MAX, LENT_FOR_MAX, LENT_PER_SHARD_MAX, MARGIN,
-    NAME_LENT_FOR, NAMES_PER_SHARD_MAX, QUIET, SHARDS,
+    FORGET_PAUSE, HOT, INODES_PER_SHARD_MAX, LENT_FOR_MAX, LENT_PER_SHARD_MAX,
+    LISTINGS_PER_SHARD_MAX, MARGIN, NAME_LENT_FOR, NAMES_PER_SHARD_MAX, QUIET, SHARDS,
 };
 use crate::names::Names;
 use calls::vfs::{Attr, Leased, Time, attributes, search};
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Inodes that share a place in which changes are noted.
@@ -29,6 +29,7 @@ const SLOTS: usize = 64;
 const DAY: i64 = 24 * 60 * 60;
 const S_IFMT: u32 = 0o170_000;
 const S_IFREG: u32 = 0o100_000;
+const S_IFDIR: u32 = 0o040_000;
 
 /// A moment before a question to the server.
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +68,8 @@ struct Shard {
     inodes: HashMap<u64, Known>,
     /// Names in all of them.
     names: usize,
+    /// Listings that have been kept since the shard was empty last.
+    listings: usize,
     slots: [Slot; SLOTS],
     /// What the kernel may remember.
     lent: HashMap<u64, Lent>,
@@ -124,7 +127,7 @@ struct Known {
     attr: Option<Attr>,
     /// Of which the access time may be another by now.
     is_read: bool,
-    /// It is a file that everybody may read.
+    /// Everybody may read it.
     is_readable: bool,
     /// The inodes of names; 0: there is no such name.
     names: HashMap<Box<[u8]>, u64>,
@@ -132,6 +135,8 @@ struct Known {
     search: u8,
     owner: u32,
     looks: Looks,
+    /// All entries of a directory, as `Readdir` has them.
+    listing: Option<Arc<[u8]>>,
 }
 
 /// How often names of a directory have been looked up of late.
@@ -156,6 +161,15 @@ impl Looks {
 }
 
 impl Known {
+    /// Is it of type `kind`, and may user `uid` read it, for all that is known?
+    fn may_read(&self, uid: u32, kind: u32) -> bool {
+        let Some(attr) = self.attr else { return false };
+        let is_owner = attr.uid == uid;
+        let may_owner = attr.mode & 0o400 != 0;
+        attr.mode & S_IFMT == kind
+            && (uid == 0 || is_owner && may_owner || !is_owner && self.is_readable)
+    }
+
     fn may_search(&self, uid: u32) -> bool {
         let bits = if uid == 0 { search::SUPERUSER } else { 0 }
             | if uid == self.owner { search::OWNER } else { 0 }
@@ -249,6 +263,7 @@ impl Default for Memory {
         let shard = || Shard {
             inodes: HashMap::new(),
             names: 0,
+            listings: 0,
             slots: [Slot::default(); SLOTS],
             lent: HashMap::new(),
             through_pages: HashSet::new(),
@@ -338,13 +353,28 @@ impl Memory {
         }
     }
 
+    /// As [`Memory::keep_attr`], all entries of directory `ino`.
+    pub(crate) fn keep_listing(&self, asked: Asked, ino: u64, entries: &[u8]) {
+        let mut shard = self.shard(ino);
+        if self.is_fresh(&shard, ino, asked) {
+            shard.make_room();
+            shard.listings += 1;
+            shard.inodes.entry(ino).or_default().listing = Some(entries.into());
+        }
+    }
+
+    /// All entries of directory `ino`, if they are known and listing them leaves its access time as it is.
+    pub(crate) fn listing(&self, ino: u64) -> Option<Arc<[u8]>> {
+        let shard = self.shard(ino);
+        let known = shard.inodes.get(&ino)?;
+        let is_known = !known.is_read && shard.keeps_access_time(ino) && self.is_valid();
+        known.listing.clone().filter(|_| is_known)
+    }
+
     /// A program of this node is about to change an inode (0: none): its attributes are forgotten until it is done.
     pub(crate) fn change(&self, ino: u64) -> Change<'_> {
-        let (mut shard, stamp) = self.begin_change(ino);
+        let (shard, stamp) = self.begin_change(ino);
         if ino != 0 {
-            if let Some(known) = shard.inodes.get_mut(&ino) {
-                known.attr = None;
-            }
             self.take_back(shard, ino);
         }
         Change { memory: self, ino, stamp }
@@ -355,6 +385,9 @@ impl Memory {
         if ino != 0 {
             shard.slots[slot(ino)].changing += 1;
             shard.happened(ino, stamp);
+            if let Some(known) = shard.inodes.get_mut(&ino) {
+                (known.attr, known.listing) = (None, None);
+            }
         }
         (shard, stamp)
     }
@@ -382,10 +415,7 @@ impl Memory {
     /// As [`Memory::change`], of pages that the kernel writes back: they stay. It does not wait for who has others forgotten, as
     /// that may wait for these.
     pub(crate) fn change_by_pages(&self, ino: u64) -> Change<'_> {
-        let (mut shard, stamp) = self.begin_change(ino);
-        if let Some(known) = shard.inodes.get_mut(&ino) {
-            known.attr = None;
-        }
+        let (shard, stamp) = self.begin_change(ino);
         drop(shard);
         if let Some(kernel) = self.kernel.get() {
             kernel.forget(ino, false);
@@ -403,32 +433,27 @@ impl Memory {
         {
             lent.is_tainted = true;
         }
-        let stays = |attr: &Attr| {
-            let order = |time: Time| (time.seconds, time.nanos);
-            let is_young = attr.atime.seconds.saturating_add(DAY - 1) > seconds_now();
-            order(attr.atime) > order(attr.mtime).max(order(attr.ctime)) && is_young
-        };
-        let known = shard.inodes.get(&ino).and_then(|known| known.attr);
-        let changes = !known.as_ref().is_some_and(stays);
+        let changes = !shard.keeps_access_time(ino);
         Reading { memory: self, ino: changes.then_some(ino) }
     }
 
     /// As [`Memory::open`], of a file that nobody has opened at the server, for user `uid`: as far as is known the server would let
     /// it. None of this if it is not known, or there is no room.
     pub(crate) fn open_unasked(&self, ino: u64, fh: u64, uid: u32) -> Pages {
-        let may_read = |known: &Known| {
-            let Some(attr) = known.attr else { return false };
-            let is_owner = attr.uid == uid;
-            let may_owner = attr.mode & 0o400 != 0;
-            attr.mode & S_IFMT == S_IFREG
-                && (uid == 0 || is_owner && may_owner || !is_owner && known.is_readable)
-        };
         let mut shard = self.shard(ino);
-        if shard.inodes.get(&ino).is_some_and(may_read) {
+        if shard.inodes.get(&ino).is_some_and(|known| known.may_read(uid, S_IFREG)) {
             self.open_leased(&mut shard, ino, fh)
         } else {
             Pages::None
         }
+    }
+
+    /// Would the server open directory `ino` for user `uid`, so that it may be listed from here? False: that is not known.
+    pub(crate) fn may_open_directory(&self, ino: u64, uid: u32) -> bool {
+        let shard = self.shard(ino);
+        let known = shard.inodes.get(&ino);
+        known.is_some_and(|known| known.listing.is_some() && known.may_read(uid, S_IFDIR))
+            && self.is_leased(&shard, ino)
     }
 
     /// May the kernel read file `fh`, which has just been opened for reading only, from pages?
@@ -511,7 +536,7 @@ impl Memory {
         for shard in &self.shards {
             let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
             shard.inodes = HashMap::new();
-            shard.names = 0;
+            (shard.names, shard.listings) = (0, 0);
             let lent: Vec<u64> = shard.lent.keys().copied().collect();
             drop(shard);
             for ino in lent {
@@ -719,6 +744,15 @@ impl Shard {
         self.slots[slot(ino)].stamp = stamp;
     }
 
+    /// Does reading `ino` leave its access time as it is, as relatime has it, for all that is known?
+    fn keeps_access_time(&self, ino: u64) -> bool {
+        let order = |time: Time| (time.seconds, time.nanos);
+        self.inodes.get(&ino).and_then(|known| known.attr).is_some_and(|attr| {
+            let is_young = attr.atime.seconds.saturating_add(DAY - 1) > seconds_now();
+            order(attr.atime) > order(attr.mtime).max(order(attr.ctime)) && is_young
+        })
+    }
+
     /// Attributes that were asked for at `asked`.
     fn insert_attr(&mut self, asked: u64, leased: u8, attr: Attr) {
         self.make_room();
@@ -745,9 +779,12 @@ impl Shard {
 
     /// A full shard is emptied: what is in use is back after one question each.
     fn make_room(&mut self) {
-        if self.inodes.len() >= INODES_PER_SHARD_MAX || self.names >= NAMES_PER_SHARD_MAX {
+        if self.inodes.len() >= INODES_PER_SHARD_MAX
+            || self.names >= NAMES_PER_SHARD_MAX
+            || self.listings >= LISTINGS_PER_SHARD_MAX
+        {
             self.inodes.clear();
-            self.names = 0;
+            (self.names, self.listings) = (0, 0);
         }
     }
 }
@@ -776,7 +813,7 @@ fn seconds_now() -> i64 {
 mod tests {
     use super::*;
     use proptest::prelude::{any, prop_assert_eq, prop_oneof, proptest};
-    use std::sync::{Arc, mpsc};
+    use std::sync::mpsc;
 
     const LEASE: Duration = Duration::from_secs(3600);
     const ALL: Leased = Leased { name: search::EVERYBODY, attr: attributes::KEPT, owner: 0 };
@@ -875,6 +912,44 @@ mod tests {
         drop(change);
         other.keep_name(b"x", ALL, 0);
         assert_eq!(memory.name(2, b"x", 0), None, "which came first is not known");
+    }
+
+    #[test]
+    fn a_listing_is_known_as_long_as_its_directory_and_its_access_time_are_as_they_were() {
+        let memory = on();
+        let at = |seconds| Time { seconds, nanos: 0 };
+        let now = seconds_now();
+        let old = Attr { mode: S_IFDIR | 0o700, uid: 7, ..attr(2) };
+        let young = Attr { atime: at(now), mtime: at(now - 9), ctime: at(now - 9), ..old };
+        let keep = |attr: Attr, leased| {
+            memory.keep_attr(memory.asked(), leased, attr);
+            memory.keep_listing(memory.asked(), 2, b"entries");
+        };
+        let is_known = || memory.listing(2).is_some();
+        keep(old, ALL.attr);
+        assert!(!is_known(), "listing it is to change its access time");
+        keep(young, ALL.attr);
+        assert!(is_known() && memory.may_open_directory(2, 7) && memory.may_open_directory(2, 0));
+        assert!(!memory.may_open_directory(2, 8));
+        keep(young, ALL.attr | attributes::READABLE);
+        assert!(memory.may_open_directory(2, 8));
+        let asked = memory.asked();
+        drop(memory.change(2));
+        memory.keep_attr(memory.asked(), ALL.attr, young);
+        memory.keep_listing(asked, 2, b"entries");
+        assert!(!is_known() && !memory.may_open_directory(2, 0), "it has changed");
+        keep(young, ALL.attr);
+        memory.forget(2);
+        memory.keep_attr(memory.asked(), ALL.attr, young);
+        assert!(!is_known());
+        keep(young, ALL.attr);
+        memory.extend(Instant::now(), MARGIN);
+        assert!(!is_known() && !memory.may_open_directory(2, 0), "the session may be over");
+        memory.extend(Instant::now(), LEASE);
+        for _ in 0..=LISTINGS_PER_SHARD_MAX {
+            memory.keep_listing(memory.asked(), 2, b"entries");
+        }
+        assert!(memory.shard(2).listings <= LISTINGS_PER_SHARD_MAX);
     }
 
     #[test]

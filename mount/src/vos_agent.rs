@@ -15,9 +15,9 @@ use crate::promised::{Promise, Promised};
 use crate::status;
 use calls::vfs::{
     Access, Attr, CopyRange, Create, Created, DirEntry, Fallocate, Flush, FsStats, Fsync, Getattr,
-    Getlk, Getxattr, Leased, Link, Listxattr, Lock, Lookup, Mkdir, Mknod, Offsets, Open, RESTART,
-    Read, Readdir, Readlink, Release, Removexattr, Rename, Renamed, Rmdir, Seek, SetAttr, Setattr,
-    Setlk, Setxattr, Statfs, Symlink, Tmpfile, Unlink, WRITE_APPEND, WRITE_AT, Write, set,
+    Getlk, Getxattr, Leased, Link, Listed, Listxattr, Lock, Lookup, Mkdir, Mknod, Offsets, Open,
+    RESTART, Read, Readdir, Readlink, Release, Removexattr, Rename, Renamed, Rmdir, Seek, SetAttr,
+    Setattr, Setlk, Setxattr, Statfs, Symlink, Tmpfile, Unlink, WRITE_APPEND, WRITE_AT, Write, set,
 };
 use calls::wire::Wire;
 use calls::{Each, Row};
@@ -141,6 +141,16 @@ impl<P: Sendrec> VosAgent<P> {
     fn close(&self, caller: Caller, file: OpenFile) -> Result<(), Errno> {
         let Some(fh) = self.promised.close(file.fh) else { return Ok(()) };
         self.order(&cred::plain(caller), &Release { fh, ino: file.ino }, [&[], &[]])
+    }
+
+    /// Takes back a promise that nobody has been given.
+    fn withdraw(&self, caller: Caller, file: OpenFile) {
+        // Somebody may have had the server open it.
+        if !self.promised.close_unknown(file.fh)
+            && let Err(error) = self.close(caller, file)
+        {
+            tracing::debug!(?error, "a file that nobody has opened stays open");
+        }
     }
 
     /// As the server knows an open file.
@@ -474,6 +484,9 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         if let Some(opened) = self.open_at_once(caller, ino, flags) {
             return Ok(opened);
         }
+        if let Some(fh) = self.opendir_at_once(caller, ino, flags) {
+            return Ok((fh, Pages::None));
+        }
         let _change = (flags & O_TRUNC != 0).then(|| self.memory.change(ino));
         let fh = self.open_at_server(&cred::with_groups(caller), ino, flags)?;
         let pages = if is_read_only(flags) { self.memory.open(ino, fh) } else { Pages::None };
@@ -618,19 +631,22 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         size: u32,
         visit: &mut VisitEntry<'_>,
     ) -> Result<(), Errno> {
-        let _reading = self.memory.read(file.ino);
-        // An entry is longer in the kernel's format than in the server's.
-        let mut entries = vec![0; CALL_SIZE_MAX.min(size as usize)];
-        let size = self::size(&entries);
-        let row = Readdir { fh: file.fh, ino: file.ino, offset, size };
-        let (_, len) = self.call(&cred::plain(caller), &row, [&[], &[]], &mut entries)?;
-        let mut rest = &entries[..len.min(entries.len())];
-        while !rest.is_empty() {
-            let (entry, name, tail) = split_entry(rest).ok_or(Errno::new(EPROTO))?;
-            if visit(entry, name).is_break() {
-                break;
-            }
-            rest = tail;
+        if self.readdir_at_once(file, offset, visit) {
+            return Ok(());
+        }
+        let file = self.at_server(file)?;
+        let asked = self.asked();
+        let reading = self.memory.read(file.ino);
+        // An entry is longer in the kernel's format than in the server's. From the start on perhaps all can be remembered.
+        let size = if offset == 0 { CALL_SIZE_MAX } else { CALL_SIZE_MAX.min(size as usize) };
+        let mut entries = vec![0; size];
+        let row = Readdir { fh: file.fh, ino: file.ino, offset, size: self::size(&entries) };
+        let (listed, len) = self.call(&cred::plain(caller), &row, [&[], &[]], &mut entries)?;
+        let entries = &entries[..len.min(size)];
+        visit_entries(entries, visit)?;
+        drop(reading);
+        if let (0, Listed { is_end: 1, kept: 1 }) = (offset, listed) {
+            self.memory.keep_listing(asked, file.ino, entries);
         }
         Ok(())
     }
@@ -799,16 +815,29 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         let fh = self.promised.open(ino, flags, cred::plain(caller))?;
         match self.memory.open_unasked(ino, fh, caller.uid) {
             Pages::None => {
-                // Somebody may have had the server open it.
-                if !self.promised.close_unknown(fh)
-                    && let Err(error) = self.close(caller, OpenFile { ino, fh })
-                {
-                    tracing::debug!(?error, "a file that nobody has opened stays open");
-                }
+                self.withdraw(caller, OpenFile { ino, fh });
                 None
             }
             pages => Some((fh, pages)),
         }
+    }
+
+    fn opendir_at_once(&self, caller: Caller, ino: u64, flags: u32) -> Option<u64> {
+        if !is_read_only(flags) || flags & O_NOATIME != 0 {
+            return None;
+        }
+        let fh = self.promised.open(ino, flags, cred::plain(caller))?;
+        if self.memory.may_open_directory(ino, caller.uid) {
+            return Some(fh);
+        }
+        self.withdraw(caller, OpenFile { ino, fh });
+        None
+    }
+
+    fn readdir_at_once(&self, file: OpenFile, offset: u64, visit: &mut VisitEntry<'_>) -> bool {
+        let listing = self.memory.listing(file.ino);
+        let rest = listing.as_ref().and_then(|entries| entries_behind(entries, offset));
+        rest.is_some_and(|rest| visit_entries(rest, visit).is_ok())
     }
 
     fn flush_at_once(&self, file: OpenFile, owner: u64) -> bool {
@@ -842,6 +871,28 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
 /// Length of an xattr answer: told when only that was asked for, else that of the payload.
 fn value_length(told: u64, len: usize, buffer: &[u8]) -> Result<usize, Errno> {
     if buffer.is_empty() { count(told, usize::MAX) } else { count(len as u64, buffer.len()) }
+}
+
+/// Visits the entries of a `Readdir` payload until `visit` breaks.
+fn visit_entries(mut rest: &[u8], visit: &mut VisitEntry<'_>) -> Result<(), Errno> {
+    while !rest.is_empty() {
+        let (entry, name, tail) = split_entry(rest).ok_or(Errno::new(EPROTO))?;
+        if visit(entry, name).is_break() {
+            break;
+        }
+        rest = tail;
+    }
+    Ok(())
+}
+
+/// What is behind the entry with cookie `offset`; `None`: there is none.
+fn entries_behind(mut entries: &[u8], offset: u64) -> Option<&[u8]> {
+    let mut at = 0;
+    while at != offset {
+        let (entry, _, tail) = split_entry(entries)?;
+        (at, entries) = (entry.next, tail);
+    }
+    Some(entries)
 }
 
 /// The first entry of a `Readdir` payload, its name, and the rest; `None` if it is malformed.

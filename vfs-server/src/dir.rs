@@ -18,7 +18,7 @@ use crate::linux::{
 use crate::name::{self, Name};
 use crate::permission;
 use calls::vfs::{
-    Attr, DirEntry, Leased, Link, Lookup, Mkdir, Mknod, NAME_MAX, Readdir, Readlink, Rmdir,
+    Attr, DirEntry, Leased, Link, Listed, Lookup, Mkdir, Mknod, NAME_MAX, Readdir, Readlink, Rmdir,
     Symlink, Unlink,
 };
 use calls::wire::Wire;
@@ -236,7 +236,7 @@ impl VfsServer {
         row: Readdir,
         call: &Call<'_>,
         cx: &mut Context<'_>,
-    ) -> Result<Vec<u8>> {
+    ) -> Result<(Listed, Vec<u8>)> {
         self.handle(row.fh, row.ino, call.id.source)?;
         let mut dir = self.directory(row.ino, cx)?;
         if dir.nlink == 0 {
@@ -250,7 +250,8 @@ impl VfsServer {
         if dir.accessed(cx.wall) {
             self.save_accessed(&dir, call, cx);
         }
-        Ok(listing.bytes)
+        let kept = u8::from(self.lease(&dir, call, cx) != 0);
+        Ok((Listed { is_end: u8::from(!listing.full), kept }, listing.bytes))
     }
 
     /// Directory `ino`, which the caller may search.

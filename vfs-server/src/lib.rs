@@ -198,7 +198,7 @@ impl VfsServer {
             VfsCall::Flush(row) => self.flush(row, call, cx).map(reply::<Flush>),
             VfsCall::Release(row) => self.release(row, call, cx).map(reply::<Release>),
             VfsCall::Fsync(row) => self.fsync(row, call, cx).map(reply::<Fsync>),
-            VfsCall::Readdir(row) => self.readdir(row, call, cx).map(payload::<Readdir>),
+            VfsCall::Readdir(row) => self.readdir(row, call, cx).map(both::<Readdir>),
             VfsCall::Statfs(row) => self.statfs(row, cx).map(payload::<Statfs>),
             VfsCall::Access(row) => self.access(row, call, cx).map(reply::<Access>),
             VfsCall::Getlk(row) => self.getlk(row, call).map(payload::<Getlk>),

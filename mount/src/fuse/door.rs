@@ -3,11 +3,12 @@
 use super::reply::{self, put};
 use super::request::Operation;
 use super::{abi, request::Request};
-use crate::agent::{Agent, Looked, OpenFile, Told};
+use crate::agent::{Agent, Looked, OpenFile, Told, VisitEntry};
 use crate::limits::IO_SIZE_MAX;
 use crate::memory::Pages;
 use m3ipc::errno::numbers::{ELOOP, ENXIO, EOVERFLOW, ESTALE};
 use m3ipc::{Errno, Interrupt};
+use std::cell::Cell;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
@@ -103,16 +104,7 @@ impl<A: Agent> Door<A> {
             Operation::Release(file) => agent.release(caller, file).and(nothing),
             Operation::Fsync { file, datasync } => agent.fsync(caller, file, datasync).and(nothing),
             Operation::Readdir { file, offset, size } => {
-                let room = size.min(IO_SIZE_MAX) as usize;
-                let mut len = 0;
-                agent.readdir(caller, file, offset, size, &mut |entry, name| {
-                    match reply::add_entry(&mut out[..room], len, &entry, name) {
-                        Some(longer) => len = longer,
-                        None => return ControlFlow::Break(()),
-                    }
-                    ControlFlow::Continue(())
-                })?;
-                Ok(Done::Reply(len))
+                list(out, size, |visit| agent.readdir(caller, file, offset, size, visit))
             }
             Operation::Statfs { ino } => {
                 Ok(Done::Reply(put(out, &reply::statfs(&agent.statfs(caller, ino)?))))
@@ -173,6 +165,18 @@ impl<A: Agent> Door<A> {
             Operation::Getattr { ino, .. } => Some(attributes(out, &agent.getattr_at_once(ino)?)),
             Operation::Open { ino, flags } => {
                 Some(Ok(self.opened(out, ino, agent.open_at_once(caller, ino, flags)?)))
+            }
+            Operation::Opendir { ino, flags } => {
+                let fh = agent.opendir_at_once(caller, ino, flags)?;
+                Some(Ok(opened(out, 0, OpenFile { ino, fh }, 0)))
+            }
+            Operation::Readdir { file, offset, size } => {
+                let is_remembered = Cell::new(true);
+                let listed = list(out, size, |visit| {
+                    is_remembered.set(agent.readdir_at_once(file, offset, visit));
+                    Ok(())
+                });
+                is_remembered.get().then_some(listed)
             }
             Operation::Flush { file, owner } => nothing(agent.flush_at_once(file, owner)),
             Operation::Release(file) => nothing(agent.release_at_once(file)),
@@ -271,6 +275,24 @@ fn sought(out: &mut [u8], offset: u64) -> Result<Done, Errno> {
     // An off_t has a sign.
     i64::try_from(offset).map_err(|_| Errno::new(EOVERFLOW))?;
     Ok(Done::Reply(put(out, &abi::fuse_lseek_out { offset })))
+}
+
+/// Answers a request for directory entries of `size` bytes with those that `read` visits.
+fn list(
+    out: &mut [u8],
+    size: u32,
+    read: impl FnOnce(&mut VisitEntry<'_>) -> Result<(), Errno>,
+) -> Result<Done, Errno> {
+    let room = size.min(IO_SIZE_MAX) as usize;
+    let mut len = 0;
+    read(&mut |entry, name| match reply::add_entry(&mut out[..room], len, &entry, name) {
+        Some(longer) => {
+            len = longer;
+            ControlFlow::Continue(())
+        }
+        None => ControlFlow::Break(()),
+    })?;
+    Ok(Done::Reply(len))
 }
 
 /// Answers an xattr request of `size` bytes: the length only if it is 0.

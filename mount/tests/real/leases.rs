@@ -2,7 +2,7 @@
 
 use crate::programs::World;
 use calls::Row;
-use calls::vfs::{Flush, Fsync, Getattr, Lookup, Open, Read, Recalls, Release};
+use calls::vfs::{Flush, Fsync, Getattr, Lookup, Open, Read, Readdir, Recalls, Release};
 use m3ipc::cred::CRED_SIZE_MAX;
 use m3ipc::{Cred, Endpoint, Wait};
 
@@ -96,6 +96,55 @@ for i in range(300):
     assert!(counts.iter().any(|count| *count < 100), "{counts:?}");
     let counts: Vec<usize> = (0..5).map(|_| asked::<Release, Release>(&world, script)).collect();
     assert!(counts.iter().any(|count| *count < 100), "{counts:?}");
+}
+
+#[test]
+fn a_directory_that_is_listed_again_and_again_is_listed_without_asking() {
+    let Some(world) = World::new(2) else { return };
+    world.sh("mkdir d; cd d; seq 0 499 | xargs touch; mkdir -m 700 ../secret; : > ../secret/x");
+    let script = "
+for i in range(50):
+    with os.scandir('d') as found: assert {int(entry.name) for entry in found} == set(range(500))
+";
+    let counts: Vec<usize> = (0..20).map(|_| asked::<Open, Readdir>(&world, script)).collect();
+    assert!(counts.iter().any(|count| *count < 20), "{counts:?}");
+    world.python(
+        "
+said, looks = multiprocessing.Array('q', 2, lock=False), multiprocessing.Array('q', 1, lock=False)
+def look():
+    'what was said to be made before is there, what was said to be removed is not'
+    held = os.open(N[1] + '/d', os.O_RDONLY)
+    while said[1] == 0:
+        least = said[0]
+        for where in N[1] + '/d', held:
+            if where == held: os.lseek(held, 0, os.SEEK_SET)
+            names = set(os.listdir(where))
+            assert all(f'new{i}' in names for i in range(least)), (least, names)
+            assert all(str(i) not in names for i in range(least)), least
+        looks[0] += 1
+one = spawn(look)
+for i in range(60):
+    node = N[1 + i % 2]
+    open(f'{node}/d/new{i}', 'w').close()
+    os.unlink(f'{node}/d/{i}')
+    said[0] = i + 1
+    if i % 10 == 0:
+        # Long enough for it to be remembered again.
+        count = looks[0]
+        while looks[0] < count + 200: assert one.is_alive()
+said[1] = 1
+join(one)
+for i in range(50): assert os.listdir('secret') == ['x']
+def as_nobody():
+    os.setgid(65534)
+    os.setuid(65534)
+    for i in range(50):
+        os.stat('secret')
+        fails(errno.EACCES, os.listdir, 'secret')
+os.chmod(N[1], 0o755)
+join(spawn(as_nobody))
+",
+    );
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::tests::errors::world;
 use calls::Row;
 use calls::vfs::{
     Attr, Create, Created, Getattr, Leased, Link, Lookup, Mkdir, ROOT_INO, Read, Recalled, Recalls,
-    Rename, Renamed, Rmdir, SetAttr, Setattr, Setxattr, Unlink, Write, search, set,
+    Rename, Renamed, Rmdir, SetAttr, Setattr, Setxattr, Unlink, Write, attributes, search, set,
 };
 use calls::wire::Wire;
 use dvk::server::{Gone, Server};
@@ -116,13 +116,48 @@ fn a_name_is_leased_to_whom_its_directory_may_be_searched_by() {
         let (leased, found) = w.look(&a, dir, "no").unwrap();
         assert_eq!((leased.name, leased.owner, found.ino), (expected, owner, 0), "{mode:o}");
         let (leased, found) = w.look(&a, dir, "f").unwrap();
-        assert_eq!((leased.name, leased.attr), (expected, 1), "{mode:o}");
+        assert_eq!((leased.name, leased.attr & attributes::KEPT), (expected, 1), "{mode:o}");
         assert_ne!(found.ino, 0);
     };
     check(0o755, search::SUPERUSER | search::OWNER | search::EVERYBODY);
     check(0o751, search::SUPERUSER | search::OWNER | search::EVERYBODY);
     check(0o750, search::SUPERUSER | search::OWNER);
     check(0o055, search::SUPERUSER);
+}
+
+#[test]
+fn a_file_is_leased_with_whether_everybody_may_read_it() {
+    let mut w = world();
+    let a = agent(1);
+    let ino = w.stat(&ROOT, "/u/f").unwrap().ino;
+    let mut check = |change: &dyn Fn(&mut World), expected: bool| {
+        w.begin(&a);
+        change(&mut w);
+        let (leased, _) = w.call(&a, &Getattr { ino, fh: 0 }, &[]).unwrap();
+        let is_readable = leased.attr & attributes::READABLE != 0;
+        assert_eq!((leased.attr & attributes::KEPT, is_readable), (1, expected));
+    };
+    check(&|w| w.chmod(&ROOT, "/u/f", 0o444).map(drop).unwrap(), true);
+    check(&|w| w.chmod(&ROOT, "/u/f", 0o640).map(drop).unwrap(), false);
+    check(&|w| w.chmod(&ROOT, "/u/f", 0o044).map(drop).unwrap(), false);
+    check(&|w| w.chmod(&ROOT, "/u/f", 0o644).map(drop).unwrap(), true);
+    // user 5 may nothing; the mask and others may read.
+    let entries = [
+        (1_u16, 6_u16, u32::MAX),
+        (2, 0, 5),
+        (4, 4, u32::MAX),
+        (16, 4, u32::MAX),
+        (32, 4, u32::MAX),
+    ];
+    let list: Vec<u8> = 2_u32
+        .to_le_bytes()
+        .into_iter()
+        .chain(entries.into_iter().flat_map(|(tag, rights, id)| {
+            let [a, b] = [tag.to_le_bytes(), rights.to_le_bytes()];
+            [&a[..], &b, &id.to_le_bytes()].concat()
+        }))
+        .collect();
+    check(&|w| w.setxattr(&ROOT, "/u/f", "system.posix_acl_access", &list, 0).unwrap(), false);
 }
 
 #[test]
