@@ -23,7 +23,7 @@ pub(crate) enum Standing {
 }
 
 /// The budgets of the system's design for messages, copies, and what is idle.
-pub(crate) const BUDGETS: [Budget; 10] = [
+pub(crate) const BUDGETS: [Budget; 13] = [
     Budget {
         path: "sendrec, same node, two CPUs: of shared memory",
         rows: &["sendrec same node, two CPUs / shared memory, two CPUs"],
@@ -82,12 +82,42 @@ pub(crate) const BUDGETS: [Budget; 10] = [
         most: 1.0 / 0.85,
     },
     Budget {
-        path: "stat and read through the mount: of tmpfs",
+        path: "stat and read of what is remembered: of tmpfs",
         rows: &[
             "stat on /dvs, home node / stat on tmpfs",
+            "stat on /dvs, other node / stat on tmpfs",
+            "stat of no file on /dvs, home node / stat of no file on tmpfs",
+            "stat of no file on /dvs, other node / stat of no file on tmpfs",
             "read 4 KiB, opened to read on /dvs, home node / read 4 KiB, opened to read on tmpfs",
+            "read 4 KiB, opened to read on /dvs, other node / read 4 KiB, opened to read on tmpfs",
         ],
         most: 1.0 / 0.9,
+    },
+    Budget {
+        path: "ls -l of 1000 remembered files: of tmpfs",
+        rows: &[
+            "list 1000 files with stat on /dvs, home node / list 1000 files with stat on tmpfs",
+            "list 1000 files with stat on /dvs, other node / list 1000 files with stat on tmpfs",
+        ],
+        most: 3.0,
+    },
+    Budget {
+        path: "names changed, home node: of an empty FUSE",
+        rows: &[
+            "create on /dvs, home node / create on empty FUSE",
+            "unlink on /dvs, home node / unlink on empty FUSE",
+            "rename on /dvs, home node / rename on empty FUSE",
+        ],
+        most: 1.5,
+    },
+    Budget {
+        path: "names changed, other node: of an empty FUSE",
+        rows: &[
+            "create on /dvs, other node / create on empty FUSE",
+            "unlink on /dvs, other node / unlink on empty FUSE",
+            "rename on /dvs, other node / rename on empty FUSE",
+        ],
+        most: 1.5,
     },
     Budget {
         path: "idle node: microseconds of CPU per second",

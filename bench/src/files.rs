@@ -21,7 +21,7 @@ pub(crate) const OPERATIONS: [&str; 15] = [
     "make and remove a directory",
     "rename",
     "lock and unlock",
-    "list 100 files with stat",
+    "list 1000 files with stat",
     "read 4 KiB, opened to read",
     "read 4 KiB",
     "write 4 KiB",
@@ -33,14 +33,14 @@ pub(crate) const OPERATIONS: [&str; 15] = [
 /// Most files that are made in a round: ext4 looks at every inode that was freed in the last five
 /// seconds before it makes one, so thousands would measure that.
 const FILES_MAX: u32 = 200;
-const LISTED: u32 = 100;
+const LISTED: u32 = 1000;
 
 /// What is done with what has been looked at for some time, as long as nobody looked elsewhere for much longer.
 const KNOWN: [&str; 5] = [
     "stat",
     "stat of no file",
     "open and close",
-    "list 100 files with stat",
+    "list 1000 files with stat",
     "read 4 KiB, opened to read",
 ];
 const SOME_TIME: Duration = Duration::from_millis(1500);
@@ -166,7 +166,7 @@ impl Files {
                     Ok(rustix::fs::fcntl_lock(&locked, rustix::fs::FlockOperation::Unlock)?)
                 })?
             }
-            "list 100 files with stat" => {
+            "list 1000 files with stat" => {
                 let listed = folder.join("listed");
                 timed(count, || {
                     let mut found = 0;
