@@ -74,6 +74,9 @@ pub struct Looked {
 /// Called for each directory entry, until it breaks.
 pub type VisitEntry<'a> = dyn FnMut(DirEntry, &[u8]) -> ControlFlow<()> + 'a;
 
+/// As [`VisitEntry`], with what the name stands for as far as that is remembered.
+pub type VisitLooked<'a> = dyn FnMut(DirEntry, &[u8], Option<Looked>) -> ControlFlow<()> + 'a;
+
 /// A file agent: one method per request of a file protocol, each a call of vfs-server or several.
 ///
 /// Methods may be called from many threads and return when it is done. Numbers, flags and modes are Linux's.
@@ -212,13 +215,21 @@ pub trait Agent: Send + Sync + 'static {
     ) -> Result<u32, Errno>;
     /// lseek(2) with SEEK_DATA or SEEK_HOLE.
     fn seek(&self, caller: Caller, file: OpenFile, offset: u64, whence: u32) -> Result<u64, Errno>;
-    /// As [`Agent::lookup`], if that takes no time: nobody has to be asked or waited for. So for the next six.
+    /// As [`Agent::lookup`], if that takes no time: nobody has to be asked or waited for. So for the next seven.
     fn lookup_at_once(&self, caller: Caller, entry: Entry<'_>) -> Option<Result<Looked, Errno>>;
     fn getattr_at_once(&self, ino: u64) -> Option<Told>;
     fn open_at_once(&self, caller: Caller, ino: u64, flags: u32) -> Option<(u64, Pages)>;
     fn opendir_at_once(&self, caller: Caller, ino: u64, flags: u32) -> Option<u64>;
-    /// True: it is done. So for the next two.
+    /// True: it is done. So for the next three.
     fn readdir_at_once(&self, file: OpenFile, offset: u64, visit: &mut VisitEntry<'_>) -> bool;
+    /// With what the names stand for. [`Agent::has_told`] follows if it is done.
+    fn readdir_looked_at_once(
+        &self,
+        caller: Caller,
+        file: OpenFile,
+        offset: u64,
+        visit: &mut VisitLooked<'_>,
+    ) -> bool;
     fn flush_at_once(&self, file: OpenFile, owner: u64) -> bool;
     fn release_at_once(&self, file: OpenFile) -> bool;
     /// From now on the kernel may remember what it is told to, and is to be told what it must not any more. `may_page`: it can

@@ -156,7 +156,12 @@ impl Looks {
             (self.since, self.count) = (now, 0);
         }
         self.count = self.count.saturating_add(1);
-        self.count >= HOT && now - self.known > nanos(QUIET)
+        self.count >= HOT && self.is_quiet(now)
+    }
+
+    /// Have names been known for so long that others hardly change any?
+    fn is_quiet(self, now: u64) -> bool {
+        self.known != 0 && now - self.known > nanos(QUIET)
     }
 }
 
@@ -603,6 +608,24 @@ impl Memory {
             && now < until
             && self.kernel.get().is_some();
         if may_be_told && self.names.lend(parent, tid, now) {
+            Duration::from_nanos(until - now).min(NAME_LENT_FOR)
+        } else {
+            Duration::ZERO
+        }
+    }
+
+    /// As [`Memory::lend_name`], all names of directory `ino`, of which `listing` is what is known.
+    pub(crate) fn lend_listing(&self, ino: u64, listing: &Arc<[u8]>, tid: u32) -> Duration {
+        let shard = self.shard(ino);
+        let (now, until) = (self.now(), self.until.load(Ordering::SeqCst));
+        let Some(known) = shard.inodes.get(&ino) else { return Duration::ZERO };
+        let is_current = known.listing.as_ref().is_some_and(|its| Arc::ptr_eq(its, listing));
+        let may_be_told = is_current
+            && known.looks.is_quiet(now)
+            && known.search & search::EVERYBODY != 0
+            && now < until
+            && self.kernel.get().is_some();
+        if may_be_told && self.names.lend(ino, tid, now) {
             Duration::from_nanos(until - now).min(NAME_LENT_FOR)
         } else {
             Duration::ZERO

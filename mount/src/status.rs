@@ -104,8 +104,8 @@ pub(crate) fn progress(tid: u32) -> Progress {
     }
 }
 
-/// Where a thread waits in the kernel for a directory's lock, a FUSE request, a page.
-const PLACES_LATER: [&[u8]; 3] = [b"rwsem_", b"request_wait_answer", b"folio_wait_"];
+/// Where a thread waits in the kernel for a directory's lock, or for a FUSE request.
+const PLACES_LATER: [&[u8]; 2] = [b"rwsem_", b"request_wait_answer"];
 
 /// The letter behind the name, which may have blanks and brackets in it.
 fn state(stat: &[u8]) -> Option<u8> {

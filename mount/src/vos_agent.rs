@@ -1,7 +1,7 @@
 //! The agent that asks vfs-server, and remembers what it may.
 
 use crate::agent::{
-    Agent, Caller, Entry, LockKind, Looked, NewMode, OpenFile, Place, Told, VisitEntry,
+    Agent, Caller, Entry, LockKind, Looked, NewMode, OpenFile, Place, Told, VisitEntry, VisitLooked,
 };
 use crate::cred;
 use crate::kernel::Kernel;
@@ -838,6 +838,40 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         let listing = self.memory.listing(file.ino);
         let rest = listing.as_ref().and_then(|entries| entries_behind(entries, offset));
         rest.is_some_and(|rest| visit_entries(rest, visit).is_ok())
+    }
+
+    fn readdir_looked_at_once(
+        &self,
+        caller: Caller,
+        file: OpenFile,
+        offset: u64,
+        visit: &mut VisitLooked<'_>,
+    ) -> bool {
+        self.memory.use_it();
+        let Some(listing) = self.memory.listing(file.ino) else { return false };
+        let Some(rest) = entries_behind(&listing, offset) else { return false };
+        // Before it is asked what is there: who takes that away from now on waits for who is told.
+        let may_lend = caller.pid != 0 && status::proc_is_ours();
+        let lent = if may_lend {
+            self.memory.lend_listing(file.ino, &listing, caller.pid)
+        } else {
+            Duration::ZERO
+        };
+        let looked = &mut |entry: DirEntry, name: &[u8]| {
+            let attr =
+                if matches!(name, b"." | b"..") { None } else { self.memory.attr(entry.ino) };
+            let looked = attr.map(|attr| {
+                let (attr_lent, is_repeated) = self.memory.lend(&attr, false);
+                let told = Some(Told { attr, lent: attr_lent });
+                Looked { told, lent: if is_repeated { lent } else { Duration::ZERO } }
+            });
+            visit(entry, name, looked)
+        };
+        let is_done = visit_entries(rest, looked).is_ok();
+        if !is_done {
+            self.memory.told(caller.pid);
+        }
+        is_done
     }
 
     fn flush_at_once(&self, file: OpenFile, owner: u64) -> bool {

@@ -3,12 +3,12 @@
 use super::reply::{self, put};
 use super::request::Operation;
 use super::{abi, request::Request};
-use crate::agent::{Agent, Looked, OpenFile, Told, VisitEntry};
+use crate::agent::{Agent, Looked, OpenFile, Told};
 use crate::limits::IO_SIZE_MAX;
 use crate::memory::Pages;
+use calls::vfs::DirEntry;
 use m3ipc::errno::numbers::{ELOOP, ENXIO, EOVERFLOW, ESTALE};
 use m3ipc::{Errno, Interrupt};
-use std::cell::Cell;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
@@ -103,8 +103,13 @@ impl<A: Agent> Door<A> {
             Operation::Flush { file, owner } => agent.flush(caller, file, owner).and(nothing),
             Operation::Release(file) => agent.release(caller, file).and(nothing),
             Operation::Fsync { file, datasync } => agent.fsync(caller, file, datasync).and(nothing),
-            Operation::Readdir { file, offset, size } => {
-                list(out, size, |visit| agent.readdir(caller, file, offset, size, visit))
+            Operation::Readdir { file, offset, size, plus } => {
+                let nothing = plus.then(|| reply::no_entry(Duration::ZERO));
+                let mut list = List::new(out, size);
+                agent.readdir(caller, file, offset, size, &mut |entry, name| {
+                    list.add(&entry, name, nothing.as_ref())
+                })?;
+                Ok(Done::Reply(list.len))
             }
             Operation::Statfs { ino } => {
                 Ok(Done::Reply(put(out, &reply::statfs(&agent.statfs(caller, ino)?))))
@@ -170,13 +175,22 @@ impl<A: Agent> Door<A> {
                 let fh = agent.opendir_at_once(caller, ino, flags)?;
                 Some(Ok(opened(out, 0, OpenFile { ino, fh }, 0)))
             }
-            Operation::Readdir { file, offset, size } => {
-                let is_remembered = Cell::new(true);
-                let listed = list(out, size, |visit| {
-                    is_remembered.set(agent.readdir_at_once(file, offset, visit));
-                    Ok(())
-                });
-                is_remembered.get().then_some(listed)
+            Operation::Readdir { file, offset, size, plus: false } => {
+                let mut list = List::new(out, size);
+                let visit = &mut |entry, name: &[u8]| list.add(&entry, name, None);
+                let is_done = agent.readdir_at_once(file, offset, visit);
+                is_done.then_some(Ok(Done::Reply(list.len)))
+            }
+            Operation::Readdir { file, offset, size, plus: true } => {
+                let mut list = List::new(out, size);
+                let visit = &mut |entry, name: &[u8], looked: Option<Looked>| {
+                    let told = looked.and_then(|looked| Some((looked.told?, looked.lent)));
+                    let plus = told.and_then(|(told, lent)| reply::entry(&told, lent).ok());
+                    let nothing = reply::no_entry(Duration::ZERO);
+                    list.add(&entry, name, Some(&plus.unwrap_or(nothing)))
+                };
+                let is_done = agent.readdir_looked_at_once(caller, file, offset, visit);
+                is_done.then_some(Ok(Done::Lent(list.len)))
             }
             Operation::Flush { file, owner } => nothing(agent.flush_at_once(file, owner)),
             Operation::Release(file) => nothing(agent.release_at_once(file)),
@@ -277,22 +291,34 @@ fn sought(out: &mut [u8], offset: u64) -> Result<Done, Errno> {
     Ok(Done::Reply(put(out, &abi::fuse_lseek_out { offset })))
 }
 
-/// Answers a request for directory entries of `size` bytes with those that `read` visits.
-fn list(
-    out: &mut [u8],
-    size: u32,
-    read: impl FnOnce(&mut VisitEntry<'_>) -> Result<(), Errno>,
-) -> Result<Done, Errno> {
-    let room = size.min(IO_SIZE_MAX) as usize;
-    let mut len = 0;
-    read(&mut |entry, name| match reply::add_entry(&mut out[..room], len, &entry, name) {
-        Some(longer) => {
-            len = longer;
-            ControlFlow::Continue(())
+/// A directory's listing under construction.
+struct List<'a> {
+    out: &'a mut [u8],
+    len: usize,
+}
+
+impl List<'_> {
+    /// Of `size` bytes at most.
+    fn new(out: &mut [u8], size: u32) -> List<'_> {
+        let room = size.min(IO_SIZE_MAX) as usize;
+        List { out: &mut out[..room], len: 0 }
+    }
+
+    /// Adds an entry if it fits.
+    fn add(
+        &mut self,
+        entry: &DirEntry,
+        name: &[u8],
+        plus: Option<&abi::fuse_entry_out>,
+    ) -> ControlFlow<()> {
+        match reply::add_entry(self.out, self.len, entry, name, plus) {
+            Some(longer) => {
+                self.len = longer;
+                ControlFlow::Continue(())
+            }
+            None => ControlFlow::Break(()),
         }
-        None => ControlFlow::Break(()),
-    })?;
-    Ok(Done::Reply(len))
+    }
 }
 
 /// Answers an xattr request of `size` bytes: the length only if it is 0.

@@ -21,9 +21,11 @@ const NEEDED: u64 = init::POSIX_LOCKS | init::FLOCK_LOCKS | init::DONT_MASK | in
 
 /// These make it faster, or better: the server drops set-user-id bits itself, so that a write need not ask for xattrs first;
 /// of files that are not opened for direct I/O, pages go when mtime or size have changed;
-/// requests have more than 32 pages; files opened for direct I/O can be mapped.
+/// who lists a directory and looks at what is in it gets both at once; requests have more than 32 pages; files opened for direct I/O can be mapped.
 const WELCOME: u64 = init::ASYNC_READ
     | init::AUTO_INVAL_DATA
+    | init::DO_READDIRPLUS
+    | init::READDIRPLUS_AUTO
     | init::PARALLEL_DIROPS
     | init::HANDLE_KILLPRIV_V2
     | init::MAX_PAGES

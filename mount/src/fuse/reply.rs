@@ -136,13 +136,14 @@ pub(crate) fn lock(lock: &Lock) -> abi::fuse_lk_out {
     abi::fuse_lk_out { start: lock.start, end: lock.end, kind: lock.kind, pid: lock.pid }
 }
 
-/// Adds an entry to a directory's listing in `out`, of which `len` bytes are in use. Returns how many are then; `None`: there
-/// is no room.
+/// Adds an entry to a directory's listing in `out`, of which `len` bytes are in use. `plus`: with what its name stands for, or nothing
+/// of that. Returns how many are in use then; `None`: there is no room.
 pub(crate) fn add_entry(
     out: &mut [u8],
     len: usize,
     entry: &DirEntry,
     name: &[u8],
+    plus: Option<&abi::fuse_entry_out>,
 ) -> Option<usize> {
     let head = abi::fuse_dirent {
         ino: entry.ino,
@@ -150,12 +151,16 @@ pub(crate) fn add_entry(
         namelen: u32::try_from(name.len()).ok()?,
         kind: entry.kind.into(),
     };
-    let size = (size_of::<abi::fuse_dirent>() + name.len()).next_multiple_of(8);
-    let place = out.get_mut(len..len + size)?;
-    let (front, rest) = place.split_at_mut(size_of::<abi::fuse_dirent>());
-    front.copy_from_slice(head.as_bytes());
-    rest[..name.len()].copy_from_slice(name);
-    rest[name.len()..].fill(0);
+    let plus = plus.map_or(&[][..], |plus| plus.as_bytes());
+    let parts = [plus, head.as_bytes(), name];
+    let size = parts.iter().map(|part| part.len()).sum::<usize>().next_multiple_of(8);
+    let mut place = out.get_mut(len..len + size)?;
+    for part in parts {
+        let (front, rest) = place.split_at_mut(part.len());
+        front.copy_from_slice(part);
+        place = rest;
+    }
+    place.fill(0);
     Some(len + size)
 }
 
@@ -207,11 +212,21 @@ mod tests {
     fn entries_are_aligned_and_end_where_the_room_ends() {
         let mut out = [0xff; 70];
         let entry = DirEntry { ino: 3, next: 4, kind: libc::DT_DIR, name_len: 3 };
-        let first = add_entry(&mut out, 0, &entry, b"abc").unwrap();
+        let first = add_entry(&mut out, 0, &entry, b"abc", None).unwrap();
         assert_eq!(first, 32);
         assert_eq!(&out[24..32], b"abc\0\0\0\0\0");
-        assert_eq!(add_entry(&mut out, first, &entry, &[b'x'; 8]), Some(64));
-        assert_eq!(add_entry(&mut out, 64, &entry, b"y"), None);
-        assert_eq!(add_entry(&mut out, first, &entry, &[b'x'; 9]), None, "34 bytes of 38 padded");
+        assert_eq!(add_entry(&mut out, first, &entry, &[b'x'; 8], None), Some(64));
+        assert_eq!(add_entry(&mut out, 64, &entry, b"y", None), None);
+        assert_eq!(
+            add_entry(&mut out, first, &entry, &[b'x'; 9], None),
+            None,
+            "34 bytes of 38 padded"
+        );
+        // The kernel wants the name 152 bytes behind, and all of it a multiple of 8.
+        let mut out = [0xff; 168];
+        let plus = no_entry(Duration::from_secs(7));
+        assert_eq!(add_entry(&mut out, 0, &entry, b"abc", Some(&plus)), Some(160));
+        assert_eq!((out[16], &out[152..160]), (7, &b"abc\0\0\0\0\0"[..]));
+        assert_eq!(add_entry(&mut out, 16, &entry, b"abc", Some(&plus)), None);
     }
 }

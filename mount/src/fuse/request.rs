@@ -100,10 +100,12 @@ pub enum Operation<'a> {
         file: OpenFile,
         datasync: bool,
     },
+    /// `plus`: with attributes.
     Readdir {
         file: OpenFile,
         offset: u64,
         size: u32,
+        plus: bool,
     },
     Statfs {
         ino: u64,
@@ -329,9 +331,10 @@ fn operation<'a>(head: &Header, body: &'a [u8]) -> Option<Operation<'a>> {
             let datasync = fsync_flags & abi::FUSE_FSYNC_FDATASYNC != 0;
             Operation::Fsync { file: file(fh), datasync }
         }
-        opcode::READDIR => {
+        opcode::READDIR | opcode::READDIRPLUS => {
             let abi::fuse_read_in { fh, offset, size, .. } = body.take()?;
-            Operation::Readdir { file: file(fh), offset, size }
+            let plus = head.opcode == opcode::READDIRPLUS;
+            Operation::Readdir { file: file(fh), offset, size, plus }
         }
         opcode::STATFS => Operation::Statfs { ino },
         opcode::ACCESS => {

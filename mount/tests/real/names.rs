@@ -25,6 +25,34 @@ print(looks)
     assert!(asked < looks / 2, "{asked} requests for {looks} looks");
 }
 
+#[test]
+fn what_is_listed_with_attributes_all_the_time_nobody_is_asked_for() {
+    let Some(world) = World::new(2) else { return };
+    world.sh("mkdir d; cd d; seq 0 299 | xargs touch");
+    let listed = |world: &World| {
+        let before = world.requests();
+        let looks: u64 = world
+            .python(
+                "
+looks, end = 0, time.monotonic() + 2.5
+while time.monotonic() < end:
+    with os.scandir('d') as found:
+        for entry in found:
+            assert entry.stat().st_size == 0
+            looks += 1
+print(looks)
+",
+            )
+            .parse()
+            .unwrap();
+        let asked = world.requests() - before;
+        // By itself each look is a request.
+        (asked < looks / 10, (asked, looks))
+    };
+    let counts: Vec<_> = (0..5).map(|_| listed(&world)).collect();
+    assert!(counts.iter().any(|(are_few, _)| *are_few), "{counts:?}");
+}
+
 /// Looks that go on while others act, each of which must see what was said to be done before it.
 const LOOKERS: &str = "
 said, looks = multiprocessing.Array('q', 8, lock=False), multiprocessing.Array('q', 8, lock=False)
@@ -69,12 +97,16 @@ def gone():
     while not os.path.exists(here + 'x%d' % at): at += 1
     return at
 for at in range(5): open(here + 'x%d' % at, 'w').close()
-them = [spawn(looker, at, 0, look) for at, look in enumerate([size, last, gone])]
+def listed():
+    'the size that a listing tells'
+    with os.scandir(here) as found:
+        return next(entry.stat().st_size for entry in found if entry.name == 'f')
+them = [spawn(looker, at, 0, look) for at, look in enumerate([size, last, gone, listed])]
 for at in range(4):
     look_on(them)
     with open(there + 'tmp', 'w') as f: f.truncate(at + 1)
     os.rename(there + 'tmp', there + 'f')
-    said[0] = at + 1
+    said[0] = said[3] = at + 1
     open(there + str(at), 'w').close()
     said[1] = at + 1
     os.unlink(there + 'x%d' % at)
