@@ -134,8 +134,11 @@ fn session(
         if recalled.session != session {
             return Ok(End::GivenUp);
         }
-        memory.forget_all(&inodes);
-        inodes.iter().for_each(|ino| files.promised.keep(*ino, files.redeem));
+        for ino in &inodes {
+            memory.forget(*ino);
+            files.promised.keep(*ino, files.redeem);
+        }
+        memory.wait_for_names(&inodes);
         memory.settle();
         files.promised.keep_old(files.redeem);
         forgotten = recalled.batch;

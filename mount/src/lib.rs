@@ -25,6 +25,7 @@ use anyhow::{Context as _, Result};
 use fusermount::Helped;
 use m3ipc::Sendrec;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -72,7 +73,9 @@ impl Options {
 /// One sentence that says what to do: `/dev/fuse` missing or not allowed, the mount point missing or in use.
 pub fn run(options: Options, port: impl Sendrec + Send + Sync + 'static) -> Result<()> {
     become_agent()?;
-    mount(&options, port)?.until_signal()
+    // Before there is a mount that a signal could leave behind.
+    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("cannot handle signals")?;
+    mount(&options, port)?.until_signal(signals)
 }
 
 /// Takes name and place of a file agent: nothing that could keep a file system busy, least of all its own.
@@ -151,13 +154,11 @@ impl Mounted {
         self.requests.load(Ordering::Relaxed)
     }
 
-    /// Waits until the tree is unmounted, or unmounts it at SIGTERM, SIGINT or SIGHUP.
+    /// Waits until the tree is unmounted, or unmounts it at one of `signals`.
     ///
     /// # Errors
     /// The session broke, or it could not be unmounted.
-    pub fn until_signal(mut self) -> Result<()> {
-        let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])
-            .context("cannot handle signals")?;
+    fn until_signal(mut self, mut signals: Signals) -> Result<()> {
         let handle = signals.handle();
         let tell = self.tell.clone();
         let watch = move || {

@@ -50,8 +50,9 @@ pub const SHARDS: usize = 64;
 pub const INODES_PER_SHARD_MAX: usize = 1024;
 pub const NAMES_PER_SHARD_MAX: usize = 4096;
 
-/// Listings of directories that each part remembers, of one call's answer at most: 64 MB in all.
+/// Listings of directories that each part remembers, and how long each is at most: 64 MB in all.
 pub const LISTINGS_PER_SHARD_MAX: usize = 16;
+pub const LISTING_SIZE_MAX: usize = 64 * 1024;
 
 /// How long the kernel is told to remember attributes at most, and of how many inodes per shard it is known that it does, or that
 /// it has pages. Of more, those that are not open lose theirs.
@@ -63,11 +64,13 @@ pub const FORGET_PAUSE: Duration = Duration::from_micros(100);
 
 /// Files that are open here and not at the server. Before a lease ends those of its inode are opened there, one after the other:
 /// so many take a fraction of a session.
-pub const PROMISED_MAX: usize = 256;
+pub const PROMISED_MAX: usize = 64;
 
-/// How long the kernel is told to remember a name: who makes another of it waits for as long. And when it is: the directory's names
-/// have been remembered here for a time, and have been asked for so often within the first.
-pub const NAME_LENT_FOR: Duration = Duration::from_millis(100);
+/// How long the kernel is told to remember a name, and how long who changes one waits: it counts in ticks of up to 10 ms, rounds up, and
+/// the last one counts whole. And when it is told: the directory's names have been known here and unchanged for a time, and have been asked
+/// for so often within the first.
+pub const NAME_LENT_FOR: Duration = Duration::from_millis(80);
+pub const NAME_GOES_IN: Duration = Duration::from_millis(100);
 pub const QUIET: Duration = Duration::from_secs(1);
 pub const HOT: u32 = 3;
 
@@ -76,7 +79,8 @@ pub const NAMES_LENT_TO_MAX: usize = 16 * 1024;
 pub const NAMES_LENT_THREADS_MAX: usize = 256;
 
 /// A thread that has been answered runs within this: what it does later than that may count from later.
-pub const RUNS_WITHIN: Duration = Duration::from_secs(2);
+/// It is half of a session, which goes on while this is waited for.
+pub const RUNS_WITHIN: Duration = Duration::from_secs(1);
 
 /// Owners of record locks of which is known that there are no others. With more, each close(2) asks the server.
 pub const LOCK_OWNERS_MAX: usize = 1 << 16;
@@ -112,4 +116,5 @@ pub const STATUS_SIZE: usize = 4096;
 pub const STOP_GRACE_SECONDS: u64 = 5;
 
 const _: () = assert!((IO_SIZE_MAX as usize).is_multiple_of(CALL_SIZE_MAX));
+const _: () = assert!(LISTING_SIZE_MAX <= CALL_SIZE_MAX);
 const _: () = assert!(STATUS_SIZE >= 1500 + 11 * m3ipc::limits::GROUPS_MAX);

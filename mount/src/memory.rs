@@ -68,7 +68,7 @@ struct Shard {
     inodes: HashMap<u64, Known>,
     /// Names in all of them.
     names: usize,
-    /// Listings that have been kept since the shard was empty last.
+    /// Listings of them.
     listings: usize,
     slots: [Slot; SLOTS],
     /// What the kernel may remember.
@@ -142,7 +142,7 @@ struct Known {
 /// How often names of a directory have been looked up of late.
 #[derive(Clone, Copy, Debug, Default)]
 struct Looks {
-    /// Since when names are known; 0: none are.
+    /// Since when names are known, and unchanged by this node; 0: none are.
     known: u64,
     /// Since when `count` is counted.
     since: u64,
@@ -363,8 +363,9 @@ impl Memory {
         let mut shard = self.shard(ino);
         if self.is_fresh(&shard, ino, asked) {
             shard.make_room();
-            shard.listings += 1;
-            shard.inodes.entry(ino).or_default().listing = Some(entries.into());
+            let known = shard.inodes.entry(ino).or_default();
+            let had_none = known.listing.replace(entries.into()).is_none();
+            shard.listings += usize::from(had_none);
         }
     }
 
@@ -391,7 +392,10 @@ impl Memory {
             shard.slots[slot(ino)].changing += 1;
             shard.happened(ino, stamp);
             if let Some(known) = shard.inodes.get_mut(&ino) {
-                (known.attr, known.listing) = (None, None);
+                known.attr = None;
+                known.looks = Looks { known: self.now(), ..Looks::default() };
+                let had_one = known.listing.take().is_some();
+                shard.listings -= usize::from(had_one);
             }
         }
         (shard, stamp)
@@ -400,11 +404,7 @@ impl Memory {
     /// As [`Memory::change`], of which also follows who may search the directory.
     pub(crate) fn change_rights(&self, ino: u64) -> Change<'_> {
         let change = self.change(ino);
-        let mut shard = self.shard(ino);
-        if let Some(known) = shard.inodes.remove(&ino) {
-            shard.names -= known.names.len();
-        }
-        drop(shard);
+        self.shard(ino).remove(ino);
         change
     }
 
@@ -451,6 +451,13 @@ impl Memory {
         } else {
             Pages::None
         }
+    }
+
+    /// Would [`Memory::open_unasked`] be likely to?
+    pub(crate) fn may_open(&self, ino: u64, uid: u32) -> bool {
+        let shard = self.shard(ino);
+        let known = shard.inodes.get(&ino);
+        known.is_some_and(|known| known.may_read(uid, S_IFREG)) && self.is_leased(&shard, ino)
     }
 
     /// Would the server open directory `ino` for user `uid`, so that it may be listed from here? False: that is not known.
@@ -516,21 +523,11 @@ impl Memory {
         })
     }
 
-    /// The server recalls its leases on `inodes`. Returns when they are forgotten.
-    pub(crate) fn forget_all(&self, inodes: &[u64]) {
-        for ino in inodes {
-            self.forget(*ino);
-        }
-        self.names.wait(inodes, || self.now());
-    }
-
-    /// As [`Memory::forget_all`], but for names that the kernel may still remember.
-    fn forget(&self, ino: u64) {
+    /// The server recalls its lease on an inode. [`Memory::wait_for_names`] must follow.
+    pub(crate) fn forget(&self, ino: u64) {
         let mut shard = self.shard(ino);
         shard.happened(ino, self.next_stamp());
-        if let Some(known) = shard.inodes.remove(&ino) {
-            shard.names -= known.names.len();
-        }
+        shard.remove(ino);
         self.take_back(shard, ino);
     }
 
@@ -599,15 +596,17 @@ impl Memory {
     ) -> Duration {
         let mut shard = self.shard(parent);
         let (now, until) = (self.now(), self.until.load(Ordering::SeqCst));
+        let is_still = shard.slots[slot(parent)].changing == 0;
         let Some(known) = shard.inodes.get_mut(&parent) else { return Duration::ZERO };
         let is_hot = known.looks.add(now);
         let may_be_told = is_hot
             && is_settled
+            && is_still
             && known.names.get(name) == Some(&ino)
             && known.search & search::EVERYBODY != 0
             && now < until
             && self.kernel.get().is_some();
-        if may_be_told && self.names.lend(parent, tid, now) {
+        if may_be_told && self.names.lend(parent, tid, false, || self.now()) {
             Duration::from_nanos(until - now).min(NAME_LENT_FOR)
         } else {
             Duration::ZERO
@@ -621,11 +620,12 @@ impl Memory {
         let Some(known) = shard.inodes.get(&ino) else { return Duration::ZERO };
         let is_current = known.listing.as_ref().is_some_and(|its| Arc::ptr_eq(its, listing));
         let may_be_told = is_current
+            && shard.slots[slot(ino)].changing == 0
             && known.looks.is_quiet(now)
             && known.search & search::EVERYBODY != 0
             && now < until
             && self.kernel.get().is_some();
-        if may_be_told && self.names.lend(ino, tid, now) {
+        if may_be_told && self.names.lend(ino, tid, true, || self.now()) {
             Duration::from_nanos(until - now).min(NAME_LENT_FOR)
         } else {
             Duration::ZERO
@@ -637,19 +637,19 @@ impl Memory {
         self.names.told(tid);
     }
 
-    /// A name goes from one directory to another, both among those of a change that is under way; the kernel may carry on with it.
-    pub(crate) fn carry(&self, from: u64, to: u64) {
-        self.names.carry(from, to);
+    /// Waits until the kernel remembers no names in `directories`, whose leases have been forgotten, or of which a change is under way.
+    pub(crate) fn wait_for_names(&self, directories: &[u64]) {
+        self.names.wait(directories, || self.now());
     }
 
-    /// Fewer may search directory `ino` from now on, of which a change is under way: the kernel must not let others pass.
-    pub(crate) fn close_directory(&self, ino: u64) {
-        self.names.wait(&[ino], || self.now());
+    /// Thread `tid` has come to the end of a listing.
+    pub(crate) fn has_listed(&self, tid: u32) {
+        self.names.asks(tid);
     }
 
     /// To be called now and then.
     pub(crate) fn settle(&self) {
-        self.names.settle(self.now());
+        self.names.settle(|| self.now());
     }
 
     /// Has the kernel forget what it was lent of an inode; returns when it has. Nothing is lent meanwhile: it is not remembered
@@ -763,6 +763,14 @@ impl Memory {
 }
 
 impl Shard {
+    /// Forgets an inode.
+    fn remove(&mut self, ino: u64) {
+        if let Some(known) = self.inodes.remove(&ino) {
+            self.names -= known.names.len();
+            self.listings -= usize::from(known.listing.is_some());
+        }
+    }
+
     fn happened(&mut self, ino: u64, stamp: u64) {
         self.slots[slot(ino)].stamp = stamp;
     }
@@ -835,6 +843,7 @@ fn seconds_now() -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::NAME_GOES_IN;
     use proptest::prelude::{any, prop_assert_eq, prop_oneof, proptest};
     use std::sync::mpsc;
 
@@ -969,10 +978,15 @@ mod tests {
         memory.extend(Instant::now(), MARGIN);
         assert!(!is_known() && !memory.may_open_directory(2, 0), "the session may be over");
         memory.extend(Instant::now(), LEASE);
-        for _ in 0..=LISTINGS_PER_SHARD_MAX {
+        keep(young, ALL.attr);
+        for number in 1..=LISTINGS_PER_SHARD_MAX as u64 {
             memory.keep_listing(memory.asked(), 2, b"entries");
+            memory.keep_listing(memory.asked(), 2 + number * SHARDS as u64, b"entries");
+            let shard = memory.shard(2);
+            let count = shard.inodes.values().filter(|known| known.listing.is_some()).count();
+            assert_eq!(shard.listings, count);
+            assert!(count <= LISTINGS_PER_SHARD_MAX);
         }
-        assert!(memory.shard(2).listings <= LISTINGS_PER_SHARD_MAX);
     }
 
     #[test]
@@ -1225,16 +1239,18 @@ mod tests {
             assert_eq!(lend(&memory, name, ino, true), Duration::ZERO, "not what is known");
         }
         let before = Instant::now();
-        memory.forget_all(&[5]);
-        memory.close_directory(5);
-        assert!(before.elapsed() < NAME_LENT_FOR, "no names are lent there");
-        memory.close_directory(2);
-        assert!(before.elapsed() >= NAME_LENT_FOR);
+        memory.forget(5);
+        memory.wait_for_names(&[5]);
+        assert!(before.elapsed() < NAME_GOES_IN, "no names are lent there");
+        memory.wait_for_names(&[2]);
+        assert!(before.elapsed() >= NAME_GOES_IN);
         keep(&memory, search::EVERYBODY);
         assert_eq!(many(&memory), Some(NAME_LENT_FOR));
         let before = Instant::now();
-        memory.forget_all(&[5, 2]);
-        assert!(before.elapsed() >= NAME_LENT_FOR);
+        memory.forget(5);
+        memory.forget(2);
+        memory.wait_for_names(&[5, 2]);
+        assert!(before.elapsed() >= NAME_GOES_IN);
         assert_eq!(lend(&memory, b"x", 5, true), Duration::ZERO, "they are forgotten");
         keep(&memory, search::SUPERUSER | search::OWNER);
         known_for(&mut memory, QUIET + NAME_LENT_FOR);

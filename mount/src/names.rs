@@ -2,12 +2,14 @@
 //!
 //! What the kernel remembers of a name it tells whoever looks, without asking: so only names in directories are lent that everybody may
 //! search. It cannot be made to forget one: the notification for that waits for the directory's lock, which a program may hold
-//! that waits for us. So names are lent for [`NAME_LENT_FOR`] only, and what would make another of one waits until that is over.
+//! that waits for us. So names are lent for [`NAME_LENT_FOR`] only, and what would make another of one waits until that is over: recalls,
+//! and this node's own changes, which others may see before our kernel does.
 //!
 //! The time counts from when the thread that asked takes up the reply. No message says when it does. It has when it sleeps, is gone, asks
-//! again, or has used the CPU for longer than that takes ([`Progress`]).
+//! again, or has used the CPU for longer than that takes ([`Progress`]). Who is told a listing may sleep in between: it has when it asks
+//! for the rest, or is gone.
 
-use crate::limits::{NAME_LENT_FOR, NAMES_LENT_THREADS_MAX, NAMES_LENT_TO_MAX, RUNS_WITHIN};
+use crate::limits::{NAME_GOES_IN, NAMES_LENT_THREADS_MAX, NAMES_LENT_TO_MAX, RUNS_WITHIN};
 use std::collections::HashMap;
 use std::fmt::{self, Debug};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -44,6 +46,8 @@ struct Thread {
     lent: Nanos,
     /// Has the reply been written?
     is_told: bool,
+    /// It was told a listing.
+    may_sleep: bool,
     /// CPU time that it had used when it was looked at first.
     used: Option<u64>,
 }
@@ -51,6 +55,8 @@ struct Thread {
 /// How far a thread has come that has been told something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Progress {
+    /// It is no more.
+    Gone,
     /// It is past that: taking up a reply does not sleep.
     Past,
     /// It runs, or would if it were its turn, and has used that much CPU time in nanoseconds.
@@ -71,21 +77,35 @@ impl Default for Names {
 }
 
 impl Names {
-    /// Notes that thread `tid` is about to be lent a name in `directory`, for which it has asked. False: there is no room for more.
+    /// Notes that thread `tid` is about to be lent a name in `directory`, for which it has asked, or with `may_sleep` a listing. False: there
+    /// is no room for more.
     ///
     /// To be called while it is certain that the name is what is told, and followed by [`Names::told`].
     #[must_use]
-    pub(crate) fn lend(&self, directory: u64, tid: u32, now: Nanos) -> bool {
+    pub(crate) fn lend(
+        &self,
+        directory: u64,
+        tid: u32,
+        may_sleep: bool,
+        now: impl Fn() -> Nanos,
+    ) -> bool {
         let mut state = self.state();
         let is_full = state.directories.len() >= NAMES_LENT_TO_MAX
             && !state.directories.contains_key(&directory)
             || state.threads.len() >= NAMES_LENT_THREADS_MAX && !state.threads.contains_key(&tid);
         if !is_full {
-            state.directories.insert(directory, now);
+            let lent = now();
+            state.directories.insert(directory, lent);
             // It asks again, so it has taken up what it was told before.
-            state.threads.insert(tid, Thread { lent: now, is_told: false, used: None });
+            let thread = Thread { lent, is_told: false, may_sleep, used: None };
+            state.threads.insert(tid, thread);
         }
         !is_full
+    }
+
+    /// Thread `tid` asks again, and is lent nothing.
+    pub(crate) fn asks(&self, tid: u32) {
+        self.state().threads.remove(&tid);
     }
 
     /// The reply to thread `tid` has been written, or never will be.
@@ -95,27 +115,24 @@ impl Names {
         }
     }
 
-    /// A name may be carried from one directory to the other, and stay lent.
-    pub(crate) fn carry(&self, from: u64, to: u64) {
-        let mut state = self.state();
-        if let Some(lent) = state.directories.get(&from).copied() {
-            let before = state.directories.entry(to).or_default();
-            *before = lent.max(*before);
-        }
-    }
-
     /// To be called now and then, so that what has been over for long is waited for by nobody.
-    pub(crate) fn settle(&self, now: Nanos) {
+    pub(crate) fn settle(&self, now: impl Fn() -> Nanos) {
+        let begun = {
+            let mut state = self.state();
+            let begun = now();
+            if begun < state.ending.1 {
+                return;
+            }
+            state.over = state.over.max(state.ending.0);
+            let State { over, ref mut directories, .. } = *state;
+            directories.retain(|_, lent| *lent >= over);
+            begun
+        };
+        self.look(begun, &now);
         let mut state = self.state();
-        if now < state.ending.1 {
-            return;
-        }
-        state.over = state.over.max(state.ending.0);
-        let State { over, ref mut directories, .. } = *state;
-        directories.retain(|_, lent| *lent >= over);
-        state.look(now, now, self.progress);
-        let oldest = state.threads.values().map(|thread| thread.lent).min().unwrap_or(now);
-        state.ending = (oldest, now.saturating_add(lent_for()));
+        // What was lent since it began counts next time.
+        let oldest = state.threads.values().map(|thread| thread.lent).min().unwrap_or(begun);
+        state.ending = (oldest.min(begun), now().saturating_add(nanos(NAME_GOES_IN)));
     }
 
     /// Waits until no name is lent any more in those of `directories` in which some may have been; nothing is lent in them meanwhile.
@@ -143,45 +160,53 @@ impl Names {
 
     /// Waits until what was lent at `last` or before is over.
     fn wait_since(&self, last: Nanos, now: impl Fn() -> Nanos) {
-        loop {
-            let mut state = self.state();
-            state.look(last, now(), self.progress);
-            if state.threads.values().all(|thread| thread.lent > last) {
-                break;
-            }
-            drop(state);
+        while !self.look(last, &now) {
             std::thread::sleep(LOOK_PAUSE);
         }
-        std::thread::sleep(NAME_LENT_FOR);
+        std::thread::sleep(NAME_GOES_IN);
         let mut state = self.state();
         state.over = state.over.max(last + 1);
+    }
+
+    /// Drops threads that have taken up what they were told at `last` or before. Returns whether none of these is left.
+    fn look(&self, last: Nanos, now: &impl Fn() -> Nanos) -> bool {
+        let those: Vec<(u32, Thread)> = {
+            let state = self.state();
+            let all = state.threads.iter().map(|(tid, thread)| (*tid, *thread));
+            all.filter(|(_, thread)| thread.lent <= last).collect()
+        };
+        let mut is_none_left = true;
+        for (tid, thread) in those {
+            // Not under the lock: who looks up names waits for that.
+            let used = match (self.progress)(tid) {
+                Progress::Gone => None,
+                Progress::Past if thread.is_told && !thread.may_sleep => None,
+                Progress::Runs(used) if thread.is_told && !thread.may_sleep => {
+                    let first = thread.used.unwrap_or(used);
+                    (used < first + LONG).then_some(Some(first))
+                }
+                Progress::Past | Progress::Runs(_) | Progress::Unknown => Some(thread.used),
+            };
+            // One that has no CPU for so long is late with everything else, too.
+            let is_late = now() >= thread.lent.saturating_add(nanos(RUNS_WITHIN));
+            let mut state = self.state();
+            let Some(entry) = state.threads.get_mut(&tid) else { continue };
+            if entry.lent != thread.lent {
+                // It has asked again.
+                is_none_left &= entry.lent > last;
+                continue;
+            }
+            match used {
+                Some(used) if !is_late => (entry.used, is_none_left) = (used, false),
+                _ => drop(state.threads.remove(&tid)),
+            }
+        }
+        is_none_left
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-impl State {
-    /// Drops threads that have taken up what they were told at `last` or before.
-    fn look(&mut self, last: Nanos, now: Nanos, progress: fn(u32) -> Progress) {
-        self.threads.retain(|tid, thread| {
-            if thread.lent > last || !thread.is_told {
-                return true;
-            }
-            // One that has no CPU for so long is late with everything else, too.
-            now < thread.lent.saturating_add(nanos(RUNS_WITHIN))
-                && match progress(*tid) {
-                    Progress::Past => false,
-                    Progress::Runs(used) => used < *thread.used.get_or_insert(used) + LONG,
-                    Progress::Unknown => true,
-                }
-        });
-    }
-}
-
-fn lent_for() -> Nanos {
-    nanos(NAME_LENT_FOR)
 }
 
 fn nanos(time: Duration) -> Nanos {
@@ -210,18 +235,18 @@ mod tests {
 
     #[test]
     fn what_has_been_over_for_long_is_waited_for_by_nobody() {
-        let (names, step) = (names(), lent_for());
-        assert!(names.lend(5, 1, step));
-        names.settle(2 * step);
-        names.settle(4 * step);
-        names.settle(6 * step);
+        let (names, step) = (names(), nanos(NAME_GOES_IN));
+        assert!(names.lend(5, 1, false, || step));
+        names.settle(|| 2 * step);
+        names.settle(|| 4 * step);
+        names.settle(|| 6 * step);
         assert!(is_lent(&names, 5), "the thread has not been told yet");
         names.told(1);
-        names.settle(8 * step);
+        names.settle(|| 8 * step);
         assert!(is_lent(&names, 5), "the thread may have taken it up this moment");
-        names.settle(9 * step - 1);
+        names.settle(|| 9 * step - 1);
         assert!(is_lent(&names, 5));
-        names.settle(9 * step);
+        names.settle(|| 9 * step);
         assert!(!is_lent(&names, 5));
         assert_eq!(names.state().directories.len(), 0);
         names.wait(&[5], || unreachable!("nothing is lent"));
@@ -229,14 +254,14 @@ mod tests {
 
     #[test]
     fn a_thread_that_runs_has_taken_it_up_after_a_while_of_cpu() {
-        let (names, step) = (names(), lent_for());
-        assert!(names.lend(5, 1, step));
+        let (names, step) = (names(), nanos(NAME_GOES_IN));
+        assert!(names.lend(5, 1, false, || step));
         names.told(1);
         let mut now = step;
         let mut at = |progress| {
             PROGRESS.set(progress);
             now += step;
-            names.settle(now);
+            names.settle(|| now);
             names.state().threads.len()
         };
         let base = 7;
@@ -244,13 +269,13 @@ mod tests {
         assert_eq!(at(Progress::Unknown), 1);
         assert_eq!(at(Progress::Runs(base + LONG - 1)), 1);
         assert_eq!(at(Progress::Runs(base + LONG)), 0);
-        assert!(names.lend(5, 1, now));
+        assert!(names.lend(5, 1, false, || now));
         names.told(1);
         let late = now + nanos(RUNS_WITHIN);
         PROGRESS.set(Progress::Unknown);
-        names.settle(late - 1);
+        names.settle(|| late - 1);
         assert_eq!(names.state().threads.len(), 1);
-        names.settle(late + step);
+        names.settle(|| late + step);
         assert_eq!(names.state().threads.len(), 0, "nobody waits for it any longer");
     }
 
@@ -262,20 +287,17 @@ mod tests {
         let waited = |directories: &[u64]| {
             let before = Instant::now();
             names.wait(directories, now);
-            before.elapsed() >= NAME_LENT_FOR
+            before.elapsed() >= NAME_GOES_IN
         };
-        assert!(names.lend(5, 1, now()));
+        assert!(names.lend(5, 1, false, now));
         names.told(1);
         assert!(!waited(&[6, 7]), "nothing is lent there");
         assert!(waited(&[6, 5]));
         assert!(!waited(&[5]), "once is enough");
-        assert!(names.lend(5, 1, now()));
+        assert!(names.lend(5, 1, false, now));
         names.told(1);
-        names.carry(5, 6);
-        names.carry(7, 6);
-        assert!(waited(&[6]), "its name was carried there");
-        assert!(!waited(&[5, 6, 7]));
-        assert!(names.lend(9, 2, now()));
+        assert!(!waited(&[6]) && waited(&[5]));
+        assert!(names.lend(9, 2, false, now));
         names.told(2);
         names.wait_for_all(now);
         assert!(!waited(&[9]));
@@ -285,23 +307,46 @@ mod tests {
     fn who_asks_again_has_taken_up_what_it_was_told_before() {
         let names = names();
         PROGRESS.set(Progress::Unknown);
-        assert!(names.lend(5, 1, 10) && names.lend(6, 1, 20));
+        assert!(names.lend(5, 1, false, || 10) && names.lend(6, 1, false, || 20));
         names.told(1);
         let before = Instant::now();
         names.wait(&[5], || 30);
         let waited = before.elapsed();
-        assert!(waited >= NAME_LENT_FOR && waited < RUNS_WITHIN, "{waited:?}");
+        assert!(waited >= NAME_GOES_IN && waited < RUNS_WITHIN, "{waited:?}");
         assert!(is_lent(&names, 6));
+    }
+
+    #[test]
+    fn who_is_told_a_listing_has_taken_it_up_when_it_asks_for_the_rest_or_is_gone() {
+        let names = names();
+        let count = || {
+            names.look(1, &|| 1);
+            names.state().threads.len()
+        };
+        for end in [true, false] {
+            assert!(names.lend(5, 1, true, || 1));
+            names.told(1);
+            for progress in [Progress::Past, Progress::Runs(1), Progress::Runs(1 + LONG)] {
+                PROGRESS.set(progress);
+                assert_eq!(count(), 1);
+            }
+            if end {
+                names.asks(1)
+            } else {
+                PROGRESS.set(Progress::Gone)
+            }
+            assert_eq!(count(), 0);
+        }
     }
 
     #[test]
     fn what_is_lent_is_bounded() {
         let names = names();
         let threads = u32::try_from(NAMES_LENT_THREADS_MAX).unwrap();
-        let lent = (0..=threads).filter(|tid| names.lend(5, *tid, 1)).count();
+        let lent = (0..=threads).filter(|tid| names.lend(5, *tid, false, || 1)).count();
         assert_eq!(lent, NAMES_LENT_THREADS_MAX);
         let directories = NAMES_LENT_TO_MAX as u64;
-        let lent = (5..=5 + directories).filter(|one| names.lend(*one, 0, 1)).count();
+        let lent = (5..=5 + directories).filter(|one| names.lend(*one, 0, false, || 1)).count();
         assert_eq!(lent, NAMES_LENT_TO_MAX);
     }
 }

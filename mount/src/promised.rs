@@ -98,8 +98,10 @@ impl Promised {
         if fh & PROMISED == 0 {
             return fh;
         }
-        match self.files().get(&fh).map(|promise| *promise.state()) {
-            Some(State::Open(fh)) => fh,
+        let Some(promise) = self.files().get(&fh).cloned() else { return 0 };
+        // While somebody is asking, the lease is there.
+        match promise.state.try_lock().map(|state| *state) {
+            Ok(State::Open(fh)) => fh,
             _ => 0,
         }
     }

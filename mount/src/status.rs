@@ -96,11 +96,13 @@ pub(crate) fn progress(tid: u32) -> Progress {
             Some(_) => Progress::Past,
             None => Progress::Unknown,
         },
-        // It is gone, before or after it was opened.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {
-            Progress::Past
+        // Who may not be seen is not gone (hidepid of proc(5)).
+        Err(_) => {
+            let pid = i32::try_from(tid).ok().and_then(rustix::process::Pid::from_raw);
+            let found = pid.map(rustix::process::test_kill_process);
+            let is_gone = found == Some(Err(rustix::io::Errno::SRCH));
+            if is_gone { Progress::Gone } else { Progress::Unknown }
         }
-        Err(_) => Progress::Unknown,
     }
 }
 
@@ -184,7 +186,8 @@ mod tests {
     fn a_thread_is_past_its_answer_when_it_sleeps_or_is_gone() {
         assert_eq!(state(b"7 (a) R (b)) S 1 2"), Some(b'S'));
         assert_eq!((state(b"7 (a"), state(b"7 (a)"), state(b"")), (None, None, None));
-        assert_eq!(progress(u32::MAX), Progress::Past);
+        assert_eq!(progress(i32::MAX.cast_unsigned()), Progress::Gone);
+        assert_eq!(progress(u32::MAX), Progress::Unknown);
         let own = rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned();
         assert!(matches!(progress(own), Progress::Runs(1..)));
         let (tell, told) = std::sync::mpsc::channel();
@@ -197,7 +200,7 @@ mod tests {
         while progress(tid) != Progress::Past {}
         drop(end);
         sleeper.join().unwrap();
-        while progress(tid) != Progress::Past {}
+        while progress(tid) != Progress::Gone {}
     }
 
     proptest! {

@@ -7,7 +7,8 @@ use crate::cred;
 use crate::kernel::Kernel;
 use crate::leases::{self, Files, Wish};
 use crate::limits::{
-    AGAIN_PAUSE, CALL_SIZE_MAX, COPY_MAX, LOCK_WAITS_MAX, MORE_CALLS_MAX, PARTS_MAX,
+    AGAIN_PAUSE, CALL_SIZE_MAX, COPY_MAX, LISTING_SIZE_MAX, LOCK_WAITS_MAX, MORE_CALLS_MAX,
+    PARTS_MAX,
 };
 use crate::memory::{Asked, Change, Found, Memory, Pages};
 use crate::owners::Owners;
@@ -249,6 +250,7 @@ impl<P: Sendrec> VosAgent<P> {
     fn change_in(&self, entry: Entry<'_>) -> Change<'_> {
         let change = self.memory.change(entry.parent);
         self.memory.change_name(entry.parent, entry.name);
+        self.memory.wait_for_names(&[entry.parent]);
         change
     }
 
@@ -279,7 +281,7 @@ impl<P: Sendrec> VosAgent<P> {
         let change = self.memory.change_rights(ino);
         if name.starts_with(b"system.posix_acl_") {
             self.keep_open(ino);
-            self.memory.close_directory(ino);
+            self.memory.wait_for_names(&[ino]);
         }
         change
     }
@@ -288,6 +290,7 @@ impl<P: Sendrec> VosAgent<P> {
     fn change_at(&self, entry: Entry<'_>) -> (Change<'_>, Change<'_>) {
         let change = self.memory.change(entry.parent);
         let ino = self.memory.change_name(entry.parent, entry.name);
+        self.memory.wait_for_names(&[entry.parent]);
         (change, self.memory.change(ino))
     }
 
@@ -383,7 +386,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
             self.keep_open(ino);
         }
         if set.valid & set::MODE != 0 && set.mode & SEARCH_BITS != SEARCH_BITS {
-            self.memory.close_directory(ino);
+            self.memory.wait_for_names(&[ino]);
         }
         let row = Setattr { ino, fh: fh.map_or(0, |fh| self.promised.asked(fh)) };
         let (leased, attr): (Leased, Attr) =
@@ -442,10 +445,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         let forgotten = self.memory.change(self.memory.change_name(from.parent, from.name));
         let new_forgotten = self.memory.change(self.memory.change_name(to.parent, to.name));
         self.keep_open(new_forgotten.ino());
-        if from.parent != to.parent {
-            self.memory.carry(from.parent, to.parent);
-            self.memory.carry(to.parent, from.parent);
-        }
+        self.memory.wait_for_names(&[from.parent, to.parent]);
         let row = Rename {
             parent: from.parent,
             new_parent: to.parent,
@@ -638,14 +638,17 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         let asked = self.asked();
         let reading = self.memory.read(file.ino);
         // An entry is longer in the kernel's format than in the server's. From the start on perhaps all can be remembered.
-        let size = if offset == 0 { CALL_SIZE_MAX } else { CALL_SIZE_MAX.min(size as usize) };
+        let size = if offset == 0 { (size as usize).max(LISTING_SIZE_MAX) } else { size as usize };
+        let size = size.min(CALL_SIZE_MAX);
         let mut entries = vec![0; size];
         let row = Readdir { fh: file.fh, ino: file.ino, offset, size: self::size(&entries) };
         let (listed, len) = self.call(&cred::plain(caller), &row, [&[], &[]], &mut entries)?;
         let entries = &entries[..len.min(size)];
         visit_entries(entries, visit)?;
         drop(reading);
-        if let (0, Listed { is_end: 1, kept: 1 }) = (offset, listed) {
+        if let (0, Listed { is_end: 1, kept: 1 }) = (offset, listed)
+            && len <= LISTING_SIZE_MAX
+        {
             self.memory.keep_listing(asked, file.ino, entries);
         }
         Ok(())
@@ -812,7 +815,11 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         if !is_read_only(flags) || flags & (O_NOATIME | FMODE_EXEC) != 0 {
             return None;
         }
+        if !self.memory.may_open(ino, caller.uid) {
+            return None;
+        }
         let fh = self.promised.open(ino, flags, cred::plain(caller))?;
+        // What was so a moment ago may have gone.
         match self.memory.open_unasked(ino, fh, caller.uid) {
             Pages::None => {
                 self.withdraw(caller, OpenFile { ino, fh });
@@ -826,7 +833,11 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         if !is_read_only(flags) || flags & O_NOATIME != 0 {
             return None;
         }
+        if !self.memory.may_open_directory(ino, caller.uid) {
+            return None;
+        }
         let fh = self.promised.open(ino, flags, cred::plain(caller))?;
+        // As above.
         if self.memory.may_open_directory(ino, caller.uid) {
             return Some(fh);
         }
@@ -852,7 +863,10 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         let Some(rest) = entries_behind(&listing, offset) else { return false };
         // Before it is asked what is there: who takes that away from now on waits for who is told.
         let may_lend = caller.pid != 0 && status::proc_is_ours();
-        let lent = if may_lend {
+        let lent = if rest.is_empty() {
+            self.memory.has_listed(caller.pid);
+            Duration::ZERO
+        } else if may_lend {
             self.memory.lend_listing(file.ino, &listing, caller.pid)
         } else {
             Duration::ZERO

@@ -62,9 +62,9 @@ impl VfsServer {
             cx.answer(before, answer::<Recalls>(&Recalled::default()), []);
         }
         if agent.is_full() {
-            // It is to forget everything, and to begin again.
-            self.end_session(source, cx);
-            return Ok(Outcome::Kept);
+            // It is to forget everything, and to begin again; until it has, it is waited for as before.
+            agent.poll = None;
+            return Ok(told(Recalled::default(), &[]));
         }
         if row.forgotten == agent.batch {
             for ino in std::mem::take(&mut agent.telling) {

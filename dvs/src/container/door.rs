@@ -37,10 +37,10 @@ pub(super) struct Door {
     spin: Spin,
 }
 
-/// For all other threads.
 /// Pause before an owner is rung again that has said that it will sleep, and does not yet.
 const RING_PAUSE: Duration = Duration::from_millis(1);
 
+/// For all other threads.
 #[derive(Clone, Debug)]
 pub(super) struct Answerer {
     shared: Arc<Shared>,

@@ -3,7 +3,7 @@
 use super::reply::{self, put};
 use super::request::Operation;
 use super::{abi, request::Request};
-use crate::agent::{Agent, Looked, OpenFile, Told};
+use crate::agent::{Agent, Caller, Looked, OpenFile, Told};
 use crate::limits::IO_SIZE_MAX;
 use crate::memory::Pages;
 use calls::vfs::DirEntry;
@@ -57,7 +57,7 @@ impl<A: Agent> Door<A> {
         let agent = &self.agent;
         let nothing = Ok(Done::Reply(0));
         match *operation {
-            Operation::Lookup(entry) => looked(out, &agent.lookup(caller, entry)?),
+            Operation::Lookup(entry) => self.looked(out, caller, &agent.lookup(caller, entry)?),
             Operation::Getattr { ino, fh } => attributes(out, &agent.getattr(caller, ino, fh)?),
             Operation::Setattr { ino, fh, ref set } => {
                 attributes(out, &at_once(agent.setattr(caller, ino, fh, set)?))
@@ -165,7 +165,7 @@ impl<A: Agent> Door<A> {
         match *operation {
             Operation::Lookup(entry) => {
                 let answer = agent.lookup_at_once(caller, entry)?;
-                Some(answer.and_then(|answer| looked(out, &answer)))
+                Some(answer.and_then(|answer| self.looked(out, caller, &answer)))
             }
             Operation::Getattr { ino, .. } => Some(attributes(out, &agent.getattr_at_once(ino)?)),
             Operation::Open { ino, flags } => {
@@ -206,6 +206,18 @@ impl<A: Agent> Door<A> {
             Pages::Kept => abi::FOPEN_KEEP_CACHE,
         };
         opened(out, 0, OpenFile { ino, fh }, open_flags)
+    }
+
+    /// What a name stands for.
+    fn looked(&self, out: &mut [u8], caller: Caller, looked: &Looked) -> Result<Done, Errno> {
+        let entry = match looked.told {
+            Some(ref told) => reply::entry(told, looked.lent),
+            None => Ok(reply::no_entry(looked.lent)),
+        };
+        // An error lends nothing.
+        let entry = entry.inspect_err(|_| self.agent.has_told(caller))?;
+        let len = put(out, &entry);
+        Ok(if looked.lent.is_zero() { Done::Reply(len) } else { Done::Lent(len) })
     }
 
     /// A file that has been made and opened.
@@ -253,15 +265,6 @@ fn at_once(attr: calls::vfs::Attr) -> Told {
 /// A name that has been made, which the kernel must not remember.
 fn found(out: &mut [u8], told: &Told) -> Result<Done, Errno> {
     Ok(Done::Reply(put(out, &reply::entry(told, Duration::ZERO)?)))
-}
-
-fn looked(out: &mut [u8], looked: &Looked) -> Result<Done, Errno> {
-    let entry = match looked.told {
-        Some(ref told) => reply::entry(told, looked.lent)?,
-        None => reply::no_entry(looked.lent),
-    };
-    let len = put(out, &entry);
-    Ok(if looked.lent.is_zero() { Done::Reply(len) } else { Done::Lent(len) })
 }
 
 fn attributes(out: &mut [u8], told: &Told) -> Result<Done, Errno> {
