@@ -182,7 +182,8 @@ impl State {
         }
     }
 
-    /// Is this what a directory would have done? With at most two renames of which the kernel made nothing.
+    /// Is this what a directory would have done? With at most three renames of which the kernel made nothing: one exchange is enough
+    /// for all that look at its names just then.
     fn explains(&self, names: &[Line]) -> bool {
         let explains = |names: &[Line]| is_linearizable(self.directory.clone(), names);
         if explains(names) {
@@ -192,10 +193,15 @@ impl State {
         let renames: Vec<usize> = (0..names.len())
             .filter(|at| is_rename(&names[*at].input) && names[*at].input.result == "0")
             .collect();
-        let pairs = renames.iter().flat_map(|one| renames.iter().map(move |other| [*one, *other]));
-        let mut tries = pairs.map(|pair| {
+        let with = |some: Vec<usize>| {
+            let last = some.last().copied().unwrap_or(0);
+            let more = renames.iter().filter(move |at| **at >= last);
+            more.map(move |at| [&some[..], &[*at]].concat())
+        };
+        let triples = with(Vec::new()).flat_map(with).flat_map(with);
+        let mut tries = triples.map(|triple| {
             let mut names = names.to_vec();
-            for at in pair {
+            for at in triple {
                 names[at].input.result = NOTHING.to_owned();
             }
             names
