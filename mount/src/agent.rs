@@ -215,12 +215,12 @@ pub trait Agent: Send + Sync + 'static {
     ) -> Result<u32, Errno>;
     /// lseek(2) with SEEK_DATA or SEEK_HOLE.
     fn seek(&self, caller: Caller, file: OpenFile, offset: u64, whence: u32) -> Result<u64, Errno>;
-    /// As [`Agent::lookup`], if that takes no time: nobody has to be asked or waited for. So for the next seven.
+    /// As [`Agent::lookup`], if that takes no time: nobody has to be asked or waited for. So for all that are done `at_once`.
     fn lookup_at_once(&self, caller: Caller, entry: Entry<'_>) -> Option<Result<Looked, Errno>>;
     fn getattr_at_once(&self, ino: u64) -> Option<Told>;
     fn open_at_once(&self, caller: Caller, ino: u64, flags: u32) -> Option<(u64, Pages)>;
     fn opendir_at_once(&self, caller: Caller, ino: u64, flags: u32) -> Option<u64>;
-    /// True: it is done. So for the next three.
+    /// True: it is done; false: it is to be done in the other way.
     fn readdir_at_once(&self, file: OpenFile, offset: u64, visit: &mut VisitEntry<'_>) -> bool;
     /// With what the names stand for. [`Agent::has_told`] follows if it is done.
     fn readdir_looked_at_once(

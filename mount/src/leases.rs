@@ -100,9 +100,10 @@ fn session(
     files: Files<'_>,
     wish: &Wish,
 ) -> Result<End, Errno> {
+    // What cannot be opened at the server now stays open here, and is asked for again when it is read: there is nobody to tell.
     let end = || {
         memory.end_session();
-        files.promised.keep(0, files.redeem);
+        files.promised.keep(0, files.redeem).ok();
     };
     end();
     let mut told = vec![0; RECALLS_SIZE];
@@ -136,11 +137,11 @@ fn session(
         }
         for ino in &inodes {
             memory.forget(*ino);
-            files.promised.keep(*ino, files.redeem);
+            files.promised.keep(*ino, files.redeem).ok();
         }
         memory.wait_for_names(&inodes);
         memory.settle();
-        files.promised.keep_old(files.redeem);
+        files.promised.keep_old(files.redeem).ok();
         forgotten = recalled.batch;
         memory.extend(sent, Duration::from_millis(recalled.lease.into()));
         idle = if memory.was_used() { 0 } else { idle + 1 };

@@ -16,7 +16,7 @@ use crate::limits::{
     FORGET_PAUSE, HOT, INODES_PER_SHARD_MAX, LENT_FOR_MAX, LENT_PER_SHARD_MAX,
     LISTINGS_PER_SHARD_MAX, MARGIN, NAME_LENT_FOR, NAMES_PER_SHARD_MAX, QUIET, SHARDS,
 };
-use crate::names::Names;
+use crate::names::{Names, nanos};
 use calls::vfs::{Attr, Leased, Time, attributes, search};
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -828,10 +828,6 @@ fn index(ino: u64) -> usize {
 /// Which of its shard's slots an inode has.
 fn slot(ino: u64) -> usize {
     usize::try_from(ino).unwrap_or(0) / SHARDS % SLOTS
-}
-
-fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn seconds_now() -> i64 {

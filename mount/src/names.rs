@@ -209,7 +209,8 @@ impl Names {
     }
 }
 
-fn nanos(time: Duration) -> Nanos {
+/// A time, or the longest that can be counted.
+pub(crate) fn nanos(time: Duration) -> Nanos {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 

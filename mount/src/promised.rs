@@ -7,7 +7,7 @@
 //! soon costs no call.
 
 use crate::limits::PROMISED_MAX;
-use m3ipc::errno::numbers::EBADF;
+use m3ipc::errno::numbers::{EACCES, EBADF, ENOENT, ESTALE};
 use m3ipc::{Cred, Errno};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -41,6 +41,8 @@ enum State {
     Here(bool),
     /// At the server, with this handle.
     Open(u64),
+    /// The server has said that there is no such file, or that it may not be read, any more: a session has lapsed.
+    Lost(Errno),
     Closed,
 }
 
@@ -83,12 +85,20 @@ impl Promised {
         let mut state = promise.state();
         match *state {
             State::Open(fh) => Ok(fh),
+            State::Lost(error) => Err(error),
             State::Closed => Err(Errno::new(EBADF)),
             State::Here(_) => {
-                let fh = open(promise)?;
-                *state = State::Open(fh);
+                let opened = open(promise);
+                *state = match opened {
+                    Ok(fh) => State::Open(fh),
+                    Err(error) if matches!(error.errno, ENOENT | ESTALE | EACCES) => {
+                        State::Lost(error)
+                    }
+                    // It may do so yet.
+                    Err(error) => return Err(error),
+                };
                 self.unknown.fetch_sub(1, Ordering::Relaxed);
-                Ok(fh)
+                opened
             }
         }
     }
@@ -119,7 +129,7 @@ impl Promised {
                 self.unknown.fetch_sub(1, Ordering::Relaxed);
                 None
             }
-            State::Closed => None,
+            State::Lost(_) | State::Closed => None,
         }
     }
 
@@ -142,24 +152,38 @@ impl Promised {
     }
 
     /// Has the server open all files of inode `ino` that are open here only; all at all if it is 0.
-    pub(crate) fn keep(&self, ino: u64, open: impl Fn(&Promise) -> Result<u64, Errno>) {
-        self.ask_all(|promise| ino == 0 || promise.ino == ino, open);
+    ///
+    /// # Errors
+    /// As `open`, for one of them: it may be lost if the lease goes, or the file.
+    pub(crate) fn keep(
+        &self,
+        ino: u64,
+        open: impl Fn(&Promise) -> Result<u64, Errno>,
+    ) -> Result<(), Errno> {
+        self.ask_all(|promise| ino == 0 || promise.ino == ino, open)
     }
 
     /// As [`Promised::keep`], those that were there already when this was called last.
-    pub(crate) fn keep_old(&self, open: impl Fn(&Promise) -> Result<u64, Errno>) {
+    ///
+    /// # Errors
+    /// As [`Promised::keep`].
+    pub(crate) fn keep_old(
+        &self,
+        open: impl Fn(&Promise) -> Result<u64, Errno>,
+    ) -> Result<(), Errno> {
         let is_old = |promise: &Promise| match &mut *promise.state() {
             State::Here(is_old) => std::mem::replace(is_old, true),
             _ => false,
         };
-        self.ask_all(is_old, open);
+        self.ask_all(is_old, open)
     }
 
     fn ask_all(
         &self,
         which: impl Fn(&Promise) -> bool,
         open: impl Fn(&Promise) -> Result<u64, Errno>,
-    ) {
+    ) -> Result<(), Errno> {
+        let mut outcome = Ok(());
         let promises: Vec<Arc<Promise>> = self.files().values().cloned().collect();
         for promise in promises.iter().filter(|promise| which(promise)) {
             if let Err(error) = self.ask_for(promise, &open) {
@@ -168,8 +192,13 @@ impl Promised {
                     ino = promise.ino,
                     "a file that is open here cannot be opened"
                 );
+                // What is lost already nobody need wait for.
+                if !matches!(*promise.state(), State::Lost(_) | State::Closed) {
+                    outcome = Err(error);
+                }
             }
         }
+        outcome
     }
 
     fn files(&self) -> MutexGuard<'_, HashMap<u64, Arc<Promise>>> {
@@ -187,7 +216,7 @@ impl Promise {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use m3ipc::errno::numbers::{EACCES, ENOENT};
+    use m3ipc::errno::numbers::ENFILE;
     use std::cell::Cell;
 
     fn cred() -> Cred {
@@ -204,7 +233,7 @@ mod tests {
         assert_eq!(promised.asked(a), 0);
         assert_eq!(promised.close(a), None, "it never knew");
         assert_eq!(promised.ask(a, |_| unreachable!()), Err(Errno::new(EBADF)));
-        assert_eq!(promised.ask(b, |_| Err(Errno::new(EACCES))), Err(Errno::new(EACCES)));
+        assert_eq!(promised.ask(b, |_| Err(Errno::new(ENFILE))), Err(Errno::new(ENFILE)));
         assert_eq!(promised.ask(b, |promise| Ok(promise.ino + 100)), Ok(105));
         assert_eq!(promised.ask(b, |_| unreachable!()), Ok(105));
         assert_eq!((promised.asked(b), promised.close(b)), (105, Some(105)));
@@ -223,19 +252,24 @@ mod tests {
         let count = Cell::new(0);
         let open = |promise: &Promise| {
             count.set(count.get() + 1);
-            if promise.ino == 9 { Err(Errno::new(ENOENT)) } else { Ok(promise.ino) }
+            if promise.ino == 9 { Err(Errno::new(ENFILE)) } else { Ok(promise.ino) }
         };
         let [a, b, c, d] = [5, 6, 5, 9].map(|ino| promised.open(ino, 0, cred()).unwrap());
-        promised.keep(5, open);
+        promised.keep(5, open).unwrap();
         let asked = |them: [u64; 4]| them.map(|fh| promised.asked(fh));
         assert_eq!((asked([a, b, c, d]), count.get()), ([5, 0, 5, 0], 2));
-        promised.keep_old(open);
+        promised.keep_old(open).unwrap();
         assert_eq!(count.get(), 2, "they are young");
         let e = promised.open(7, 0, cred()).unwrap();
-        promised.keep_old(open);
+        assert_eq!(promised.keep_old(open), Err(Errno::new(ENFILE)), "one may be opened yet");
         assert_eq!((asked([b, c, d, e]), count.get()), ([6, 5, 0, 0], 4));
-        promised.keep(0, open);
+        assert_eq!(promised.keep(0, open), Err(Errno::new(ENFILE)));
         assert_eq!((asked([b, c, d, e]), count.get()), ([6, 5, 0, 7], 6));
+        // Lost for good: nobody waits for it, and it takes no place any more.
+        assert_eq!(promised.keep(9, |_| Err(Errno::new(ESTALE))), Ok(()));
+        assert_eq!(promised.ask(d, |_| unreachable!()), Err(Errno::new(ESTALE)));
+        assert_eq!((promised.asked(d), promised.unknown.load(Ordering::Relaxed)), (0, 0));
+        assert_eq!(promised.close(d), None);
     }
 
     #[test]
@@ -246,7 +280,7 @@ mod tests {
         assert_eq!(promised.open(5, 0, cred()), None);
         promised.close(opened[0]);
         promised.ask(opened[1], |_| Ok(7)).unwrap();
-        promised.ask(opened[2], |_| Err(Errno::new(ENOENT))).unwrap_err();
+        promised.ask(opened[2], |_| Err(Errno::new(ENFILE))).unwrap_err();
         promised.close(opened[1]);
         assert!(promised.open(5, 0, cred()).is_some());
         assert!(promised.open(5, 0, cred()).is_some());

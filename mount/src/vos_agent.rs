@@ -165,10 +165,11 @@ impl<P: Sendrec> VosAgent<P> {
     }
 
     /// A program is about to take away inode `ino` (0: none), or to change who may read it: that is no matter of who has it open.
-    fn keep_open(&self, ino: u64) {
-        if ino != 0 {
-            self.promised.keep(ino, |promise| self.redeem(promise));
-        }
+    ///
+    /// # Errors
+    /// The server does not open it for them. So the program must not.
+    fn keep_open(&self, ino: u64) -> Result<(), Errno> {
+        if ino == 0 { Ok(()) } else { self.promised.keep(ino, |promise| self.redeem(promise)) }
     }
 
     /// Leave to wait for a lock, while the place is held.
@@ -239,7 +240,7 @@ impl<P: Sendrec> VosAgent<P> {
         row: impl FnOnce(u64) -> R,
     ) -> Result<(), Errno> {
         let (change, forgotten) = self.change_at(entry);
-        self.keep_open(forgotten.ino());
+        self.keep_open(forgotten.ino())?;
         let row = row(forgotten.ino());
         let leased = self.order(&cred::with_groups(caller), &row, [entry.name, &[]])?;
         change.keep_name(entry.name, leased, 0);
@@ -277,13 +278,13 @@ impl<P: Sendrec> VosAgent<P> {
     }
 
     /// An extended attribute is about to change.
-    fn change_attribute(&self, ino: u64, name: &[u8]) -> Change<'_> {
+    fn change_attribute(&self, ino: u64, name: &[u8]) -> Result<Change<'_>, Errno> {
         let change = self.memory.change_rights(ino);
         if name.starts_with(b"system.posix_acl_") {
-            self.keep_open(ino);
+            self.keep_open(ino)?;
             self.memory.wait_for_names(&[ino]);
         }
-        change
+        Ok(change)
     }
 
     /// What is under a name is about to change: the directory, and the inode as far as it is known.
@@ -383,7 +384,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
     ) -> Result<Attr, Errno> {
         let change = self.memory.change_rights(ino);
         if set.valid & (set::MODE | set::UID | set::GID) != 0 {
-            self.keep_open(ino);
+            self.keep_open(ino)?;
         }
         if set.valid & set::MODE != 0 && set.mode & SEARCH_BITS != SEARCH_BITS {
             self.memory.wait_for_names(&[ino]);
@@ -444,7 +445,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         let other = (from.parent != to.parent).then(|| self.memory.change(to.parent));
         let forgotten = self.memory.change(self.memory.change_name(from.parent, from.name));
         let new_forgotten = self.memory.change(self.memory.change_name(to.parent, to.name));
-        self.keep_open(new_forgotten.ino());
+        self.keep_open(new_forgotten.ino())?;
         self.memory.wait_for_names(&[from.parent, to.parent]);
         let row = Rename {
             parent: from.parent,
@@ -725,7 +726,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         value: &[u8],
         flags: u32,
     ) -> Result<(), Errno> {
-        let _change = self.change_attribute(ino, name);
+        let _change = self.change_attribute(ino, name)?;
         let row = Setxattr { ino, name_len: name_len(name)?, flags };
         self.order(&cred::with_groups(caller), &row, [name, value])
     }
@@ -737,7 +738,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
     }
 
     fn removexattr(&self, caller: Caller, ino: u64, name: &[u8]) -> Result<(), Errno> {
-        let _change = self.change_attribute(ino, name);
+        let _change = self.change_attribute(ino, name)?;
         self.order(&cred::with_groups(caller), &Removexattr { ino }, [name, &[]])
     }
 
