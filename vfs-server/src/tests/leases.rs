@@ -340,7 +340,10 @@ fn agents_and_their_leases_are_bounded() {
     assert!(!w.leases_attr(&b, dir), "it is one too many");
     let poll = w.poll(&b, session, 0);
     assert_eq!(w.told(poll).unwrap().0, Recalled::default(), "it is to forget all");
+    let change = w.chmod_later(&agent(3), ino, 0o600);
+    assert!(w.answer(change).is_none(), "it has not yet");
     w.begin(&b);
+    assert!(w.answer(change).unwrap().is_ok());
     assert!(w.leases_attr(&b, dir));
 }
 
