@@ -17,6 +17,9 @@ pub const WRITE_APPEND: u64 = u64::MAX;
 /// mapping that a kernel writes back through some descriptor of the file. off_t leaves it free.
 pub const WRITE_AT: u64 = 1 << 63;
 
+/// Bytes of a page, of which agents hold leases. A kernel whose pages are larger has several at once.
+pub const PAGE_SIZE: u64 = 4096;
+
 /// `Recalls::forgotten` of an agent that ends its session.
 pub const FAREWELL: u64 = u64::MAX;
 
@@ -61,9 +64,16 @@ wire_structs! {
         pub ino: u64, pub attr: u8, pub name: u8, pub owner: u32, pub new_name: u8, pub new_owner: u32,
     }
 
-    /// What an agent is to forget, in the payload: inode numbers (u64), of which this is number `batch`. `session` 0: it has
+    /// What an agent is to forget, in the payload: [`Forget`]s, of which this is number `batch`. `session` 0: it has
     /// no session, and is to forget everything. Else the session lasts `lease` milliseconds from when the call was sent.
     pub struct Recalled { pub session: u64, pub batch: u64, pub lease: u32 }
+
+    /// With `count` 0 what is remembered of an inode, its attributes and names. Else `count` of its pages from `first` on, which its
+    /// kernel is to lose; a `LetGo` tells when it has.
+    pub struct Forget { pub ino: u64, pub first: u64, pub count: u64 }
+
+    /// Whether pages may be kept: of [`pages`].
+    pub struct Paged { pub kept: u8 }
 
     /// Where `CopyRange` reads and writes.
     pub struct Offsets { pub from: u64, pub to: u64 }
@@ -83,6 +93,16 @@ wire_structs! {
     /// Head of one entry of a `Readdir` payload; `name_len` bytes of name follow, then the next.
     /// `next` is the cookie that continues after this entry; `kind` is a DT_* value.
     pub struct DirEntry { pub ino: u64, pub next: u64, pub kind: u8, pub name_len: u8 }
+}
+
+/// Values of [`Paged::kept`].
+pub mod pages {
+    /// The agent has no session: it is told nothing.
+    pub const NO_SESSION: u8 = 0;
+    /// They may be kept until they are recalled.
+    pub const KEPT: u8 = 1;
+    /// Somebody else has some of them, and the call does not wait: it is told nothing.
+    pub const TAKEN: u8 = 2;
 }
 
 /// Bits of [`Leased::attr`].
@@ -195,4 +215,13 @@ calls! {
     /// told more, at most as long as keeps its session. With `session` 0 it has forgotten everything and begins one. Only
     /// process 0 of user 0 may, who is no program.
     0x20 Recalls { session: u64, forgotten: u64 } -> Recalled, Safe;
+    /// As `Read`, of whole pages that a kernel keeps, until the agent is told to have them lost. `exclusive` 1: programs may write to
+    /// them, so nobody else keeps them at the same time. `waits` 0: only if nobody has to give any up for that.
+    0x21 ReadPages { fh: u64, ino: u64, offset: u64, size: u32, exclusive: u8, waits: u8 } -> Paged, Safe;
+    /// Writes pages back that were read exclusively. Payload: data. What is behind the end of the file by now is left out. EIO: the agent
+    /// does not hold them any more, and others may have changed them.
+    0x22 WritePages { fh: u64, ino: u64, offset: u64 } -> Count, Once;
+    /// The kernel of an agent's node has none of `count` pages of an inode from `first` on, and may keep none of them. Of a `session` that
+    /// is over it says nothing. As `Recalls`, only an agent may.
+    0x23 LetGo { session: u64, ino: u64, first: u64, count: u64 } -> (), Safe;
 }

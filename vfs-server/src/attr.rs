@@ -6,8 +6,9 @@ use crate::answer::{Result, err};
 use crate::inode::time;
 use crate::keys::Inode;
 use crate::linux::{R_OK, S_IALLUGO, S_IFDIR, S_IFLNK, S_IFREG, S_ISGID, W_OK, X_OK};
+use crate::pages::{Own, PAGES_END, PageClaim};
 use crate::permission;
-use calls::vfs::{Access, Getattr, Leased, SetAttr, Setattr, Time, set};
+use calls::vfs::{Access, Getattr, Leased, PAGE_SIZE, SetAttr, Setattr, Time, set};
 use calls::wire::Wire;
 use dvk::server::{Call, Context};
 use dvk::store::Store;
@@ -58,7 +59,10 @@ impl VfsServer {
         check_mode(&inode, &change, cred)?;
         check_times(&inode, &change, cred, cx.store)?;
         if change.valid != 0 {
-            self.claim(&[(inode.ino, true)], call, cx)?;
+            let is_cut = change.valid & set::SIZE != 0 && change.size < inode.size;
+            let cut = change.size / PAGE_SIZE..PAGES_END;
+            let pages = is_cut.then(|| PageClaim::change(inode.ino, cut, Own::Cut));
+            self.claim_all(&[(inode.ino, true)], pages.as_slice(), call, cx)?;
         }
 
         if change.valid & set::SIZE != 0 {

@@ -12,6 +12,7 @@
 //! L ino family endpoint owner start        → LockRecord
 //! G ino                                    → nothing: no name and no handle is left, to be destroyed
 //! H endpoint                               → nothing: a file agent that may hold leases
+//! P inode endpoint                         → nothing: it may hold pages of that file which nobody else has
 //! ```
 //! The tag is one byte; numbers in keys are big-endian, so ranges are in their order; records are
 //! little-endian. File data are blobs, numbered by inode.
@@ -136,6 +137,15 @@ pub(crate) fn agent(endpoint: Endpoint) -> Vec<u8> {
 
 pub(crate) fn agents() -> (Vec<u8>, Vec<u8>) {
     (vec![b'H'], vec![b'H' + 1])
+}
+
+pub(crate) fn pages(ino: u64, endpoint: Endpoint) -> Vec<u8> {
+    key(b'P', &[ino, endpoint.to_bits()], &[])
+}
+
+/// From where to where the keys of [`pages`] are.
+pub(crate) fn all_pages() -> (Vec<u8>, Vec<u8>) {
+    (vec![b'P'], vec![b'P' + 1])
 }
 
 /// The numbers in a key behind its tag; `None` if there are not exactly `N`.

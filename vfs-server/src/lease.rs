@@ -13,22 +13,26 @@
 //! Agents with a session are in the store (`H`), their leases are not: after a crash of the server every agent that was there may
 //! hold any lease, and changes wait until it has begun a new session, or for [`LEASE`].
 //!
+//! Pages have leases of their own (`pages`), and so have calls that wait for them; they are told and put off here.
+//!
 //! An inode over which agents had to forget is *contested*: nobody gets a lease on it for a while, twice as long each time.
 
 use crate::VfsServer;
 use crate::answer::{Outcome, RESTART, Result, err};
 use crate::keys::{self, Inode, mark};
+use crate::pages::{Own, PageClaim, Pages, is_behind};
 use crate::limits::{
     AGENTS_MAX, CONTESTED_FIRST, CONTESTED_LONGEST, CONTESTED_MAX, LEASE, LEASES_PER_AGENT_MAX,
     POLL_TIME, PUT_OFF_BYTES_MAX, PUT_OFF_MAX, RECALLS_PER_ANSWER,
 };
 use calls::answer;
-use calls::vfs::{FAREWELL, Leased, Recalled, Recalls, attributes, search};
+use calls::vfs::{FAREWELL, Forget, Leased, Recalled, Recalls, attributes, search};
 use dvk::server::{Call, Context, Gone, Nanos};
 use dvk::store::Store;
 use m3ipc::errno::numbers::{ENOLCK, EPERM};
 use m3ipc::{CallId, Cred, Endpoint, IpcError, Message};
-use std::collections::{BTreeMap, BTreeSet};
+use rangemap::RangeSet;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 impl VfsServer {
     /// A file agent says what it has forgotten, and waits for what it is to forget next.
@@ -48,11 +52,11 @@ impl VfsServer {
             return self.begin_session(call.id, cx);
         }
         if known != Some(row.session) {
-            return Ok(told(Recalled::default(), &[]));
+            return Ok(told(Recalled::default(), &[], &[]));
         }
         if row.forgotten == FAREWELL {
             self.end_session(source, cx);
-            return Ok(told(Recalled::default(), &[]));
+            return Ok(told(Recalled::default(), &[], &[]));
         }
         let Some(agent) = self.leases.agents.get_mut(&source) else { return err(EPERM) };
         agent.until = cx.now.saturating_add(LEASE);
@@ -61,12 +65,12 @@ impl VfsServer {
         if let Some(before) = before {
             cx.answer(before, answer::<Recalls>(&Recalled::default()), []);
         }
-        if agent.is_full() {
-            // It is to forget everything, and to begin again; until it has, it is waited for as before.
-            agent.poll = None;
-            return Ok(told(Recalled::default(), &[]));
+        if agent.is_full() || self.leases.pages.is_full(source) {
+            self.leases.end_if_full(source, cx);
+            return Ok(Outcome::Kept);
         }
         if row.forgotten == agent.batch {
+            agent.telling_pages.clear();
             for ino in std::mem::take(&mut agent.telling) {
                 agent.held.remove(&ino);
                 release(&mut self.leases.of_inode, ino, source);
@@ -89,7 +93,7 @@ impl VfsServer {
         self.leases.agents.insert(source, agent);
         cx.store.put(&keys::agent(source), &[]);
         let lease = u32::try_from(LEASE / 1_000_000).unwrap_or(u32::MAX);
-        Ok(told(Recalled { session, batch: 0, lease }, &[]))
+        Ok(told(Recalled { session, batch: 0, lease }, &[], &[]))
     }
 
     /// An agent has forgotten everything, or is waited for no longer.
@@ -100,6 +104,7 @@ impl VfsServer {
         for ino in agent.held.keys() {
             release(&mut self.leases.of_inode, *ino, source);
         }
+        self.drop_all_pages(source, cx);
         if let Some(poll) = agent.poll {
             cx.answer(poll, answer::<Recalls>(&Recalled::default()), []);
         }
@@ -168,12 +173,37 @@ impl VfsServer {
         call: &Call<'_>,
         cx: &mut Context<'_>,
     ) -> Result<()> {
-        if self.leases.are_free(inodes, call.id.source) {
+        self.claim_all(inodes, &[], call, cx)
+    }
+
+    /// As [`VfsServer::claim`], with pages that are read or changed.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn claim_all(
+        &mut self,
+        inodes: &[(u64, bool)],
+        pages: &[PageClaim],
+        call: &Call<'_>,
+        cx: &mut Context<'_>,
+    ) -> Result<()> {
+        let source = call.id.source;
+        let claims = Claims { inodes, pages };
+        let is_behind = self.leases.is_behind(pages, source, self.leases.taken_up);
+        if !is_behind && self.leases.are_free(claims, source, self.leases.taken_up) {
             return Ok(());
         }
-        self.leases.claimed = inodes.to_vec();
+        self.leases.claimed = (inodes.to_vec(), pages.to_vec());
         for (ino, is_forgotten) in inodes {
-            self.leases.recall(*ino, call.id.source, *is_forgotten, cx);
+            self.leases.recall(*ino, source, *is_forgotten, cx);
+        }
+        // Who waits behind others lets them have their pages first.
+        if !is_behind {
+            for claim in pages {
+                for (holder, part) in self.leases.pages.in_the_way(claim, source, |_| false) {
+                    self.leases.recall_pages(claim.ino, holder, &part, cx);
+                }
+            }
         }
         err(RESTART)
     }
@@ -197,40 +227,73 @@ impl VfsServer {
     ///
     /// # Errors
     /// [`RESTART`]: there is no more room. The agent comes again.
-    pub(crate) fn put_off(&mut self, call: &Call<'_>) -> Result<()> {
+    pub(crate) fn put_off(&mut self, call: &Call<'_>, cx: &mut Context<'_>) -> Result<()> {
         let leases = &mut self.leases;
         let bytes = leases.bytes + call.payload.len();
         if leases.put_off.len() >= PUT_OFF_MAX || bytes > PUT_OFF_BYTES_MAX {
             return err(RESTART);
         }
         leases.bytes = bytes;
-        leases.next += 1;
+        // One that has waited before keeps its place.
+        let number = leases.taken_up.unwrap_or(leases.next + 1);
+        leases.next = leases.next.max(number);
+        let (inodes, pages) = std::mem::take(&mut leases.claimed);
         let put_off = PutOff {
             id: call.id,
             cred: *call.cred,
             message: *call.message,
             payload: call.payload.to_vec(),
-            inodes: std::mem::take(&mut leases.claimed),
+            inodes,
+            pages,
         };
+        leases.page_claims += put_off.pages.len();
+        let is_cut = put_off.pages.iter().any(|claim| claim.own == Own::Cut);
         for (ino, _) in &put_off.inodes {
             *leases.awaited.entry(*ino).or_default() += 1;
         }
-        leases.number_of.insert(call.id, leases.next);
-        leases.put_off.insert(leases.next, put_off);
+        leases.number_of.insert(call.id, number);
+        leases.put_off.insert(number, put_off);
+        // An earlier one may not have to wait for this caller's pages any more.
+        if is_cut && self.leases.taken_up.is_none() {
+            self.take_up(cx);
+        }
         Ok(())
     }
 
     /// Handles those calls anew that nothing is in the way of any more, in the order they came.
-    fn take_up(&mut self, cx: &mut Context<'_>) {
+    pub(crate) fn take_up(&mut self, cx: &mut Context<'_>) {
         let mut at = 0;
         while let Some((number, call)) = self.leases.put_off.range(at..).next() {
+            let (number, source) = (*number, call.id.source);
             at = number + 1;
-            if self.leases.are_free(&call.inodes, call.id.source)
+            let claims = Claims { inodes: &call.inodes, pages: &call.pages };
+            if !self.leases.is_behind(claims.pages, source, Some(number))
+                && self.leases.are_free(claims, source, Some(number))
                 && let Some(PutOff { id, cred, message, payload, .. }) =
-                    self.leases.drop_call(at - 1)
+                    self.leases.drop_call(number)
             {
                 let call = Call { id, cred: &cred, message: &message, payload: &payload };
+                let before = self.leases.taken_up.replace(number);
                 self.serve_call(&call, cx);
+                self.leases.taken_up = before;
+            } else {
+                self.recall_for(number, cx);
+            }
+        }
+    }
+
+    /// Who was behind others until now has its pages recalled.
+    fn recall_for(&mut self, number: u64, cx: &mut Context<'_>) {
+        let Some(call) = self.leases.put_off.get(&number) else { return };
+        if call.pages.is_empty()
+            || self.leases.is_behind(&call.pages, call.id.source, Some(number))
+        {
+            return;
+        }
+        let (claims, source) = (call.pages.clone(), call.id.source);
+        for claim in claims {
+            for (holder, part) in self.leases.pages.in_the_way(&claim, source, |_| false) {
+                self.leases.recall_pages(claim.ino, holder, &part, cx);
             }
         }
     }
@@ -281,8 +344,9 @@ impl VfsServer {
     }
 }
 
-fn told(recalled: Recalled, inodes: &[u64]) -> Outcome {
-    let payload = inodes.iter().flat_map(|ino| ino.to_le_bytes()).collect();
+fn told(recalled: Recalled, inodes: &[u64], pages: &[Forget]) -> Outcome {
+    let inodes = inodes.iter().map(|ino| Forget { ino: *ino, ..Forget::default() });
+    let payload = inodes.chain(pages.iter().copied()).flat_map(|forget| forget.bytes()).collect();
     Outcome::Answer(answer::<Recalls>(&recalled), payload)
 }
 
@@ -300,6 +364,9 @@ struct Agent {
     /// What it was told last and has not said that it has forgotten, and the number of that.
     telling: Vec<u64>,
     batch: u64,
+    /// As `pending` and `telling`, of pages: that they are gone is told by a `LetGo`.
+    pending_pages: VecDeque<Forget>,
+    telling_pages: Vec<Forget>,
     /// The call that waits for recalls, and since when.
     poll: Option<CallId>,
     begun: Nanos,
@@ -323,6 +390,14 @@ struct PutOff {
     message: Message,
     payload: Vec<u8>,
     inodes: Vec<(u64, bool)>,
+    pages: Vec<PageClaim>,
+}
+
+/// What a call must have: inodes that others have forgotten, and pages that others have given back.
+#[derive(Clone, Copy, Debug)]
+struct Claims<'a> {
+    inodes: &'a [(u64, bool)],
+    pages: &'a [PageClaim],
 }
 
 /// Until when nobody gets a lease, and how long that is.
@@ -350,8 +425,13 @@ pub(crate) struct Leases {
     next: u64,
     /// Payloads of those calls.
     bytes: usize,
-    /// The inodes of the claim that was refused last.
-    claimed: Vec<(u64, bool)>,
+    /// The claims that were refused last.
+    claimed: (Vec<(u64, bool)>, Vec<PageClaim>),
+    /// The number of the call that is handled anew.
+    taken_up: Option<u64>,
+    pub(crate) pages: Pages,
+    /// Claims of pages in `put_off`.
+    page_claims: usize,
 }
 
 impl Leases {
@@ -365,6 +445,7 @@ impl Leases {
             }
         });
         leases.is_dated = leases.unknown.is_empty();
+        leases.pages = Pages::open(store, |agent| leases.agents.contains_key(&agent));
         leases
     }
 
@@ -416,13 +497,83 @@ impl Leases {
         true
     }
 
-    /// Nobody holds any of `inodes`, or might, but `source` those that it has forgotten.
-    fn are_free(&self, inodes: &[(u64, bool)], source: Endpoint) -> bool {
-        inodes.iter().all(|(ino, is_forgotten)| {
+    /// Nobody holds any of these, or might, but `source` those that it has forgotten. `number`: of the call, if it has waited.
+    fn are_free(&self, claims: Claims<'_>, source: Endpoint, number: Option<u64>) -> bool {
+        let inodes_are_free = claims.inodes.iter().all(|(ino, is_forgotten)| {
             let has_forgotten = |holder: &Endpoint| *is_forgotten && *holder == source;
             self.unknown.iter().all(has_forgotten)
                 && self.of_inode.get(ino).is_none_or(|holders| holders.iter().all(has_forgotten))
+        });
+        inodes_are_free
+            && claims.pages.iter().all(|claim| {
+                let is_passed_over = |holder| self.cuts_later(claim, holder, number);
+                self.pages.in_the_way(claim, source, is_passed_over).is_empty()
+            })
+    }
+
+    /// Two that make a file shorter do not wait for each other's pages, which neither kernel gives back before: the first goes first.
+    fn cuts_later(&self, claim: &PageClaim, holder: Endpoint, number: Option<u64>) -> bool {
+        let is_cut = |claim: &PageClaim| claim.own == Own::Cut;
+        is_cut(claim)
+            && number.is_some_and(|number| {
+                let its = |call: &PutOff| {
+                    call.id.source == holder
+                        && call.pages.iter().any(|its| is_cut(its) && its.ino == claim.ino)
+                };
+                self.put_off.range(number + 1..).any(|(_, call)| its(call))
+            })
+    }
+
+    /// Has one that waits come earlier for what these pages are claimed for? `number` as above. Who makes a file shorter goes first: until it has,
+    /// its kernel gives back none of the pages that others may wait for.
+    fn is_behind(&self, pages: &[PageClaim], source: Endpoint, number: Option<u64>) -> bool {
+        if self.page_claims == 0 || pages.is_empty() {
+            return false;
+        }
+        let earlier = || self.put_off.range(..number.unwrap_or(u64::MAX));
+        pages.iter().any(|claim| {
+            claim.own != Own::Cut
+                && !self.pages.has(source, claim)
+                && earlier().any(|(_, call)| is_behind(claim, &call.pages))
         })
+    }
+
+    /// Would a call with such a claim wait?
+    pub(crate) fn is_taken(&self, claim: &PageClaim, source: Endpoint) -> bool {
+        let pages = std::slice::from_ref(claim);
+        self.is_behind(pages, source, self.taken_up)
+            || !self.are_free(Claims { inodes: &[], pages }, source, self.taken_up)
+    }
+
+    /// Has `source` a session that lasts?
+    pub(crate) fn has_session(&self, source: Endpoint, now: Nanos) -> bool {
+        self.agents.get(&source).is_some_and(|agent| agent.session != 0 && now < agent.until)
+    }
+
+    pub(crate) fn is_session(&self, source: Endpoint, session: u64) -> bool {
+        session != 0 && self.agents.get(&source).is_some_and(|agent| agent.session == session)
+    }
+
+    /// Lets an agent give pages back.
+    pub(crate) fn recall_pages(
+        &mut self,
+        ino: u64,
+        holder: Endpoint,
+        pages: &RangeSet<u64>,
+        cx: &mut Context<'_>,
+    ) {
+        let new = self.pages.recall(ino, holder, pages);
+        if let Some(agent) = self.agents.get_mut(&holder)
+            && !new.is_empty()
+        {
+            let forget = |run: std::ops::Range<u64>| Forget {
+                ino,
+                first: run.start,
+                count: run.end - run.start,
+            };
+            agent.pending_pages.extend(new.into_iter().map(forget));
+            self.tell(holder, cx);
+        }
     }
 
     fn holders(&self, ino: u64) -> Vec<Endpoint> {
@@ -466,9 +617,24 @@ impl Leases {
         }
     }
 
+    /// An agent that has too much is to forget everything, and to begin again; until it has, it is waited for as before.
+    pub(crate) fn end_if_full(&mut self, source: Endpoint, cx: &mut Context<'_>) {
+        if let Some(agent) = self.agents.get_mut(&source)
+            && (agent.is_full() || self.pages.is_full(source))
+            && let Some(poll) = agent.poll.take()
+        {
+            cx.answer(poll, answer::<Recalls>(&Recalled::default()), []);
+        }
+    }
+
     /// If there is something to be told to an agent that waits for it: tells it.
     fn tell(&mut self, source: Endpoint, cx: &mut Context<'_>) {
-        let has_news = |agent: &Agent| !agent.telling.is_empty() || !agent.pending.is_empty();
+        let has_news = |agent: &Agent| {
+            !(agent.telling.is_empty()
+                && agent.pending.is_empty()
+                && agent.telling_pages.is_empty()
+                && agent.pending_pages.is_empty())
+        };
         if self.agents.get(&source).is_some_and(has_news) {
             self.answer_poll(source, cx);
         }
@@ -479,17 +645,21 @@ impl Leases {
         let Some(agent) = self.agents.get_mut(&source) else { return };
         let Some(poll) = agent.poll.take() else { return };
         // What has been told and not confirmed is told again.
-        if agent.telling.is_empty() {
+        if agent.telling.is_empty() && agent.telling_pages.is_empty() {
             agent.batch += 1;
             while agent.telling.len() < RECALLS_PER_ANSWER
                 && let Some(ino) = agent.pending.pop_first()
             {
                 agent.telling.push(ino);
             }
+            let room = RECALLS_PER_ANSWER - agent.telling.len();
+            let count = room.min(agent.pending_pages.len());
+            agent.telling_pages.extend(agent.pending_pages.drain(..count));
         }
         let lease = u32::try_from(LEASE / 1_000_000).unwrap_or(u32::MAX);
         let recalled = Recalled { session: agent.session, batch: agent.batch, lease };
-        if let Outcome::Answer(message, payload) = told(recalled, &agent.telling) {
+        if let Outcome::Answer(message, payload) = told(recalled, &agent.telling, &agent.telling_pages)
+        {
             cx.answer(poll, message, payload);
         }
     }
@@ -506,6 +676,7 @@ impl Leases {
         let call = self.put_off.remove(&number)?;
         self.number_of.remove(&call.id);
         self.bytes -= call.payload.len();
+        self.page_claims -= call.pages.len();
         for (ino, _) in &call.inodes {
             if let Some(count) = self.awaited.get_mut(ino) {
                 *count -= 1;

@@ -41,6 +41,7 @@ mod linux;
 mod lock;
 mod name;
 mod open;
+mod pages;
 mod permission;
 mod ranges;
 mod read_write;
@@ -54,9 +55,9 @@ mod xattr;
 use answer::{Outcome, RESTART, Result, both, err, payload, reply};
 use calls::vfs::{
     Access, Attr, CopyRange, Create, Fallocate, Flush, Fsync, Getattr, Getlk, Getxattr, Leased,
-    Link, Listxattr, Lookup, Mkdir, Mknod, Open, ROOT_INO, Read, Readdir, Readlink, Release,
+    LetGo, Link, Listxattr, Lookup, Mkdir, Mknod, Open, ROOT_INO, Read, ReadPages, Readdir, Readlink, Release,
     Removexattr, Rename, Rmdir, Seek, Setattr, Setxattr, Statfs, Symlink, Tmpfile, Unlink, VfsCall,
-    Write,
+    Write, WritePages,
 };
 use calls::wire::Wire;
 use calls::{Retry, Row};
@@ -212,6 +213,9 @@ impl VfsServer {
             VfsCall::Tmpfile(row) => self.tmpfile(row, call, cx).map(both::<Tmpfile>),
             VfsCall::CopyRange(row) => self.copy_range(row, call, cx).map(reply::<CopyRange>),
             VfsCall::Recalls(row) => self.recalls(row, call, cx),
+            VfsCall::ReadPages(row) => self.read_pages(row, call, cx).map(both::<ReadPages>),
+            VfsCall::WritePages(row) => self.write_pages(row, call, cx).map(reply::<WritePages>),
+            VfsCall::LetGo(row) => self.let_go_of_pages(row, call, cx).map(reply::<LetGo>),
         }
     }
 
@@ -229,7 +233,7 @@ impl VfsServer {
     /// Handles a call, and answers it unless it waits for something.
     fn serve_call(&mut self, call: &Call<'_>, cx: &mut Context<'_>) {
         let outcome = match self.handle_call(call, cx) {
-            Err(errno) if errno.errno == RESTART => self.put_off(call).map(|()| Outcome::Kept),
+            Err(errno) if errno.errno == RESTART => self.put_off(call, cx).map(|()| Outcome::Kept),
             outcome => outcome,
         };
         match outcome {

@@ -52,7 +52,10 @@ pub const AGENTS_MAX: usize = 4096;
 /// Leases of one agent, about 100 bytes each. One that has as many is told to forget all and begin anew.
 pub const LEASES_PER_AGENT_MAX: usize = 1 << 17;
 
-/// Inodes that one answer tells an agent to forget.
+/// Runs of pages that one agent holds, about 100 bytes each. One that has as many is told to give all back and begin anew.
+pub const PAGE_RUNS_MAX: usize = 1 << 16;
+
+/// Inodes, and runs of pages, that one answer tells an agent to forget.
 pub const RECALLS_PER_ANSWER: usize = 1024;
 
 /// Calls that may wait until agents have forgotten, and the bytes kept for them. Further ones are sent back to come again.
@@ -104,6 +107,6 @@ pub const PREFERRED_IO_SIZE: u32 = 65_536;
 /// Block of statfs(2), in bytes.
 pub const STATFS_BLOCK_SIZE: u32 = 4096;
 
-const _: () = assert!(RECALLS_PER_ANSWER * 8 <= m3ipc::limits::PAYLOAD_MAX);
+const _: () = assert!(RECALLS_PER_ANSWER * 24 <= m3ipc::limits::PAYLOAD_MAX);
 const _: () = assert!(SPACE_GRANT * 4 <= SPACE_RESERVE);
 const _: () = assert!(FILE_SIZE_MAX <= i64::MAX as u64);

@@ -14,6 +14,7 @@ use crate::linux::{
     O_TMPFILE_BIT, O_TRUNC, R_OK, S_IALLUGO, S_IFDIR, S_IFLNK, S_IFREG, W_OK, X_OK,
 };
 use crate::name;
+use crate::pages::{Own, PAGES_END, PageClaim};
 use crate::permission;
 use calls::Row;
 use calls::vfs::{Create, Created, Leased, Open, Opened, Release, Setlk, Tmpfile};
@@ -163,7 +164,8 @@ impl VfsServer {
         }
         self.check_handle_count()?;
         if flags & O_TRUNC != 0 && inode.is_regular() {
-            self.claim(&[(inode.ino, is_forgotten)], call, cx)?;
+            let pages = PageClaim::change(inode.ino, 0..PAGES_END, Own::All);
+            self.claim_all(&[(inode.ino, is_forgotten)], &[pages], call, cx)?;
             self.resize(&mut inode, 0, call.cred, cx)?;
             self.save(&inode, cx);
         }

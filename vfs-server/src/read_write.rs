@@ -13,14 +13,16 @@ use crate::linux::{
     SEEK_HOLE,
 };
 use crate::reclaim::extends_beyond;
+use crate::pages::{Own, PAGES_END, PageClaim, pages_of};
 use calls::vfs::{
-    CopyRange, Count, Fallocate, Fsync, Offsets, Read, Seek, WRITE_APPEND, WRITE_AT, Write,
+    CopyRange, Count, Fallocate, Fsync, Offsets, PAGE_SIZE, Paged, Read, ReadPages, Seek,
+    WRITE_APPEND, WRITE_AT, Write, WritePages, pages,
 };
 use calls::wire::Wire;
 use dvk::server::{Call, Context};
 use dvk::store::{Store, StoreError};
 use m3ipc::Cred;
-use m3ipc::errno::numbers::{EBADF, EFBIG, EINVAL, EISDIR, ENODEV, ENXIO, EOPNOTSUPP};
+use m3ipc::errno::numbers::{EBADF, EFBIG, EINVAL, EIO, EISDIR, ENODEV, ENXIO, EOPNOTSUPP};
 use m3ipc::limits::PAYLOAD_MAX;
 
 /// Largest offset that off_t can say.
@@ -41,11 +43,88 @@ impl VfsServer {
         if row.offset > OFFSET_MAX {
             return err(EINVAL);
         }
+        let pages = pages_of(row.offset, row.size.into());
+        self.claim_all(&[], &[PageClaim::read(row.ino, pages)], call, cx)?;
         let data = read_blob(&inode, row.offset, row.size, cx.store)?;
         if !data.is_empty() && !open.leaves_access_time() && inode.accessed(cx.wall) {
             self.save_accessed(&inode, call, cx);
         }
         Ok(data)
+    }
+
+    /// As a read, of pages that the caller's kernel keeps.
+    pub(crate) fn read_pages(
+        &mut self,
+        row: ReadPages,
+        call: &Call<'_>,
+        cx: &mut Context<'_>,
+    ) -> Result<(Paged, Vec<u8>)> {
+        let open = self.handle(row.fh, row.ino, call.id.source)?;
+        if !open.reads() {
+            return err(EBADF);
+        }
+        let mut inode = self.file(row.ino, EISDIR, cx)?;
+        if row.offset > OFFSET_MAX || !row.offset.is_multiple_of(PAGE_SIZE) {
+            return err(EINVAL);
+        }
+        let source = call.id.source;
+        // One that holds too much has been told to begin another.
+        if !self.leases.has_session(source, cx.now) || self.leases.pages.is_full(source) {
+            return Ok((Paged { kept: pages::NO_SESSION }, Vec::new()));
+        }
+        let size = row.size.min(PAYLOAD_MAX as u32);
+        let claim = PageClaim {
+            ino: row.ino,
+            pages: pages_of(row.offset, size.into()),
+            is_exclusive: row.exclusive != 0,
+            own: Own::Recalled,
+        };
+        if row.waits == 0 && self.leases.is_taken(&claim, source) {
+            return Ok((Paged { kept: pages::TAKEN }, Vec::new()));
+        }
+        self.claim_all(&[], std::slice::from_ref(&claim), call, cx)?;
+        let data = read_blob(&inode, row.offset, size, cx.store)?;
+        if !data.is_empty() && !open.leaves_access_time() && inode.accessed(cx.wall) {
+            self.save_accessed(&inode, call, cx);
+        }
+        self.keep_pages(&claim, call, cx);
+        Ok((Paged { kept: pages::KEPT }, data))
+    }
+
+    /// Pages come back from a kernel that nobody else has. They never make a file longer.
+    pub(crate) fn write_pages(
+        &mut self,
+        row: WritePages,
+        call: &Call<'_>,
+        cx: &mut Context<'_>,
+    ) -> Result<Count> {
+        let open = self.writable_handle(row.fh, row.ino, call.id.source, EBADF)?;
+        let mut inode = self.file(row.ino, EISDIR, cx)?;
+        if row.offset > OFFSET_MAX {
+            return err(EINVAL);
+        }
+        let whole = call.payload.len() as u64;
+        let pages = pages_of(row.offset, whole);
+        if !self.leases.pages.may_write_back(call.id.source, row.ino, &pages) {
+            return err(EIO);
+        }
+        let count = inode.size.saturating_sub(row.offset).min(whole);
+        if count == 0 {
+            return Ok(Count { count: whole });
+        }
+        // It waits for nobody, as others wait for it: those who remember the inode's times are told late.
+        self.take_space(count, cx)?;
+        let data = &call.payload[..usize::try_from(count).unwrap_or(call.payload.len())];
+        self.write_blob(inode.ino, row.offset, data, cx)?;
+        inode.drop_privileges(call.cred, cx.store);
+        inode.modified(cx.wall);
+        self.save(&inode, cx);
+        self.recall_late(inode.ino, Some(call.id.source), cx);
+        if open.is_synchronous() {
+            cx.store.blob_sync(inode.ino);
+            cx.sync();
+        }
+        Ok(Count { count: whole })
     }
 
     pub(crate) fn write(
@@ -65,7 +144,9 @@ impl VfsServer {
         }
         let count = (FILE_SIZE_MAX - offset).min(call.payload.len() as u64);
         let data = &call.payload[..usize::try_from(count).unwrap_or(call.payload.len())];
-        self.claim(&[(inode.ino, true)], call, cx)?;
+        // Also those of the writer's own kernel, which may have read them again since it dropped them.
+        let pages = PageClaim::change(inode.ino, pages_of(offset, count), Own::All);
+        self.claim_all(&[(inode.ino, true)], &[pages], call, cx)?;
         self.take_space(count, cx)?;
         if offset > inode.size {
             cut_behind_end(&inode, cx.store)?;
@@ -115,7 +196,11 @@ impl VfsServer {
             return err(EFBIG);
         }
         let count = count.min(FILE_SIZE_MAX - to);
-        self.claim(&[(target.ino, true)], call, cx)?;
+        let claims = [
+            PageClaim::read(source.ino, pages_of(from, count)),
+            PageClaim::change(target.ino, pages_of(to, count), Own::Nothing),
+        ];
+        self.claim_all(&[(target.ino, true)], &claims, call, cx)?;
         self.take_space(count, cx)?;
         let mut data = vec![0; usize::try_from(count).unwrap_or(0)];
         // What the blob does not have stays zero.
@@ -160,7 +245,10 @@ impl VfsServer {
         if end > FILE_SIZE_MAX {
             return err(EFBIG);
         }
-        self.claim(&[(inode.ino, true)], call, cx)?;
+        let pages = pages_of(row.offset, row.length);
+        let is_zeroed = row.mode & !FALLOC_FL_KEEP_SIZE != 0;
+        let pages = is_zeroed.then(|| PageClaim::change(inode.ino, pages, Own::Nothing));
+        self.claim_all(&[(inode.ino, true)], pages.as_slice(), call, cx)?;
         let keep_size = row.mode & FALLOC_FL_KEEP_SIZE != 0;
         match row.mode & !FALLOC_FL_KEEP_SIZE {
             0 => self.check_room(&inode, row.offset, end, cx)?,
@@ -198,6 +286,9 @@ impl VfsServer {
         if row.offset >= inode.size {
             return err(ENXIO);
         }
+        // Programs may have filled holes.
+        let pages = row.offset / PAGE_SIZE..PAGES_END;
+        self.claim_all(&[], &[PageClaim::read(row.ino, pages)], call, cx)?;
         match (cx.store.blob_seek(inode.ino, row.offset, hole), hole) {
             (Some(found), true) => Ok(Count { count: found.min(inode.size) }),
             (Some(found), false) if found < inode.size => Ok(Count { count: found }),
@@ -215,6 +306,8 @@ impl VfsServer {
     ) -> Result<()> {
         self.handle(row.fh, row.ino, call.id.source)?;
         if self.inode(row.ino, cx)?.is_regular() {
+            // What programs of other nodes have written to mappings belongs to the file.
+            self.claim_all(&[], &[PageClaim::read(row.ino, 0..PAGES_END)], call, cx)?;
             cx.store.blob_sync(row.ino);
         }
         cx.sync();

@@ -158,6 +158,7 @@ impl VfsServer {
         if inode.nlink == 0 && !self.opens.is_open(ino) {
             self.destroy(ino, inode.kind(), cx);
             self.recall_late(ino, None, cx);
+            self.recall_pages_late(ino, cx);
         } else if inode.is_regular() && extends_beyond(cx.store, ino, inode.size) {
             // A blob that cannot be cut now is cut before the file grows again, or never needs to be.
             cx.store.blob_truncate(ino, inode.size).ok();

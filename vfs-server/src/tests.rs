@@ -9,6 +9,7 @@ mod fuzz;
 mod leases;
 mod locks;
 mod model;
+mod pages;
 mod permissions;
 mod restart;
 mod space;

@@ -117,6 +117,8 @@ pub(crate) struct World {
     pub sync: bool,
     calls: u64,
     answers: BTreeMap<CallId, (Message, Vec<u8>)>,
+    /// In the order in which they came.
+    pub answered: Vec<CallId>,
 }
 
 impl World {
@@ -130,7 +132,7 @@ impl World {
         let mut store = TestStore { map, blobs, free: None, broken: None, synced: Vec::new() };
         let clock = 1_000_000_000_000;
         let server = VfsServer::open(&mut store, clock).unwrap();
-        World { store, server, clock, sync: false, calls: 0, answers: BTreeMap::new() }
+        World { store, server, clock, sync: false, calls: 0, answers: BTreeMap::new(), answered: Vec::new() }
     }
 
     /// The server dies and comes back.
@@ -230,6 +232,7 @@ impl World {
         input(&mut self.server, &mut cx);
         self.sync = answers.sync;
         for answer in answers.list {
+            self.answered.push(answer.to);
             let before = self.answers.insert(answer.to, (answer.message, answer.payload));
             assert!(before.is_none(), "two answers to {:?}", answer.to);
         }

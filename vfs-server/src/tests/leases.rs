@@ -9,7 +9,7 @@ use crate::tests::driver::{Client, Got, ROOT, USER, World, attr};
 use crate::tests::errors::world;
 use calls::Row;
 use calls::vfs::{
-    Attr, Create, Created, Getattr, Leased, Link, Lookup, Mkdir, ROOT_INO, Read, Recalled, Recalls,
+    Attr, Create, Created, Forget, Getattr, Leased, Link, Lookup, Mkdir, ROOT_INO, Read, Recalled, Recalls,
     Rename, Renamed, Rmdir, SetAttr, Setattr, Setxattr, Unlink, Write, attributes, search, set,
 };
 use calls::wire::Wire;
@@ -20,23 +20,23 @@ use proptest::prelude::{Strategy, any, prop_oneof, proptest};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The agent of a node.
-fn agent(node: u16) -> Client {
+pub(crate) fn agent(node: u16) -> Client {
     Client { endpoint: Endpoint::new(NodeId(node), 9, 1), cred: Cred::new(0, 0, 0) }
 }
 
-fn message<R: Row>(row: &R) -> Message {
+pub(crate) fn message<R: Row>(row: &R) -> Message {
     let mut message = Message::request(R::NUMBER);
     row.put(&mut message.args);
     message
 }
 
 fn recalled((message, payload): (Message, Vec<u8>)) -> (Recalled, Vec<u64>) {
-    let inodes = payload.as_chunks::<8>().0.iter().map(|ino| u64::from_le_bytes(*ino)).collect();
+    let inodes = payload.chunks(Forget::SIZE).map(|one| Forget::get(one).unwrap().ino).collect();
     (Recalled::get(&message.args).unwrap(), inodes)
 }
 
 impl World {
-    fn begin(&mut self, agent: &Client) -> u64 {
+    pub(crate) fn begin(&mut self, agent: &Client) -> u64 {
         let row = Recalls { session: 0, forgotten: 0 };
         let (reply, _) = self.call(agent, &row, &[]).unwrap();
         assert_ne!(reply.session, 0);
