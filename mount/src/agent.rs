@@ -1,11 +1,11 @@
 //! What a file agent does, request by request, in no protocol's terms.
 
 use crate::kernel::Kernel;
-use crate::memory::Pages;
 use calls::vfs::{Attr, DirEntry, FsStats, Lock, SetAttr};
 use m3ipc::errno::numbers::EIO;
 use m3ipc::{Errno, Interrupt};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Who makes a request, as the kernel says.
@@ -71,6 +71,24 @@ pub struct Looked {
     pub lent: Duration,
 }
 
+/// How a file is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Through {
+    /// Each read is a request.
+    Requests,
+    /// From pages that the kernel has, or asks for.
+    Pages,
+}
+
+/// What the kernel can do with pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Skill {
+    /// It can read files from pages, and asks for attributes before if it has none.
+    pub reads: bool,
+    /// It maps files that are not read through pages, and has none of them but for mappings.
+    pub maps: bool,
+}
+
 /// Called for each directory entry, until it breaks.
 pub type VisitEntry<'a> = dyn FnMut(DirEntry, &[u8]) -> ControlFlow<()> + 'a;
 
@@ -115,8 +133,8 @@ pub trait Agent: Send + Sync + 'static {
         flags: u32,
     ) -> Result<(), Errno>;
     fn link(&self, caller: Caller, ino: u64, to: Entry<'_>) -> Result<Attr, Errno>;
-    /// Opens a file or directory; the handle, and whether the kernel may read it from pages.
-    fn open(&self, caller: Caller, ino: u64, flags: u32) -> Result<(u64, Pages), Errno>;
+    /// Opens a file or directory; the handle, and how it is read.
+    fn open(&self, caller: Caller, ino: u64, flags: u32) -> Result<(u64, Through), Errno>;
     fn create(
         &self,
         caller: Caller,
@@ -134,6 +152,14 @@ pub trait Agent: Send + Sync + 'static {
     ) -> Result<(Attr, OpenFile), Errno>;
     /// Fills `buffer` from `offset` on; fewer bytes than it has room for mean the end of the file.
     fn read(
+        &self,
+        caller: Caller,
+        file: OpenFile,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<usize, Errno>;
+    /// As [`Agent::read`], of whole pages that the kernel keeps.
+    fn read_pages(
         &self,
         caller: Caller,
         file: OpenFile,
@@ -218,7 +244,7 @@ pub trait Agent: Send + Sync + 'static {
     /// As [`Agent::lookup`], if that takes no time: nobody has to be asked or waited for. So for all that are done `at_once`.
     fn lookup_at_once(&self, caller: Caller, entry: Entry<'_>) -> Option<Result<Looked, Errno>>;
     fn getattr_at_once(&self, ino: u64) -> Option<Told>;
-    fn open_at_once(&self, caller: Caller, ino: u64, flags: u32) -> Option<(u64, Pages)>;
+    fn open_at_once(&self, caller: Caller, ino: u64, flags: u32) -> Option<u64>;
     fn opendir_at_once(&self, caller: Caller, ino: u64, flags: u32) -> Option<u64>;
     /// True: it is done; false: it is to be done in the other way.
     fn readdir_at_once(&self, file: OpenFile, offset: u64, visit: &mut VisitEntry<'_>) -> bool;
@@ -232,11 +258,12 @@ pub trait Agent: Send + Sync + 'static {
     ) -> bool;
     fn flush_at_once(&self, file: OpenFile, owner: u64) -> bool;
     fn release_at_once(&self, file: OpenFile) -> bool;
-    /// From now on the kernel may remember what it is told to, and is to be told what it must not any more. `may_page`: it can
-    /// read from pages, and asks for attributes before if it has none.
-    fn attach(&self, kernel: Box<dyn Kernel>, may_page: bool);
+    /// From now on the kernel may remember what it is told to, and is to be told what it must not any more.
+    fn attach(&self, kernel: Arc<dyn Kernel>, skill: Skill);
     /// What must be done beside requests. It gets a thread of its own and returns when [`Agent::stop`] was called.
     fn run(&self);
+    /// As [`Agent::run`], in several threads.
+    fn give_back(&self);
     /// The mount is gone.
     fn stop(&self);
 }

@@ -1,9 +1,11 @@
-//! The agent's session with vfs-server: begins it when there is a use for it, hears what is to be forgotten, and ends it.
+//! The agent's session with vfs-server: begins it when there is a use for it, hears what is to be forgotten and given back, and ends it.
 
 use crate::limits::{IDLE_POLLS_MAX, RECALLS_SIZE, RETRY_PAUSE};
 use crate::memory::Memory;
+use crate::pages::{Pages, Recall};
 use crate::promised::{Promise, Promised};
-use calls::vfs::{FAREWELL, Recalled, Recalls};
+use calls::vfs::{FAREWELL, Forget, Recalled, Recalls};
+use calls::wire::Wire;
 use m3ipc::cred::CRED_SIZE_MAX;
 use m3ipc::{Cred, Endpoint, Errno, Sendrec, Wait};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -69,16 +71,23 @@ impl Wish {
     }
 }
 
-/// Keeps `memory`'s session until `wish` ends it.
-pub(crate) fn keep(port: &impl Sendrec, memory: &Memory, files: Files<'_>, wish: &Wish) {
+/// Keeps the session of `memory` and `pages` until `wish` ends it.
+pub(crate) fn keep(
+    port: &impl Sendrec,
+    (memory, pages): (&Memory, &Pages),
+    files: Files<'_>,
+    wish: &Wish,
+) {
     while wish.wait() {
-        match session(port, memory, files, wish) {
+        match session(port, (memory, pages), files, wish) {
             Ok(End::Idle) => {}
             Ok(End::GivenUp) => wish.want(),
             // Who asks for something wants one again.
             Err(error) => {
                 tracing::debug!(?error, "no session with vfs-server");
                 memory.end_session();
+                pages.end_session();
+                pages.fail(error);
                 wish.pause(RETRY_PAUSE);
             }
         }
@@ -96,18 +105,20 @@ enum End {
 /// One session, from its beginning to its end.
 fn session(
     port: &impl Sendrec,
-    memory: &Memory,
+    (memory, pages): (&Memory, &Pages),
     files: Files<'_>,
     wish: &Wish,
 ) -> Result<End, Errno> {
     // What cannot be opened at the server now stays open here, and is asked for again when it is read: there is nobody to tell.
     let end = || {
         memory.end_session();
+        // What programs have written to mappings is written back while the session lasts.
+        pages.end_session();
         files.promised.keep(0, files.redeem).ok();
     };
     end();
     let mut told = vec![0; RECALLS_SIZE];
-    let mut poll = |session, forgotten| -> Result<(Instant, Recalled, Vec<u64>), Errno> {
+    let mut poll = |session, forgotten| -> Result<(Instant, Recalled, Vec<Forget>), Errno> {
         // Process 0: the agent itself.
         let mut cred = [0; CRED_SIZE_MAX];
         let len = Cred::new(0, 0, 0).encode(&mut cred);
@@ -116,14 +127,15 @@ fn session(
         let send = [&cred[..len]];
         let (recalled, len) =
             calls::call(port, Endpoint::VFS, &row, &send, &mut told, Wait::FOREVER)?;
-        let inodes = told[..len.min(RECALLS_SIZE)].as_chunks::<8>().0.iter();
-        Ok((sent, recalled, inodes.map(|ino| u64::from_le_bytes(*ino)).collect()))
+        let told = told[..len.min(RECALLS_SIZE)].chunks(Forget::SIZE);
+        Ok((sent, recalled, told.filter_map(Forget::get).collect()))
     };
     let (sent, Recalled { session, lease, .. }, _) = poll(0, 0)?;
     memory.begin_session(sent, Duration::from_millis(lease.into()));
+    pages.begin_session(session);
     let (mut forgotten, mut idle) = (0, 0);
     loop {
-        let (sent, recalled, inodes) = match poll(session, forgotten) {
+        let (sent, recalled, told) = match poll(session, forgotten) {
             Ok(answer) => answer,
             // The server may be on its way back, and the session with it.
             Err(error) if !memory.has_lapsed() && wish.pause(RETRY_PAUSE) => {
@@ -135,6 +147,12 @@ fn session(
         if recalled.session != session {
             return Ok(End::GivenUp);
         }
+        let (inodes, wanted): (Vec<Forget>, Vec<Forget>) =
+            told.into_iter().partition(|forget| forget.count == 0);
+        for Forget { ino, first, count } in wanted {
+            pages.recall(Recall { session, ino, pages: first..first.saturating_add(count) });
+        }
+        let inodes: Vec<u64> = inodes.into_iter().map(|forget| forget.ino).collect();
         for ino in &inodes {
             memory.forget(*ino);
             files.promised.keep(*ino, files.redeem).ok();

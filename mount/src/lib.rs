@@ -17,6 +17,7 @@ pub mod memory;
 mod mountpoint;
 mod names;
 mod owners;
+mod pages;
 mod promised;
 mod status;
 pub mod vos_agent;

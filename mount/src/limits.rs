@@ -54,10 +54,19 @@ pub const NAMES_PER_SHARD_MAX: usize = 4096;
 pub const LISTINGS_PER_SHARD_MAX: usize = 16;
 pub const LISTING_SIZE_MAX: usize = 64 * 1024;
 
-/// How long the kernel is told to remember attributes at most, and of how many inodes per shard it is known that it does, or that
-/// it has pages. Of more, those that are not open lose theirs.
+/// How long the kernel is told to remember attributes at most, and of how many inodes per shard it is known that it does.
 pub const LENT_FOR_MAX: Duration = Duration::from_secs(1);
 pub const LENT_PER_SHARD_MAX: usize = 1024;
+
+/// How long pages that were read are kept at least when others want them: so that who has read them uses them once, a few times a round trip between
+/// nodes.
+pub const PAGES_KEPT_FOR: Duration = Duration::from_millis(1);
+
+/// How long a read is held back of pages that the kernel is losing, so that it need not lose them again. It may be waiting for it.
+pub const READ_HELD_FOR: Duration = Duration::from_millis(5);
+
+/// Threads that give pages back. Each file has one at a time.
+pub const GIVERS: usize = 4;
 
 /// Pause between attempts to have the kernel forget an inode that it does not know yet.
 pub const FORGET_PAUSE: Duration = Duration::from_micros(100);
@@ -88,8 +97,8 @@ pub const LOCK_OWNERS_MAX: usize = 1 << 16;
 /// What an agent leaves unused of its session: the server's clock and its own may differ in pace.
 pub const MARGIN: Duration = Duration::from_millis(500);
 
-/// Bytes of one answer that says what is to be forgotten.
-pub const RECALLS_SIZE: usize = 8 * 1024;
+/// Bytes of one answer that says what is to be forgotten: 1024 times 24.
+pub const RECALLS_SIZE: usize = 24 * 1024;
 
 /// Answers without anybody having asked for anything meanwhile, after which a session ends: about ten seconds.
 pub const IDLE_POLLS_MAX: u32 = 20;

@@ -4,9 +4,8 @@
 //! it and has not recalled that, the session lasts (the server gives up an agent from which it has not heard; the agent counts the time
 //! from before it spoke, so it stops first), and no change by this node's own programs is under way.
 //!
-//! What is remembered here may be *lent*: the kernel is told to remember attributes, too, for a short time, and while it may, to read
-//! from pages that it has. Whatever makes an inode forgotten here has the kernel forget it first. Pages that were read without a
-//! lease are *tainted*: then the kernel is not lent attributes, so it asks for them before each read, and loses its pages then.
+//! What is remembered here may be *lent*: the kernel is told to remember attributes, too, for a short time. Whatever makes an inode
+//! forgotten here has the kernel forget it first. (Its pages are another matter: `pages`.)
 //!
 //! *Stamps* order what happens here: one counter, advanced by every change, recall and new session. Who asks the server takes a
 //! stamp before; the answer is kept only if nothing has happened to its inode since.
@@ -18,7 +17,7 @@ use crate::limits::{
 };
 use crate::names::{Names, nanos};
 use calls::vfs::{Attr, Leased, Time, attributes, search};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -49,9 +48,7 @@ pub(crate) struct Memory {
     shards: [Mutex<Shard>; SHARDS],
     /// A kernel has forgotten something.
     forgot: [Condvar; SHARDS],
-    kernel: OnceLock<Box<dyn Kernel>>,
-    /// Can it read from pages, and drop them when they are not good any more?
-    may_page: AtomicBool,
+    kernel: OnceLock<Arc<dyn Kernel>>,
     stamp: AtomicU64,
     /// The stamp with which the session began; what was asked before is not kept.
     floor: AtomicU64,
@@ -73,8 +70,6 @@ struct Shard {
     slots: [Slot; SLOTS],
     /// What the kernel may remember.
     lent: HashMap<u64, Lent>,
-    /// The open files through which it reads pages.
-    through_pages: HashSet<u64>,
 }
 
 /// Of the inodes of one slot.
@@ -97,29 +92,13 @@ struct Lent {
     is_known: bool,
     /// Is somebody having it forgotten?
     is_going: bool,
-    /// It may have pages, of which is known whether they are tainted.
-    has_pages: bool,
-    is_tainted: bool,
-    /// Open files through which it reads pages.
-    files: usize,
 }
 
 impl Lent {
     /// Might the kernel still remember something?
     fn is_needed(&self, now: u64) -> bool {
-        self.has_pages || now < self.until.saturating_add(nanos(MARGIN))
+        now < self.until.saturating_add(nanos(MARGIN))
     }
-}
-
-/// What the kernel is to do with an open file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pages {
-    /// Each read is a request.
-    None,
-    /// It reads from pages, of which it has none that count.
-    Fresh,
-    /// It may have pages, and reads from them.
-    Kept,
 }
 
 #[derive(Debug, Default)]
@@ -214,9 +193,8 @@ impl Drop for Reading<'_> {
         }
         let is_lent = shard.lent.get(&ino).is_some_and(|lent| lent.until != 0);
         drop(shard);
-        // Its attributes, not its pages.
         if let (true, Some(kernel)) = (is_lent, self.memory.kernel.get()) {
-            kernel.forget(ino, false);
+            kernel.forget(ino);
         }
     }
 }
@@ -271,13 +249,11 @@ impl Default for Memory {
             listings: 0,
             slots: [Slot::default(); SLOTS],
             lent: HashMap::new(),
-            through_pages: HashSet::new(),
         };
         Memory {
             shards: std::array::from_fn(|_| Mutex::new(shard())),
             forgot: std::array::from_fn(|_| Condvar::new()),
             kernel: OnceLock::new(),
-            may_page: AtomicBool::new(false),
             stamp: AtomicU64::new(0),
             floor: AtomicU64::new(0),
             start: Instant::now(),
@@ -417,43 +393,13 @@ impl Memory {
         known.unwrap_or(0)
     }
 
-    /// As [`Memory::change`], of pages that the kernel writes back: they stay. It does not wait for who has others forgotten, as
-    /// that may wait for these.
-    pub(crate) fn change_by_pages(&self, ino: u64) -> Change<'_> {
-        let (shard, stamp) = self.begin_change(ino);
-        drop(shard);
-        if let Some(kernel) = self.kernel.get() {
-            kernel.forget(ino, false);
-        }
-        Change { memory: self, ino, stamp }
-    }
-
-    /// An inode is about to be read, by which its access time may change, and pages of the kernel may get what is read.
+    /// An inode is about to be read, by which its access time may change.
     pub(crate) fn read(&self, ino: u64) -> Reading<'_> {
-        let mut shard = self.shard(ino);
-        let is_leased = self.is_leased(&shard, ino);
-        if let Some(lent) = shard.lent.get_mut(&ino)
-            && lent.has_pages
-            && !is_leased
-        {
-            lent.is_tainted = true;
-        }
-        let changes = !shard.keeps_access_time(ino);
+        let changes = !self.shard(ino).keeps_access_time(ino);
         Reading { memory: self, ino: changes.then_some(ino) }
     }
 
-    /// As [`Memory::open`], of a file that nobody has opened at the server, for user `uid`: as far as is known the server would let
-    /// it. None of this if it is not known, or there is no room.
-    pub(crate) fn open_unasked(&self, ino: u64, fh: u64, uid: u32) -> Pages {
-        let mut shard = self.shard(ino);
-        if shard.inodes.get(&ino).is_some_and(|known| known.may_read(uid, S_IFREG)) {
-            self.open_leased(&mut shard, ino, fh)
-        } else {
-            Pages::None
-        }
-    }
-
-    /// Would [`Memory::open_unasked`] be likely to?
+    /// May file `ino` be opened for reading by user `uid`? False: that is not known.
     pub(crate) fn may_open(&self, ino: u64, uid: u32) -> bool {
         let shard = self.shard(ino);
         let known = shard.inodes.get(&ino);
@@ -468,59 +414,9 @@ impl Memory {
             && self.is_leased(&shard, ino)
     }
 
-    /// May the kernel read file `fh`, which has just been opened for reading only, from pages?
-    pub(crate) fn open(&self, ino: u64, fh: u64) -> Pages {
-        let mut shard = self.shard(ino);
-        if !shard.has_room_to_lend(ino, self.now())
-            && let Some(other) = shard.lent_and_closed()
-        {
-            self.take_back(shard, other);
-            shard = self.shard(ino);
-        }
-        self.open_leased(&mut shard, ino, fh)
-    }
-
-    fn open_leased(&self, shard: &mut Shard, ino: u64, fh: u64) -> Pages {
-        if !self.may_page.load(Ordering::Relaxed)
-            || !self.is_leased(shard, ino)
-            || !shard.has_room_to_lend(ino, self.now())
-        {
-            return Pages::None;
-        }
-        shard.through_pages.insert(fh);
-        let lent = shard.lent.entry(ino).or_default();
-        let is_kept = lent.has_pages && !lent.is_tainted;
-        lent.files += 1;
-        lent.has_pages = true;
-        if is_kept { Pages::Kept } else { Pages::Fresh }
-    }
-
-    /// File `fh` is closed.
-    pub(crate) fn close(&self, ino: u64, fh: u64) {
-        let mut shard = self.shard(ino);
-        if shard.through_pages.remove(&fh)
-            && let Some(lent) = shard.lent.get_mut(&ino)
-        {
-            lent.files -= 1;
-        }
-    }
-
-    /// The kernel asks for attributes, perhaps to know whether its pages are good: those that are not are taken away first.
-    pub(crate) fn clean(&self, ino: u64) {
-        let shard = self.while_going(self.shard(ino), ino);
-        // Without a session the server may have let others change what they hold.
-        let is_old = |lent: &Lent| lent.is_tainted || lent.has_pages && !self.is_valid();
-        if shard.lent.get(&ino).is_some_and(is_old) {
-            self.take_back(shard, ino);
-        }
-    }
-
-    /// Has the kernel no pages of `ino` that [`Memory::clean`] would take away, or wait for?
-    pub(crate) fn is_clean(&self, ino: u64) -> bool {
-        let shard = self.shard(ino);
-        shard.lent.get(&ino).is_none_or(|lent| {
-            !lent.is_going && !lent.is_tainted && (!lent.has_pages || self.is_valid())
-        })
+    /// Is there a lease on an inode?
+    pub(crate) fn has_lease(&self, ino: u64) -> bool {
+        self.is_leased(&self.shard(ino), ino)
     }
 
     /// The server recalls its lease on an inode. [`Memory::wait_for_names`] must follow.
@@ -548,11 +444,10 @@ impl Memory {
         self.names.wait_for_all(|| self.now());
     }
 
-    /// From now on `kernel` can be lent attributes, and read from pages if that `may_page`.
-    pub(crate) fn attach(&self, kernel: Box<dyn Kernel>, may_page: bool) {
+    /// From now on `kernel` can be lent attributes.
+    pub(crate) fn attach(&self, kernel: Arc<dyn Kernel>) {
         // A mount has one kernel.
         drop(self.kernel.set(kernel));
-        self.may_page.store(may_page, Ordering::Relaxed);
     }
 
     /// For how long the kernel may remember attributes that it is about to be told. `is_known`: it has the inode already. With it,
@@ -573,7 +468,7 @@ impl Memory {
             return NOT;
         }
         let lent = shard.lent.entry(ino).or_default();
-        if lent.is_tainted || lent.is_going {
+        if lent.is_going {
             return NOT;
         }
         let is_repeated = lent.until != 0;
@@ -652,8 +547,7 @@ impl Memory {
         self.names.settle(|| self.now());
     }
 
-    /// Has the kernel forget what it was lent of an inode; returns when it has. Nothing is lent meanwhile: it is not remembered
-    /// here any more, or what is read now taints it again.
+    /// Has the kernel forget what it was lent of an inode; returns when it has. Nothing is lent meanwhile.
     fn take_back(&self, shard: MutexGuard<'_, Shard>, ino: u64) {
         let Some(kernel) = self.kernel.get() else { return };
         let mut shard = self.while_going(shard, ino);
@@ -662,21 +556,15 @@ impl Memory {
             shard.lent.remove(&ino);
             return;
         }
-        (lent.is_going, lent.is_tainted) = (true, false);
-        let Lent { until, is_known, has_pages, .. } = *lent;
+        lent.is_going = true;
+        let Lent { until, is_known, .. } = *lent;
         drop(shard);
         // An inode that is not there may have gone, or come with a reply that has not been read yet.
-        while !kernel.forget(ino, has_pages) && !is_known && self.now() < until {
+        while !kernel.forget(ino) && !is_known && self.now() < until {
             std::thread::sleep(FORGET_PAUSE);
         }
         let mut shard = self.shard(ino);
-        if let Some(lent) = shard.lent.get_mut(&ino) {
-            (lent.is_going, lent.until) = (false, 0);
-            // Without an open file it gets no more pages, but for a mapping's, of which nothing is known then.
-            if lent.files == 0 {
-                shard.lent.remove(&ino);
-            }
-        }
+        shard.lent.remove(&ino);
         drop(shard);
         self.forgot[index(ino)].notify_all();
     }
@@ -802,12 +690,6 @@ impl Shard {
         self.lent.len() < LENT_PER_SHARD_MAX
     }
 
-    /// An inode of which the kernel may have pages, and no open file.
-    fn lent_and_closed(&self) -> Option<u64> {
-        let is_closed = |lent: &Lent| lent.files == 0 && !lent.is_going;
-        self.lent.iter().find(|(_, lent)| is_closed(lent)).map(|(ino, _)| *ino)
-    }
-
     /// A full shard is emptied: what is in use is back after one question each.
     fn make_room(&mut self) {
         if self.inodes.len() >= INODES_PER_SHARD_MAX
@@ -841,7 +723,7 @@ mod tests {
     use super::*;
     use crate::limits::NAME_GOES_IN;
     use proptest::prelude::{any, prop_assert_eq, prop_oneof, proptest};
-    use std::sync::mpsc;
+    use std::ops::Range;
 
     const LEASE: Duration = Duration::from_secs(3600);
     const ALL: Leased = Leased { name: search::EVERYBODY, attr: attributes::KEPT, owner: 0 };
@@ -1063,18 +945,22 @@ mod tests {
 
     /// A kernel that notes what it is to forget. It does not know inode 99 at first.
     #[derive(Clone, Debug, Default)]
-    struct Forgetful(Arc<Mutex<Vec<(u64, bool)>>>);
+    struct Forgetful(Arc<Mutex<Vec<u64>>>);
 
     impl Kernel for Forgetful {
-        fn forget(&self, ino: u64, pages: bool) -> bool {
+        fn forget(&self, ino: u64) -> bool {
             let mut forgotten = self.0.lock().unwrap();
-            forgotten.push((ino, pages));
+            forgotten.push(ino);
             ino != 99 || forgotten.len() > 3
+        }
+
+        fn lose_pages(&self, ino: u64, _: &Range<u64>) {
+            panic!("pages of {ino}");
         }
     }
 
     impl Forgetful {
-        fn take(&self) -> Vec<(u64, bool)> {
+        fn take(&self) -> Vec<u64> {
             std::mem::take(&mut self.0.lock().unwrap())
         }
     }
@@ -1082,7 +968,7 @@ mod tests {
     /// A memory whose kernel has been lent the attributes of inode 5, read a moment ago.
     fn lent() -> (Memory, Forgetful, Attr) {
         let (memory, kernel) = (on(), Forgetful::default());
-        memory.attach(Box::new(kernel.clone()), true);
+        memory.attach(Arc::new(kernel.clone()));
         let at = |seconds| Time { seconds, nanos: 0 };
         let now = seconds_now();
         let known = Attr { atime: at(now), mtime: at(now - 9), ctime: at(now - 9), ..attr(5) };
@@ -1096,18 +982,15 @@ mod tests {
         let (memory, kernel, known) = lent();
         assert_eq!(memory.lend(&Attr { size: 8, ..known }, true).0, Duration::ZERO, "another");
         drop(memory.change(5));
-        assert_eq!(kernel.take(), [(5, false)]);
+        assert_eq!(kernel.take(), [5]);
         drop(memory.change(5));
         assert_eq!((kernel.take(), memory.lend(&known, true).0), (Vec::new(), Duration::ZERO));
         let (memory, kernel, known) = lent();
         memory.forget(5);
-        assert_eq!(
-            (kernel.take(), memory.lend(&known, true).0),
-            (vec![(5, false)], Duration::ZERO)
-        );
+        assert_eq!((kernel.take(), memory.lend(&known, true).0), (vec![5], Duration::ZERO));
         let (memory, kernel, _) = lent();
         memory.end_session();
-        assert_eq!(kernel.take(), [(5, false)]);
+        assert_eq!(kernel.take(), [5]);
         let (memory, kernel, known) = lent();
         // Nothing is changed by reading what was read since.
         drop(memory.read(5));
@@ -1115,41 +998,7 @@ mod tests {
         let old = Attr { atime: Time::default(), ..known };
         memory.keep_attr(memory.asked(), ALL.attr, old);
         drop(memory.read(5));
-        assert_eq!((kernel.take(), memory.attr(5)), (vec![(5, false)], None));
-    }
-
-    /// A kernel that says when it begins to drop pages, and does it when it is told to.
-    #[derive(Debug)]
-    struct Slow(mpsc::SyncSender<()>, Mutex<mpsc::Receiver<()>>);
-
-    impl Kernel for Slow {
-        fn forget(&self, _: u64, pages: bool) -> bool {
-            if pages {
-                self.0.send(()).unwrap();
-                self.1.lock().unwrap().recv().unwrap();
-            }
-            true
-        }
-    }
-
-    #[test]
-    fn while_pages_go_the_kernel_is_told_no_attributes() {
-        let ((begins, begun), (go, goes)) = (mpsc::sync_channel(0), mpsc::channel());
-        let memory = on();
-        memory.attach(Box::new(Slow(begins, Mutex::new(goes))), true);
-        memory.keep_attr(memory.asked(), ALL.attr, attr(5));
-        assert_eq!(memory.open(5, 1), Pages::Fresh);
-        let change = memory.change_by_pages(5);
-        drop(memory.read(5));
-        drop(change);
-        std::thread::scope(|scope| {
-            scope.spawn(|| memory.clean(5));
-            begun.recv().unwrap();
-            memory.keep_attr(memory.asked(), ALL.attr, attr(5));
-            assert_eq!(memory.lend(&attr(5), true).0, Duration::ZERO);
-            go.send(()).unwrap();
-        });
-        assert_eq!(memory.lend(&attr(5), true).0, LENT_FOR_MAX);
+        assert_eq!((kernel.take(), memory.attr(5)), (vec![5], None));
     }
 
     #[test]
@@ -1160,53 +1009,6 @@ mod tests {
         assert_eq!(memory.lend(&unknown, false).0, LENT_FOR_MAX);
         memory.forget(99);
         assert_eq!(kernel.take().len(), 4, "until it was there");
-    }
-
-    #[test]
-    fn pages_that_were_read_without_a_lease_go_before_the_kernel_is_told_attributes() {
-        let (memory, kernel, known) = lent();
-        assert_eq!(memory.open(6, 1), Pages::None, "there is no lease");
-        assert_eq!((memory.open(5, 1), memory.open(5, 2)), (Pages::Fresh, Pages::Kept));
-        drop(memory.read(5));
-        memory.clean(5);
-        assert_eq!(kernel.take(), [], "they are good");
-        memory.forget(5);
-        assert_eq!(kernel.take(), [(5, true)]);
-        drop(memory.read(5));
-        memory.keep_attr(memory.asked(), ALL.attr, known);
-        assert_eq!(memory.lend(&known, true).0, Duration::ZERO, "it would not ask any more");
-        assert_eq!(memory.open(5, 3), Pages::Fresh);
-        memory.clean(5);
-        assert_eq!(kernel.take(), [(5, true)]);
-        assert_eq!((memory.lend(&known, true).0, memory.open(5, 4)), (LENT_FOR_MAX, Pages::Kept));
-        let change = memory.change_by_pages(5);
-        assert_eq!(kernel.take(), [(5, false)], "these pages are what is written");
-        drop(memory.read(5));
-        drop(change);
-        assert_eq!(kernel.take(), [(5, false)], "its access time may be another");
-        memory.clean(5);
-        assert_eq!(kernel.take(), [(5, true)]);
-        for fh in 1..=4 {
-            memory.close(5, fh);
-            memory.close(5, fh);
-        }
-        memory.keep_attr(memory.asked(), ALL.attr, known);
-        memory.forget(5);
-        assert_eq!(kernel.take(), [(5, true)], "what it has it keeps when a file is closed");
-        memory.keep_attr(memory.asked(), ALL.attr, known);
-        assert_eq!(memory.open(5, 5), Pages::Fresh, "a mapping may have brought others since");
-    }
-
-    #[test]
-    fn pages_go_when_the_session_may_be_over() {
-        let (memory, kernel, _) = lent();
-        assert_eq!(memory.open(5, 1), Pages::Fresh);
-        memory.clean(5);
-        assert_eq!(kernel.take(), []);
-        memory.extend(Instant::now(), MARGIN);
-        assert!(memory.has_lapsed());
-        memory.clean(5);
-        assert_eq!(kernel.take(), [(5, true)]);
     }
 
     #[test]
@@ -1257,23 +1059,20 @@ mod tests {
     }
 
     #[test]
-    fn what_is_lent_is_bounded_and_gives_way() {
-        let (memory, kernel, _) = lent();
-        let of = |number: u64| attr(7 + number * SHARDS as u64);
-        let count = LENT_PER_SHARD_MAX as u64;
-        for number in 0..=count {
-            memory.keep_attr(memory.asked(), ALL.attr, of(number));
+    fn what_is_lent_is_bounded() {
+        let (memory, _, _) = lent();
+        let lend = |number: u64| {
+            let known = attr(7 + number * SHARDS as u64);
+            memory.keep_attr(memory.asked(), ALL.attr, known);
             // All of them fit what is remembered of inodes.
-            memory.shard(7).inodes.retain(|ino, _| *ino == of(number).ino);
-            assert_eq!(memory.open(of(number).ino, number), Pages::Fresh);
-            if number > 0 {
-                memory.close(of(number).ino, number);
-            }
-        }
-        assert_eq!(memory.shard(7).lent.len(), LENT_PER_SHARD_MAX);
-        let gone = kernel.take();
-        assert!(matches!(gone[..], [(ino, true)] if ino != 7), "{gone:?}");
-        assert!(memory.shard(7).lent.contains_key(&7), "it is open");
+            memory.shard(7).inodes.retain(|ino, _| *ino == known.ino);
+            memory.lend(&known, true).0
+        };
+        let count = LENT_PER_SHARD_MAX as u64;
+        assert!((0..count).all(|number| lend(number) == LENT_FOR_MAX));
+        assert_eq!((lend(count), lend(count - 1)), (Duration::ZERO, LENT_FOR_MAX));
+        memory.forget(7);
+        assert_eq!(lend(count), LENT_FOR_MAX);
     }
 
     proptest! {

@@ -1,7 +1,8 @@
 //! The agent that asks vfs-server, and remembers what it may.
 
 use crate::agent::{
-    Agent, Caller, Entry, LockKind, Looked, NewMode, OpenFile, Place, Told, VisitEntry, VisitLooked,
+    Agent, Caller, Entry, LockKind, Looked, NewMode, OpenFile, Place, Skill, Through, Told,
+    VisitEntry, VisitLooked,
 };
 use crate::cred;
 use crate::kernel::Kernel;
@@ -10,22 +11,26 @@ use crate::limits::{
     AGAIN_PAUSE, CALL_SIZE_MAX, COPY_MAX, LISTING_SIZE_MAX, LOCK_WAITS_MAX, MORE_CALLS_MAX,
     PARTS_MAX,
 };
-use crate::memory::{Asked, Change, Found, Memory, Pages};
+use crate::memory::{Asked, Change, Found, Memory};
 use crate::owners::Owners;
+use crate::pages::{How, Pages, Recall};
 use crate::promised::{Promise, Promised};
 use crate::status;
 use calls::vfs::{
     Access, Attr, CopyRange, Create, Created, DirEntry, Fallocate, Flush, FsStats, Fsync, Getattr,
-    Getlk, Getxattr, Leased, Link, Listed, Listxattr, Lock, Lookup, Mkdir, Mknod, Offsets, Open,
-    RESTART, Read, Readdir, Readlink, Release, Removexattr, Rename, Renamed, Rmdir, Seek, SetAttr,
-    Setattr, Setlk, Setxattr, Statfs, Symlink, Tmpfile, Unlink, WRITE_APPEND, WRITE_AT, Write, set,
+    Getlk, Getxattr, Leased, LetGo, Link, Listed, Listxattr, Lock, Lookup, Mkdir, Mknod, Offsets,
+    Open, PAGE_SIZE, Paged, RESTART, Read, ReadPages, Readdir, Readlink, Release, Removexattr,
+    Rename, Renamed, Rmdir, Seek, SetAttr, Setattr, Setlk, Setxattr, Statfs, Symlink, Tmpfile,
+    Unlink, WRITE_APPEND, WRITE_AT, Write, WritePages, pages, set,
 };
 use calls::wire::Wire;
 use calls::{Each, Row};
 use m3ipc::cred::CRED_SIZE_MAX;
-use m3ipc::errno::numbers::{EAGAIN, ENAMETOOLONG, ENOENT, ENOLCK, EPROTO};
+use m3ipc::errno::numbers::{EAGAIN, EIO, ENAMETOOLONG, ENOENT, ENOLCK, EPROTO};
 use m3ipc::{Cred, Endpoint, Errno, Interrupt, Sendrec, Wait};
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// The agent that asks vfs-server. `P` is a port whose channel is trusted (`door::kind::AGENT`):
@@ -41,6 +46,9 @@ pub struct VosAgent<P> {
     wish: Wish,
     owners: Owners,
     promised: Promised,
+    pages: Pages,
+    /// Of the kernel.
+    skill: OnceLock<Skill>,
 }
 
 /// Places of which `N` can be taken.
@@ -76,6 +84,7 @@ const TARGET_MAX: usize = 4096;
 const SEARCH_BITS: u32 = 0o111;
 const F_UNLCK: u32 = 2;
 const O_ACCMODE: u32 = 3;
+const O_RDWR: u32 = 2;
 const O_TRUNC: u32 = 0o1000;
 const O_DIRECT: u32 = libc::O_DIRECT.cast_unsigned();
 const O_NOATIME: u32 = libc::O_NOATIME.cast_unsigned();
@@ -92,6 +101,8 @@ impl<P: Sendrec> VosAgent<P> {
             wish: Wish::default(),
             owners: Owners::default(),
             promised: Promised::default(),
+            pages: Pages::default(),
+            skill: OnceLock::new(),
         }
     }
 
@@ -215,6 +226,101 @@ impl<P: Sendrec> VosAgent<P> {
         }
     }
 
+    /// Reads from an open file as the server knows it.
+    fn read_now(
+        &self,
+        caller: Caller,
+        file: OpenFile,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<usize, Errno> {
+        let cred = cred::plain(caller);
+        if buffer.len() <= CALL_SIZE_MAX {
+            let row = Read { fh: file.fh, ino: file.ino, offset, size: size(buffer) };
+            return self.call(&cred, &row, [&[], &[]], buffer).map(|(_, len)| len);
+        }
+        // Larger ones in several calls that are under way at once, as many as there is room for.
+        let parts = buffer.len().div_ceil(CALL_SIZE_MAX).min(PARTS_MAX);
+        let more = self.more.take(parts - 1);
+        let mut read = 0;
+        for stretch in buffer.chunks_mut((more.count + 1) * CALL_SIZE_MAX) {
+            let wanted = stretch.len();
+            let from = offset + read as u64;
+            let len = match again(|| self.read_at_once(&cred, file, from, stretch)) {
+                Ok(len) => len,
+                Err(error) if read == 0 => return Err(error),
+                Err(_) => break,
+            };
+            read += len;
+            if len < wanted {
+                break;
+            }
+        }
+        Ok(read)
+    }
+
+    /// As [`VosAgent::read_now`], whole pages that the kernel keeps. With it, of [`pages`] whether it may.
+    fn read_leased(
+        &self,
+        caller: Caller,
+        file: OpenFile,
+        offset: u64,
+        buffer: &mut [u8],
+        (is_exclusive, waits): (bool, bool),
+    ) -> Result<(u8, usize), Errno> {
+        let cred = cred::plain(caller);
+        let mut read = 0;
+        for part in buffer.chunks_mut(CALL_SIZE_MAX) {
+            let row = ReadPages {
+                fh: file.fh,
+                ino: file.ino,
+                offset: offset + read as u64,
+                size: size(part),
+                exclusive: is_exclusive.into(),
+                waits: waits.into(),
+            };
+            let wanted = part.len();
+            let (Paged { kept }, len) = self.call(&cred, &row, [&[], &[]], part)?;
+            if kept != pages::KEPT {
+                return Ok((kept, 0));
+            }
+            read += len.min(wanted);
+            if len < wanted {
+                break;
+            }
+        }
+        Ok((pages::KEPT, read))
+    }
+
+    /// Pages come back from the kernel.
+    fn write_pages(
+        &self,
+        caller: Caller,
+        file: OpenFile,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<usize, Errno> {
+        let _change = self.memory.change(file.ino);
+        let cred = cred::plain(caller);
+        let mut done = 0;
+        for part in data.chunks(CALL_SIZE_MAX) {
+            let row = WritePages { fh: file.fh, ino: file.ino, offset: offset + done as u64 };
+            done += count(self.order(&cred, &row, [part, &[]])?.count, part.len())?;
+        }
+        Ok(done)
+    }
+
+    /// A file has been opened, perhaps so that it can be mapped to be written to.
+    fn add_writer(&self, file: OpenFile, flags: u32) {
+        if flags & O_ACCMODE == O_RDWR {
+            self.pages.add_writer(file.ino, file.fh);
+        }
+    }
+
+    fn skill(&self) -> Skill {
+        self.skill.get().copied().unwrap_or_default()
+    }
+
     /// Makes a call that gives an inode a name in a directory, and keeps what it tells.
     fn make<R: Row<Reply = Leased>>(
         &self,
@@ -329,6 +435,11 @@ fn name_len(name: &[u8]) -> Result<u16, Errno> {
     u16::try_from(name.len()).map_err(|_| Errno::new(ENAMETOOLONG))
 }
 
+/// The pages on which `len` bytes from `offset` on are.
+fn page_range(offset: u64, len: usize) -> Range<u64> {
+    offset / PAGE_SIZE..offset.saturating_add(len as u64).div_ceil(PAGE_SIZE)
+}
+
 /// A length as a row has it. Requests are bounded far below 4 GiB by the protocol above.
 fn size(buffer: &[u8]) -> u32 {
     u32::try_from(buffer.len()).unwrap_or(u32::MAX)
@@ -364,7 +475,10 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
     }
 
     fn getattr(&self, caller: Caller, ino: u64, fh: Option<u64>) -> Result<Told, Errno> {
-        self.memory.clean(ino);
+        if self.memory.has_lapsed() {
+            // Others may have changed what its pages hold; it asks for attributes before it reads them.
+            self.pages.lose_all(ino);
+        }
         if let Some(told) = self.getattr_at_once(ino) {
             return Ok(told);
         }
@@ -481,17 +595,18 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         Ok(attr)
     }
 
-    fn open(&self, caller: Caller, ino: u64, flags: u32) -> Result<(u64, Pages), Errno> {
-        if let Some(opened) = self.open_at_once(caller, ino, flags) {
-            return Ok(opened);
+    fn open(&self, caller: Caller, ino: u64, flags: u32) -> Result<(u64, Through), Errno> {
+        if let Some(fh) = self.open_at_once(caller, ino, flags) {
+            return Ok((fh, Through::Pages));
         }
         if let Some(fh) = self.opendir_at_once(caller, ino, flags) {
-            return Ok((fh, Pages::None));
+            return Ok((fh, Through::Requests));
         }
         let _change = (flags & O_TRUNC != 0).then(|| self.memory.change(ino));
         let fh = self.open_at_server(&cred::with_groups(caller), ino, flags)?;
-        let pages = if is_read_only(flags) { self.memory.open(ino, fh) } else { Pages::None };
-        Ok((fh, pages))
+        self.add_writer(OpenFile { ino, fh }, flags);
+        let is_paged = is_read_only(flags) && self.skill().reads && self.memory.has_lease(ino);
+        Ok((fh, if is_paged { Through::Pages } else { Through::Requests }))
     }
 
     fn create(
@@ -517,7 +632,9 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         change.keep_name(entry.name, leased, attr.ino);
         // Unless it was there, and has been changed.
         self.memory.keep_attr(asked, leased.attr, attr);
-        Ok((attr, OpenFile { ino: attr.ino, fh }))
+        let file = OpenFile { ino: attr.ino, fh };
+        self.add_writer(file, flags);
+        Ok((attr, file))
     }
 
     fn tmpfile(
@@ -530,7 +647,9 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         let row = Tmpfile { parent, mode: new.mode, umask: new.umask, flags };
         let (opened, attr): (_, Attr) =
             self.call_for(&cred::with_groups(caller), &row, [&[], &[]])?;
-        Ok((attr, OpenFile { ino: attr.ino, fh: opened.fh }))
+        let file = OpenFile { ino: attr.ino, fh: opened.fh };
+        self.add_writer(file, flags);
+        Ok((attr, file))
     }
 
     fn read(
@@ -542,29 +661,43 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
     ) -> Result<usize, Errno> {
         let file = self.at_server(file)?;
         let _reading = self.memory.read(file.ino);
-        let cred = cred::plain(caller);
-        if buffer.len() <= CALL_SIZE_MAX {
-            let row = Read { fh: file.fh, ino: file.ino, offset, size: size(buffer) };
-            return self.call(&cred, &row, [&[], &[]], buffer).map(|(_, len)| len);
+        self.read_now(caller, file, offset, buffer)
+    }
+    fn read_pages(
+        &self,
+        caller: Caller,
+        file: OpenFile,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<usize, Errno> {
+        if !self.pages.is_attached() {
+            return self.read(caller, file, offset, buffer);
         }
-        // Larger ones in several calls that are under way at once, as many as there is room for.
-        let parts = buffer.len().div_ceil(CALL_SIZE_MAX).min(PARTS_MAX);
-        let more = self.more.take(parts - 1);
-        let mut read = 0;
-        for stretch in buffer.chunks_mut((more.count + 1) * CALL_SIZE_MAX) {
-            let wanted = stretch.len();
-            let from = offset + read as u64;
-            let len = match again(|| self.read_at_once(&cred, file, from, stretch)) {
-                Ok(len) => len,
-                Err(error) if read == 0 => return Err(error),
-                Err(_) => break,
+        let reading = self.pages.reading(file.ino, page_range(offset, buffer.len()));
+        let file = self.at_server(file)?;
+        let _reading = self.memory.read(file.ino);
+        loop {
+            self.memory.use_it();
+            if !self.pages.has_session() {
+                self.wish.want();
+            }
+            let (is_exclusive, waits) = match reading.how()? {
+                How::Leased { is_exclusive, waits } => (is_exclusive, waits),
+                How::AsTheyAre => return self.read_now(caller, file, offset, buffer),
+                // The kernel reads the page that it needs by itself.
+                How::Refused => return Err(Errno::new(EAGAIN)),
             };
-            read += len;
-            if len < wanted {
-                break;
+            match self.read_leased(caller, file, offset, buffer, (is_exclusive, waits))? {
+                (pages::KEPT, len) if reading.keep() => return Ok(len),
+                (pages::KEPT, _) => {}
+                (pages::TAKEN, _) => {
+                    reading.refuse();
+                    return Err(Errno::new(EAGAIN));
+                }
+                // The session is over, of which another thread is about to hear.
+                _ => std::thread::sleep(AGAIN_PAUSE),
             }
         }
-        Ok(read)
     }
 
     fn write(
@@ -575,9 +708,20 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         data: &[u8],
     ) -> Result<usize, Errno> {
         let file = self.at_server(file)?;
-        let _change = match place {
-            Place::Page(_) => self.memory.change_by_pages(file.ino),
-            Place::Offset(_) | Place::End => self.memory.change(file.ino),
+        if let Place::Page(offset) = place {
+            match self.write_pages(caller, file, offset, data) {
+                // It may have been written to otherwise before.
+                Err(error) if error.errno == EIO && !self.skill().maps => {}
+                outcome => return outcome,
+            }
+        }
+        let _change = self.memory.change(file.ino);
+        // A kernel that maps no files but through its pages locks those to which it writes, and has them afterwards.
+        let _locked = match place {
+            Place::Offset(offset) | Place::Page(offset) if !self.skill().maps => {
+                Some(self.pages.reading(file.ino, page_range(offset, data.len())))
+            }
+            _ => None,
         };
         let cred = cred::plain(caller);
         let mut done = 0;
@@ -614,7 +758,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
 
     fn release(&self, caller: Caller, file: OpenFile) -> Result<(), Errno> {
         self.owners.close(file.fh);
-        self.memory.close(file.ino, file.fh);
+        self.pages.remove_writer(file.ino, file.fh);
         self.close(caller, file)
     }
 
@@ -808,12 +952,11 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
 
     fn getattr_at_once(&self, ino: u64) -> Option<Told> {
         self.memory.use_it();
-        let attr = if self.memory.is_clean(ino) { self.memory.attr(ino)? } else { return None };
-        Some(self.told(attr))
+        Some(self.told(self.memory.attr(ino)?))
     }
 
-    fn open_at_once(&self, caller: Caller, ino: u64, flags: u32) -> Option<(u64, Pages)> {
-        if !is_read_only(flags) || flags & (O_NOATIME | FMODE_EXEC) != 0 {
+    fn open_at_once(&self, caller: Caller, ino: u64, flags: u32) -> Option<u64> {
+        if !self.skill().reads || !is_read_only(flags) || flags & (O_NOATIME | FMODE_EXEC) != 0 {
             return None;
         }
         if !self.memory.may_open(ino, caller.uid) {
@@ -821,13 +964,11 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         }
         let fh = self.promised.open(ino, flags, cred::plain(caller))?;
         // What was so a moment ago may have gone.
-        match self.memory.open_unasked(ino, fh, caller.uid) {
-            Pages::None => {
-                self.withdraw(caller, OpenFile { ino, fh });
-                None
-            }
-            pages => Some((fh, pages)),
+        if self.memory.may_open(ino, caller.uid) {
+            return Some(fh);
         }
+        self.withdraw(caller, OpenFile { ino, fh });
+        None
     }
 
     fn opendir_at_once(&self, caller: Caller, ino: u64, flags: u32) -> Option<u64> {
@@ -897,23 +1038,35 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         let is_closed = self.promised.close_unknown(file.fh);
         if is_closed {
             self.owners.close(file.fh);
-            self.memory.close(file.ino, file.fh);
         }
         is_closed
     }
 
-    fn attach(&self, kernel: Box<dyn Kernel>, may_page: bool) {
-        self.memory.attach(kernel, may_page);
+    fn attach(&self, kernel: Arc<dyn Kernel>, skill: Skill) {
+        self.memory.attach(kernel.clone());
+        self.pages.attach(kernel);
+        // A mount has one kernel.
+        self.skill.set(skill).ok();
     }
 
     fn run(&self) {
         let redeem = |promise: &Promise| self.redeem(promise);
         let files = Files { promised: &self.promised, redeem: &redeem };
-        leases::keep(&self.port, &self.memory, files, &self.wish);
+        leases::keep(&self.port, (&self.memory, &self.pages), files, &self.wish);
+    }
+
+    fn give_back(&self) {
+        self.pages.give_back(|recall| {
+            let Recall { session, ino, ref pages } = *recall;
+            let (first, count) = (pages.start, pages.end - pages.start);
+            // Process 0: the agent itself.
+            self.order(&Cred::new(0, 0, 0), &LetGo { session, ino, first, count }, [&[], &[]])
+        });
     }
 
     fn stop(&self) {
         self.wish.end();
+        self.pages.end();
     }
 }
 

@@ -20,11 +20,11 @@
 use crate::VfsServer;
 use crate::answer::{Outcome, RESTART, Result, err};
 use crate::keys::{self, Inode, mark};
-use crate::pages::{Own, PageClaim, Pages, is_behind};
 use crate::limits::{
     AGENTS_MAX, CONTESTED_FIRST, CONTESTED_LONGEST, CONTESTED_MAX, LEASE, LEASES_PER_AGENT_MAX,
     POLL_TIME, PUT_OFF_BYTES_MAX, PUT_OFF_MAX, RECALLS_PER_ANSWER,
 };
+use crate::pages::{Own, PageClaim, Pages, is_behind};
 use calls::answer;
 use calls::vfs::{FAREWELL, Forget, Leased, Recalled, Recalls, attributes, search};
 use dvk::server::{Call, Context, Gone, Nanos};
@@ -285,8 +285,7 @@ impl VfsServer {
     /// Who was behind others until now has its pages recalled.
     fn recall_for(&mut self, number: u64, cx: &mut Context<'_>) {
         let Some(call) = self.leases.put_off.get(&number) else { return };
-        if call.pages.is_empty()
-            || self.leases.is_behind(&call.pages, call.id.source, Some(number))
+        if call.pages.is_empty() || self.leases.is_behind(&call.pages, call.id.source, Some(number))
         {
             return;
         }
@@ -658,7 +657,8 @@ impl Leases {
         }
         let lease = u32::try_from(LEASE / 1_000_000).unwrap_or(u32::MAX);
         let recalled = Recalled { session: agent.session, batch: agent.batch, lease };
-        if let Outcome::Answer(message, payload) = told(recalled, &agent.telling, &agent.telling_pages)
+        if let Outcome::Answer(message, payload) =
+            told(recalled, &agent.telling, &agent.telling_pages)
         {
             cx.answer(poll, message, payload);
         }

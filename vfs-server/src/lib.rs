@@ -55,9 +55,9 @@ mod xattr;
 use answer::{Outcome, RESTART, Result, both, err, payload, reply};
 use calls::vfs::{
     Access, Attr, CopyRange, Create, Fallocate, Flush, Fsync, Getattr, Getlk, Getxattr, Leased,
-    LetGo, Link, Listxattr, Lookup, Mkdir, Mknod, Open, ROOT_INO, Read, ReadPages, Readdir, Readlink, Release,
-    Removexattr, Rename, Rmdir, Seek, Setattr, Setxattr, Statfs, Symlink, Tmpfile, Unlink, VfsCall,
-    Write, WritePages,
+    LetGo, Link, Listxattr, Lookup, Mkdir, Mknod, Open, ROOT_INO, Read, ReadPages, Readdir,
+    Readlink, Release, Removexattr, Rename, Rmdir, Seek, Setattr, Setxattr, Statfs, Symlink,
+    Tmpfile, Unlink, VfsCall, Write, WritePages,
 };
 use calls::wire::Wire;
 use calls::{Retry, Row};

@@ -316,13 +316,7 @@ impl VfsServer {
     }
 
     /// `source` holds none of these pages any more.
-    fn drop_pages(
-        &mut self,
-        ino: u64,
-        source: Endpoint,
-        pages: Range<u64>,
-        cx: &mut Context<'_>,
-    ) {
+    fn drop_pages(&mut self, ino: u64, source: Endpoint, pages: Range<u64>, cx: &mut Context<'_>) {
         if self.leases.pages.remove(ino, source, pages) {
             cx.store.remove(&keys::pages(ino, source));
         }

@@ -12,8 +12,8 @@ use crate::linux::{
     FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE, S_IFDIR, S_IFREG, SEEK_DATA,
     SEEK_HOLE,
 };
-use crate::reclaim::extends_beyond;
 use crate::pages::{Own, PAGES_END, PageClaim, pages_of};
+use crate::reclaim::extends_beyond;
 use calls::vfs::{
     CopyRange, Count, Fallocate, Fsync, Offsets, PAGE_SIZE, Paged, Read, ReadPages, Seek,
     WRITE_APPEND, WRITE_AT, Write, WritePages, pages,

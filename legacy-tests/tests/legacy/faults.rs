@@ -62,7 +62,7 @@ fn vfs_server(world: &World) {
 }
 
 /// The `dvs-mount` of a node's container.
-fn agent_of(world: &World, node: &str) -> Pid {
+pub(crate) fn agent_of(world: &World, node: &str) -> Pid {
     let lab = world.as_lab().expect("this test is for labs");
     let rows = lab.rows(&["lab", "status"]).expect("the lab is up");
     let row = rows.iter().find(|row| row["process"] == "container" && row["node"] == node);

@@ -10,6 +10,7 @@ mod group;
 mod hammer;
 mod labs;
 mod locks;
+mod mappings;
 mod messages;
 mod processes;
 mod semaphores;
@@ -46,6 +47,7 @@ const MODULES: &[&[Test]] = &[
     conformance::TESTS,
     locks::TESTS,
     hammer::TESTS,
+    mappings::TESTS,
     semaphores::TESTS,
     messages::TESTS,
     processes::TESTS,

@@ -100,6 +100,9 @@ pub(crate) const FOPEN_PARALLEL_DIRECT_WRITES: u32 = 1 << 6;
 pub(crate) const FUSE_GETATTR_FH: u32 = 1 << 0;
 /// `fuse_lk_in.lk_flags`: it is flock(2).
 pub(crate) const FUSE_LK_FLOCK: u32 = 1 << 0;
+/// `fuse_read_in.read_flags`: it is a read(2) that goes around the page cache, by somebody who can hold locks.
+pub(crate) const FUSE_READ_LOCKOWNER: u32 = 1 << 1;
+
 /// `fuse_write_in.write_flags`: pages of the cache, or of a mapping, are written back.
 pub(crate) const FUSE_WRITE_CACHE: u32 = 1 << 0;
 /// `fuse_fsync_in.fsync_flags`: fdatasync(2).

@@ -3,10 +3,12 @@
 
 use super::abi;
 use crate::kernel::Kernel;
+use calls::vfs::PAGE_SIZE;
 use rustix::io::Errno;
 use rustix::ioctl::{Setter, ioctl, opcode};
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use zerocopy::{Immutable, IntoBytes};
 
@@ -91,10 +93,18 @@ impl Device {
 }
 
 impl Kernel for Device {
-    fn forget(&self, ino: u64, pages: bool) -> bool {
-        // A negative offset: no pages. From the first on without a length: all.
-        let off = if pages { 0 } else { -1 };
-        let what = abi::fuse_notify_inval_inode_out { ino, off, len: 0 };
+    fn forget(&self, ino: u64) -> bool {
+        // A negative offset: no pages.
+        let what = abi::fuse_notify_inval_inode_out { ino, off: -1, len: 0 };
         self.notify(abi::notify::INVAL_INODE, &what)
+    }
+
+    fn lose_pages(&self, ino: u64, pages: &Range<u64>) {
+        let bytes = |pages: u64| i64::try_from(pages.saturating_mul(PAGE_SIZE)).unwrap_or(i64::MAX);
+        // Without a length: all behind.
+        let len = if pages.end == u64::MAX { 0 } else { bytes(pages.end - pages.start) };
+        let what = abi::fuse_notify_inval_inode_out { ino, off: bytes(pages.start), len };
+        // One that it does not know has no pages.
+        self.notify(abi::notify::INVAL_INODE, &what);
     }
 }

@@ -3,9 +3,8 @@
 use super::reply::{self, put};
 use super::request::Operation;
 use super::{abi, request::Request};
-use crate::agent::{Agent, Caller, Looked, OpenFile, Told};
+use crate::agent::{Agent, Caller, Looked, OpenFile, Through, Told};
 use crate::limits::IO_SIZE_MAX;
-use crate::memory::Pages;
 use calls::vfs::DirEntry;
 use m3ipc::errno::numbers::{ELOOP, ENXIO, EOVERFLOW, ESTALE};
 use m3ipc::{Errno, Interrupt};
@@ -93,9 +92,14 @@ impl<A: Agent> Door<A> {
                 let (attr, file) = agent.tmpfile(caller, parent, new, flags)?;
                 self.created(request, out, &attr, file)
             }
-            Operation::Read { file, offset, size } => {
-                let size = size.min(IO_SIZE_MAX) as usize;
-                agent.read(caller, file, offset, &mut out[..size]).map(Done::Reply)
+            Operation::Read { file, offset, size, is_for_pages } => {
+                let buffer = &mut out[..size.min(IO_SIZE_MAX) as usize];
+                let read = if is_for_pages {
+                    agent.read_pages(caller, file, offset, buffer)
+                } else {
+                    agent.read(caller, file, offset, buffer)
+                };
+                read.map(Done::Reply)
             }
             Operation::Write { file, place, data } => {
                 written(out, agent.write(caller, file, place, data)?)
@@ -169,7 +173,8 @@ impl<A: Agent> Door<A> {
             }
             Operation::Getattr { ino, .. } => Some(attributes(out, &agent.getattr_at_once(ino)?)),
             Operation::Open { ino, flags } => {
-                Some(Ok(self.opened(out, ino, agent.open_at_once(caller, ino, flags)?)))
+                let fh = agent.open_at_once(caller, ino, flags)?;
+                Some(Ok(self.opened(out, ino, (fh, Through::Pages))))
             }
             Operation::Opendir { ino, flags } => {
                 let fh = agent.opendir_at_once(caller, ino, flags)?;
@@ -199,11 +204,12 @@ impl<A: Agent> Door<A> {
     }
 
     /// A file that has been opened, and whether the kernel may read it from pages.
-    fn opened(&self, out: &mut [u8], ino: u64, (fh, pages): (u64, Pages)) -> Done {
-        let open_flags = match pages {
-            Pages::None => self.open_flags,
-            Pages::Fresh => 0,
-            Pages::Kept => abi::FOPEN_KEEP_CACHE,
+    fn opened(&self, out: &mut [u8], ino: u64, (fh, through): (u64, Through)) -> Done {
+        let open_flags = match through {
+            Through::Requests => self.open_flags,
+            // What it has is good, unless it also has what was written.
+            Through::Pages if self.open_flags != 0 => abi::FOPEN_KEEP_CACHE,
+            Through::Pages => 0,
         };
         opened(out, 0, OpenFile { ino, fh }, open_flags)
     }

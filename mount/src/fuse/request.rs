@@ -83,6 +83,8 @@ pub enum Operation<'a> {
         file: OpenFile,
         offset: u64,
         size: u32,
+        /// Whole pages, which the kernel keeps.
+        is_for_pages: bool,
     },
     Write {
         file: OpenFile,
@@ -302,8 +304,9 @@ fn operation<'a>(head: &Header, body: &'a [u8]) -> Option<Operation<'a>> {
             Operation::Tmpfile { parent: ino, new: NewMode { mode, umask }, flags }
         }
         opcode::READ => {
-            let abi::fuse_read_in { fh, offset, size, .. } = body.take()?;
-            Operation::Read { file: file(fh), offset, size }
+            let abi::fuse_read_in { fh, offset, size, read_flags, .. } = body.take()?;
+            let is_for_pages = read_flags & abi::FUSE_READ_LOCKOWNER == 0;
+            Operation::Read { file: file(fh), offset, size, is_for_pages }
         }
         opcode::WRITE => {
             let asked: abi::fuse_write_in = body.take()?;

@@ -13,8 +13,8 @@ use super::handshake;
 use super::reply::{self, HEADER_SIZE};
 use super::request::{Malformed, Operation, Request};
 use super::under_way::{Served, UnderWay, Watched};
-use crate::agent::Agent;
-use crate::limits::{IO_SIZE_MAX, REQUEST_HEAD_MAX, SPARE_MAX, STACK, THREADS_MAX};
+use crate::agent::{Agent, Skill};
+use crate::limits::{GIVERS, IO_SIZE_MAX, REQUEST_HEAD_MAX, SPARE_MAX, STACK, THREADS_MAX};
 use crate::status::Status;
 use anyhow::{Context as _, Result};
 use m3ipc::{Errno, Interrupt};
@@ -111,8 +111,11 @@ pub(crate) fn start<A: Agent>(
         .context("no thread to look after signals")?;
     match session.devices[0].same() {
         Ok(device) => {
-            let may_page = flags & init::AUTO_INVAL_DATA != 0;
-            session.door.agent().attach(Box::new(device), may_page);
+            let skill = Skill {
+                reads: flags & init::AUTO_INVAL_DATA != 0,
+                maps: flags & init::DIRECT_IO_ALLOW_MMAP != 0,
+            };
+            session.door.agent().attach(Arc::new(device), skill);
         }
         Err(error) => tracing::warn!(%error, "the kernel is not told to remember anything"),
     }
@@ -122,6 +125,14 @@ pub(crate) fn start<A: Agent>(
         .stack_size(STACK)
         .spawn(move || beside.door.agent().run())
         .context("no thread to keep leases")?;
+    for _ in 0..GIVERS {
+        let beside = session.clone();
+        thread::Builder::new()
+            .name("dvs-pages".into())
+            .stack_size(STACK)
+            .spawn(move || beside.door.agent().give_back())
+            .context("no thread to give pages back")?;
+    }
     for _ in 0..threads.get() {
         session.hire().context("no thread to serve the mount")?;
     }

@@ -7,6 +7,7 @@ mod files;
 mod hosted;
 mod leases;
 mod locks;
+mod mappings;
 mod names;
 mod permissions;
 mod programs;

@@ -132,7 +132,15 @@ impl World {
         let mut store = TestStore { map, blobs, free: None, broken: None, synced: Vec::new() };
         let clock = 1_000_000_000_000;
         let server = VfsServer::open(&mut store, clock).unwrap();
-        World { store, server, clock, sync: false, calls: 0, answers: BTreeMap::new(), answered: Vec::new() }
+        World {
+            store,
+            server,
+            clock,
+            sync: false,
+            calls: 0,
+            answers: BTreeMap::new(),
+            answered: Vec::new(),
+        }
     }
 
     /// The server dies and comes back.

@@ -9,8 +9,9 @@ use crate::tests::driver::{Client, Got, ROOT, USER, World, attr};
 use crate::tests::errors::world;
 use calls::Row;
 use calls::vfs::{
-    Attr, Create, Created, Forget, Getattr, Leased, Link, Lookup, Mkdir, ROOT_INO, Read, Recalled, Recalls,
-    Rename, Renamed, Rmdir, SetAttr, Setattr, Setxattr, Unlink, Write, attributes, search, set,
+    Attr, Create, Created, Forget, Getattr, Leased, Link, Lookup, Mkdir, ROOT_INO, Read, Recalled,
+    Recalls, Rename, Renamed, Rmdir, SetAttr, Setattr, Setxattr, Unlink, Write, attributes, search,
+    set,
 };
 use calls::wire::Wire;
 use dvk::server::{Gone, Server};

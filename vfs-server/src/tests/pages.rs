@@ -30,9 +30,18 @@ struct Cached {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wanted {
     /// A page, and whether something has been recalled since.
-    Page { page: u64, is_exclusive: bool, is_void: bool },
-    Read { page: u64 },
-    Write { page: u64, value: u8 },
+    Page {
+        page: u64,
+        is_exclusive: bool,
+        is_void: bool,
+    },
+    Read {
+        page: u64,
+    },
+    Write {
+        page: u64,
+        value: u8,
+    },
     /// The file has no pages then, until it is as long as before.
     Cut,
     Grow,
@@ -120,7 +129,10 @@ impl Cluster {
 
     /// Has a page read, unless that is under way.
     fn fetch(&mut self, at: usize, page: u64) {
-        if self.wants(at, |wanted| matches!(wanted, Wanted::Page { page: other, .. } if *other == page)) {
+        if self.wants(
+            at,
+            |wanted| matches!(wanted, Wanted::Page { page: other, .. } if *other == page),
+        ) {
             return;
         }
         let node = &self.nodes[at];
@@ -410,6 +422,34 @@ fn pages_are_shared_by_those_who_only_read() {
     c.hear(2);
     assert!(c.nodes[0].cached.contains_key(&1));
     assert_eq!(c.read_pages(1, 0, 1, 0, 0), pages::KEPT, "only that one was recalled");
+}
+
+#[test]
+fn who_comes_later_waits_behind_who_waits() {
+    let mut c = Cluster::new(&[true, false, false]);
+    assert_eq!(c.read_pages(1, 0, 3, 0, 1), pages::KEPT);
+    c.fetch(0, 1);
+    assert_eq!(c.read_pages(2, 1, 1, 0, 0), pages::TAKEN, "it would go on for ever");
+    assert_eq!(c.read_pages(2, 0, 1, 0, 0), pages::KEPT);
+    // Who has a page may look at it until it has given it back.
+    c.step(1, &Step::Read(1));
+    assert!(c.nodes[1].open.is_empty());
+    c.step(2, &Step::Read(1));
+    assert_eq!(c.nodes[2].open.len(), 1);
+    c.settle();
+}
+
+#[test]
+fn two_that_make_a_file_shorter_do_not_wait_for_each_other() {
+    let mut c = Cluster::new(&[true, true]);
+    c.fetch(0, 0);
+    c.fetch(1, 1);
+    c.step(0, &Step::Store(0, 7));
+    c.step(1, &Step::Cut);
+    c.step(0, &Step::Cut);
+    // Their kernels write nothing back, and no agent says anything.
+    assert!(!c.wants(1, |wanted| *wanted == Wanted::Cut));
+    c.settle();
 }
 
 #[test]

@@ -1,0 +1,648 @@
+//! Which pages of files the kernel may have: those of which vfs-server has given this agent leases, until it wants them back.
+//!
+//! The kernel fills pages by reads of its own (not for read(2) of a file that is opened for direct I/O), and is made to lose them before the
+//! server is told so. A page that is being read is locked, and who makes the kernel lose it waits for that. So nobody waits here for
+//! the server's word about pages that the server may be waiting for:
+//!
+//! - What is being read when pages are to go is not there yet. It is passed over, and asked for anew when its answer has come.
+//! - What comes to be read while the kernel loses pages may be what it waits for. It is answered after a moment, as the server still counts these
+//!   pages as ours, and the kernel loses them again.
+//! - Read-ahead never waits for others: it fails, and the kernel reads the page that it needs by itself.
+//!
+//! Who has a file open for writing may map it, and write to pages that are there without anybody being told. So while somebody on this node has, all
+//! its pages are read exclusively; the kernel has lost the others when it maps the file.
+
+use crate::kernel::Kernel;
+use crate::limits::{AGAIN_PAUSE, PAGES_KEPT_FOR, READ_HELD_FOR};
+use m3ipc::Errno;
+use rangemap::RangeSet;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::ops::Range;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+/// All pages of a file.
+pub(crate) const ALL: Range<u64> = 0..u64::MAX;
+
+/// All pages that the kernel may have.
+#[derive(Debug, Default)]
+pub(crate) struct Pages {
+    state: Mutex<State>,
+    changed: Condvar,
+    kernel: OnceLock<Arc<dyn Kernel>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    files: HashMap<u64, File>,
+    /// The session with vfs-server; 0: there is none.
+    session: u64,
+    /// Attempts to begin one that have failed, and why the last one did.
+    failures: u64,
+    failure: Option<Errno>,
+    /// The number of the next read, or loss.
+    next: u64,
+    /// What the server wants back.
+    recalls: VecDeque<Recall>,
+    has_ended: bool,
+}
+
+#[derive(Debug, Default)]
+struct File {
+    /// The kernel may have these.
+    held: RangeSet<u64>,
+    reads: Vec<Read>,
+    loss: Option<Loss>,
+    /// Read while the kernel was losing them.
+    late: RangeSet<u64>,
+    /// Read-ahead that has failed: who asks for that once more waits.
+    refused: Option<Range<u64>>,
+    /// Files that are open for reading and writing.
+    writers: HashSet<u64>,
+    /// When pages were read last.
+    read: Option<Instant>,
+}
+
+impl File {
+    fn is_idle(&self) -> bool {
+        self.held.is_empty()
+            && self.reads.is_empty()
+            && self.loss.is_none()
+            && self.refused.is_none()
+            && self.writers.is_empty()
+    }
+}
+
+/// Pages that are being read.
+#[derive(Debug)]
+struct Read {
+    number: u64,
+    pages: Range<u64>,
+    /// They have been recalled since the server was asked.
+    is_void: bool,
+}
+
+/// Pages that the kernel is losing.
+#[derive(Debug)]
+struct Loss {
+    /// Reads with smaller numbers are passed over.
+    number: u64,
+    pages: Range<u64>,
+    /// It has lost them, and the server is being told.
+    is_over: bool,
+}
+
+/// What the server wants back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Recall {
+    pub(crate) session: u64,
+    pub(crate) ino: u64,
+    pub(crate) pages: Range<u64>,
+}
+
+/// How pages are to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum How {
+    /// With a lease.
+    Leased { is_exclusive: bool, waits: bool },
+    /// As they are: the kernel is about to lose them.
+    AsTheyAre,
+    /// Not.
+    Refused,
+}
+
+/// A read of pages that is under way.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Reading<'a> {
+    pages: &'a Pages,
+    ino: u64,
+    number: u64,
+    range: Range<u64>,
+}
+
+impl Pages {
+    /// From now on `kernel` can be made to lose pages.
+    pub(crate) fn attach(&self, kernel: Arc<dyn Kernel>) {
+        // A mount has one kernel.
+        drop(self.kernel.set(kernel));
+    }
+
+    /// Can the kernel be made to lose pages?
+    pub(crate) fn is_attached(&self) -> bool {
+        self.kernel.get().is_some()
+    }
+
+    /// A program has opened a file for reading and writing. To be said before it knows.
+    pub(crate) fn add_writer(&self, ino: u64, fh: u64) {
+        self.state().files.entry(ino).or_default().writers.insert(fh);
+    }
+
+    /// A file is closed that may have been open for reading and writing.
+    pub(crate) fn remove_writer(&self, ino: u64, fh: u64) {
+        let mut state = self.state();
+        if let Some(file) = state.files.get_mut(&ino)
+            && file.writers.remove(&fh)
+        {
+            state.tidy(ino);
+        }
+    }
+
+    /// The kernel reads pages; or it writes bytes to pages that are locked meanwhile.
+    pub(crate) fn reading(&self, ino: u64, range: Range<u64>) -> Reading<'_> {
+        let mut state = self.state();
+        let number = state.number();
+        let read = Read { number, pages: range.clone(), is_void: false };
+        state.files.entry(ino).or_default().reads.push(read);
+        Reading { pages: self, ino, number, range }
+    }
+
+    /// The server has begun a session.
+    pub(crate) fn begin_session(&self, session: u64) {
+        self.state().session = session;
+        self.changed.notify_all();
+    }
+
+    /// There is no session, and none could be begun.
+    pub(crate) fn fail(&self, error: Errno) {
+        let mut state = self.state();
+        state.failures += 1;
+        state.failure = Some(error);
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn has_session(&self) -> bool {
+        self.state().session != 0
+    }
+
+    /// The session is over, or is about to end: the kernel loses everything. Who reads pages waits for another one.
+    pub(crate) fn end_session(&self) {
+        let files: Vec<u64> = {
+            let mut state = self.state();
+            state.session = 0;
+            state.recalls.clear();
+            for file in state.files.values_mut() {
+                file.refused = None;
+                file.reads.iter_mut().for_each(|read| read.is_void = true);
+            }
+            state.files.keys().copied().collect()
+        };
+        for ino in files {
+            self.lose(ino, &ALL, || ());
+        }
+    }
+
+    /// The kernel loses all pages of a file that it has, if it has any: others may have changed them.
+    pub(crate) fn lose_all(&self, ino: u64) {
+        let has_some = self.state().files.get(&ino).is_some_and(|file| !file.held.is_empty());
+        if has_some {
+            self.lose(ino, &ALL, || ());
+        }
+    }
+
+    /// The server wants pages back.
+    pub(crate) fn recall(&self, recall: Recall) {
+        self.state().recalls.push_back(recall);
+        self.changed.notify_all();
+    }
+
+    /// Gives back what the server wants, until [`Pages::end`]. `let_go` tells it so; several threads may do this.
+    pub(crate) fn give_back(&self, let_go: impl Fn(&Recall) -> Result<(), Errno>) {
+        while let Some((recall, pause)) = self.next_recall() {
+            // Who has just got pages uses them once at least.
+            std::thread::sleep(pause);
+            self.lose(recall.ino, &recall.pages, || {
+                while let Err(error) = let_go(&recall) {
+                    // Without a session there is nothing to be told.
+                    if self.state().session != recall.session {
+                        break;
+                    }
+                    tracing::debug!(?error, ?recall, "pages cannot be given back");
+                    std::thread::sleep(AGAIN_PAUSE);
+                }
+            });
+        }
+    }
+
+    /// Lets the threads in [`Pages::give_back`] end.
+    pub(crate) fn end(&self) {
+        self.state().has_ended = true;
+        self.changed.notify_all();
+    }
+
+    /// What is to be given back next, and how long its pages are to be kept yet. `None`: no more is.
+    fn next_recall(&self) -> Option<(Recall, Duration)> {
+        let mut state = self.state();
+        loop {
+            if state.has_ended {
+                return None;
+            }
+            if let Some(recall) = state.recalls.pop_front() {
+                let read = state.files.get(&recall.ino).and_then(|file| file.read);
+                let kept = read.map_or(PAGES_KEPT_FOR, |read| read.elapsed());
+                return Some((recall, PAGES_KEPT_FOR.saturating_sub(kept)));
+            }
+            state = self.wait(state);
+        }
+    }
+
+    /// Has the kernel lose pages, and calls `tell` when it has; nothing of them is read before that returns.
+    fn lose(&self, ino: u64, pages: &Range<u64>, tell: impl FnOnce()) {
+        let Some(kernel) = self.kernel.get() else { return tell() };
+        let mut state = self.state();
+        while state.files.get(&ino).is_some_and(|file| file.loss.is_some()) {
+            state = self.wait(state);
+        }
+        let number = state.number();
+        let file = state.files.entry(ino).or_default();
+        file.loss = Some(Loss { number, pages: pages.clone(), is_over: false });
+        let mut there: RangeSet<u64> = overlap(&file.held, pages);
+        for read in file.reads.iter_mut().filter(|read| overlaps(&read.pages, pages)) {
+            read.is_void = true;
+            remove(&mut there, &read.pages);
+        }
+        remove(&mut file.held, pages);
+        while !there.is_empty() {
+            drop(state);
+            for run in there.iter() {
+                kernel.lose_pages(ino, run);
+            }
+            state = self.state();
+            there = state.files.entry(ino).or_default().late.clone();
+            state.files.entry(ino).or_default().late.clear();
+        }
+        if let Some(loss) = &mut state.files.entry(ino).or_default().loss {
+            loss.is_over = true;
+        }
+        drop(state);
+        tell();
+        let mut state = self.state();
+        state.files.entry(ino).or_default().loss = None;
+        state.tidy(ino);
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    /// Forgets a file of which there is nothing to be known.
+    fn tidy(&mut self, ino: u64) {
+        if self.files.get(&ino).is_some_and(File::is_idle) {
+            self.files.remove(&ino);
+        }
+    }
+}
+
+impl Reading<'_> {
+    /// How the pages are to be read now.
+    ///
+    /// # Errors
+    /// There is no session, and there can be none for now.
+    pub(crate) fn how(&self) -> Result<How, Errno> {
+        let begun = Instant::now();
+        let mut state = self.pages.state();
+        let failures = state.failures;
+        loop {
+            let has_session = state.session != 0;
+            if !has_session && state.failures != failures {
+                return Err(state.failure.unwrap_or(Errno::new(m3ipc::errno::numbers::EIO)));
+            }
+            let file = state.files.entry(self.ino).or_default();
+            let is_refused = file.refused.as_ref() == Some(&self.range);
+            let is_one = self.range.end - self.range.start <= 1;
+            let loss = file.loss.as_ref().filter(|loss| overlaps(&loss.pages, &self.range));
+            match loss {
+                Some(loss) if self.number > loss.number && !loss.is_over => {
+                    // It may be what the kernel waits for.
+                    let held = begun.elapsed();
+                    if held < READ_HELD_FOR {
+                        state = self
+                            .pages
+                            .changed
+                            .wait_timeout(state, READ_HELD_FOR - held)
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .0;
+                        continue;
+                    }
+                    if !is_one && !is_refused {
+                        file.refused = Some(self.range.clone());
+                        return Ok(How::Refused);
+                    }
+                    file.late.insert(self.range.clone());
+                    return Ok(How::AsTheyAre);
+                }
+                Some(_) => {}
+                None if has_session => {
+                    let is_exclusive = !file.writers.is_empty();
+                    let its = file.reads.iter_mut().find(|read| read.number == self.number);
+                    if let Some(read) = its {
+                        read.is_void = false;
+                    }
+                    return Ok(How::Leased { is_exclusive, waits: is_one || is_refused });
+                }
+                None => {}
+            }
+            state = self.pages.wait(state);
+        }
+    }
+
+    /// The server has given a lease. False: the pages have been recalled since it was asked for, and it must be asked again.
+    pub(crate) fn keep(&self) -> bool {
+        let mut state = self.pages.state();
+        let file = state.files.entry(self.ino).or_default();
+        let is_void = file.reads.iter().any(|read| read.number == self.number && read.is_void);
+        if !is_void {
+            // From now on the kernel may have them, and waits itself for what it is about to be told.
+            file.reads.retain(|read| read.number != self.number);
+            file.held.insert(self.range.clone());
+            file.read = Some(Instant::now());
+            file.refused.take_if(|refused| refused.contains(&self.range.start));
+        }
+        !is_void
+    }
+
+    /// Others have some of these pages, and this is read-ahead.
+    pub(crate) fn refuse(&self) {
+        let mut state = self.pages.state();
+        state.files.entry(self.ino).or_default().refused = Some(self.range.clone());
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        let mut state = self.pages.state();
+        if let Some(file) = state.files.get_mut(&self.ino) {
+            file.reads.retain(|read| read.number != self.number);
+        }
+        state.tidy(self.ino);
+    }
+}
+
+fn overlaps(one: &Range<u64>, other: &Range<u64>) -> bool {
+    one.start < other.end && other.start < one.end
+}
+
+/// What of `set` is in `pages`.
+fn overlap(set: &RangeSet<u64>, pages: &Range<u64>) -> RangeSet<u64> {
+    let cut = |run: &Range<u64>| run.start.max(pages.start)..run.end.min(pages.end);
+    set.iter().filter(|run| overlaps(run, pages)).map(cut).collect()
+}
+
+fn remove(set: &mut RangeSet<u64>, pages: &Range<u64>) {
+    if pages.start < pages.end {
+        set.remove(pages.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use m3ipc::errno::numbers::ENOLCK;
+    use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+    use std::thread;
+
+    /// A kernel that notes what it loses, and says when it begins to and may go on if it has somebody to tell.
+    #[derive(Debug, Default)]
+    struct Noting {
+        lost: Mutex<Vec<Range<u64>>>,
+        steps: Option<(SyncSender<Range<u64>>, Mutex<Receiver<()>>)>,
+    }
+
+    impl Kernel for Noting {
+        fn forget(&self, ino: u64) -> bool {
+            panic!("attributes of {ino}");
+        }
+
+        fn lose_pages(&self, _: u64, pages: &Range<u64>) {
+            self.lost.lock().unwrap().push(pages.clone());
+            if let Some((begins, goes)) = &self.steps {
+                begins.send(pages.clone()).unwrap();
+                goes.lock().unwrap().recv().unwrap();
+            }
+        }
+    }
+
+    impl Noting {
+        fn take(&self) -> Vec<Range<u64>> {
+            std::mem::take(&mut self.lost.lock().unwrap())
+        }
+    }
+
+    fn pages() -> (Pages, Arc<Noting>) {
+        let (pages, kernel) = (Pages::default(), Arc::new(Noting::default()));
+        pages.attach(kernel.clone());
+        pages.begin_session(1);
+        (pages, kernel)
+    }
+
+    /// With a kernel that loses pages step by step.
+    fn stepping() -> (Pages, Receiver<Range<u64>>, SyncSender<()>) {
+        let ((begins, begun), (go, goes)) = (sync_channel(0), sync_channel(0));
+        let pages = Pages::default();
+        let steps = Some((begins, Mutex::new(goes)));
+        pages.attach(Arc::new(Noting { lost: Mutex::default(), steps }));
+        pages.begin_session(1);
+        (pages, begun, go)
+    }
+
+    const SHARED: How = How::Leased { is_exclusive: false, waits: true };
+
+    fn read(pages: &Pages, range: Range<u64>) {
+        let reading = pages.reading(5, range);
+        assert!(matches!(reading.how(), Ok(How::Leased { .. })));
+        assert!(reading.keep());
+    }
+
+    #[test]
+    fn the_kernel_loses_what_it_has_and_is_told_of_nothing_else() {
+        let (pages, kernel) = pages();
+        read(&pages, 3..5);
+        read(&pages, 7..8);
+        pages.lose(5, &(4..20), || ());
+        assert_eq!(kernel.take(), [4..5, 7..8]);
+        pages.lose(5, &ALL, || ());
+        assert_eq!(kernel.take(), [3..4]);
+        pages.lose(6, &ALL, || ());
+        pages.lose_all(5);
+        assert_eq!(kernel.take(), []);
+        assert!(pages.state().files.is_empty());
+        read(&pages, 3..5);
+        pages.lose_all(5);
+        assert_eq!(kernel.take(), [3..5]);
+    }
+
+    #[test]
+    fn what_is_being_read_when_pages_are_to_go_is_passed_over_and_asked_for_anew() {
+        let (pages, kernel) = pages();
+        read(&pages, 1..9);
+        let (one, other) = (pages.reading(5, 3..4), pages.reading(5, 20..21));
+        assert_eq!((one.how(), other.how()), (Ok(SHARED), Ok(SHARED)));
+        pages.lose(5, &(2..5), || ());
+        assert_eq!(kernel.take(), [2..3, 4..5]);
+        assert!(!one.keep() && other.keep());
+        assert_eq!(one.how(), Ok(SHARED));
+        assert!(one.keep());
+        drop(one);
+        pages.lose(5, &ALL, || ());
+        assert_eq!(kernel.take(), [1..2, 3..4, 5..9, 20..21]);
+    }
+
+    #[test]
+    fn what_is_read_while_pages_go_is_answered_and_lost_again() {
+        let (pages, begun, go) = stepping();
+        read(&pages, 0..4);
+        let early = pages.reading(5, 9..10);
+        let told = &Mutex::new(false);
+        thread::scope(|scope| {
+            let loser = scope.spawn(|| pages.lose(5, &ALL, || *told.lock().unwrap() = true));
+            assert_eq!(begun.recv(), Ok(0..4));
+            let (late, ahead) = (pages.reading(5, 2..3), pages.reading(5, 0..2));
+            assert_eq!(ahead.how(), Ok(How::Refused), "the kernel reads ahead");
+            assert_eq!(late.how(), Ok(How::AsTheyAre));
+            // Who asks for the same again needs it.
+            assert_eq!(ahead.how(), Ok(How::AsTheyAre));
+            // What was there before is not what the kernel waits for.
+            let waits = scope.spawn(|| early.how());
+            go.send(()).unwrap();
+            assert_eq!(begun.recv(), Ok(0..3));
+            assert!(!*told.lock().unwrap() && !waits.is_finished());
+            go.send(()).unwrap();
+            loser.join().unwrap();
+            assert!(*told.lock().unwrap());
+            assert_eq!(waits.join().unwrap(), Ok(SHARED));
+        });
+        assert!(early.keep());
+    }
+
+    #[test]
+    fn nothing_is_read_between_its_loss_and_the_word_of_it() {
+        let (pages, _) = pages();
+        read(&pages, 0..4);
+        thread::scope(|scope| {
+            let mut reader = None;
+            pages.lose(5, &(0..4), || {
+                let reading = pages.reading(5, 1..2);
+                let (begins, begun) = sync_channel(1);
+                reader = Some(scope.spawn(move || {
+                    begins.send(()).unwrap();
+                    (reading.how(), Instant::now())
+                }));
+                begun.recv().unwrap();
+                let other = pages.reading(5, 8..9);
+                assert_eq!(other.how(), Ok(SHARED), "others are");
+                // It is not the kernel that waits any more.
+                thread::park_timeout(2 * READ_HELD_FOR);
+                assert!(!reader.as_ref().unwrap().is_finished());
+            });
+            let (how, _) = reader.unwrap().join().unwrap();
+            assert_eq!(how, Ok(SHARED));
+        });
+    }
+
+    #[test]
+    fn read_ahead_that_was_refused_waits_the_next_time() {
+        let (pages, _) = pages();
+        let waits = |range| match pages.reading(5, range).how() {
+            Ok(How::Leased { waits, .. }) => waits,
+            other => panic!("{other:?}"),
+        };
+        assert!(waits(0..1) && !waits(0..2));
+        pages.reading(5, 0..2).refuse();
+        assert!(waits(0..2) && !waits(0..3));
+        read(&pages, 0..2);
+        assert!(!waits(0..2));
+    }
+
+    #[test]
+    fn pages_are_read_exclusively_while_somebody_may_write_to_them() {
+        let (pages, _) = pages();
+        let is_exclusive = || {
+            let how = pages.reading(5, 0..1).how();
+            how == Ok(How::Leased { is_exclusive: true, waits: true })
+        };
+        assert!(!is_exclusive());
+        pages.add_writer(5, 10);
+        pages.add_writer(5, 11);
+        pages.add_writer(6, 12);
+        pages.remove_writer(5, 10);
+        pages.remove_writer(5, 10);
+        pages.remove_writer(7, 10);
+        assert!(is_exclusive());
+        pages.remove_writer(5, 11);
+        assert!(!is_exclusive());
+        pages.remove_writer(6, 12);
+        assert!(pages.state().files.is_empty());
+    }
+
+    #[test]
+    fn without_a_session_nothing_is_kept_and_reads_wait_for_one() {
+        let (pages, kernel) = pages();
+        read(&pages, 0..4);
+        pages.recall(Recall { session: 1, ino: 5, pages: 0..1 });
+        let early = pages.reading(5, 3..4);
+        assert_eq!(early.how(), Ok(SHARED));
+        pages.end_session();
+        assert_eq!(kernel.take(), [0..3]);
+        assert!(!early.keep(), "of the session before");
+        assert!(pages.state().recalls.is_empty());
+        thread::scope(|scope| {
+            let waits = scope.spawn(|| early.how());
+            pages.begin_session(2);
+            assert_eq!(waits.join().unwrap(), Ok(SHARED));
+        });
+        pages.end_session();
+        let error = Errno::new(ENOLCK);
+        thread::scope(|scope| {
+            let (begins, begun) = sync_channel(1);
+            let (early, pages) = (&early, &pages);
+            let waits = scope.spawn(move || {
+                begins.send(()).unwrap();
+                early.how()
+            });
+            begun.recv().unwrap();
+            while !waits.is_finished() {
+                pages.fail(error);
+                thread::yield_now();
+            }
+            assert_eq!(waits.join().unwrap(), Err(error));
+        });
+    }
+
+    #[test]
+    fn what_the_server_wants_back_it_is_told_of_until_the_session_is_over() {
+        let (pages, kernel) = pages();
+        read(&pages, 0..4);
+        let wanted = |first| Recall { session: 1, ino: 5, pages: first..first + 1 };
+        let (tells, told) = sync_channel(0);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                pages.give_back(|recall| {
+                    tells.send(recall.clone()).unwrap();
+                    Err(Errno::new(ENOLCK))
+                });
+            });
+            pages.recall(wanted(1));
+            assert_eq!((told.recv().unwrap(), told.recv().unwrap()), (wanted(1), wanted(1)));
+            assert_eq!(kernel.take(), [1..2]);
+            // This loses the rest once it has been told.
+            scope.spawn(|| pages.end_session());
+            while told.recv_timeout(10 * AGAIN_PAUSE).is_ok() {}
+            pages.end();
+        });
+        assert_eq!(kernel.take(), [0..1, 2..4]);
+    }
+}
