@@ -17,6 +17,9 @@ pub const WRITE_APPEND: u64 = u64::MAX;
 /// mapping that a kernel writes back through some descriptor of the file. off_t leaves it free.
 pub const WRITE_AT: u64 = 1 << 63;
 
+/// Most bytes of a write that is done at once.
+pub const WRITE_SIZE_MAX: usize = 1 << 20;
+
 /// Bytes of a page, of which agents hold leases. A kernel whose pages are larger has several at once.
 pub const PAGE_SIZE: u64 = 4096;
 
@@ -224,4 +227,10 @@ calls! {
     /// The kernel of an agent's node has none of `count` pages of an inode from `first` on, and may keep none of them. Of a `session` that
     /// is over it says nothing. As `Recalls`, only an agent may.
     0x23 LetGo { session: u64, ino: u64, first: u64, count: u64 } -> (), Safe;
+    /// Data of a write that is too large for one message: part `index` of those that the caller has named `token`, which have `total` bytes in all.
+    /// Payload: data. EAGAIN: there is no room for them now.
+    0x24 Stage { token: u64, index: u32, total: u32 } -> (), Safe;
+    /// As `Write`, of `parts` parts that have been staged and the payload behind them: all at once, or as many whole parts as there is room
+    /// for. They are gone then. EAGAIN: some are not there (any more); nothing was done.
+    0x25 WriteStaged { fh: u64, ino: u64, offset: u64, token: u64, parts: u32 } -> Count, Once;
 }

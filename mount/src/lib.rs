@@ -19,6 +19,7 @@ mod names;
 mod owners;
 mod pages;
 mod promised;
+mod staging;
 mod status;
 pub mod vos_agent;
 

@@ -22,6 +22,9 @@ pub const THREADS_MAX: usize = CALLS_MAX / 2;
 /// Calls beside those, by which reads have more than one under way.
 pub const MORE_CALLS_MAX: usize = CALLS_MAX - THREADS_MAX;
 
+/// Writes of more than one message that are under way at once: the server keeps 1 MiB of each.
+pub const STAGING_MAX: usize = 16;
+
 /// Calls that wait for a lock: some of the threads stay free for everything else.
 pub const LOCK_WAITS_MAX: usize = THREADS_MAX / 4 * 3;
 
@@ -124,6 +127,7 @@ pub const STATUS_SIZE: usize = 4096;
 /// Seconds that programs with files open are given to close them after SIGTERM.
 pub const STOP_GRACE_SECONDS: u64 = 5;
 
+const _: () = assert!(IO_SIZE_MAX as usize <= calls::vfs::WRITE_SIZE_MAX);
 const _: () = assert!((IO_SIZE_MAX as usize).is_multiple_of(CALL_SIZE_MAX));
 const _: () = assert!(LISTING_SIZE_MAX <= CALL_SIZE_MAX);
 const _: () = assert!(STATUS_SIZE >= 1500 + 11 * m3ipc::limits::GROUPS_MAX);

@@ -15,13 +15,14 @@ use crate::memory::{Asked, Change, Found, Memory};
 use crate::owners::Owners;
 use crate::pages::{How, Pages, Recall};
 use crate::promised::{Promise, Promised};
+use crate::staging::Staging;
 use crate::status;
 use calls::vfs::{
-    Access, Attr, CopyRange, Create, Created, DirEntry, Fallocate, Flush, FsStats, Fsync, Getattr,
-    Getlk, Getxattr, Leased, LetGo, Link, Listed, Listxattr, Lock, Lookup, Mkdir, Mknod, Offsets,
-    Open, PAGE_SIZE, Paged, RESTART, Read, ReadPages, Readdir, Readlink, Release, Removexattr,
-    Rename, Renamed, Rmdir, Seek, SetAttr, Setattr, Setlk, Setxattr, Statfs, Symlink, Tmpfile,
-    Unlink, WRITE_APPEND, WRITE_AT, Write, WritePages, pages, set,
+    Access, Attr, CopyRange, Count, Create, Created, DirEntry, Fallocate, Flush, FsStats, Fsync,
+    Getattr, Getlk, Getxattr, Leased, LetGo, Link, Listed, Listxattr, Lock, Lookup, Mkdir, Mknod,
+    Offsets, Open, PAGE_SIZE, Paged, RESTART, Read, ReadPages, Readdir, Readlink, Release,
+    Removexattr, Rename, Renamed, Rmdir, Seek, SetAttr, Setattr, Setlk, Setxattr, Stage, Statfs,
+    Symlink, Tmpfile, Unlink, WRITE_APPEND, WRITE_AT, Write, WritePages, WriteStaged, pages, set,
 };
 use calls::wire::Wire;
 use calls::{Each, Row};
@@ -47,6 +48,7 @@ pub struct VosAgent<P> {
     owners: Owners,
     promised: Promised,
     pages: Pages,
+    staging: Staging,
     /// Of the kernel.
     skill: OnceLock<Skill>,
 }
@@ -102,6 +104,7 @@ impl<P: Sendrec> VosAgent<P> {
             owners: Owners::default(),
             promised: Promised::default(),
             pages: Pages::default(),
+            staging: Staging::default(),
             skill: OnceLock::new(),
         }
     }
@@ -290,6 +293,67 @@ impl<P: Sendrec> VosAgent<P> {
             }
         }
         Ok((pages::KEPT, read))
+    }
+
+    /// Writes what does not fit one message, at once: its parts wait at the server for the last one.
+    fn write_large(
+        &self,
+        cred: &Cred,
+        file: OpenFile,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<Count, Errno> {
+        let large = self.staging.begin();
+        let chunks: Vec<&[u8]> = data.chunks(CALL_SIZE_MAX).collect();
+        let (last, parts) = chunks.split_last().ok_or(Errno::new(EIO))?;
+        loop {
+            let token = large.token();
+            let staged = self.stage(cred, token, parts, size(data)).and_then(|()| {
+                let row = WriteStaged {
+                    fh: file.fh,
+                    ino: file.ino,
+                    offset,
+                    token,
+                    parts: u32::try_from(parts.len()).unwrap_or(u32::MAX),
+                };
+                self.order(cred, &row, [last, &[]])
+            });
+            match staged {
+                // There is no room, or the server has begun anew.
+                Err(error) if error.errno == EAGAIN => std::thread::sleep(AGAIN_PAUSE),
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Sends parts with several calls that are under way at once, as many as there is room for.
+    fn stage(&self, cred: &Cred, token: u64, parts: &[&[u8]], total: u32) -> Result<(), Errno> {
+        let mut encoded = [0; CRED_SIZE_MAX];
+        let len = cred.encode(&mut encoded);
+        let sends: Vec<[&[u8]; 2]> = parts.iter().map(|part| [&encoded[..len], *part]).collect();
+        let more = self.more.take(parts.len().saturating_sub(1));
+        let numbered: Vec<(u32, &[&[u8]; 2])> = (0..).zip(&sends).collect();
+        for stretch in numbered.chunks(more.count + 1) {
+            let calls = stretch.iter().map(|(index, send)| Each {
+                row: Stage { token, index: *index, total },
+                send: &send[..],
+                receive: &mut [],
+            });
+            let mut outcome = Ok(());
+            calls::call_all::<PARTS_MAX, _>(
+                &self.port,
+                Endpoint::VFS,
+                calls,
+                Wait::FOREVER,
+                |done| {
+                    if let Err(error) = done {
+                        outcome = Err(error);
+                    }
+                },
+            );
+            outcome?;
+        }
+        Ok(())
     }
 
     /// Pages come back from the kernel.
@@ -724,25 +788,16 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
             _ => None,
         };
         let cred = cred::plain(caller);
-        let mut done = 0;
-        for part in data.chunks(CALL_SIZE_MAX) {
-            let offset = match place {
-                Place::Offset(offset) | Place::Page(offset) => (offset + done as u64) | WRITE_AT,
-                Place::End => WRITE_APPEND,
-            };
-            let row = Write { fh: file.fh, ino: file.ino, offset };
-            let written = match self.order(&cred, &row, [part, &[]]) {
-                Ok(reply) => count(reply.count, part.len())?,
-                // What is written is written; the error comes with the next attempt.
-                Err(_) if done > 0 => break,
-                Err(error) => return Err(error),
-            };
-            done += written;
-            if written < part.len() {
-                break;
-            }
-        }
-        Ok(done)
+        let offset = match place {
+            Place::Offset(offset) | Place::Page(offset) => offset | WRITE_AT,
+            Place::End => WRITE_APPEND,
+        };
+        let written = if data.len() <= CALL_SIZE_MAX {
+            self.order(&cred, &Write { fh: file.fh, ino: file.ino, offset }, [data, &[]])?
+        } else {
+            self.write_large(&cred, file, offset, data)?
+        };
+        count(written.count, data.len())
     }
 
     fn flush(&self, caller: Caller, file: OpenFile, owner: u64) -> Result<(), Errno> {
@@ -1185,12 +1240,18 @@ mod tests {
         let mut data = vec![0; size];
         assert_eq!(agent.read(CALLER, FILE, 100, &mut data), Ok(size));
         assert!(data.iter().all(|byte| *byte == 7));
-        assert_eq!(agent.write(CALLER, FILE, Place::Offset(5), &data), Ok(size));
-        let offsets: Vec<_> = sent(&agent)[2..]
-            .iter()
-            .map(|(message, _)| Write::get(&message.args).unwrap().offset & !WRITE_AT)
-            .collect();
-        assert_eq!(offsets, [5, 5 + CALL_SIZE_MAX as u64]);
+        // The server's word.
+        assert_eq!(agent.write(CALLER, FILE, Place::Offset(5), &data), Ok(CALL_SIZE_MAX));
+        let sent = &sent(&agent)[2..];
+        assert_eq!(
+            sent.iter().map(|(message, _)| message.call).collect::<Vec<_>>(),
+            [Stage::NUMBER, WriteStaged::NUMBER]
+        );
+        let staged = Stage::get(&sent[0].0.args).unwrap();
+        assert_eq!((staged.index, staged.total as usize), (0, size));
+        let row = WriteStaged::get(&sent[1].0.args).unwrap();
+        assert_eq!((row.offset & !WRITE_AT, row.token, row.parts), (5, staged.token, 1));
+        assert!(sent.iter().all(|(_, payload)| payload.len() > CALL_SIZE_MAX));
     }
 
     #[test]

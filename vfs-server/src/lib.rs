@@ -47,6 +47,7 @@ mod ranges;
 mod read_write;
 mod reclaim;
 mod rename;
+mod staged;
 mod statfs;
 #[cfg(test)]
 mod tests;
@@ -56,8 +57,8 @@ use answer::{Outcome, RESTART, Result, both, err, payload, reply};
 use calls::vfs::{
     Access, Attr, CopyRange, Create, Fallocate, Flush, Fsync, Getattr, Getlk, Getxattr, Leased,
     LetGo, Link, Listxattr, Lookup, Mkdir, Mknod, Open, ROOT_INO, Read, ReadPages, Readdir,
-    Readlink, Release, Removexattr, Rename, Rmdir, Seek, Setattr, Setxattr, Statfs, Symlink,
-    Tmpfile, Unlink, VfsCall, Write, WritePages,
+    Readlink, Release, Removexattr, Rename, Rmdir, Seek, Setattr, Setxattr, Stage, Statfs, Symlink,
+    Tmpfile, Unlink, VfsCall, Write, WritePages, WriteStaged,
 };
 use calls::wire::Wire;
 use calls::{Retry, Row};
@@ -73,6 +74,7 @@ use m3ipc::errno::numbers::ENOSYS;
 use m3ipc::{CallId, Endpoint, Message};
 use open::Opens;
 use reclaim::Reclaim;
+use staged::Staged;
 
 /// Mode of the root directory: everybody may make files in it, as in /tmp, and keep them.
 const ROOT_MODE: u32 = linux::S_IFDIR | linux::S_ISVTX | 0o777;
@@ -86,6 +88,7 @@ pub struct VfsServer {
     locks: Locks,
     reclaim: Reclaim,
     leases: Leases,
+    staged: Staged,
 }
 
 /// A store that is not, or not of this version, of a file server. Nothing was changed in it.
@@ -132,6 +135,7 @@ impl VfsServer {
             locks: Locks::open(store),
             reclaim: Reclaim::open(store),
             leases: Leases::open(store),
+            staged: Staged::default(),
         };
         if found.is_none() {
             server.make_root(store, wall);
@@ -215,6 +219,8 @@ impl VfsServer {
             VfsCall::Recalls(row) => self.recalls(row, call, cx),
             VfsCall::ReadPages(row) => self.read_pages(row, call, cx).map(both::<ReadPages>),
             VfsCall::WritePages(row) => self.write_pages(row, call, cx).map(reply::<WritePages>),
+            VfsCall::Stage(row) => self.stage(row, call, cx).map(reply::<Stage>),
+            VfsCall::WriteStaged(row) => self.write_staged(row, call, cx).map(reply::<WriteStaged>),
             VfsCall::LetGo(row) => self.let_go_of_pages(row, call, cx).map(reply::<LetGo>),
         }
     }
@@ -261,6 +267,7 @@ impl Server for VfsServer {
 
     fn gone(&mut self, gone: Gone, cx: &mut Context<'_>) {
         self.drop_calls_of(gone);
+        self.staged.drop_of(gone);
         self.close_all_of(gone, cx);
     }
 

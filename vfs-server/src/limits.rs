@@ -58,6 +58,11 @@ pub const PAGE_RUNS_MAX: usize = 1 << 16;
 /// Inodes, and runs of pages, that one answer tells an agent to forget.
 pub const RECALLS_PER_ANSWER: usize = 1024;
 
+/// Parts of large writes that are kept until their last part comes, in bytes, and the nanoseconds after which those that nobody came for give way. An
+/// agent has 16 MiB of them at most.
+pub const STAGED_BYTES_MAX: usize = 256 << 20;
+pub const STAGED_FOR: u64 = 10_000_000_000;
+
 /// Calls that may wait until agents have forgotten, and the bytes kept for them. Further ones are sent back to come again.
 pub const PUT_OFF_MAX: usize = 4096;
 pub const PUT_OFF_BYTES_MAX: usize = 64 << 20;

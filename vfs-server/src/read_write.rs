@@ -5,7 +5,7 @@
 //! inode: what lies behind the size is never read, and it is cut before the file grows over it.
 
 use crate::VfsServer;
-use crate::answer::{Result, blob_error, err};
+use crate::answer::{RESTART, Result, blob_error, err};
 use crate::keys::{Inode, OpenRecord};
 use crate::limits::{COPY_MAX, FILE_SIZE_MAX};
 use crate::linux::{
@@ -15,14 +15,14 @@ use crate::linux::{
 use crate::pages::{Own, PAGES_END, PageClaim, pages_of};
 use crate::reclaim::extends_beyond;
 use calls::vfs::{
-    CopyRange, Count, Fallocate, Fsync, Offsets, PAGE_SIZE, Paged, Read, ReadPages, Seek,
-    WRITE_APPEND, WRITE_AT, Write, WritePages, pages,
+    CopyRange, Count, Fallocate, Fsync, Offsets, PAGE_SIZE, Paged, Read, ReadPages, Seek, Stage,
+    WRITE_APPEND, WRITE_AT, WRITE_SIZE_MAX, Write, WritePages, WriteStaged, pages,
 };
 use calls::wire::Wire;
 use dvk::server::{Call, Context};
 use dvk::store::{Store, StoreError};
 use m3ipc::Cred;
-use m3ipc::errno::numbers::{EBADF, EFBIG, EINVAL, EIO, EISDIR, ENODEV, ENXIO, EOPNOTSUPP};
+use m3ipc::errno::numbers::{EAGAIN, EBADF, EFBIG, EINVAL, EIO, EISDIR, ENODEV, ENXIO, EOPNOTSUPP};
 use m3ipc::limits::PAYLOAD_MAX;
 
 /// Largest offset that off_t can say.
@@ -133,26 +133,84 @@ impl VfsServer {
         call: &Call<'_>,
         cx: &mut Context<'_>,
     ) -> Result<Count> {
+        self.write_parts(row, &[call.payload], call, cx)
+    }
+
+    /// Keeps a part of a write that has several.
+    pub(crate) fn stage(
+        &mut self,
+        row: Stage,
+        call: &Call<'_>,
+        cx: &mut Context<'_>,
+    ) -> Result<()> {
+        let total = usize::try_from(row.total).unwrap_or(usize::MAX);
+        if total > WRITE_SIZE_MAX || call.payload.len() > total {
+            return err(EINVAL);
+        }
+        let write = (call.id.source, row.token);
+        if self.staged.keep(write, row.index, total, call.payload, cx.now) {
+            Ok(())
+        } else {
+            err(EAGAIN)
+        }
+    }
+
+    /// A write of several parts, of which this is the last.
+    pub(crate) fn write_staged(
+        &mut self,
+        row: WriteStaged,
+        call: &Call<'_>,
+        cx: &mut Context<'_>,
+    ) -> Result<Count> {
+        let WriteStaged { fh, ino, offset, token, parts } = row;
+        let source = call.id.source;
+        let Some(staged) = self.staged.take(source, token, parts) else { return err(EAGAIN) };
+        let parts: Vec<&[u8]> = staged.iter().chain([call.payload]).collect();
+        let outcome = self.write_parts(Write { fh, ino, offset }, &parts, call, cx);
+        if matches!(&outcome, Err(error) if error.errno == RESTART) {
+            self.staged.put_back(source, token, staged, cx.now);
+        }
+        outcome
+    }
+
+    /// Writes parts one behind the other, as many whole ones as there is room for.
+    fn write_parts(
+        &mut self,
+        row: Write,
+        parts: &[&[u8]],
+        call: &Call<'_>,
+        cx: &mut Context<'_>,
+    ) -> Result<Count> {
         let open = self.writable_handle(row.fh, row.ino, call.id.source, EBADF)?;
         let mut inode = self.file(row.ino, EISDIR, cx)?;
         let offset = write_offset(row.offset, &open, &inode)?;
-        if call.payload.is_empty() {
+        let whole: u64 = parts.iter().map(|part| part.len() as u64).sum();
+        if whole == 0 {
             return Ok(Count { count: 0 });
         }
         if offset >= FILE_SIZE_MAX {
             return err(EFBIG);
         }
-        let count = (FILE_SIZE_MAX - offset).min(call.payload.len() as u64);
-        let data = &call.payload[..usize::try_from(count).unwrap_or(call.payload.len())];
         // Also those of the writer's own kernel, which may have read them again since it dropped them.
-        let pages = PageClaim::change(inode.ino, pages_of(offset, count), Own::All);
+        let whole = whole.min(FILE_SIZE_MAX - offset);
+        let pages = PageClaim::change(inode.ino, pages_of(offset, whole), Own::All);
         self.claim_all(&[(inode.ino, true)], &[pages], call, cx)?;
-        self.take_space(count, cx)?;
         if offset > inode.size {
             cut_behind_end(&inode, cx.store)?;
         }
-        self.write_blob(inode.ino, offset, data, cx)?;
-        inode.size = inode.size.max(offset + count);
+        let mut written = 0;
+        for part in parts {
+            let count = (whole - written).min(part.len() as u64);
+            let data = &part[..usize::try_from(count).unwrap_or(part.len())];
+            let outcome = self.take_space(count, cx);
+            match outcome.and_then(|()| self.write_blob(inode.ino, offset + written, data, cx)) {
+                Ok(()) => written += count,
+                // What is written is written; the error comes with the next attempt.
+                Err(_) if written > 0 => break,
+                Err(error) => return Err(error),
+            }
+        }
+        inode.size = inode.size.max(offset + written);
         inode.drop_privileges(call.cred, cx.store);
         inode.modified(cx.wall);
         self.save(&inode, cx);
@@ -160,7 +218,7 @@ impl VfsServer {
             cx.store.blob_sync(inode.ino);
             cx.sync();
         }
-        Ok(Count { count })
+        Ok(Count { count: written })
     }
 
     /// As a read and a write, without the bytes leaving the server.

@@ -13,3 +13,4 @@ mod pages;
 mod permissions;
 mod restart;
 mod space;
+mod staged;

@@ -69,6 +69,35 @@ assert open('log').read(5) == 'START'
 }
 
 #[test]
+fn large_records_are_appended_and_written_whole() {
+    let Some(world) = World::new(2) else { return };
+    world.python(
+        "
+SIZE = 300000
+def append(place, who):
+    fd = os.open(place + '/log', os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    for i in range(20):
+        assert os.write(fd, bytes([who]) * SIZE) == SIZE
+def write(place, who):
+    fd = os.open(place + '/one', os.O_RDWR | os.O_CREAT)
+    for i in range(20):
+        assert os.pwrite(fd, bytes([who]) * SIZE, 5) == SIZE
+join(*[spawn(append, N[n], 2 * n + k) for n in (1, 2) for k in (0, 1)])
+join(*[spawn(write, N[n], n) for n in (1, 2)])
+data = open('log', 'rb').read()
+assert len(data) == 80 * SIZE
+records = [data[i:i + SIZE] for i in range(0, len(data), SIZE)]
+assert all(r == r[:1] * SIZE for r in records), [set(r) for r in records]
+data = open('one', 'rb').read()[5:]
+assert data == data[:1] * SIZE
+big = os.urandom(5000000)
+fd = os.open('big', os.O_RDWR | os.O_CREAT)
+assert os.write(fd, big) == len(big) and os.pread(fd, len(big), 0) == big
+",
+    );
+}
+
+#[test]
 fn a_name_that_is_replaced_is_there_all_the_time() {
     let Some(world) = World::new(2) else { return };
     world.python(
