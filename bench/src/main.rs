@@ -10,6 +10,7 @@ mod empty_fuse;
 mod files;
 mod idle;
 mod ipc;
+mod mapped;
 mod parallel;
 mod peer;
 mod place;
@@ -104,6 +105,7 @@ fn measure(arguments: &Arguments) -> Result<ExitCode> {
     };
     ipc::rows(system.as_ref(), arguments.rounds, &report)?;
     files::rows(system.as_ref(), arguments.rounds, &report)?;
+    mapped::rows(system.as_ref(), arguments.rounds, &report)?;
     if let Some(system) = &system {
         idle::rows(system, &report)?;
         slow::rows(arguments.rounds, &report)?;

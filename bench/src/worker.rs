@@ -2,6 +2,7 @@
 
 use crate::bound::{self, Endpoints};
 use crate::files::Files;
+use crate::mapped::{self, Mapped};
 use crate::stream::MESSAGE;
 use crate::{cpus, idle, shared, tls};
 use anyhow::{Context, Result, bail, ensure};
@@ -32,6 +33,7 @@ const PAGE: usize = 4096;
 /// The state of a worker.
 struct Worker {
     files: Files,
+    mapped: Mapped,
     port: Process,
     connection: Option<TcpStream>,
     secure: Option<tls::Connection>,
@@ -51,7 +53,8 @@ fn serve(folder: &Path) -> Result<()> {
     let files = Files::make(folder)?;
     let port = Process::new(Identity::PROCESS);
     let (connection, secure, endpoints) = (None, None, Endpoints::default());
-    let mut worker = Worker { files, port, connection, secure, endpoints };
+    let mut worker =
+        Worker { files, mapped: Mapped::default(), port, connection, secure, endpoints };
     for line in std::io::stdin().lock().lines() {
         let line = line?;
         let (count, operation) = line.split_once(' ').context("a line is `count operation`")?;
@@ -76,6 +79,8 @@ impl Worker {
             _ => {
                 if let Some(operation) = operation.strip_prefix(bound::PREFIX) {
                     self.endpoints.perform(operation, count)
+                } else if let Some(arguments) = operation.strip_prefix(mapped::TURNS) {
+                    self.mapped.take_turns(arguments, count)
                 } else if let Some(address) = operation.strip_prefix(TCP) {
                     self.tcp(address, count)
                 } else if let Some(arguments) = operation.strip_prefix(TLS) {

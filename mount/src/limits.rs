@@ -63,7 +63,7 @@ pub const LENT_PER_SHARD_MAX: usize = 1024;
 
 /// How long pages that were read are kept at least when others want them: so that who has read them uses them once, a few times a round trip between
 /// nodes.
-pub const PAGES_KEPT_FOR: Duration = Duration::from_millis(1);
+pub const PAGES_KEPT_FOR: Duration = Duration::from_micros(200);
 
 /// How long a read is held back of pages that the kernel is losing, so that it need not lose them again. It may be waiting for it.
 pub const READ_HELD_FOR: Duration = Duration::from_millis(5);

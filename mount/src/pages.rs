@@ -415,11 +415,13 @@ mod tests {
     use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
     use std::thread;
 
+    type Steps = (SyncSender<(u64, u64)>, Mutex<Receiver<()>>);
+
     /// A kernel that notes what it loses, and says when it begins to and may go on if it has somebody to tell.
     #[derive(Debug, Default)]
     struct Noting {
-        lost: Mutex<Vec<Range<u64>>>,
-        steps: Option<(SyncSender<Range<u64>>, Mutex<Receiver<()>>)>,
+        lost: Mutex<Vec<(u64, u64)>>,
+        steps: Option<Steps>,
     }
 
     impl Kernel for Noting {
@@ -428,16 +430,17 @@ mod tests {
         }
 
         fn lose_pages(&self, _: u64, pages: &Range<u64>) {
-            self.lost.lock().unwrap().push(pages.clone());
+            let pages = (pages.start, pages.end);
+            self.lost.lock().unwrap().push(pages);
             if let Some((begins, goes)) = &self.steps {
-                begins.send(pages.clone()).unwrap();
+                begins.send(pages).unwrap();
                 goes.lock().unwrap().recv().unwrap();
             }
         }
     }
 
     impl Noting {
-        fn take(&self) -> Vec<Range<u64>> {
+        fn take(&self) -> Vec<(u64, u64)> {
             std::mem::take(&mut self.lost.lock().unwrap())
         }
     }
@@ -450,7 +453,7 @@ mod tests {
     }
 
     /// With a kernel that loses pages step by step.
-    fn stepping() -> (Pages, Receiver<Range<u64>>, SyncSender<()>) {
+    fn stepping() -> (Pages, Receiver<(u64, u64)>, SyncSender<()>) {
         let ((begins, begun), (go, goes)) = (sync_channel(0), sync_channel(0));
         let pages = Pages::default();
         let steps = Some((begins, Mutex::new(goes)));
@@ -473,16 +476,16 @@ mod tests {
         read(&pages, 3..5);
         read(&pages, 7..8);
         pages.lose(5, &(4..20), || ());
-        assert_eq!(kernel.take(), [4..5, 7..8]);
+        assert_eq!(kernel.take(), [(4, 5), (7, 8)]);
         pages.lose(5, &ALL, || ());
-        assert_eq!(kernel.take(), [3..4]);
+        assert_eq!(kernel.take(), [(3, 4)]);
         pages.lose(6, &ALL, || ());
         pages.lose_all(5);
         assert_eq!(kernel.take(), []);
         assert!(pages.state().files.is_empty());
         read(&pages, 3..5);
         pages.lose_all(5);
-        assert_eq!(kernel.take(), [3..5]);
+        assert_eq!(kernel.take(), [(3, 5)]);
     }
 
     #[test]
@@ -492,13 +495,13 @@ mod tests {
         let (one, other) = (pages.reading(5, 3..4), pages.reading(5, 20..21));
         assert_eq!((one.how(), other.how()), (Ok(SHARED), Ok(SHARED)));
         pages.lose(5, &(2..5), || ());
-        assert_eq!(kernel.take(), [2..3, 4..5]);
+        assert_eq!(kernel.take(), [(2, 3), (4, 5)]);
         assert!(!one.keep() && other.keep());
         assert_eq!(one.how(), Ok(SHARED));
         assert!(one.keep());
         drop(one);
         pages.lose(5, &ALL, || ());
-        assert_eq!(kernel.take(), [1..2, 3..4, 5..9, 20..21]);
+        assert_eq!(kernel.take(), [(1, 2), (3, 4), (5, 9), (20, 21)]);
     }
 
     #[test]
@@ -509,7 +512,7 @@ mod tests {
         let told = &Mutex::new(false);
         thread::scope(|scope| {
             let loser = scope.spawn(|| pages.lose(5, &ALL, || *told.lock().unwrap() = true));
-            assert_eq!(begun.recv(), Ok(0..4));
+            assert_eq!(begun.recv(), Ok((0, 4)));
             let (late, ahead) = (pages.reading(5, 2..3), pages.reading(5, 0..2));
             assert_eq!(ahead.how(), Ok(How::Refused), "the kernel reads ahead");
             assert_eq!(late.how(), Ok(How::AsTheyAre));
@@ -518,7 +521,7 @@ mod tests {
             // What was there before is not what the kernel waits for.
             let waits = scope.spawn(|| early.how());
             go.send(()).unwrap();
-            assert_eq!(begun.recv(), Ok(0..3));
+            assert_eq!(begun.recv(), Ok((0, 3)));
             assert!(!*told.lock().unwrap() && !waits.is_finished());
             go.send(()).unwrap();
             loser.join().unwrap();
@@ -596,7 +599,7 @@ mod tests {
         let early = pages.reading(5, 3..4);
         assert_eq!(early.how(), Ok(SHARED));
         pages.end_session();
-        assert_eq!(kernel.take(), [0..3]);
+        assert_eq!(kernel.take(), [(0, 3)]);
         assert!(!early.keep(), "of the session before");
         assert!(pages.state().recalls.is_empty());
         thread::scope(|scope| {
@@ -637,12 +640,12 @@ mod tests {
             });
             pages.recall(wanted(1));
             assert_eq!((told.recv().unwrap(), told.recv().unwrap()), (wanted(1), wanted(1)));
-            assert_eq!(kernel.take(), [1..2]);
+            assert_eq!(kernel.take(), [(1, 2)]);
             // This loses the rest once it has been told.
             scope.spawn(|| pages.end_session());
             while told.recv_timeout(10 * AGAIN_PAUSE).is_ok() {}
             pages.end();
         });
-        assert_eq!(kernel.take(), [0..1, 2..4]);
+        assert_eq!(kernel.take(), [(0, 1), (2, 4)]);
     }
 }

@@ -72,7 +72,7 @@ impl VfsServer {
         if !self.leases.has_session(source, cx.now) || self.leases.pages.is_full(source) {
             return Ok((Paged { kept: pages::NO_SESSION }, Vec::new()));
         }
-        let size = row.size.min(PAYLOAD_MAX as u32);
+        let size = row.size.min(u32::try_from(PAYLOAD_MAX).unwrap_or(u32::MAX));
         let claim = PageClaim {
             ino: row.ino,
             pages: pages_of(row.offset, size.into()),

@@ -1,4 +1,5 @@
 //! Leases on pages: whoever maps, reads or writes a file sees what was last put there, and nobody is waited for who does not answer.
+#![expect(clippy::cast_possible_truncation, reason = "numbers of a few pages")]
 
 use crate::limits::{LEASE, PAGE_RUNS_MAX};
 use crate::tests::driver::{Client, ROOT, World};
@@ -281,7 +282,7 @@ impl Cluster {
                 self.write_back(at, page);
                 self.nodes[at].cached.remove(&page);
                 let fh = self.nodes[at].fh;
-                let row = Write { fh, ino: self.ino, offset: page * PAGE_SIZE | WRITE_AT };
+                let row = Write { fh, ino: self.ino, offset: (page * PAGE_SIZE) | WRITE_AT };
                 self.send(at, message(&row), &[value; PAGE], Wanted::Write { page, value });
             }
             Step::Cut if self.nodes[at].writes => {

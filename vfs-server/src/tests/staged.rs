@@ -1,4 +1,5 @@
 //! Writes that are too large for one message.
+#![expect(clippy::cast_possible_truncation, reason = "numbers of a few parts")]
 
 use crate::limits::{LEASE, STAGED_BYTES_MAX, STAGED_FOR};
 use crate::tests::driver::{ALIEN, Client, Got, MATE, ROOT, World};
