@@ -34,7 +34,8 @@ pub fn feed<S: Server>(base: u16, open: impl Fn(&mut MemoryStore) -> S, data: &[
                 let length = usize::try_from(bytes.number(2)).unwrap_or(0) % 2048;
                 let payload = bytes.take(length);
                 message.payload_len = u32::try_from(payload.len()).unwrap_or(0);
-                let cred = Cred::new(1, u32::from(kind >> 6), 0);
+                // Process 0 is an agent.
+                let cred = Cred::new(u32::from(kind & 32 != 0), u32::from(kind >> 6), 0);
                 server.serve(
                     &Call { id: id(sequence), cred: &cred, message: &message, payload },
                     &mut cx,

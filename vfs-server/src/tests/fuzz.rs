@@ -1,7 +1,9 @@
 //! Whatever a caller sends, the server answers it, does not panic, and its store stays sound.
 
+use crate::limits::LEASE;
 use crate::tests::driver::{ALIEN, Client, MATE, ROOT, USER};
 use crate::tests::errors::world;
+use crate::tests::leases::agent;
 use calls::vfs::VfsCall;
 use m3ipc::message::ARGS_SIZE;
 use m3ipc::{Message, Tag};
@@ -57,14 +59,14 @@ fn a_message() -> impl Strategy<Value = Message> {
             .collect::<Vec<u8>>()),
         proptest::collection::vec(prop_oneof![0..4_u8, any::<u8>()], ARGS_SIZE),
     ];
-    (0x100..0x122_u16, args).prop_map(|(call, args)| Message {
+    (0x100..0x127_u16, args).prop_map(|(call, args)| Message {
         args: args.try_into().unwrap(),
         ..Message::request(call)
     })
 }
 
 fn a_client() -> impl Strategy<Value = Client> {
-    prop_oneof![Just(ROOT), Just(USER), Just(MATE), Just(ALIEN)]
+    prop_oneof![Just(ROOT), Just(USER), Just(MATE), Just(ALIEN), Just(agent(1)), Just(agent(2))]
 }
 
 proptest! {
@@ -75,14 +77,25 @@ proptest! {
         let mut w = world();
         let opened = [&ROOT, &USER, &MATE, &ALIEN].map(|client| w.open(client, "/u/f", 0).is_ok());
         prop_assert!(opened.iter().all(|opened| *opened));
+        for agent in [agent(1), agent(2)] {
+            w.begin(&agent);
+            prop_assert!(w.open(&agent, "/u/f", 2).is_ok());
+        }
+        let mut put_off = Vec::new();
         for (client, message, payload) in inputs {
             let id = w.send(&client, message, &payload);
             if w.answer(id).is_none() {
-                let kept = matches!(VfsCall::decode(&message), Some(VfsCall::Setlk(_)));
-                prop_assert!(kept, "only a wait for a lock is kept: {:x}", message.call);
+                let is_put_off = w.server.leases.is_put_off(id);
+                let kept = matches!(
+                    VfsCall::decode(&message),
+                    Some(VfsCall::Setlk(_) | VfsCall::Recalls(_))
+                );
+                prop_assert!(kept || is_put_off, "{:x} is kept", message.call);
+                put_off.extend(is_put_off.then_some(id));
             }
         }
-        w.pass(1);
+        w.pass(1 + LEASE / 1_000_000_000);
+        prop_assert!(put_off.iter().all(|id| w.answer(*id).is_some()), "nobody is left to wait for");
         w.restart();
     }
 }
@@ -91,7 +104,7 @@ proptest! {
 fn every_payload_cut_anywhere_is_answered() {
     let mut w = world();
     let payload = [b"f".as_slice(), &[1; 200]].concat();
-    for call in 0x100..0x122 {
+    for call in 0x100..0x127 {
         for cut in 0..payload.len() {
             let mut message = Message::request(call);
             message.args[0] = 3;
