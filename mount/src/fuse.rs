@@ -3,8 +3,8 @@
 //!
 //! To read: `abi`, `request`, `reply`, `door`, `under_way`, `device`, `handshake`, `session`.
 //!
-//! Nothing is cached: entries and attributes are valid for no time, and files are opened for direct I/O (with mmap still
-//! working), so every node sees a change as soon as the call that made it has returned.
+//! The kernel remembers what an agent tells it to, for as long as it says, and keeps pages until it is told to lose them; files are
+//! opened for direct I/O (with mmap still working) unless the agent says otherwise.
 
 pub(crate) mod abi;
 pub(crate) mod device;
