@@ -106,6 +106,13 @@ pub mod pages {
     pub const KEPT: u8 = 1;
     /// Somebody else has some of them, and the call does not wait: it is told nothing.
     pub const TAKEN: u8 = 2;
+
+    /// Values of [`super::ReadPages::waits`]: only if nobody has to give any up for that;
+    pub const NEVER: u8 = 0;
+    /// for as long as it takes;
+    pub const ALWAYS: u8 = 1;
+    /// not, as the caller has these pages, and is about to give them back. It keeps what it has.
+    pub const OWN: u8 = 2;
 }
 
 /// Bits of [`Leased::attr`].
@@ -219,7 +226,7 @@ calls! {
     /// process 0 of user 0 may, who is no program.
     0x20 Recalls { session: u64, forgotten: u64 } -> Recalled, Safe;
     /// As `Read`, of whole pages that a kernel keeps, until the agent is told to have them lost. `exclusive` 1: programs may write to
-    /// them, so nobody else keeps them at the same time. `waits` 0: only if nobody has to give any up for that.
+    /// them, so nobody else keeps them at the same time. `waits` is of [`pages`].
     0x21 ReadPages { fh: u64, ino: u64, offset: u64, size: u32, exclusive: u8, waits: u8 } -> Paged, Safe;
     /// Writes pages back that were read exclusively. Payload: data. What is behind the end of the file by now is left out. EIO: the agent
     /// does not hold them any more, and others may have changed them.

@@ -66,7 +66,11 @@ impl VfsServer {
         }
 
         if change.valid & set::SIZE != 0 {
+            let is_cut = change.size < inode.size;
             self.resize(&mut inode, change.size, cred, cx)?;
+            if is_cut {
+                self.cut_pages(inode.ino, change.size, call, cx);
+            }
         }
         if change.valid & (set::UID | set::GID) != 0 {
             change_owner(&mut inode, &change, cred, cx);

@@ -21,8 +21,8 @@ use crate::VfsServer;
 use crate::answer::{Outcome, RESTART, Result, err};
 use crate::keys::{self, Inode, mark};
 use crate::limits::{
-    AGENTS_MAX, CONTESTED_FIRST, CONTESTED_LONGEST, CONTESTED_MAX, LEASE, LEASES_PER_AGENT_MAX,
-    POLL_TIME, PUT_OFF_BYTES_MAX, PUT_OFF_MAX, RECALLS_PER_ANSWER,
+    AGENTS_MAX, CONTESTED_FIRST, CONTESTED_LONGEST, CONTESTED_MAX, GIVE_BACK_TIME, LEASE,
+    LEASES_PER_AGENT_MAX, POLL_TIME, PUT_OFF_BYTES_MAX, PUT_OFF_MAX, RECALLS_PER_ANSWER,
 };
 use crate::pages::{Own, PageClaim, Pages, is_behind};
 use calls::answer;
@@ -50,6 +50,12 @@ impl VfsServer {
         let known = self.leases.agents.get(&source).map(|agent| agent.session);
         if row.session == 0 {
             return self.begin_session(call.id, cx);
+        }
+        if known == Some(0)
+            && let Some(agent) = self.leases.agents.get_mut(&source)
+        {
+            // It was there before the server was, and is about to begin anew: perhaps it is writing pages back.
+            agent.until = cx.now.saturating_add(LEASE).min(agent.latest);
         }
         if known != Some(row.session) {
             return Ok(told(Recalled::default(), &[], &[]));
@@ -246,7 +252,9 @@ impl VfsServer {
             inodes,
             pages,
         };
-        leases.page_claims += put_off.pages.len();
+        for claim in &put_off.pages {
+            leases.waiting.entry(claim.ino).or_default().insert(number);
+        }
         let is_cut = put_off.pages.iter().any(|claim| claim.own == Own::Cut);
         for (ino, _) in &put_off.inodes {
             *leases.awaited.entry(*ino).or_default() += 1;
@@ -303,11 +311,12 @@ impl VfsServer {
         if let Some(call) = self.leases.drop_call(number) {
             cx.end(id, call.message.call, IpcError::Interrupted);
         }
+        self.take_up(cx);
         true
     }
 
     /// An agent that is gone is waited for all the same: of what it has told its kernel, programs may still be told.
-    pub(crate) fn drop_calls_of(&mut self, gone: Gone) {
+    pub(crate) fn drop_calls_of(&mut self, gone: Gone, cx: &mut Context<'_>) {
         let is_gone = |source: Endpoint| match gone {
             Gone::Endpoint(endpoint) => source == endpoint,
             Gone::Node(node) => source.node() == node,
@@ -327,13 +336,15 @@ impl VfsServer {
         for number in theirs {
             self.leases.drop_call(number);
         }
+        self.take_up(cx);
     }
 
     /// The clock's part: answers who has waited long enough for recalls, and gives up who has not called in time.
     pub(crate) fn lease_tick(&mut self, cx: &mut Context<'_>) {
         self.leases.date(cx.now);
-        let late: Vec<Endpoint> = self.leases.those(|agent| agent.until <= cx.now);
-        for source in late {
+        let late = self.leases.those(|agent| agent.until <= cx.now);
+        let debtors = self.leases.pages.debtors(cx.now);
+        for source in late.into_iter().chain(debtors) {
             self.end_session(source, cx);
         }
         for source in self.leases.those(|agent| agent.poll_ends().is_some_and(|end| end <= cx.now))
@@ -356,6 +367,8 @@ struct Agent {
     session: u64,
     /// When it is given up.
     until: Nanos,
+    /// Of one that was there before the server was: when it is given up at the latest.
+    latest: Nanos,
     /// Its inodes, and whether each has been recalled.
     held: BTreeMap<u64, bool>,
     /// Recalled, and not told yet.
@@ -429,8 +442,8 @@ pub(crate) struct Leases {
     /// The number of the call that is handled anew.
     taken_up: Option<u64>,
     pub(crate) pages: Pages,
-    /// Claims of pages in `put_off`.
-    page_claims: usize,
+    /// Those of `put_off` that claim pages of an inode.
+    waiting: BTreeMap<u64, BTreeSet<u64>>,
 }
 
 impl Leases {
@@ -454,6 +467,7 @@ impl Leases {
             self.is_dated = true;
             for agent in self.agents.values_mut() {
                 agent.until = now.saturating_add(LEASE);
+                agent.latest = now.saturating_add(GIVE_BACK_TIME);
             }
         }
     }
@@ -503,7 +517,10 @@ impl Leases {
             self.unknown.iter().all(has_forgotten)
                 && self.of_inode.get(ino).is_none_or(|holders| holders.iter().all(has_forgotten))
         });
+        // After a crash of the server nobody knows who shares a page.
+        let shared_is_known = self.unknown.iter().all(|holder| *holder == source);
         inodes_are_free
+            && claims.pages.iter().all(|claim| !claim.is_exclusive || shared_is_known)
             && claims.pages.iter().all(|claim| {
                 let is_passed_over = |holder| self.cuts_later(claim, holder, number);
                 self.pages.in_the_way(claim, source, is_passed_over).is_empty()
@@ -519,21 +536,22 @@ impl Leases {
                     call.id.source == holder
                         && call.pages.iter().any(|its| is_cut(its) && its.ino == claim.ino)
                 };
-                self.put_off.range(number + 1..).any(|(_, call)| its(call))
+                let waiting = self.waiting.get(&claim.ino).into_iter().flatten();
+                let later = waiting.filter(|later| **later > number);
+                later.filter_map(|later| self.put_off.get(later)).any(its)
             })
     }
 
     /// Has one that waits come earlier for what these pages are claimed for? `number` as above. Who makes a file shorter goes first: until it has,
     /// its kernel gives back none of the pages that others may wait for.
     fn is_behind(&self, pages: &[PageClaim], source: Endpoint, number: Option<u64>) -> bool {
-        if self.page_claims == 0 || pages.is_empty() {
-            return false;
-        }
-        let earlier = || self.put_off.range(..number.unwrap_or(u64::MAX));
         pages.iter().any(|claim| {
+            let Some(waiting) = self.waiting.get(&claim.ino) else { return false };
+            let earlier = waiting.range(..number.unwrap_or(u64::MAX));
+            let mut calls = earlier.filter_map(|number| self.put_off.get(number));
             claim.own != Own::Cut
                 && !self.pages.has(source, claim)
-                && earlier().any(|(_, call)| is_behind(claim, &call.pages))
+                && calls.any(|call| is_behind(claim, &call.pages))
         })
     }
 
@@ -561,7 +579,7 @@ impl Leases {
         pages: &RangeSet<u64>,
         cx: &mut Context<'_>,
     ) {
-        let new = self.pages.recall(ino, holder, pages);
+        let new = self.pages.recall(ino, holder, pages, cx.now);
         if let Some(agent) = self.agents.get_mut(&holder)
             && !new.is_empty()
         {
@@ -676,7 +694,14 @@ impl Leases {
         let call = self.put_off.remove(&number)?;
         self.number_of.remove(&call.id);
         self.bytes -= call.payload.len();
-        self.page_claims -= call.pages.len();
+        for claim in &call.pages {
+            if let Some(waiting) = self.waiting.get_mut(&claim.ino) {
+                waiting.remove(&number);
+                if waiting.is_empty() {
+                    self.waiting.remove(&claim.ino);
+                }
+            }
+        }
         for (ino, _) in &call.inodes {
             if let Some(count) = self.awaited.get_mut(ino) {
                 *count -= 1;

@@ -266,7 +266,7 @@ impl Server for VfsServer {
     }
 
     fn gone(&mut self, gone: Gone, cx: &mut Context<'_>) {
-        self.drop_calls_of(gone);
+        self.drop_calls_of(gone, cx);
         self.staged.drop_of(gone);
         self.close_all_of(gone, cx);
     }

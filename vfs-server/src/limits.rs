@@ -58,6 +58,10 @@ pub const PAGE_RUNS_MAX: usize = 1 << 16;
 /// Inodes, and runs of pages, that one answer tells an agent to forget.
 pub const RECALLS_PER_ANSWER: usize = 1024;
 
+/// Nanoseconds after which an agent that has given back none of the pages that it is to is waited for no longer, though it calls: its kernel does not.
+/// Longer than writing back what a kernel may have changed takes.
+pub const GIVE_BACK_TIME: u64 = 30_000_000_000;
+
 /// Parts of large writes that are kept until their last part comes, in bytes, and the nanoseconds after which those that nobody came for give way. An
 /// agent has 16 MiB of them at most.
 pub const STAGED_BYTES_MAX: usize = 256 << 20;

@@ -1,6 +1,6 @@
 //! Leases on pages: what of files the kernels of nodes may have, and may let programs change.
 //!
-//! An agent's kernel gets pages by `ReadPages` only, and loses them before a `LetGo` says so. Pages that programs may write to are held by one
+//! An agent's kernel keeps pages that it got by `ReadPages`, and loses them before a `LetGo` says so. (What it is losing it may read once more by `Read`.) Pages that programs may write to are held by one
 //! agent, *exclusively*: nobody is told when a mapping is first written to. What is read or written here waits until those that are in the
 //! way are given back, after a kernel has written back what was changed in them (`WritePages`). So every byte has one truth, wherever it is
 //! mapped: of pages that nobody holds exclusively the blob's, of others their holder's.
@@ -13,14 +13,14 @@
 use crate::VfsServer;
 use crate::answer::{Result, err};
 use crate::keys;
-use crate::limits::{FILE_SIZE_MAX, PAGE_RUNS_MAX};
+use crate::limits::{FILE_SIZE_MAX, GIVE_BACK_TIME, PAGE_RUNS_MAX};
 use calls::vfs::PAGE_SIZE;
-use dvk::server::{Call, Context};
+use dvk::server::{Call, Context, Nanos};
 use dvk::store::Store;
 use m3ipc::Endpoint;
 use m3ipc::errno::numbers::EPERM;
 use rangemap::RangeSet;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 /// Behind the last page of every file.
@@ -45,13 +45,13 @@ pub(crate) struct PageClaim {
 /// What of the caller's own pages is in a claim's way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Own {
-    /// Nothing: its kernel sees to that.
+    /// Nothing: what its kernel has changed it writes back before it asks.
     Nothing,
     /// Nothing, and the caller makes the file shorter: meanwhile its kernel writes no pages of it back.
     Cut,
     /// Those that it is to give back.
     Recalled,
-    /// All.
+    /// As others'.
     All,
 }
 
@@ -61,7 +61,7 @@ impl PageClaim {
         PageClaim { ino, pages, is_exclusive: false, own: Own::Nothing }
     }
 
-    /// To change it. The kernel of the caller has none of these pages, or drops them itself.
+    /// To change it.
     pub(crate) fn change(ino: u64, pages: Range<u64>, own: Own) -> PageClaim {
         PageClaim { ino, pages, is_exclusive: true, own }
     }
@@ -82,6 +82,8 @@ struct Held {
     exclusive: RangeSet<u64>,
     /// Of these, those that it is to give back.
     recalled: RangeSet<u64>,
+    /// Of these, those that somebody else has cut off meanwhile: what comes back is of no use.
+    cut: RangeSet<u64>,
 }
 
 impl Held {
@@ -103,8 +105,18 @@ impl Held {
 #[derive(Debug, Default)]
 pub(crate) struct Pages {
     of_inode: BTreeMap<u64, BTreeMap<Endpoint, Held>>,
-    /// Runs of pages that each agent holds.
-    runs: BTreeMap<Endpoint, usize>,
+    of_agent: BTreeMap<Endpoint, Holdings>,
+}
+
+/// All that one agent holds.
+#[derive(Debug, Default)]
+struct Holdings {
+    inodes: BTreeSet<u64>,
+    /// Runs of pages.
+    runs: usize,
+    /// Pages that it is to give back, and when it last gave some back or had none to.
+    owed: u64,
+    since: Nanos,
 }
 
 impl Pages {
@@ -137,7 +149,7 @@ impl Pages {
         let in_the_way = |(holder, held): (&Endpoint, &Held)| {
             let part = match own {
                 _ if *holder != source => held.part(pages, is_exclusive),
-                Own::All => held.part(pages, true),
+                Own::All => held.part(pages, is_exclusive),
                 Own::Recalled => overlap(&held.recalled, pages).collect(),
                 Own::Nothing | Own::Cut => RangeSet::new(),
             };
@@ -165,6 +177,25 @@ impl Pages {
             }
     }
 
+    /// Makes a file shorter: pages of others that are gone now need not come back.
+    pub(crate) fn cut(&mut self, ino: u64, pages: &Range<u64>, source: Endpoint) {
+        for (holder, held) in self.of_inode.get_mut(&ino).into_iter().flatten() {
+            if *holder != source {
+                held.cut.extend(overlap(&held.exclusive, pages));
+            }
+        }
+    }
+
+    /// What of `bytes`, which `source` writes back, is still of use.
+    pub(crate) fn of_use(&self, source: Endpoint, ino: u64, bytes: &Range<u64>) -> Vec<Range<u64>> {
+        let pages = pages_of(bytes.start, bytes.end - bytes.start);
+        let Some(held) = self.of(ino, source) else { return Vec::new() };
+        let to_bytes = |run: Range<u64>| {
+            (run.start * PAGE_SIZE).max(bytes.start)..(run.end * PAGE_SIZE).min(bytes.end)
+        };
+        held.cut.gaps(&pages).map(to_bytes).collect()
+    }
+
     /// May `source` write these pages back?
     pub(crate) fn may_write_back(&self, source: Endpoint, ino: u64, pages: &Range<u64>) -> bool {
         self.of(ino, source).is_some_and(|held| held.exclusive.gaps(pages).next().is_none())
@@ -176,15 +207,29 @@ impl Pages {
         ino: u64,
         source: Endpoint,
         pages: &RangeSet<u64>,
+        now: Nanos,
     ) -> Vec<Range<u64>> {
         let held = self.of_inode.get_mut(&ino).and_then(|holders| holders.get_mut(&source));
-        let Some(held) = held else { return Vec::new() };
-        let mut new: RangeSet<u64> = pages.clone();
-        for old in held.recalled.iter() {
-            new.remove(old.clone());
-        }
+        let (Some(held), Some(holdings)) = (held, self.of_agent.get_mut(&source)) else {
+            return Vec::new();
+        };
+        let gaps = |run: &Range<u64>| held.recalled.gaps(run).collect::<Vec<Range<u64>>>();
+        let new: Vec<Range<u64>> = pages.iter().flat_map(gaps).collect();
         held.recalled.extend(new.iter().cloned());
-        new.into_iter().collect()
+        if holdings.owed == 0 {
+            holdings.since = now;
+        }
+        holdings.owed += length(&new);
+        new
+    }
+
+    /// Those who have had pages to give back for [`GIVE_BACK_TIME`], and have given back none.
+    pub(crate) fn debtors(&self, now: Nanos) -> Vec<Endpoint> {
+        let is_debtor = |holdings: &Holdings| {
+            holdings.owed > 0 && holdings.since.saturating_add(GIVE_BACK_TIME) <= now
+        };
+        let those = self.of_agent.iter().filter(|(_, holdings)| is_debtor(holdings));
+        those.map(|(source, _)| *source).collect()
     }
 
     /// Who holds pages of an inode, and which.
@@ -196,7 +241,7 @@ impl Pages {
 
     /// Does `source` hold so many runs that it is to give all back?
     pub(crate) fn is_full(&self, source: Endpoint) -> bool {
-        self.runs.get(&source).is_some_and(|runs| *runs >= PAGE_RUNS_MAX)
+        self.of_agent.get(&source).is_some_and(|holdings| holdings.runs >= PAGE_RUNS_MAX)
     }
 
     fn of(&self, ino: u64, source: Endpoint) -> Option<&Held> {
@@ -217,24 +262,23 @@ impl Pages {
             held.shared.remove(pages.clone());
             held.exclusive.insert(pages);
         } else {
-            let mut new = RangeSet::from_iter([pages]);
-            for run in held.exclusive.iter() {
-                new.remove(run.clone());
-            }
+            let new: Vec<Range<u64>> = held.exclusive.gaps(&pages).collect();
             held.shared.extend(new);
         }
         let after = held.runs();
-        let runs = self.runs.entry(source).or_default();
-        *runs = (*runs + after).saturating_sub(before);
+        let holdings = self.of_agent.entry(source).or_default();
+        holdings.inodes.insert(ino);
+        holdings.runs = (holdings.runs + after).saturating_sub(before);
         is_exclusive && had_none
     }
 
     /// True: it has no exclusive ones of that inode any more.
-    fn remove(&mut self, ino: u64, source: Endpoint, pages: Range<u64>) -> bool {
+    fn remove(&mut self, ino: u64, source: Endpoint, pages: Range<u64>, now: Nanos) -> bool {
         let Some(holders) = self.of_inode.get_mut(&ino) else { return false };
         let Some(held) = holders.get_mut(&source) else { return false };
         let (before, had_some) = (held.runs(), !held.exclusive.is_empty());
-        for set in [&mut held.shared, &mut held.exclusive, &mut held.recalled] {
+        let given: Vec<Range<u64>> = overlap(&held.recalled, &pages).collect();
+        for set in [&mut held.shared, &mut held.exclusive, &mut held.recalled, &mut held.cut] {
             set.remove(pages.clone());
         }
         let (after, has_none) = (held.runs(), held.exclusive.is_empty());
@@ -244,10 +288,15 @@ impl Pages {
                 self.of_inode.remove(&ino);
             }
         }
-        if let Some(runs) = self.runs.get_mut(&source) {
-            *runs = (*runs + after).saturating_sub(before);
-            if *runs == 0 {
-                self.runs.remove(&source);
+        if let Some(holdings) = self.of_agent.get_mut(&source) {
+            holdings.runs = (holdings.runs + after).saturating_sub(before);
+            holdings.owed -= length(&given);
+            holdings.since = now;
+            if after == 0 {
+                holdings.inodes.remove(&ino);
+            }
+            if holdings.inodes.is_empty() {
+                self.of_agent.remove(&source);
             }
         }
         had_some && has_none
@@ -255,11 +304,8 @@ impl Pages {
 
     /// All inodes of which `source` holds pages.
     fn inodes_of(&self, source: Endpoint) -> Vec<u64> {
-        if !self.runs.contains_key(&source) {
-            return Vec::new();
-        }
-        let holds = |holders: &BTreeMap<Endpoint, Held>| holders.contains_key(&source);
-        self.of_inode.iter().filter(|(_, holders)| holds(holders)).map(|(ino, _)| *ino).collect()
+        let holdings = self.of_agent.get(&source);
+        holdings.into_iter().flat_map(|holdings| holdings.inodes.iter().copied()).collect()
     }
 }
 
@@ -269,6 +315,11 @@ fn overlap(set: &RangeSet<u64>, pages: &Range<u64>) -> impl Iterator<Item = Rang
     let runs: Vec<Range<u64>> =
         if start < end { set.overlapping(start..end).cloned().collect() } else { Vec::new() };
     runs.into_iter().map(move |run| run.start.max(start)..run.end.min(end))
+}
+
+/// How many pages these are.
+fn length(runs: &[Range<u64>]) -> u64 {
+    runs.iter().map(|run| run.end - run.start).sum()
 }
 
 /// Has an earlier claim come for what `claim` is for?
@@ -317,7 +368,7 @@ impl VfsServer {
 
     /// `source` holds none of these pages any more.
     fn drop_pages(&mut self, ino: u64, source: Endpoint, pages: Range<u64>, cx: &mut Context<'_>) {
-        if self.leases.pages.remove(ino, source, pages) {
+        if self.leases.pages.remove(ino, source, pages, cx.now) {
             cx.store.remove(&keys::pages(ino, source));
         }
     }
@@ -326,6 +377,16 @@ impl VfsServer {
     pub(crate) fn drop_all_pages(&mut self, source: Endpoint, cx: &mut Context<'_>) {
         for ino in self.leases.pages.inodes_of(source) {
             self.drop_pages(ino, source, 0..PAGES_END, cx);
+        }
+    }
+
+    /// A file has been made shorter, of `size` bytes, by the caller of `call`. Who still has pages that are gone need not write them back, and loses them
+    /// some time. (Its own kernel drops them when it hears of it; its program may not have waited for that.)
+    pub(crate) fn cut_pages(&mut self, ino: u64, size: u64, call: &Call<'_>, cx: &mut Context<'_>) {
+        self.leases.pages.cut(ino, &(size.div_ceil(PAGE_SIZE)..PAGES_END), call.id.source);
+        for (holder, held) in self.leases.pages.holders(ino) {
+            let part = overlap(&held, &(size / PAGE_SIZE..PAGES_END)).collect();
+            self.leases.recall_pages(ino, holder, &part, cx);
         }
     }
 

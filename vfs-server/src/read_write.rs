@@ -69,7 +69,8 @@ impl VfsServer {
         }
         let source = call.id.source;
         // One that holds too much has been told to begin another.
-        if !self.leases.has_session(source, cx.now) || self.leases.pages.is_full(source) {
+        let has_session = self.leases.has_session(source, cx.now);
+        if row.waits != pages::OWN && (!has_session || self.leases.pages.is_full(source)) {
             return Ok((Paged { kept: pages::NO_SESSION }, Vec::new()));
         }
         let size = row.size.min(u32::try_from(PAYLOAD_MAX).unwrap_or(u32::MAX));
@@ -79,7 +80,16 @@ impl VfsServer {
             is_exclusive: row.exclusive != 0,
             own: Own::Recalled,
         };
-        if row.waits == 0 && self.leases.is_taken(&claim, source) {
+        if row.waits == pages::OWN {
+            let own = PageClaim::read(row.ino, claim.pages);
+            // Else it has lost them, and waits like everybody.
+            if !self.leases.pages.has(source, &own) {
+                self.claim_all(&[], &[own], call, cx)?;
+            }
+            let data = read_blob(&inode, row.offset, size, cx.store)?;
+            return Ok((Paged { kept: pages::KEPT }, data));
+        }
+        if row.waits == pages::NEVER && self.leases.is_taken(&claim, source) {
             return Ok((Paged { kept: pages::TAKEN }, Vec::new()));
         }
         self.claim_all(&[], std::slice::from_ref(&claim), call, cx)?;
@@ -115,7 +125,12 @@ impl VfsServer {
         // It waits for nobody, as others wait for it: those who remember the inode's times are told late.
         self.take_space(count, cx)?;
         let data = &call.payload[..usize::try_from(count).unwrap_or(call.payload.len())];
-        self.write_blob(inode.ino, row.offset, data, cx)?;
+        let bytes = row.offset..row.offset + count;
+        for run in self.leases.pages.of_use(call.id.source, row.ino, &bytes) {
+            let place = |at: u64| usize::try_from(at - row.offset).unwrap_or(data.len());
+            let part = &data[place(run.start)..place(run.end)];
+            self.write_blob(inode.ino, run.start, part, cx)?;
+        }
         inode.drop_privileges(call.cred, cx.store);
         inode.modified(cx.wall);
         self.save(&inode, cx);
@@ -256,7 +271,7 @@ impl VfsServer {
         let count = count.min(FILE_SIZE_MAX - to);
         let claims = [
             PageClaim::read(source.ino, pages_of(from, count)),
-            PageClaim::change(target.ino, pages_of(to, count), Own::Nothing),
+            PageClaim::change(target.ino, pages_of(to, count), Own::All),
         ];
         self.claim_all(&[(target.ino, true)], &claims, call, cx)?;
         self.take_space(count, cx)?;
@@ -305,7 +320,7 @@ impl VfsServer {
         }
         let pages = pages_of(row.offset, row.length);
         let is_zeroed = row.mode & !FALLOC_FL_KEEP_SIZE != 0;
-        let pages = is_zeroed.then(|| PageClaim::change(inode.ino, pages, Own::Nothing));
+        let pages = is_zeroed.then(|| PageClaim::change(inode.ino, pages, Own::All));
         self.claim_all(&[(inode.ino, true)], pages.as_slice(), call, cx)?;
         let keep_size = row.mode & FALLOC_FL_KEEP_SIZE != 0;
         match row.mode & !FALLOC_FL_KEEP_SIZE {
@@ -344,9 +359,10 @@ impl VfsServer {
         if row.offset >= inode.size {
             return err(ENXIO);
         }
-        // Programs may have filled holes.
+        // Programs may have filled holes; no kernel writes that back by itself.
         let pages = row.offset / PAGE_SIZE..PAGES_END;
-        self.claim_all(&[], &[PageClaim::read(row.ino, pages)], call, cx)?;
+        let claim = PageClaim { own: Own::All, ..PageClaim::read(row.ino, pages) };
+        self.claim_all(&[], &[claim], call, cx)?;
         match (cx.store.blob_seek(inode.ino, row.offset, hole), hole) {
             (Some(found), true) => Ok(Count { count: found.min(inode.size) }),
             (Some(found), false) if found < inode.size => Ok(Count { count: found }),
