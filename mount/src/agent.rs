@@ -85,7 +85,7 @@ pub enum Through {
 pub struct Skill {
     /// It can read files from pages, and asks for attributes before if it has none.
     pub reads: bool,
-    /// It maps files that are not read through pages, and has none of them but for mappings.
+    /// It has no pages of files but those it has read, maps files that are not read through pages, and has lost a page when it says so (from Linux 6.16 on).
     pub maps: bool,
 }
 
@@ -258,6 +258,8 @@ pub trait Agent: Send + Sync + 'static {
     ) -> bool;
     fn flush_at_once(&self, file: OpenFile, owner: u64) -> bool;
     fn release_at_once(&self, file: OpenFile) -> bool;
+    /// The kernel has forgotten an inode, or may have.
+    fn forgotten(&self, ino: u64);
     /// From now on the kernel may remember what it is told to, and is to be told what it must not any more.
     fn attach(&self, kernel: Arc<dyn Kernel>, skill: Skill);
     /// What must be done beside requests. It gets a thread of its own and returns when [`Agent::stop`] was called.

@@ -11,4 +11,6 @@ pub trait Kernel: Debug + Send + Sync {
     /// Lets it lose pages (of [`calls::vfs::PAGE_SIZE`] bytes, to `u64::MAX`: all behind). It writes back what was changed, and waits until those
     /// that are being read or written are there.
     fn lose_pages(&self, ino: u64, pages: &Range<u64>);
+    /// Lets it know that an inode has `size` bytes, if it thinks that they are fewer. The last page must not be among those that it has.
+    fn grow(&self, ino: u64, size: u64);
 }

@@ -1,6 +1,6 @@
 //! The agent's session with vfs-server: begins it when there is a use for it, hears what is to be forgotten and given back, and ends it.
 
-use crate::limits::{IDLE_POLLS_MAX, RECALLS_SIZE, RETRY_PAUSE};
+use crate::limits::{FLUSH_QUIET, IDLE_FOR, RECALLS_SIZE, RETRY_PAUSE};
 use crate::memory::Memory;
 use crate::pages::{Pages, Recall};
 use crate::promised::{Promise, Promised};
@@ -8,6 +8,7 @@ use calls::vfs::{FAREWELL, Forget, Recalled, Recalls};
 use calls::wire::Wire;
 use m3ipc::cred::CRED_SIZE_MAX;
 use m3ipc::{Cred, Endpoint, Errno, Sendrec, Wait};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 pub(crate) struct Files<'a> {
     pub(crate) promised: &'a Promised,
     /// Has the server open one.
-    pub(crate) redeem: &'a dyn Fn(&Promise) -> Result<u64, Errno>,
+    pub(crate) redeem: &'a (dyn Fn(&Promise) -> Result<u64, Errno> + Sync),
 }
 
 /// What the thread that keeps the session is told.
@@ -71,23 +72,54 @@ impl Wish {
     }
 }
 
-/// Keeps the session of `memory` and `pages` until `wish` ends it.
-pub(crate) fn keep(
-    port: &impl Sendrec,
-    (memory, pages): (&Memory, &Pages),
-    files: Files<'_>,
-    wish: &Wish,
-) {
+/// What is kept under leases.
+#[derive(Clone, Copy)]
+pub(crate) struct Kept<'a> {
+    pub(crate) memory: &'a Memory,
+    pub(crate) pages: &'a Pages,
+    pub(crate) files: Files<'a>,
+}
+
+impl Kept<'_> {
+    /// Gives everything up: nothing is kept when this returns.
+    fn end(self) {
+        self.memory.end_session();
+        self.pages.end_session();
+        // What cannot be opened at the server now stays open here, and is asked for again when it is read: there is nobody to tell.
+        self.files.promised.keep(0, self.files.redeem).ok();
+    }
+
+    /// Forgets, and has given back, what the server wants.
+    fn give_up(self, session: u64, told: &[Forget]) {
+        let (inodes, wanted): (Vec<Forget>, Vec<Forget>) =
+            told.iter().partition(|forget| forget.count == 0);
+        for Forget { ino, first, count } in wanted {
+            let pages = first..first.saturating_add(count);
+            self.pages.recall(Recall { session, ino, pages });
+        }
+        let inodes: Vec<u64> = inodes.into_iter().map(|forget| forget.ino).collect();
+        for ino in &inodes {
+            self.memory.forget(*ino);
+            self.files.promised.keep(*ino, self.files.redeem).ok();
+        }
+        self.memory.wait_for_names(&inodes);
+    }
+}
+
+/// Keeps the session of what is `kept` until `wish` ends it.
+pub(crate) fn keep(port: &impl Sendrec, kept: Kept<'_>, wish: &Wish) {
+    let mut calls = Calls { port, session: 0, forgotten: 0, told: vec![0; RECALLS_SIZE] };
     while wish.wait() {
-        match session(port, (memory, pages), files, wish) {
+        match session(&mut calls, kept, wish) {
+            // Somebody may have come while it ended.
+            Ok(End::Idle) if kept.pages.is_wanted() => wish.want(),
             Ok(End::Idle) => {}
             Ok(End::GivenUp) => wish.want(),
             // Who asks for something wants one again.
             Err(error) => {
                 tracing::debug!(?error, "no session with vfs-server");
-                memory.end_session();
-                pages.end_session();
-                pages.fail(error);
+                kept.pages.fail(error);
+                calls.flush(kept, wish);
                 wish.pause(RETRY_PAUSE);
             }
         }
@@ -102,70 +134,93 @@ enum End {
     GivenUp,
 }
 
-/// One session, from its beginning to its end.
-fn session(
-    port: &impl Sendrec,
-    (memory, pages): (&Memory, &Pages),
-    files: Files<'_>,
-    wish: &Wish,
-) -> Result<End, Errno> {
-    // What cannot be opened at the server now stays open here, and is asked for again when it is read: there is nobody to tell.
-    let end = || {
-        memory.end_session();
-        // What programs have written to mappings is written back while the session lasts.
-        pages.end_session();
-        files.promised.keep(0, files.redeem).ok();
-    };
-    end();
-    let mut told = vec![0; RECALLS_SIZE];
-    let mut poll = |session, forgotten| -> Result<(Instant, Recalled, Vec<Forget>), Errno> {
+/// The calls that keep a session.
+struct Calls<'a, P> {
+    port: &'a P,
+    /// The one that there is, or was last.
+    session: u64,
+    /// What is forgotten of what it was told.
+    forgotten: u64,
+    told: Vec<u8>,
+}
+
+impl<P: Sendrec> Calls<'_, P> {
+    fn make(&mut self, row: &Recalls) -> Result<(Instant, Recalled, Vec<Forget>), Errno> {
         // Process 0: the agent itself.
         let mut cred = [0; CRED_SIZE_MAX];
         let len = Cred::new(0, 0, 0).encode(&mut cred);
-        let row = Recalls { session, forgotten };
         let sent = Instant::now();
         let send = [&cred[..len]];
         let (recalled, len) =
-            calls::call(port, Endpoint::VFS, &row, &send, &mut told, Wait::FOREVER)?;
-        let told = told[..len.min(RECALLS_SIZE)].chunks(Forget::SIZE);
+            calls::call(self.port, Endpoint::VFS, row, &send, &mut self.told, Wait::FOREVER)?;
+        let told = self.told[..len.min(RECALLS_SIZE)].chunks(Forget::SIZE);
         Ok((sent, recalled, told.filter_map(Forget::get).collect()))
-    };
-    let (sent, Recalled { session, lease, .. }, _) = poll(0, 0)?;
-    memory.begin_session(sent, Duration::from_millis(lease.into()));
-    pages.begin_session(session);
-    let (mut forgotten, mut idle) = (0, 0);
+    }
+
+    /// Says what is forgotten, and waits for what is to be.
+    fn poll(&mut self) -> Result<(Instant, Recalled, Vec<Forget>), Errno> {
+        self.make(&Recalls { session: self.session, forgotten: self.forgotten })
+    }
+
+    /// Gives up everything that is kept. Meanwhile the server goes on hearing of this agent, as writing pages back may take longer than a session lasts.
+    fn flush(&mut self, kept: Kept<'_>, wish: &Wish) {
+        std::thread::scope(|scope| {
+            let (tells, told) = channel();
+            scope.spawn(move || {
+                kept.end();
+                tells.send(()).ok();
+            });
+            while told.recv_timeout(FLUSH_QUIET) == Err(RecvTimeoutError::Timeout) {
+                match self.poll() {
+                    Ok((_, recalled, wanted)) => {
+                        kept.give_up(self.session, &wanted);
+                        self.forgotten = recalled.batch;
+                    }
+                    Err(error) => {
+                        tracing::debug!(?error, "vfs-server does not hear of this agent");
+                        wish.pause(RETRY_PAUSE);
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// One session, from its beginning to its end.
+fn session(calls: &mut Calls<'_, impl Sendrec>, kept: Kept<'_>, wish: &Wish) -> Result<End, Errno> {
+    calls.flush(kept, wish);
+    let (sent, begun, _) = calls.make(&Recalls { session: 0, forgotten: 0 })?;
+    (calls.session, calls.forgotten) = (begun.session, 0);
+    let lease = |recalled: &Recalled| Duration::from_millis(recalled.lease.into());
+    kept.memory.begin_session(sent, lease(&begun));
+    kept.pages.extend(begun.session, kept.memory.ends_at());
+    let mut used = Instant::now();
     loop {
-        let (sent, recalled, told) = match poll(session, forgotten) {
+        let (sent, recalled, told) = match calls.poll() {
             Ok(answer) => answer,
             // The server may be on its way back, and the session with it.
-            Err(error) if !memory.has_lapsed() && wish.pause(RETRY_PAUSE) => {
+            Err(error) if !kept.memory.has_lapsed() && wish.pause(RETRY_PAUSE) => {
                 tracing::debug!(?error, "vfs-server does not say what is to be forgotten");
                 continue;
             }
             Err(error) => return Err(error),
         };
-        if recalled.session != session {
+        if recalled.session != begun.session {
             return Ok(End::GivenUp);
         }
-        let (inodes, wanted): (Vec<Forget>, Vec<Forget>) =
-            told.into_iter().partition(|forget| forget.count == 0);
-        for Forget { ino, first, count } in wanted {
-            pages.recall(Recall { session, ino, pages: first..first.saturating_add(count) });
+        kept.give_up(begun.session, &told);
+        kept.memory.settle();
+        kept.files.promised.keep_old(kept.files.redeem).ok();
+        calls.forgotten = recalled.batch;
+        kept.memory.extend(sent, lease(&recalled));
+        kept.pages.extend(begun.session, kept.memory.ends_at());
+        if kept.memory.was_used() || kept.pages.are_mapped() {
+            used = Instant::now();
         }
-        let inodes: Vec<u64> = inodes.into_iter().map(|forget| forget.ino).collect();
-        for ino in &inodes {
-            memory.forget(*ino);
-            files.promised.keep(*ino, files.redeem).ok();
-        }
-        memory.wait_for_names(&inodes);
-        memory.settle();
-        files.promised.keep_old(files.redeem).ok();
-        forgotten = recalled.batch;
-        memory.extend(sent, Duration::from_millis(recalled.lease.into()));
-        idle = if memory.was_used() { 0 } else { idle + 1 };
-        if idle >= IDLE_POLLS_MAX || !wish.pause(Duration::ZERO) {
-            end();
-            poll(session, FAREWELL)?;
+        if used.elapsed() >= IDLE_FOR || !wish.pause(Duration::ZERO) {
+            calls.flush(kept, wish);
+            calls.forgotten = FAREWELL;
+            calls.poll()?;
             return Ok(End::Idle);
         }
     }

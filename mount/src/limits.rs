@@ -40,7 +40,7 @@ pub const REQUEST_HEAD_MAX: usize = 4096;
 /// Requests that nobody waits for, or several at a time for one (read-ahead, RELEASE, asynchronous direct I/O), which the
 /// kernel has under way at once; and from how many on it finds the device busy. Its own choice is 12, which would make
 /// closing files wait for each other's RELEASE.
-pub const REQUESTS_BACKGROUND: u16 = 64;
+pub const REQUESTS_BACKGROUND: u16 = 256;
 pub const CONGESTION: u16 = 48;
 
 /// Interrupts kept of requests that are not there. One that comes early, while another thread is about to serve its
@@ -68,8 +68,14 @@ pub const PAGES_KEPT_FOR: Duration = Duration::from_micros(200);
 /// How long a read is held back of pages that the kernel is losing, so that it need not lose them again. It may be waiting for it.
 pub const READ_HELD_FOR: Duration = Duration::from_millis(5);
 
-/// Threads that give pages back. Each file has one at a time.
-pub const GIVERS: usize = 4;
+/// Threads that give pages back. Each file has one at a time, which may wait for a program that makes the file shorter.
+pub const GIVERS: usize = 16;
+
+/// Files of which the kernel may have pages: of the oldest of more it loses them. Half of what the server allows, as each has one run of pages or more.
+pub const PAGED_FILES_MAX: usize = 32 * 1024;
+
+/// How long giving everything up may take before the server is told that it is under way, and how often it is told so.
+pub const FLUSH_QUIET: Duration = Duration::from_millis(100);
 
 /// Pause between attempts to have the kernel forget an inode that it does not know yet.
 pub const FORGET_PAUSE: Duration = Duration::from_micros(100);
@@ -103,8 +109,8 @@ pub const MARGIN: Duration = Duration::from_millis(500);
 /// Bytes of one answer that says what is to be forgotten: 1024 times 24.
 pub const RECALLS_SIZE: usize = 24 * 1024;
 
-/// Answers without anybody having asked for anything meanwhile, after which a session ends: about ten seconds.
-pub const IDLE_POLLS_MAX: u32 = 20;
+/// How long nobody has asked for anything when a session ends.
+pub const IDLE_FOR: Duration = Duration::from_secs(10);
 
 /// Pause before the server is asked again after an error.
 pub const RETRY_PAUSE: Duration = Duration::from_millis(200);

@@ -604,6 +604,11 @@ impl Memory {
         self.until.store(nanos(end).max(1), Ordering::SeqCst);
     }
 
+    /// Until when the session lasts, if nothing more is heard.
+    pub(crate) fn ends_at(&self) -> Instant {
+        self.start + Duration::from_nanos(self.until.load(Ordering::SeqCst))
+    }
+
     /// Is there a session, though perhaps one that the server has given up?
     pub(crate) fn has_session(&self) -> bool {
         self.until.load(Ordering::SeqCst) != 0
@@ -956,6 +961,10 @@ mod tests {
 
         fn lose_pages(&self, ino: u64, _: &Range<u64>) {
             panic!("pages of {ino}");
+        }
+
+        fn grow(&self, ino: u64, _: u64) {
+            panic!("size of {ino}");
         }
     }
 

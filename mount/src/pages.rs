@@ -5,15 +5,16 @@
 //! the server's word about pages that the server may be waiting for:
 //!
 //! - What is being read when pages are to go is not there yet. It is passed over, and asked for anew when its answer has come.
-//! - What comes to be read while the kernel loses pages may be what it waits for. It is answered after a moment, as the server still counts these
+//! - What comes to be read while the kernel is losing just that may be what it waits for. It is answered after a moment, as the server still counts these
 //!   pages as ours, and the kernel loses them again.
-//! - Read-ahead never waits for others: it fails, and the kernel reads the page that it needs by itself.
+//! - Read-ahead of several pages does not wait for others: it fails, and the kernel reads the page that it needs by itself.
 //!
 //! Who has a file open for writing may map it, and write to pages that are there without anybody being told. So while somebody on this node has, all
-//! its pages are read exclusively; the kernel has lost the others when it maps the file.
+//! its pages are read exclusively, and before that it loses those that are shared.
 
 use crate::kernel::Kernel;
-use crate::limits::{AGAIN_PAUSE, PAGES_KEPT_FOR, READ_HELD_FOR};
+use crate::limits::{AGAIN_PAUSE, PAGED_FILES_MAX, PAGES_KEPT_FOR, READ_HELD_FOR};
+use calls::vfs::PAGE_SIZE;
 use m3ipc::Errno;
 use rangemap::RangeSet;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -37,6 +38,8 @@ struct State {
     files: HashMap<u64, File>,
     /// The session with vfs-server; 0: there is none.
     session: u64,
+    /// When it may be over.
+    until: Option<Instant>,
     /// Attempts to begin one that have failed, and why the last one did.
     failures: u64,
     failure: Option<Errno>,
@@ -44,6 +47,8 @@ struct State {
     next: u64,
     /// What the server wants back.
     recalls: VecDeque<Recall>,
+    /// Files of which there have been pages, in that order, and some that have none any more.
+    held: VecDeque<u64>,
     has_ended: bool,
 }
 
@@ -61,6 +66,8 @@ struct File {
     writers: HashSet<u64>,
     /// When pages were read last.
     read: Option<Instant>,
+    /// The size that the kernel is known to have been told; 0: none yet.
+    size: u64,
 }
 
 impl File {
@@ -88,6 +95,8 @@ struct Loss {
     /// Reads with smaller numbers are passed over.
     number: u64,
     pages: Range<u64>,
+    /// Of these, what the kernel may have.
+    going: RangeSet<u64>,
     /// It has lost them, and the server is being told.
     is_over: bool,
 }
@@ -105,7 +114,7 @@ pub(crate) struct Recall {
 pub(crate) enum How {
     /// With a lease.
     Leased { is_exclusive: bool, waits: bool },
-    /// As they are: the kernel is about to lose them.
+    /// As they are: the server counts them as ours, and the kernel loses them again.
     AsTheyAre,
     /// Not.
     Refused,
@@ -135,7 +144,17 @@ impl Pages {
 
     /// A program has opened a file for reading and writing. To be said before it knows.
     pub(crate) fn add_writer(&self, ino: u64, fh: u64) {
-        self.state().files.entry(ino).or_default().writers.insert(fh);
+        let is_first = {
+            let mut state = self.state();
+            let file = state.files.entry(ino).or_default();
+            let is_first =
+                file.writers.is_empty() && !(file.held.is_empty() && file.reads.is_empty());
+            file.writers.insert(fh);
+            is_first
+        };
+        if is_first {
+            self.lose(ino, &ALL, || ());
+        }
     }
 
     /// A file is closed that may have been open for reading and writing.
@@ -148,7 +167,7 @@ impl Pages {
         }
     }
 
-    /// The kernel reads pages; or it writes bytes to pages that are locked meanwhile.
+    /// The kernel reads pages.
     pub(crate) fn reading(&self, ino: u64, range: Range<u64>) -> Reading<'_> {
         let mut state = self.state();
         let number = state.number();
@@ -157,10 +176,34 @@ impl Pages {
         Reading { pages: self, ino, number, range }
     }
 
-    /// The server has begun a session.
-    pub(crate) fn begin_session(&self, session: u64) {
-        self.state().session = session;
+    /// The server has begun a session, or gone on with it, that may be over at `until`.
+    pub(crate) fn extend(&self, session: u64, until: Instant) {
+        let mut state = self.state();
+        (state.session, state.until) = (session, Some(until));
+        drop(state);
         self.changed.notify_all();
+    }
+
+    /// Does anybody wait for a session?
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.state().files.values().any(|file| !file.reads.is_empty())
+    }
+
+    /// May programs be using pages without asking for anything?
+    pub(crate) fn are_mapped(&self) -> bool {
+        let is_mapped = |file: &File| !(file.writers.is_empty() || file.held.is_empty());
+        self.state().files.values().any(is_mapped)
+    }
+
+    /// The kernel does not know an inode any more, perhaps: so it needs no pages of it.
+    pub(crate) fn is_forgotten(&self, ino: u64) {
+        let mut state = self.state();
+        let session = state.session;
+        if state.files.get(&ino).is_some_and(|file| !file.held.is_empty()) {
+            state.recalls.push_back(Recall { session, ino, pages: ALL });
+            drop(state);
+            self.changed.notify_all();
+        }
     }
 
     /// There is no session, and none could be begun.
@@ -180,8 +223,9 @@ impl Pages {
     pub(crate) fn end_session(&self) {
         let files: Vec<u64> = {
             let mut state = self.state();
-            state.session = 0;
+            (state.session, state.until) = (0, None);
             state.recalls.clear();
+            state.held.clear();
             for file in state.files.values_mut() {
                 file.refused = None;
                 file.reads.iter_mut().for_each(|read| read.is_void = true);
@@ -198,6 +242,40 @@ impl Pages {
         let has_some = self.state().files.get(&ino).is_some_and(|file| !file.held.is_empty());
         if has_some {
             self.lose(ino, &ALL, || ());
+        }
+    }
+
+    /// The kernel is about to be told that a file has `size` bytes. What is told while it loses pages of the file it does not take up, and a fault beyond the
+    /// end that it knows is a SIGBUS: so it learns of a larger size in another way first.
+    pub(crate) fn tell_size(&self, ino: u64, size: u64) {
+        let Some(kernel) = self.kernel.get() else { return };
+        let is_larger = {
+            let mut state = self.state();
+            let Some(file) = state.files.get_mut(&ino) else { return };
+            let before = std::mem::replace(&mut file.size, size);
+            let last = last_page(size);
+            // If it has the last page, it knows of it.
+            let is_there = file.held.contains(&last)
+                || file.reads.iter().any(|read| read.pages.contains(&last))
+                || file.loss.as_ref().is_some_and(|loss| loss.going.contains(&last));
+            before != 0 && last_page(before) < last && !is_there
+        };
+        if is_larger {
+            kernel.grow(ino, size);
+        }
+    }
+
+    /// A program has made a file longer or shorter, and its kernel knows.
+    pub(crate) fn has_size(&self, ino: u64, size: u64) {
+        if let Some(file) = self.state().files.get_mut(&ino) {
+            file.size = size;
+        }
+    }
+
+    /// As [`Pages::has_size`], of a file that is longer than that, perhaps.
+    pub(crate) fn has_written(&self, ino: u64, end: u64) {
+        if let Some(file) = self.state().files.get_mut(&ino) {
+            file.size = file.size.max(end);
         }
     }
 
@@ -231,19 +309,38 @@ impl Pages {
         self.changed.notify_all();
     }
 
-    /// What is to be given back next, and how long its pages are to be kept yet. `None`: no more is.
+    /// What is to be given back next, and how long its pages are to be kept yet. `None`: no more is. When the session may be over
+    /// the kernel loses everything here: who keeps it may be waiting for an answer.
     fn next_recall(&self) -> Option<(Recall, Duration)> {
         let mut state = self.state();
         loop {
             if state.has_ended {
                 return None;
             }
-            if let Some(recall) = state.recalls.pop_front() {
-                let read = state.files.get(&recall.ino).and_then(|file| file.read);
+            let State { recalls, files, .. } = &mut *state;
+            // Another thread has the others' files.
+            let is_free =
+                |recall: &Recall| files.get(&recall.ino).is_none_or(|file| file.loss.is_none());
+            if let Some(recall) = recalls.iter().position(is_free).and_then(|at| recalls.remove(at))
+            {
+                let read = files.get(&recall.ino).and_then(|file| file.read);
                 let kept = read.map_or(PAGES_KEPT_FOR, |read| read.elapsed());
                 return Some((recall, PAGES_KEPT_FOR.saturating_sub(kept)));
             }
-            state = self.wait(state);
+            let now = Instant::now();
+            match state.until {
+                None => state = self.wait(state),
+                Some(until) if now < until => {
+                    let waited = self.changed.wait_timeout(state, until - now);
+                    state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                }
+                Some(_) => {
+                    drop(state);
+                    tracing::debug!("vfs-server has not been heard of: pages are lost");
+                    self.end_session();
+                    state = self.state();
+                }
+            }
         }
     }
 
@@ -256,13 +353,14 @@ impl Pages {
         }
         let number = state.number();
         let file = state.files.entry(ino).or_default();
-        file.loss = Some(Loss { number, pages: pages.clone(), is_over: false });
         let mut there: RangeSet<u64> = overlap(&file.held, pages);
         for read in file.reads.iter_mut().filter(|read| overlaps(&read.pages, pages)) {
             read.is_void = true;
             remove(&mut there, &read.pages);
         }
         remove(&mut file.held, pages);
+        file.loss =
+            Some(Loss { number, pages: pages.clone(), going: there.clone(), is_over: false });
         while !there.is_empty() {
             drop(state);
             for run in there.iter() {
@@ -299,6 +397,21 @@ impl State {
         self.next
     }
 
+    /// A file has pages that had none. If many have, the oldest gives way.
+    fn note(&mut self, ino: u64) {
+        self.held.push_back(ino);
+        if self.held.len() > PAGED_FILES_MAX
+            && let Some(ino) = self.held.pop_front()
+            && let Some(file) = self.files.get(&ino)
+        {
+            if file.writers.is_empty() {
+                self.recalls.push_back(Recall { session: self.session, ino, pages: ALL });
+            } else {
+                self.held.push_back(ino);
+            }
+        }
+    }
+
     /// Forgets a file of which there is nothing to be known.
     fn tidy(&mut self, ino: u64) {
         if self.files.get(&ino).is_some_and(File::is_idle) {
@@ -326,7 +439,11 @@ impl Reading<'_> {
             let is_one = self.range.end - self.range.start <= 1;
             let loss = file.loss.as_ref().filter(|loss| overlaps(&loss.pages, &self.range));
             match loss {
-                Some(loss) if self.number > loss.number && !loss.is_over => {
+                Some(loss)
+                    if self.number > loss.number
+                        && !loss.is_over
+                        && loss.going.overlaps(&self.range) =>
+                {
                     // It may be what the kernel waits for.
                     let held = begun.elapsed();
                     if held < READ_HELD_FOR {
@@ -368,9 +485,13 @@ impl Reading<'_> {
         if !is_void {
             // From now on the kernel may have them, and waits itself for what it is about to be told.
             file.reads.retain(|read| read.number != self.number);
+            let is_new = file.held.is_empty();
             file.held.insert(self.range.clone());
             file.read = Some(Instant::now());
             file.refused.take_if(|refused| refused.contains(&self.range.start));
+            if is_new {
+                state.note(self.ino);
+            }
         }
         !is_void
     }
@@ -390,6 +511,11 @@ impl Drop for Reading<'_> {
         }
         state.tidy(self.ino);
     }
+}
+
+/// The page on which a file of `size` bytes ends.
+fn last_page(size: u64) -> u64 {
+    size.saturating_sub(1) / PAGE_SIZE
 }
 
 fn overlaps(one: &Range<u64>, other: &Range<u64>) -> bool {
@@ -429,6 +555,10 @@ mod tests {
             panic!("attributes of {ino}");
         }
 
+        fn grow(&self, _: u64, size: u64) {
+            self.lost.lock().unwrap().push((u64::MAX, size));
+        }
+
         fn lose_pages(&self, _: u64, pages: &Range<u64>) {
             let pages = (pages.start, pages.end);
             self.lost.lock().unwrap().push(pages);
@@ -445,10 +575,14 @@ mod tests {
         }
     }
 
+    fn later() -> Instant {
+        Instant::now() + Duration::from_secs(3600)
+    }
+
     fn pages() -> (Pages, Arc<Noting>) {
         let (pages, kernel) = (Pages::default(), Arc::new(Noting::default()));
         pages.attach(kernel.clone());
-        pages.begin_session(1);
+        pages.extend(1, later());
         (pages, kernel)
     }
 
@@ -458,7 +592,7 @@ mod tests {
         let pages = Pages::default();
         let steps = Some((begins, Mutex::new(goes)));
         pages.attach(Arc::new(Noting { lost: Mutex::default(), steps }));
-        pages.begin_session(1);
+        pages.extend(1, later());
         (pages, begun, go)
     }
 
@@ -557,6 +691,26 @@ mod tests {
     }
 
     #[test]
+    fn the_kernel_learns_of_a_larger_size_before_it_is_told_what_it_may_not_take_up() {
+        let (pages, kernel) = pages();
+        let tell = |size| {
+            pages.tell_size(5, size);
+            kernel.take()
+        };
+        assert_eq!(tell(1), [], "nobody has it mapped");
+        pages.add_writer(5, 10);
+        assert_eq!((tell(100), tell(4096)), (vec![], vec![]), "the first, and on the same page");
+        assert_eq!(tell(4097), [(u64::MAX, 4097)]);
+        assert_eq!((tell(4100), tell(100)), (vec![], vec![]));
+        read(&pages, 3..4);
+        assert_eq!(tell(4 * 4096), [], "it has that page");
+        let reading = pages.reading(5, 5..6);
+        assert_eq!((tell(0), tell(6 * 4096)), (vec![], vec![]), "it is about to");
+        drop(reading);
+        assert_eq!(tell(7 * 4096), [(u64::MAX, 7 * 4096)]);
+    }
+
+    #[test]
     fn read_ahead_that_was_refused_waits_the_next_time() {
         let (pages, _) = pages();
         let waits = |range| match pages.reading(5, range).how() {
@@ -604,7 +758,7 @@ mod tests {
         assert!(pages.state().recalls.is_empty());
         thread::scope(|scope| {
             let waits = scope.spawn(|| early.how());
-            pages.begin_session(2);
+            pages.extend(2, later());
             assert_eq!(waits.join().unwrap(), Ok(SHARED));
         });
         pages.end_session();

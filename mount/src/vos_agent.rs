@@ -6,7 +6,7 @@ use crate::agent::{
 };
 use crate::cred;
 use crate::kernel::Kernel;
-use crate::leases::{self, Files, Wish};
+use crate::leases::{self, Files, Kept, Wish};
 use crate::limits::{
     AGAIN_PAUSE, CALL_SIZE_MAX, COPY_MAX, LISTING_SIZE_MAX, LOCK_WAITS_MAX, MORE_CALLS_MAX,
     PARTS_MAX,
@@ -82,6 +82,8 @@ impl Drop for Taken<'_> {
 
 /// Longest target of a symbolic link (PATH_MAX).
 const TARGET_MAX: usize = 4096;
+/// A page in memory.
+const PAGE: usize = 4096;
 /// Everybody may search a directory with these.
 const SEARCH_BITS: u32 = 0o111;
 const F_UNLCK: u32 = 2;
@@ -269,28 +271,29 @@ impl<P: Sendrec> VosAgent<P> {
         file: OpenFile,
         offset: u64,
         buffer: &mut [u8],
-        (is_exclusive, waits): (bool, bool),
+        (is_exclusive, waits): (bool, u8),
     ) -> Result<(u8, usize), Errno> {
         let cred = cred::plain(caller);
-        let mut read = 0;
-        for part in buffer.chunks_mut(CALL_SIZE_MAX) {
+        let (mut read, mut is_over) = (0, false);
+        for (offset, part) in
+            (offset..).step_by(CALL_SIZE_MAX).zip(buffer.chunks_mut(CALL_SIZE_MAX))
+        {
             let row = ReadPages {
                 fh: file.fh,
                 ino: file.ino,
-                offset: offset + read as u64,
+                offset,
                 size: size(part),
                 exclusive: is_exclusive.into(),
-                waits: waits.into(),
+                waits,
             };
             let wanted = part.len();
             let (Paged { kept }, len) = self.call(&cred, &row, [&[], &[]], part)?;
             if kept != pages::KEPT {
                 return Ok((kept, 0));
             }
-            read += len.min(wanted);
-            if len < wanted {
-                break;
-            }
+            // What is behind the end is kept, too.
+            read += if is_over { 0 } else { len.min(wanted) };
+            is_over |= len < wanted;
         }
         Ok((pages::KEPT, read))
     }
@@ -366,17 +369,31 @@ impl<P: Sendrec> VosAgent<P> {
     ) -> Result<usize, Errno> {
         let _change = self.memory.change(file.ino);
         let cred = cred::plain(caller);
-        let mut done = 0;
-        for part in data.chunks(CALL_SIZE_MAX) {
-            let row = WritePages { fh: file.fh, ino: file.ino, offset: offset + done as u64 };
-            done += count(self.order(&cred, &row, [part, &[]])?.count, part.len())?;
+        let write = |offset, part: &[u8]| {
+            let row = WritePages { fh: file.fh, ino: file.ino, offset };
+            self.order(&cred, &row, [part, &[]]).map(drop)
+        };
+        let mut outcome = Ok(data.len());
+        for (offset, part) in (offset..).step_by(CALL_SIZE_MAX).zip(data.chunks(CALL_SIZE_MAX)) {
+            match write(offset, part) {
+                Ok(()) => {}
+                // It may be that of one page only.
+                Err(error) if error.errno == EIO => {
+                    for (offset, page) in (offset..).step_by(PAGE).zip(part.chunks(PAGE)) {
+                        if let Err(error) = write(offset, page) {
+                            outcome = Err(error);
+                        }
+                    }
+                }
+                Err(error) => outcome = Err(error),
+            }
         }
-        Ok(done)
+        outcome
     }
 
     /// A file has been opened, perhaps so that it can be mapped to be written to.
     fn add_writer(&self, file: OpenFile, flags: u32) {
-        if flags & O_ACCMODE == O_RDWR {
+        if flags & O_ACCMODE == O_RDWR && self.skill().maps {
             self.pages.add_writer(file.ino, file.fh);
         }
     }
@@ -530,6 +547,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
             return Err(Errno::new(ENOENT));
         }
         self.memory.keep_attr(asked, leased.attr, attr);
+        self.pages.tell_size(attr.ino, attr.size);
         let (lent, _) = self.memory.lend(&attr, false);
         Ok(Looked { told: Some(Told { attr, lent }), lent: Duration::ZERO })
     }
@@ -548,8 +566,10 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         }
         let asked = self.asked();
         let row = Getattr { ino, fh: fh.map_or(0, |fh| self.promised.asked(fh)) };
-        let (leased, attr) = self.call_for(&cred::plain(caller), &row, [&[], &[]])?;
+        let (leased, attr): (Leased, Attr) =
+            self.call_for(&cred::plain(caller), &row, [&[], &[]])?;
         self.memory.keep_attr(asked, leased.attr, attr);
+        self.pages.tell_size(ino, attr.size);
         Ok(self.told(attr))
     }
 
@@ -571,6 +591,8 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         let (leased, attr): (Leased, Attr) =
             self.call_for(&cred::with_groups(caller), &row, [&set.bytes(), &[]])?;
         change.keep_attr(leased.attr, attr);
+        // Of what it has asked for itself it takes note.
+        self.pages.has_size(ino, attr.size);
         Ok(attr)
     }
 
@@ -734,7 +756,8 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         offset: u64,
         buffer: &mut [u8],
     ) -> Result<usize, Errno> {
-        if !self.pages.is_attached() {
+        // A kernel that also has pages without having read them asks for attributes before it uses any.
+        if !self.pages.is_attached() || !self.skill().maps || buffer.is_empty() {
             return self.read(caller, file, offset, buffer);
         }
         let reading = self.pages.reading(file.ino, page_range(offset, buffer.len()));
@@ -745,14 +768,16 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
             if !self.pages.has_session() {
                 self.wish.want();
             }
-            let (is_exclusive, waits) = match reading.how()? {
-                How::Leased { is_exclusive, waits } => (is_exclusive, waits),
-                How::AsTheyAre => return self.read_now(caller, file, offset, buffer),
+            let how = reading.how()?;
+            let (is_exclusive, waits) = match how {
+                How::Leased { is_exclusive, waits: true } => (is_exclusive, pages::ALWAYS),
+                How::Leased { is_exclusive, waits: false } => (is_exclusive, pages::NEVER),
+                How::AsTheyAre => (false, pages::OWN),
                 // The kernel reads the page that it needs by itself.
                 How::Refused => return Err(Errno::new(EAGAIN)),
             };
             match self.read_leased(caller, file, offset, buffer, (is_exclusive, waits))? {
-                (pages::KEPT, len) if reading.keep() => return Ok(len),
+                (pages::KEPT, len) if how == How::AsTheyAre || reading.keep() => return Ok(len),
                 (pages::KEPT, _) => {}
                 (pages::TAKEN, _) => {
                     reading.refuse();
@@ -772,21 +797,12 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         data: &[u8],
     ) -> Result<usize, Errno> {
         let file = self.at_server(file)?;
-        if let Place::Page(offset) = place {
-            match self.write_pages(caller, file, offset, data) {
-                // It may have been written to otherwise before.
-                Err(error) if error.errno == EIO && !self.skill().maps => {}
-                outcome => return outcome,
-            }
+        if let Place::Page(offset) = place
+            && self.skill().maps
+        {
+            return self.write_pages(caller, file, offset, data);
         }
         let _change = self.memory.change(file.ino);
-        // A kernel that maps no files but through its pages locks those to which it writes, and has them afterwards.
-        let _locked = match place {
-            Place::Offset(offset) | Place::Page(offset) if !self.skill().maps => {
-                Some(self.pages.reading(file.ino, page_range(offset, data.len())))
-            }
-            _ => None,
-        };
         let cred = cred::plain(caller);
         let offset = match place {
             Place::Offset(offset) | Place::Page(offset) => offset | WRITE_AT,
@@ -797,6 +813,9 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         } else {
             self.write_large(&cred, file, offset, data)?
         };
+        if let Place::Offset(offset) = place {
+            self.pages.has_written(file.ino, offset.saturating_add(written.count));
+        }
         count(written.count, data.len())
     }
 
@@ -1097,6 +1116,10 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         is_closed
     }
 
+    fn forgotten(&self, ino: u64) {
+        self.pages.is_forgotten(ino);
+    }
+
     fn attach(&self, kernel: Arc<dyn Kernel>, skill: Skill) {
         self.memory.attach(kernel.clone());
         self.pages.attach(kernel);
@@ -1107,7 +1130,11 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
     fn run(&self) {
         let redeem = |promise: &Promise| self.redeem(promise);
         let files = Files { promised: &self.promised, redeem: &redeem };
-        leases::keep(&self.port, (&self.memory, &self.pages), files, &self.wish);
+        leases::keep(
+            &self.port,
+            Kept { memory: &self.memory, pages: &self.pages, files },
+            &self.wish,
+        );
     }
 
     fn give_back(&self) {

@@ -69,7 +69,9 @@ impl VfsServer {
             let is_cut = change.size < inode.size;
             self.resize(&mut inode, change.size, cred, cx)?;
             if is_cut {
-                self.cut_pages(inode.ino, change.size, call, cx);
+                // Who still has some of these pages is about to give them back.
+                let pages = change.size.div_ceil(PAGE_SIZE)..PAGES_END;
+                self.leases.pages.cut(inode.ino, &pages, call.id.source);
             }
         }
         if change.valid & (set::UID | set::GID) != 0 {

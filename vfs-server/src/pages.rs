@@ -380,16 +380,6 @@ impl VfsServer {
         }
     }
 
-    /// A file has been made shorter, of `size` bytes, by the caller of `call`. Who still has pages that are gone need not write them back, and loses them
-    /// some time. (Its own kernel drops them when it hears of it; its program may not have waited for that.)
-    pub(crate) fn cut_pages(&mut self, ino: u64, size: u64, call: &Call<'_>, cx: &mut Context<'_>) {
-        self.leases.pages.cut(ino, &(size.div_ceil(PAGE_SIZE)..PAGES_END), call.id.source);
-        for (holder, held) in self.leases.pages.holders(ino) {
-            let part = overlap(&held, &(size / PAGE_SIZE..PAGES_END)).collect();
-            self.leases.recall_pages(ino, holder, &part, cx);
-        }
-    }
-
     /// Inode `ino` is no more: who has pages of it may lose them some time.
     pub(crate) fn recall_pages_late(&mut self, ino: u64, cx: &mut Context<'_>) {
         for (holder, pages) in self.leases.pages.holders(ino) {

@@ -11,6 +11,7 @@ pub(crate) const FUSE_KERNEL_MINOR_VERSION: u32 = 45;
 /// Notifications: `fuse_out_header.error` of a reply to nothing (`enum fuse_notify_code`).
 pub(crate) mod notify {
     pub(crate) const INVAL_INODE: i32 = 2;
+    pub(crate) const STORE: i32 = 4;
 }
 
 /// Operations: `fuse_in_header.opcode`.
@@ -138,6 +139,7 @@ abi_structs! {
     }
     fuse_attr_out { attr_valid: u64, attr_valid_nsec: u32, dummy: u32, attr: fuse_attr }
     fuse_notify_inval_inode_out { ino: u64, off: i64, len: i64 }
+    fuse_notify_store_out { nodeid: u64, offset: u64, size: u32, padding: u32 }
     fuse_getattr_in { getattr_flags: u32, dummy: u32, fh: u64 }
     fuse_setattr_in {
         valid: u32, padding: u32, fh: u64, size: u64, lock_owner: u64, atime: u64, mtime: u64, ctime: u64,
@@ -200,6 +202,7 @@ mod tests {
         assert_eq!(size_of::<fuse_entry_out>(), 128);
         assert_eq!(size_of::<fuse_attr_out>(), 104);
         assert_eq!(size_of::<fuse_notify_inval_inode_out>(), 24);
+        assert_eq!(size_of::<fuse_notify_store_out>(), 24);
         assert_eq!(size_of::<fuse_getattr_in>(), 16);
         assert_eq!(size_of::<fuse_setattr_in>(), 88);
         assert_eq!(size_of::<fuse_create_in>(), 16);

@@ -55,13 +55,18 @@ impl Device {
 
     /// Tells the kernel something of which nothing was asked. False: it does not know what it is about.
     pub(crate) fn notify<T: IntoBytes + Immutable>(&self, code: i32, what: &T) -> bool {
-        let len = size_of::<abi::fuse_out_header>() + size_of::<T>();
+        self.notify_with(code, what, &[])
+    }
+
+    /// As [`Device::notify`], with data.
+    fn notify_with<T: IntoBytes + Immutable>(&self, code: i32, what: &T, data: &[u8]) -> bool {
+        let len = size_of::<abi::fuse_out_header>() + size_of::<T>() + data.len();
         let head = abi::fuse_out_header {
             len: u32::try_from(len).unwrap_or(u32::MAX),
             error: code,
             unique: 0,
         };
-        let parts = [io::IoSlice::new(head.as_bytes()), io::IoSlice::new(what.as_bytes())];
+        let parts = [head.as_bytes(), what.as_bytes(), data].map(io::IoSlice::new);
         !matches!(rustix::io::writev(&self.0, &parts), Err(Errno::NOENT))
     }
 
@@ -106,5 +111,16 @@ impl Kernel for Device {
         let what = abi::fuse_notify_inval_inode_out { ino, off: bytes(pages.start), len };
         // One that it does not know has no pages.
         self.notify(abi::notify::INVAL_INODE, &what);
+    }
+
+    fn grow(&self, ino: u64, size: u64) {
+        // Data that it is given beyond the end make a file longer. A page of which it has only part it reads before it uses it; but a first byte that
+        // is the last one would be all of it.
+        let Some(offset) = size.checked_sub(1).filter(|last| !last.is_multiple_of(PAGE_SIZE))
+        else {
+            return;
+        };
+        let store = abi::fuse_notify_store_out { nodeid: ino, offset, size: 1, padding: 0 };
+        self.notify_with(abi::notify::STORE, &store, &[0]);
     }
 }

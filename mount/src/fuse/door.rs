@@ -150,10 +150,12 @@ impl<A: Agent> Door<A> {
                 Ok(Done::Reply(put(out, &abi::fuse_write_out { size, padding: 0 })))
             }
             Operation::Ioctl => Ok(Done::Refused(libc::ENOTTY)),
-            // The first two are not for the agent, and never come here.
-            Operation::Interrupt { .. } | Operation::Nothing | Operation::Unknown => {
-                Ok(Done::Refused(libc::ENOSYS))
-            }
+            // All but the last are not answered, and never come here.
+            Operation::Interrupt { .. }
+            | Operation::Forget { .. }
+            | Operation::ForgetAll { .. }
+            | Operation::Nothing
+            | Operation::Unknown => Ok(Done::Refused(libc::ENOSYS)),
         }
     }
 
@@ -207,9 +209,7 @@ impl<A: Agent> Door<A> {
     fn opened(&self, out: &mut [u8], ino: u64, (fh, through): (u64, Through)) -> Done {
         let open_flags = match through {
             Through::Requests => self.open_flags,
-            // What it has is good, unless it also has what was written.
-            Through::Pages if self.open_flags != 0 => abi::FOPEN_KEEP_CACHE,
-            Through::Pages => 0,
+            Through::Pages => self.open_flags & abi::FOPEN_KEEP_CACHE,
         };
         opened(out, 0, OpenFile { ino, fh }, open_flags)
     }

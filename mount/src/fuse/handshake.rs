@@ -33,11 +33,11 @@ const WELCOME: u64 = init::ASYNC_READ
     | init::DIRECT_IO_ALLOW_MMAP;
 
 /// Answers the kernel's INIT, the first request of a mount, of which only `allowed` features are believed. Returns those
-/// that are used.
+/// that are used, and the minor version.
 ///
 /// # Errors
 /// One sentence: the kernel is too old, or something else is written there.
-pub(crate) fn shake_hands(device: &Device, allowed: u64, buffer: &mut [u8]) -> Result<u64> {
+pub(crate) fn shake_hands(device: &Device, allowed: u64, buffer: &mut [u8]) -> Result<(u64, u32)> {
     loop {
         let len = match device.read(buffer).context("the kernel's FUSE does not begin")? {
             Arrival::Request(len) => len,
@@ -45,10 +45,10 @@ pub(crate) fn shake_hands(device: &Device, allowed: u64, buffer: &mut [u8]) -> R
             Arrival::End => bail!("the mount was taken away before it was there"),
         };
         match begin(&buffer[..len], allowed) {
-            Answer::Agreed(reply, flags) => {
+            Answer::Agreed(reply, flags, minor) => {
                 let is_told = device.write(&reply).context("the kernel refuses the handshake")?;
                 ensure!(is_told, "the mount was taken away before it was there");
-                return Ok(flags);
+                return Ok((flags, minor));
             }
             // It speaks ours, and asks again.
             Answer::OurVersion(reply) => {
@@ -66,7 +66,7 @@ pub(crate) fn shake_hands(device: &Device, allowed: u64, buffer: &mut [u8]) -> R
 /// What a first request is answered with.
 #[derive(Debug)]
 enum Answer {
-    Agreed(Vec<u8>, u64),
+    Agreed(Vec<u8>, u64, u32),
     OurVersion(Vec<u8>),
     Refused(Vec<u8>, String),
 }
@@ -137,7 +137,7 @@ fn begin(request: &[u8], allowed: u64) -> Answer {
         max_pages: PAGES_MAX,
         ..version
     };
-    Answer::Agreed(whole_reply(head.unique, &agreed), flags)
+    Answer::Agreed(whole_reply(head.unique, &agreed), flags, agreed.minor)
 }
 
 /// `flags` and `flags2`.
@@ -178,15 +178,16 @@ mod tests {
 
     #[test]
     fn what_both_can_do_is_used() {
-        let Answer::Agreed(reply, flags) = ask(&offer(u64::MAX), u64::MAX) else { panic!() };
+        let Answer::Agreed(reply, flags, minor) = ask(&offer(u64::MAX), u64::MAX) else { panic!() };
         assert_eq!(flags, NEEDED | WELCOME);
         let told = abi::fuse_init_out::read_from_bytes(&reply[16..]).unwrap();
         assert_eq!((told.major, told.minor, told.max_readahead), (7, 45, 4096));
+        assert_eq!(minor, 45);
         assert_eq!(u64::from(told.flags) | u64::from(told.flags2) << 32, flags);
         let old = NEEDED | init::AUTO_INVAL_DATA | init::DIRECT_IO_ALLOW_MMAP;
-        let Answer::Agreed(_, flags) = ask(&offer(old), u64::MAX) else { panic!() };
+        let Answer::Agreed(_, flags, _) = ask(&offer(old), u64::MAX) else { panic!() };
         assert_eq!(flags, NEEDED | init::AUTO_INVAL_DATA, "flags2 says nothing without INIT_EXT");
-        let Answer::Agreed(_, flags) = ask(&offer(u64::MAX), NEEDED) else { panic!() };
+        let Answer::Agreed(_, flags, _) = ask(&offer(u64::MAX), NEEDED) else { panic!() };
         assert_eq!(flags, NEEDED, "what is masked is not used");
     }
 

@@ -167,7 +167,15 @@ pub enum Operation<'a> {
     Interrupt {
         unique: u64,
     },
-    /// Nothing to do and nothing to answer: the kernel forgets inodes, or has taken the mount away.
+    /// The kernel forgets an inode, or one of the names by which it knew it. Never answered.
+    Forget {
+        ino: u64,
+    },
+    /// As `Forget`, several: 16 bytes each, of which the first 8 are its number.
+    ForgetAll {
+        records: &'a [u8],
+    },
+    /// Nothing to do and nothing to answer: the kernel has taken the mount away.
     Nothing,
     Ioctl,
     /// One that the kernel has another way for.
@@ -394,9 +402,10 @@ fn operation<'a>(head: &Header, body: &'a [u8]) -> Option<Operation<'a>> {
             let abi::fuse_interrupt_in { unique } = body.take()?;
             Operation::Interrupt { unique }
         }
-        opcode::FORGET | opcode::BATCH_FORGET | opcode::NOTIFY_REPLY | opcode::DESTROY => {
-            Operation::Nothing
-        }
+        opcode::FORGET => Operation::Forget { ino },
+        // Behind their number, which their length tells as well.
+        opcode::BATCH_FORGET => Operation::ForgetAll { records: body.0.get(8..).unwrap_or(&[]) },
+        opcode::NOTIFY_REPLY | opcode::DESTROY => Operation::Nothing,
         opcode::IOCTL => Operation::Ioctl,
         _ => Operation::Unknown,
     })
@@ -496,7 +505,16 @@ mod tests {
             &[value.as_bytes(), b"user.x\0", b"a\0b"],
             Operation::Setxattr { ino: 7, name: b"user.x", value: b"a\0b", flags: 1 },
         );
-        check(opcode::BATCH_FORGET, &[&[0; 8]], Operation::Nothing);
+        check(opcode::DESTROY, &[], Operation::Nothing);
+        check(opcode::FORGET, &[&[1; 8]], Operation::Forget { ino: 7 });
+        for (body, records) in [(&[0; 3][..], &[][..]), (&[5; 8], &[]), (&[5; 25], &[5; 17])] {
+            check(opcode::BATCH_FORGET, &[body], Operation::ForgetAll { records });
+        }
+        for (read_flags, is_for_pages) in [(0, true), (abi::FUSE_READ_LOCKOWNER, false)] {
+            let read = abi::fuse_read_in { fh: 3, size: 4, read_flags, ..Default::default() };
+            let asked = Operation::Read { file, offset: 0, size: 4, is_for_pages };
+            check(opcode::READ, &[read.as_bytes()], asked);
+        }
         check(9999, &[b"?"], Operation::Unknown);
     }
 

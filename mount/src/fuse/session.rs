@@ -6,7 +6,7 @@
 //! being served as there may be threads. (The kernel gives requests to readers in turn: more of them than are needed would
 //! only spread the work over more CPUs and caches.)
 
-use super::abi::{FOPEN_DIRECT_IO, FOPEN_PARALLEL_DIRECT_WRITES, init};
+use super::abi::{FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_PARALLEL_DIRECT_WRITES, init};
 use super::device::{Arrival, Device};
 use super::door::{Done, Door};
 use super::handshake;
@@ -24,6 +24,10 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
+
+/// The minor from which on (Linux 6.16) a page that is being written back is there until it is. Before, its copy could arrive after the kernel had
+/// lost it.
+const WRITES_BACK_IN_PLACE: u32 = 44;
 
 /// What one read of the device may bring, and what one reply may be.
 const BUFFER_SIZE: usize = IO_SIZE_MAX as usize + REQUEST_HEAD_MAX;
@@ -74,14 +78,17 @@ pub(crate) fn start<A: Agent>(
 ) -> Result<()> {
     let device = Device::new(descriptor);
     let mut buffer = vec![0; BUFFER_SIZE];
-    let flags = handshake::shake_hands(&device, allowed, &mut buffer)?;
+    let (flags, minor) = handshake::shake_hands(&device, allowed, &mut buffer)?;
     // Without that feature a file opened for direct I/O cannot be mapped shared: then the page cache is used, emptied at
     // each open and whenever mtime or size have changed.
-    let open_flags = if flags & init::DIRECT_IO_ALLOW_MMAP != 0 {
-        FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES
-    } else {
-        0
+    let can_map = flags & init::DIRECT_IO_ALLOW_MMAP != 0;
+    let skill = Skill {
+        reads: flags & init::AUTO_INVAL_DATA != 0,
+        maps: can_map && minor >= WRITES_BACK_IN_PLACE,
     };
+    let open_flags = if can_map { FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES } else { 0 };
+    // What pages it has are good then.
+    let open_flags = open_flags | if skill.maps { FOPEN_KEEP_CACHE } else { 0 };
     let mut devices = vec![device];
     for _ in 1..threads.get() {
         match devices[0].another() {
@@ -111,10 +118,6 @@ pub(crate) fn start<A: Agent>(
         .context("no thread to look after signals")?;
     match session.devices[0].same() {
         Ok(device) => {
-            let skill = Skill {
-                reads: flags & init::AUTO_INVAL_DATA != 0,
-                maps: flags & init::DIRECT_IO_ALLOW_MMAP != 0,
-            };
             session.door.agent().attach(Arc::new(device), skill);
         }
         Err(error) => tracing::warn!(%error, "the kernel is not told to remember anything"),
@@ -211,6 +214,15 @@ impl<A: Agent> Session<A> {
             match Request::decode(&request[..len]) {
                 // These take no time.
                 Ok(Request { operation: Operation::Nothing, .. }) => {}
+                Ok(Request { operation: Operation::Forget { ino }, .. }) => {
+                    self.door.agent().forgotten(ino);
+                }
+                Ok(Request { operation: Operation::ForgetAll { records }, .. }) => {
+                    for record in records.as_chunks::<16>().0 {
+                        let (ino, _) = record.split_first_chunk().unwrap_or((&[0; 8], &[]));
+                        self.door.agent().forgotten(u64::from_ne_bytes(*ino));
+                    }
+                }
                 Ok(Request { operation: Operation::Interrupt { unique }, .. }) => {
                     self.under_way.interrupt(unique);
                 }

@@ -1,6 +1,7 @@
 //! A VOS of one server inside the test: calls are served under a lock, kept calls wait on a condition.
 
 use calls::Row;
+use calls::vfs::Recalls;
 use dvk::server::{Answer, Answers, Call, Context, Server};
 use dvk::store::MemoryStore;
 use m3ipc::{CallId, Cred, Endpoint, Interrupt, IpcError, Message, NodeId, Sendrec, Tag, Wait};
@@ -29,6 +30,7 @@ struct State {
     waiting: usize,
     /// How many calls of each number there have been.
     served: BTreeMap<u16, usize>,
+    sessions: usize,
 }
 
 /// The port of one node's file agent.
@@ -54,6 +56,7 @@ impl Vos {
                 stalled: |_| false,
                 waiting: 0,
                 served: BTreeMap::new(),
+                sessions: 0,
             }),
             answered: Condvar::new(),
             start: Instant::now(),
@@ -85,6 +88,11 @@ impl Vos {
     /// How many there have been.
     pub(crate) fn served_in_all(&self) -> usize {
         self.state.lock().unwrap().served.values().sum()
+    }
+
+    /// How many sessions agents have begun.
+    pub(crate) fn sessions(&self) -> usize {
+        self.state.lock().unwrap().sessions
     }
 
     /// Has anybody a file open?
@@ -135,6 +143,8 @@ impl Sendrec for Node {
         }
         state.waiting -= 1;
         *state.served.entry(message.call).or_default() += 1;
+        let begins = Recalls::get(&message.args).is_some_and(|row| row.session == 0);
+        state.sessions += usize::from(message.call == Recalls::NUMBER && begins);
         state.serve(&Call { id, cred: &cred, message, payload }, self.vos.start);
         self.vos.answered.notify_all();
         let mut is_cancelled = false;
