@@ -214,7 +214,8 @@ fn session(calls: &mut Calls<'_, impl Sendrec>, kept: Kept<'_>, wish: &Wish) -> 
         calls.forgotten = recalled.batch;
         kept.memory.extend(sent, lease(&recalled));
         kept.pages.extend(begun.session, kept.memory.ends_at());
-        if kept.memory.was_used() || kept.pages.are_mapped() {
+        let is_idle = used.elapsed() >= IDLE_FOR;
+        if kept.memory.was_used() || is_idle && kept.pages.are_mapped() {
             used = Instant::now();
         }
         if used.elapsed() >= IDLE_FOR || !wish.pause(Duration::ZERO) {
