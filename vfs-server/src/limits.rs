@@ -62,9 +62,12 @@ pub const RECALLS_PER_ANSWER: usize = 1024;
 /// Longer than writing back what a kernel may have changed takes.
 pub const GIVE_BACK_TIME: u64 = 30_000_000_000;
 
-/// Parts of large writes that are kept until their last part comes, in bytes, and the nanoseconds after which those that nobody came for give way. An
-/// agent has 16 MiB of them at most.
+/// Parts of large writes that are kept until their last part comes, in bytes, of all and of one agent, and the nanoseconds after which those that nobody
+/// came for give way.
 pub const STAGED_BYTES_MAX: usize = 256 << 20;
+pub const STAGED_PER_AGENT_MAX: usize = 16 << 20;
+/// Parts of one: more than a write of the largest size has.
+pub const STAGED_PARTS_MAX: u32 = 16;
 pub const STAGED_FOR: u64 = 10_000_000_000;
 
 /// Calls that may wait until agents have forgotten, and the bytes kept for them. Further ones are sent back to come again.

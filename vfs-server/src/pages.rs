@@ -290,8 +290,10 @@ impl Pages {
         }
         if let Some(holdings) = self.of_agent.get_mut(&source) {
             holdings.runs = (holdings.runs + after).saturating_sub(before);
-            holdings.owed -= length(&given);
-            holdings.since = now;
+            if !given.is_empty() {
+                holdings.owed = holdings.owed.saturating_sub(length(&given));
+                holdings.since = now;
+            }
             if after == 0 {
                 holdings.inodes.remove(&ino);
             }

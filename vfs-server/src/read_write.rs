@@ -7,7 +7,7 @@
 use crate::VfsServer;
 use crate::answer::{RESTART, Result, blob_error, err};
 use crate::keys::{Inode, OpenRecord};
-use crate::limits::{COPY_MAX, FILE_SIZE_MAX};
+use crate::limits::{COPY_MAX, FILE_SIZE_MAX, STAGED_PARTS_MAX};
 use crate::linux::{
     FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE, S_IFDIR, S_IFREG, SEEK_DATA,
     SEEK_HOLE,
@@ -81,11 +81,7 @@ impl VfsServer {
             own: Own::Recalled,
         };
         if row.waits == pages::OWN {
-            let own = PageClaim::read(row.ino, claim.pages);
-            // Else it has lost them, and waits like everybody.
-            if !self.leases.pages.has(source, &own) {
-                self.claim_all(&[], &[own], call, cx)?;
-            }
+            // Whoever waits for these pages waits until the caller has lost what it is told here.
             let data = read_blob(&inode, row.offset, size, cx.store)?;
             return Ok((Paged { kept: pages::KEPT }, data));
         }
@@ -159,7 +155,8 @@ impl VfsServer {
         cx: &mut Context<'_>,
     ) -> Result<()> {
         let total = usize::try_from(row.total).unwrap_or(usize::MAX);
-        if total > WRITE_SIZE_MAX || call.payload.len() > total {
+        let is_part = row.index < STAGED_PARTS_MAX && !call.payload.is_empty();
+        if !is_part || total > WRITE_SIZE_MAX || call.payload.len() > total {
             return err(EINVAL);
         }
         let write = (call.id.source, row.token);

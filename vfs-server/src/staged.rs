@@ -3,7 +3,7 @@
 //! They are in memory only. Room for all parts of a write is taken with the first, so that those that have begun can end. What nobody comes for
 //! goes after a while.
 
-use crate::limits::{STAGED_BYTES_MAX, STAGED_FOR};
+use crate::limits::{STAGED_BYTES_MAX, STAGED_FOR, STAGED_PER_AGENT_MAX};
 use dvk::server::{Gone, Nanos};
 use m3ipc::Endpoint;
 use std::collections::BTreeMap;
@@ -42,10 +42,10 @@ impl Staged {
         now: Nanos,
     ) -> bool {
         if !self.writes.contains_key(&(source, token)) {
-            if self.bytes + total > STAGED_BYTES_MAX {
+            if !self.has_room(source, total) {
                 self.drop_those(|_, parts| parts.until <= now);
             }
-            if self.bytes + total > STAGED_BYTES_MAX {
+            if !self.has_room(source, total) {
                 return false;
             }
             self.bytes += total;
@@ -61,6 +61,12 @@ impl Staged {
             parts.parts.insert(index, data.to_vec());
         }
         fits
+    }
+
+    fn has_room(&self, source: Endpoint, total: usize) -> bool {
+        let its = self.writes.range((source, 0)..=(source, u64::MAX));
+        let its: usize = its.map(|(_, parts)| parts.total).sum();
+        self.bytes + total <= STAGED_BYTES_MAX && its + total <= STAGED_PER_AGENT_MAX
     }
 
     /// Takes the `count` parts of a write; `None`: they are not all there.

@@ -1,8 +1,8 @@
 //! Writes that are too large for one message.
 #![expect(clippy::cast_possible_truncation, reason = "numbers of a few parts")]
 
-use crate::limits::{LEASE, STAGED_BYTES_MAX, STAGED_FOR};
-use crate::tests::driver::{ALIEN, Client, Got, MATE, ROOT, World};
+use crate::limits::{LEASE, STAGED_BYTES_MAX, STAGED_FOR, STAGED_PARTS_MAX, STAGED_PER_AGENT_MAX};
+use crate::tests::driver::{Client, Got, MATE, ROOT, World};
 use crate::tests::leases::{agent, message};
 use calls::vfs::{
     Getattr, Read, Stage, WRITE_APPEND, WRITE_AT, WRITE_SIZE_MAX, Write, WriteStaged,
@@ -11,6 +11,7 @@ use dvk::server::Gone;
 use dvk::store::StoreError;
 use m3ipc::errno::numbers::{EAGAIN, EBADF, EINVAL, ENOSPC};
 use m3ipc::limits::PAYLOAD_MAX;
+use m3ipc::{Endpoint, NodeId};
 
 struct Writer {
     w: World,
@@ -95,28 +96,41 @@ fn parts_wait_with_the_write_that_is_put_off() {
 fn what_is_staged_is_bounded_and_goes_with_who_staged_it() {
     let mut writer = Writer::new();
     let size = 3 * PAYLOAD_MAX;
-    let room = (STAGED_BYTES_MAX / size) as u64;
-    for token in 0..room {
-        writer.stage(if token == 0 { &ALIEN } else { &MATE }, token, 0, b"x").unwrap();
+    let of = |number| Client { endpoint: Endpoint::new(NodeId(9), number, 1), ..MATE };
+    let room = STAGED_PER_AGENT_MAX / size;
+    let mut staged = 0;
+    while staged < STAGED_BYTES_MAX / size {
+        let client = of(u32::try_from(staged / room).unwrap());
+        writer.stage(&client, (staged % room) as u64, 0, b"x").unwrap();
+        staged += 1;
+        if staged == room {
+            assert_eq!(writer.stage(&of(0), room as u64, 0, b"x"), Err(EAGAIN), "one's own");
+        }
     }
     assert_eq!(writer.stage(&ROOT, 0, 0, b"x"), Err(EAGAIN));
     // What has begun can go on.
-    writer.stage(&MATE, 1, 1, &vec![1; PAYLOAD_MAX]).unwrap();
-    writer.w.gone(Gone::Endpoint(ALIEN.endpoint));
+    writer.stage(&of(0), 1, 1, &vec![1; PAYLOAD_MAX]).unwrap();
+    writer.w.gone(Gone::Endpoint(of(0).endpoint));
     writer.stage(&ROOT, 0, 0, b"x").unwrap();
-    assert_eq!(writer.stage(&ROOT, 1, 0, b"x"), Err(EAGAIN));
+    writer.w.gone(Gone::Node(NodeId(9)));
+    for token in 1..room as u64 {
+        writer.stage(&ROOT, token, 0, b"x").unwrap();
+    }
+    assert_eq!(writer.stage(&ROOT, room as u64, 0, b"x"), Err(EAGAIN));
     writer.w.clock += STAGED_FOR;
-    writer.stage(&ROOT, 1, 0, b"x").unwrap();
+    writer.stage(&ROOT, 100, 0, b"x").unwrap();
     assert_eq!(writer.write(0, 1, b"y"), Err(EAGAIN), "nobody came for it");
-    assert_eq!(writer.write(1, 1, b"y"), Ok(2));
+    assert_eq!(writer.write(100, 1, b"y"), Ok(2));
     for _ in 0..3 {
         writer.stage(&ROOT, 5, 3, &vec![1; PAYLOAD_MAX]).unwrap();
     }
     writer.stage(&ROOT, 5, 4, &vec![1; PAYLOAD_MAX]).unwrap();
     writer.stage(&ROOT, 5, 5, &vec![1; PAYLOAD_MAX]).unwrap();
     assert_eq!(writer.stage(&ROOT, 5, 6, b"x"), Err(EAGAIN), "more than was said");
-    for (total, len) in [(WRITE_SIZE_MAX + 1, 1), (5, 6), (0, 1)] {
-        let row = Stage { token: 6, index: 0, total: total as u32 };
+    for (index, total, len) in
+        [(0, WRITE_SIZE_MAX + 1, 1), (0, 5, 6), (0, 0, 1), (0, 5, 0), (STAGED_PARTS_MAX, 5, 1)]
+    {
+        let row = Stage { token: 6, index, total: total as u32 };
         assert_eq!(writer.w.call(&ROOT, &row, &vec![0; len]).map(drop), Err(EINVAL));
     }
     writer.w.restart();
