@@ -1,6 +1,6 @@
 //! The agent's session with vfs-server: begins it when there is a use for it, hears what is to be forgotten and given back, and ends it.
 
-use crate::limits::{FLUSH_QUIET, IDLE_FOR, RECALLS_SIZE, RETRY_PAUSE};
+use crate::limits::{FLUSH_QUIET, IDLE_FOR, RECALLS_SIZE, RETRY_PAUSE, STACK};
 use crate::memory::Memory;
 use crate::pages::{Pages, Recall};
 use crate::promised::{Promise, Promised};
@@ -10,6 +10,7 @@ use m3ipc::cred::CRED_SIZE_MAX;
 use m3ipc::{Cred, Endpoint, Errno, Sendrec, Wait};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Condvar, Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// Open files that hang on leases.
@@ -118,9 +119,12 @@ pub(crate) fn keep(port: &impl Sendrec, kept: Kept<'_>, wish: &Wish) {
             // Who asks for something wants one again.
             Err(error) => {
                 tracing::debug!(?error, "no session with vfs-server");
-                kept.pages.fail(error);
                 calls.flush(kept, wish);
+                kept.pages.fail(error);
                 wish.pause(RETRY_PAUSE);
+                if kept.pages.is_wanted() {
+                    wish.want();
+                }
             }
         }
     }
@@ -164,13 +168,21 @@ impl<P: Sendrec> Calls<'_, P> {
 
     /// Gives up everything that is kept. Meanwhile the server goes on hearing of this agent, as writing pages back may take longer than a session lasts.
     fn flush(&mut self, kept: Kept<'_>, wish: &Wish) {
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             let (tells, told) = channel();
-            scope.spawn(move || {
+            let thread = thread::Builder::new().name("dvs-flush".into()).stack_size(STACK);
+            let end = move || {
                 kept.end();
                 tells.send(()).ok();
-            });
+            };
+            if thread.spawn_scoped(scope, end).is_err() {
+                // It may take too long then.
+                kept.end();
+            }
             while told.recv_timeout(FLUSH_QUIET) == Err(RecvTimeoutError::Timeout) {
+                if self.session == 0 {
+                    continue;
+                }
                 match self.poll() {
                     Ok((_, recalled, wanted)) => {
                         kept.give_up(self.session, &wanted);
@@ -193,7 +205,7 @@ fn session(calls: &mut Calls<'_, impl Sendrec>, kept: Kept<'_>, wish: &Wish) -> 
     (calls.session, calls.forgotten) = (begun.session, 0);
     let lease = |recalled: &Recalled| Duration::from_millis(recalled.lease.into());
     kept.memory.begin_session(sent, lease(&begun));
-    kept.pages.extend(begun.session, kept.memory.ends_at());
+    kept.pages.begin_session(begun.session, kept.memory.ends_at());
     let mut used = Instant::now();
     loop {
         let (sent, recalled, told) = match calls.poll() {
@@ -213,7 +225,9 @@ fn session(calls: &mut Calls<'_, impl Sendrec>, kept: Kept<'_>, wish: &Wish) -> 
         kept.files.promised.keep_old(kept.files.redeem).ok();
         calls.forgotten = recalled.batch;
         kept.memory.extend(sent, lease(&recalled));
-        kept.pages.extend(begun.session, kept.memory.ends_at());
+        if !kept.pages.extend(begun.session, kept.memory.ends_at()) {
+            return Ok(End::GivenUp);
+        }
         let is_idle = used.elapsed() >= IDLE_FOR;
         if kept.memory.was_used() || is_idle && kept.pages.are_mapped() {
             used = Instant::now();

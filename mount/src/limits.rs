@@ -68,6 +68,9 @@ pub const PAGES_KEPT_FOR: Duration = Duration::from_micros(200);
 /// How long a read is held back of pages that the kernel is losing, so that it need not lose them again. It may be waiting for it.
 pub const READ_HELD_FOR: Duration = Duration::from_millis(5);
 
+/// How often that time is doubled, each time that the kernel has lost them again.
+pub const READ_HELD_DOUBLINGS: u32 = 8;
+
 /// Threads that give pages back. Each file has one at a time, which may wait for a program that makes the file shorter.
 pub const GIVERS: usize = 16;
 

@@ -13,11 +13,13 @@
 //! its pages are read exclusively, and before that it loses those that are shared.
 
 use crate::kernel::Kernel;
-use crate::limits::{AGAIN_PAUSE, PAGED_FILES_MAX, PAGES_KEPT_FOR, READ_HELD_FOR};
+use crate::limits::{
+    AGAIN_PAUSE, PAGED_FILES_MAX, PAGES_KEPT_FOR, READ_HELD_DOUBLINGS, READ_HELD_FOR,
+};
 use calls::vfs::PAGE_SIZE;
 use m3ipc::Errno;
 use rangemap::RangeSet;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -45,10 +47,12 @@ struct State {
     failure: Option<Errno>,
     /// The number of the next read, or loss.
     next: u64,
+    /// How often programs have set a size.
+    settings: u64,
     /// What the server wants back.
     recalls: VecDeque<Recall>,
-    /// Files of which there have been pages, in that order, and some that have none any more.
-    held: VecDeque<u64>,
+    /// Files of which there are pages, as they came.
+    held: BTreeMap<u64, u64>,
     has_ended: bool,
 }
 
@@ -66,8 +70,16 @@ struct File {
     writers: HashSet<u64>,
     /// When pages were read last.
     read: Option<Instant>,
+    /// Its place in [`State::held`].
+    place: Option<u64>,
+    /// A thread is about to give some back.
+    is_taken: bool,
     /// The size that the kernel is known to have been told; 0: none yet.
     size: u64,
+    /// Which setting of a size was the last of this one.
+    setting: u64,
+    /// It is being told a larger one.
+    is_growing: bool,
 }
 
 impl File {
@@ -76,6 +88,8 @@ impl File {
             && self.reads.is_empty()
             && self.loss.is_none()
             && self.refused.is_none()
+            && !self.is_taken
+            && !self.is_growing
             && self.writers.is_empty()
     }
 }
@@ -95,8 +109,10 @@ struct Loss {
     /// Reads with smaller numbers are passed over.
     number: u64,
     pages: Range<u64>,
-    /// Of these, what the kernel may have.
+    /// Of these, what the kernel may have; and what it may have got again since.
     going: RangeSet<u64>,
+    /// How often it has lost what it got again.
+    rounds: u32,
     /// It has lost them, and the server is being told.
     is_over: bool,
 }
@@ -155,6 +171,11 @@ impl Pages {
         if is_first {
             self.lose(ino, &ALL, || ());
         }
+        // Another may have come just before.
+        let mut state = self.state();
+        while state.files.get(&ino).is_some_and(|file| file.loss.is_some()) {
+            state = self.wait(state);
+        }
     }
 
     /// A file is closed that may have been open for reading and writing.
@@ -176,12 +197,22 @@ impl Pages {
         Reading { pages: self, ino, number, range }
     }
 
-    /// The server has begun a session, or gone on with it, that may be over at `until`.
-    pub(crate) fn extend(&self, session: u64, until: Instant) {
+    /// The server has begun a session, that may be over at `until`.
+    pub(crate) fn begin_session(&self, session: u64, until: Instant) {
         let mut state = self.state();
         (state.session, state.until) = (session, Some(until));
         drop(state);
         self.changed.notify_all();
+    }
+
+    /// The server goes on with it. False: it has been given up here meanwhile, and what it recalled forgotten.
+    pub(crate) fn extend(&self, session: u64, until: Instant) -> bool {
+        let mut state = self.state();
+        let goes_on = state.session == session;
+        if goes_on {
+            state.until = Some(until);
+        }
+        goes_on
     }
 
     /// Does anybody wait for a session?
@@ -221,17 +252,28 @@ impl Pages {
 
     /// The session is over, or is about to end: the kernel loses everything. Who reads pages waits for another one.
     pub(crate) fn end_session(&self) {
-        let files: Vec<u64> = {
-            let mut state = self.state();
-            (state.session, state.until) = (0, None);
-            state.recalls.clear();
-            state.held.clear();
-            for file in state.files.values_mut() {
-                file.refused = None;
-                file.reads.iter_mut().for_each(|read| read.is_void = true);
-            }
-            state.files.keys().copied().collect()
-        };
+        let state = self.state();
+        self.lose_everything(state);
+    }
+
+    /// As [`Pages::end_session`], if it may be over.
+    fn lapse(&self) {
+        let state = self.state();
+        if state.until.is_some_and(|until| until <= Instant::now()) {
+            tracing::debug!("vfs-server has not been heard of: pages are lost");
+            self.lose_everything(state);
+        }
+    }
+
+    fn lose_everything(&self, mut state: MutexGuard<'_, State>) {
+        (state.session, state.until) = (0, None);
+        state.recalls.clear();
+        for file in state.files.values_mut() {
+            file.refused = None;
+            file.reads.iter_mut().for_each(|read| read.is_void = true);
+        }
+        let files: Vec<u64> = state.files.keys().copied().collect();
+        drop(state);
         for ino in files {
             self.lose(ino, &ALL, || ());
         }
@@ -247,36 +289,70 @@ impl Pages {
 
     /// The kernel is about to be told that a file has `size` bytes. What is told while it loses pages of the file it does not take up, and a fault beyond the
     /// end that it knows is a SIGBUS: so it learns of a larger size in another way first.
-    pub(crate) fn tell_size(&self, ino: u64, size: u64) {
+    ///
+    /// `asked`: of [`Pages::asked`]. It learns of it before anybody can be told the same.
+    pub(crate) fn tell_size(&self, ino: u64, size: u64, asked: u64) {
         let Some(kernel) = self.kernel.get() else { return };
         let is_larger = {
-            let mut state = self.state();
+            let mut state = self.while_growing(ino);
             let Some(file) = state.files.get_mut(&ino) else { return };
+            if file.setting > asked {
+                return;
+            }
             let before = std::mem::replace(&mut file.size, size);
             let last = last_page(size);
             // If it has the last page, it knows of it.
             let is_there = file.held.contains(&last)
                 || file.reads.iter().any(|read| read.pages.contains(&last))
                 || file.loss.as_ref().is_some_and(|loss| loss.going.contains(&last));
-            before != 0 && last_page(before) < last && !is_there
+            file.is_growing = before != 0 && last_page(before) < last && !is_there;
+            file.is_growing
         };
         if is_larger {
             kernel.grow(ino, size);
+            if let Some(file) = self.state().files.get_mut(&ino) {
+                file.is_growing = false;
+            }
+            self.changed.notify_all();
         }
     }
 
-    /// A program has made a file longer or shorter, and its kernel knows.
+    /// A moment before the server is asked for a size.
+    pub(crate) fn asked(&self) -> u64 {
+        self.state().settings
+    }
+
+    /// A program is about to set the size of a file.
+    pub(crate) fn set_size(&self, ino: u64) {
+        let mut state = self.while_growing(ino);
+        let State { files, settings, .. } = &mut *state;
+        if let Some(file) = files.get_mut(&ino) {
+            *settings += 1;
+            file.setting = *settings;
+        }
+    }
+
+    /// A program has set the size of a file, and its kernel is about to know.
     pub(crate) fn has_size(&self, ino: u64, size: u64) {
-        if let Some(file) = self.state().files.get_mut(&ino) {
+        self.set_size(ino);
+        if let Some(file) = self.while_growing(ino).files.get_mut(&ino) {
             file.size = size;
         }
     }
 
     /// As [`Pages::has_size`], of a file that is longer than that, perhaps.
     pub(crate) fn has_written(&self, ino: u64, end: u64) {
-        if let Some(file) = self.state().files.get_mut(&ino) {
+        if let Some(file) = self.while_growing(ino).files.get_mut(&ino) {
             file.size = file.size.max(end);
         }
+    }
+
+    fn while_growing(&self, ino: u64) -> MutexGuard<'_, State> {
+        let mut state = self.state();
+        while state.files.get(&ino).is_some_and(|file| file.is_growing) {
+            state = self.wait(state);
+        }
+        state
     }
 
     /// The server wants pages back.
@@ -300,6 +376,13 @@ impl Pages {
                     std::thread::sleep(AGAIN_PAUSE);
                 }
             });
+            let mut state = self.state();
+            if let Some(file) = state.files.get_mut(&recall.ino) {
+                file.is_taken = false;
+            }
+            state.tidy(recall.ino);
+            drop(state);
+            self.changed.notify_all();
         }
     }
 
@@ -319,12 +402,14 @@ impl Pages {
             }
             let State { recalls, files, .. } = &mut *state;
             // Another thread has the others' files.
-            let is_free =
-                |recall: &Recall| files.get(&recall.ino).is_none_or(|file| file.loss.is_none());
+            let is_free = |recall: &Recall| {
+                files.get(&recall.ino).is_none_or(|file| file.loss.is_none() && !file.is_taken)
+            };
             if let Some(recall) = recalls.iter().position(is_free).and_then(|at| recalls.remove(at))
             {
-                let read = files.get(&recall.ino).and_then(|file| file.read);
-                let kept = read.map_or(PAGES_KEPT_FOR, |read| read.elapsed());
+                let file = files.entry(recall.ino).or_default();
+                file.is_taken = true;
+                let kept = file.read.map_or(PAGES_KEPT_FOR, |read| read.elapsed());
                 return Some((recall, PAGES_KEPT_FOR.saturating_sub(kept)));
             }
             let now = Instant::now();
@@ -336,8 +421,7 @@ impl Pages {
                 }
                 Some(_) => {
                     drop(state);
-                    tracing::debug!("vfs-server has not been heard of: pages are lost");
-                    self.end_session();
+                    self.lapse();
                     state = self.state();
                 }
             }
@@ -359,16 +443,24 @@ impl Pages {
             remove(&mut there, &read.pages);
         }
         remove(&mut file.held, pages);
-        file.loss =
-            Some(Loss { number, pages: pages.clone(), going: there.clone(), is_over: false });
+        let going = there.clone();
+        file.loss = Some(Loss { number, pages: pages.clone(), going, rounds: 0, is_over: false });
+        if file.held.is_empty()
+            && let Some(place) = file.place.take()
+        {
+            state.held.remove(&place);
+        }
         while !there.is_empty() {
             drop(state);
             for run in there.iter() {
                 kernel.lose_pages(ino, run);
             }
             state = self.state();
-            there = state.files.entry(ino).or_default().late.clone();
-            state.files.entry(ino).or_default().late.clear();
+            let file = state.files.entry(ino).or_default();
+            there = std::mem::take(&mut file.late);
+            if let Some(loss) = &mut file.loss {
+                loss.rounds += 1;
+            }
         }
         if let Some(loss) = &mut state.files.entry(ino).or_default().loss {
             loss.is_over = true;
@@ -397,18 +489,22 @@ impl State {
         self.next
     }
 
-    /// A file has pages that had none. If many have, the oldest gives way.
+    /// A file has pages that had none. If many have, the oldest that nobody writes to gives way.
     fn note(&mut self, ino: u64) {
-        self.held.push_back(ino);
-        if self.held.len() > PAGED_FILES_MAX
-            && let Some(ino) = self.held.pop_front()
-            && let Some(file) = self.files.get(&ino)
-        {
-            if file.writers.is_empty() {
-                self.recalls.push_back(Recall { session: self.session, ino, pages: ALL });
-            } else {
-                self.held.push_back(ino);
-            }
+        let place = self.number();
+        self.held.insert(place, ino);
+        self.files.entry(ino).or_default().place = Some(place);
+        if self.held.len() <= PAGED_FILES_MAX {
+            return;
+        }
+        let Some((_, oldest)) = self.held.pop_first() else { return };
+        let place = self.number();
+        let Some(file) = self.files.get_mut(&oldest) else { return };
+        file.place = Some(place);
+        self.held.insert(place, oldest);
+        if file.writers.is_empty() {
+            let session = self.session;
+            self.recalls.push_back(Recall { session, ino: oldest, pages: ALL });
         }
     }
 
@@ -445,12 +541,14 @@ impl Reading<'_> {
                         && loss.going.overlaps(&self.range) =>
                 {
                     // It may be what the kernel waits for.
+                    // Longer each time, so that it comes to an end.
+                    let hold = READ_HELD_FOR * 2u32.pow(loss.rounds.min(READ_HELD_DOUBLINGS));
                     let held = begun.elapsed();
-                    if held < READ_HELD_FOR {
+                    if held < hold {
                         state = self
                             .pages
                             .changed
-                            .wait_timeout(state, READ_HELD_FOR - held)
+                            .wait_timeout(state, hold - held)
                             .unwrap_or_else(PoisonError::into_inner)
                             .0;
                         continue;
@@ -460,6 +558,9 @@ impl Reading<'_> {
                         return Ok(How::Refused);
                     }
                     file.late.insert(self.range.clone());
+                    if let Some(loss) = &mut file.loss {
+                        loss.going.insert(self.range.clone());
+                    }
                     return Ok(How::AsTheyAre);
                 }
                 Some(_) => {}
@@ -485,7 +586,7 @@ impl Reading<'_> {
         if !is_void {
             // From now on the kernel may have them, and waits itself for what it is about to be told.
             file.reads.retain(|read| read.number != self.number);
-            let is_new = file.held.is_empty();
+            let is_new = file.place.is_none();
             file.held.insert(self.range.clone());
             file.read = Some(Instant::now());
             file.refused.take_if(|refused| refused.contains(&self.range.start));
@@ -582,7 +683,7 @@ mod tests {
     fn pages() -> (Pages, Arc<Noting>) {
         let (pages, kernel) = (Pages::default(), Arc::new(Noting::default()));
         pages.attach(kernel.clone());
-        pages.extend(1, later());
+        pages.begin_session(1, later());
         (pages, kernel)
     }
 
@@ -592,7 +693,7 @@ mod tests {
         let pages = Pages::default();
         let steps = Some((begins, Mutex::new(goes)));
         pages.attach(Arc::new(Noting { lost: Mutex::default(), steps }));
-        pages.extend(1, later());
+        pages.begin_session(1, later());
         (pages, begun, go)
     }
 
@@ -694,7 +795,7 @@ mod tests {
     fn the_kernel_learns_of_a_larger_size_before_it_is_told_what_it_may_not_take_up() {
         let (pages, kernel) = pages();
         let tell = |size| {
-            pages.tell_size(5, size);
+            pages.tell_size(5, size, pages.asked());
             kernel.take()
         };
         assert_eq!(tell(1), [], "nobody has it mapped");
@@ -708,6 +809,13 @@ mod tests {
         assert_eq!((tell(0), tell(6 * 4096)), (vec![], vec![]), "it is about to");
         drop(reading);
         assert_eq!(tell(7 * 4096), [(u64::MAX, 7 * 4096)]);
+        let asked = pages.asked();
+        pages.set_size(5);
+        pages.tell_size(5, 9 * 4096, asked);
+        assert_eq!(kernel.take(), [], "it may be what was before");
+        pages.has_size(5, 4096);
+        pages.has_written(5, 8 * 4096);
+        assert_eq!(tell(8 * 4096), []);
     }
 
     #[test]
@@ -758,7 +866,7 @@ mod tests {
         assert!(pages.state().recalls.is_empty());
         thread::scope(|scope| {
             let waits = scope.spawn(|| early.how());
-            pages.extend(2, later());
+            pages.begin_session(2, later());
             assert_eq!(waits.join().unwrap(), Ok(SHARED));
         });
         pages.end_session();
@@ -777,6 +885,47 @@ mod tests {
             }
             assert_eq!(waits.join().unwrap(), Err(error));
         });
+    }
+
+    #[test]
+    fn a_session_that_nobody_goes_on_with_is_given_up_and_stays_so() {
+        let (pages, kernel) = pages();
+        read(&pages, 0..4);
+        assert!(pages.extend(1, later()) && !pages.extend(2, later()));
+        pages.lapse();
+        assert_eq!(kernel.take(), []);
+        assert!(pages.extend(1, Instant::now()));
+        thread::scope(|scope| {
+            scope.spawn(|| pages.give_back(|_| Ok(())));
+            while pages.has_session() {
+                thread::yield_now();
+            }
+            pages.end();
+        });
+        assert_eq!(kernel.take(), [(0, 4)]);
+        assert!(!pages.extend(1, later()) && !pages.has_session());
+    }
+
+    #[test]
+    fn files_with_pages_are_bounded_and_the_oldest_gives_way() {
+        let (pages, _) = pages();
+        let read = |ino| {
+            let reading = pages.reading(ino, 0..1);
+            assert!(matches!(reading.how(), Ok(How::Leased { .. })) && reading.keep());
+        };
+        pages.add_writer(1, 10);
+        let count = PAGED_FILES_MAX as u64;
+        (1..=count).for_each(read);
+        // Of one that has come and gone nothing is kept.
+        for _ in 0..10 {
+            pages.lose(count, &ALL, || ());
+            read(count);
+        }
+        assert!(pages.state().recalls.is_empty());
+        (count + 1..=count + 3).for_each(read);
+        let recalled: Vec<u64> = pages.state().recalls.iter().map(|recall| recall.ino).collect();
+        assert_eq!(recalled, [2, 3], "somebody may write to the first");
+        assert_eq!(pages.state().held.len() as u64, count + 3);
     }
 
     #[test]

@@ -30,7 +30,7 @@ impl Staging {
 }
 
 impl Large<'_> {
-    /// What an attempt of it is named; nothing else ever is.
+    /// What it is named; nothing else ever is.
     pub(crate) fn token(&self) -> u64 {
         self.0.next.fetch_add(1, Ordering::Relaxed)
     }

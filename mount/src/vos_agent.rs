@@ -87,6 +87,7 @@ const PAGE: usize = 4096;
 /// Everybody may search a directory with these.
 const SEARCH_BITS: u32 = 0o111;
 const F_UNLCK: u32 = 2;
+const FALLOC_FL_KEEP_SIZE: u32 = 1;
 const O_ACCMODE: u32 = 3;
 const O_RDWR: u32 = 2;
 const O_TRUNC: u32 = 0o1000;
@@ -291,7 +292,10 @@ impl<P: Sendrec> VosAgent<P> {
             if kept != pages::KEPT {
                 return Ok((kept, 0));
             }
-            // What is behind the end is kept, too.
+            // What is behind the end is kept, too. If there is something meanwhile, the end is another.
+            if is_over && len > 0 {
+                return Ok((pages::NO_SESSION, 0));
+            }
             read += if is_over { 0 } else { len.min(wanted) };
             is_over |= len < wanted;
         }
@@ -309,8 +313,9 @@ impl<P: Sendrec> VosAgent<P> {
         let large = self.staging.begin();
         let chunks: Vec<&[u8]> = data.chunks(CALL_SIZE_MAX).collect();
         let (last, parts) = chunks.split_last().ok_or(Errno::new(EIO))?;
+        // The same each time: what is there of it need not make room for itself.
+        let token = large.token();
         loop {
-            let token = large.token();
             let staged = self.stage(cred, token, parts, size(data)).and_then(|()| {
                 let row = WriteStaged {
                     fh: file.fh,
@@ -536,7 +541,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         if let Some(looked) = self.lookup_at_once(caller, entry) {
             return looked;
         }
-        let asked = self.asked();
+        let (asked, size_asked) = (self.asked(), self.pages.asked());
         let row = Lookup { parent: entry.parent };
         let (leased, attr): (Leased, Attr) =
             self.call_for(&cred::with_groups(caller), &row, [entry.name, &[]])?;
@@ -546,8 +551,8 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         if attr.ino == 0 {
             return Err(Errno::new(ENOENT));
         }
+        self.pages.tell_size(attr.ino, attr.size, size_asked);
         self.memory.keep_attr(asked, leased.attr, attr);
-        self.pages.tell_size(attr.ino, attr.size);
         let (lent, _) = self.memory.lend(&attr, false);
         Ok(Looked { told: Some(Told { attr, lent }), lent: Duration::ZERO })
     }
@@ -564,12 +569,12 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         if let Some(told) = self.getattr_at_once(ino) {
             return Ok(told);
         }
-        let asked = self.asked();
+        let (asked, size_asked) = (self.asked(), self.pages.asked());
         let row = Getattr { ino, fh: fh.map_or(0, |fh| self.promised.asked(fh)) };
         let (leased, attr): (Leased, Attr) =
             self.call_for(&cred::plain(caller), &row, [&[], &[]])?;
+        self.pages.tell_size(ino, attr.size, size_asked);
         self.memory.keep_attr(asked, leased.attr, attr);
-        self.pages.tell_size(ino, attr.size);
         Ok(self.told(attr))
     }
 
@@ -587,12 +592,12 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         if set.valid & set::MODE != 0 && set.mode & SEARCH_BITS != SEARCH_BITS {
             self.memory.wait_for_names(&[ino]);
         }
+        self.pages.set_size(ino);
         let row = Setattr { ino, fh: fh.map_or(0, |fh| self.promised.asked(fh)) };
         let (leased, attr): (Leased, Attr) =
             self.call_for(&cred::with_groups(caller), &row, [&set.bytes(), &[]])?;
-        change.keep_attr(leased.attr, attr);
-        // Of what it has asked for itself it takes note.
         self.pages.has_size(ino, attr.size);
+        change.keep_attr(leased.attr, attr);
         Ok(attr)
     }
 
@@ -783,7 +788,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
                     reading.refuse();
                     return Err(Errno::new(EAGAIN));
                 }
-                // The session is over, of which another thread is about to hear.
+                // The session is over, of which another thread is about to hear; or it is to be read again.
                 _ => std::thread::sleep(AGAIN_PAUSE),
             }
         }
@@ -971,7 +976,11 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         let file = self.at_server(file)?;
         let _change = self.memory.change(file.ino);
         let row = Fallocate { fh: file.fh, ino: file.ino, offset, length, mode };
-        self.order(&cred::plain(caller), &row, [&[], &[]])
+        self.order(&cred::plain(caller), &row, [&[], &[]])?;
+        if mode & FALLOC_FL_KEEP_SIZE == 0 {
+            self.pages.has_written(file.ino, offset.saturating_add(length));
+        }
+        Ok(())
     }
 
     fn copy_range(
@@ -1009,6 +1018,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
                 count => copied += count,
             }
         }
+        self.pages.has_written(to.0.ino, to.1.saturating_add(copied.into()));
         Ok(copied)
     }
 
