@@ -74,8 +74,8 @@ struct File {
     place: Option<u64>,
     /// A thread is about to give some back.
     is_taken: bool,
-    /// The size that the kernel is known to have been told; 0: none yet.
-    size: u64,
+    /// The size that the kernel is known to have been told.
+    size: Option<u64>,
     /// Which setting of a size was the last of this one.
     setting: u64,
     /// It is being told a larger one.
@@ -293,28 +293,37 @@ impl Pages {
     /// `asked`: of [`Pages::asked`]. It learns of it before anybody can be told the same.
     pub(crate) fn tell_size(&self, ino: u64, size: u64, asked: u64) {
         let Some(kernel) = self.kernel.get() else { return };
-        let is_larger = {
-            let mut state = self.while_growing(ino);
-            let Some(file) = state.files.get_mut(&ino) else { return };
-            if file.setting > asked {
-                return;
-            }
-            let before = std::mem::replace(&mut file.size, size);
-            let last = last_page(size);
-            // If it has the last page, it knows of it.
-            let is_there = file.held.contains(&last)
-                || file.reads.iter().any(|read| read.pages.contains(&last))
-                || file.loss.as_ref().is_some_and(|loss| loss.going.contains(&last));
-            file.is_growing = before != 0 && last_page(before) < last && !is_there;
-            file.is_growing
-        };
-        if is_larger {
-            kernel.grow(ino, size);
-            if let Some(file) = self.state().files.get_mut(&ino) {
-                file.is_growing = false;
-            }
-            self.changed.notify_all();
+        let last = pages_in(size).saturating_sub(1);
+        let mut state = self.while_growing(ino);
+        let Some(file) = state.files.get_mut(&ino) else { return };
+        if file.setting > asked {
+            return;
         }
+        if file.size.replace(size).is_none_or(|before| pages_in(size) <= pages_in(before)) {
+            return;
+        }
+        // It may have the last page of when the file was that long before, and must not: then it knows all of it.
+        loop {
+            let Some(file) = state.files.get_mut(&ino) else { return };
+            let is_read = file.reads.iter().any(|read| read.pages.contains(&last));
+            let is_going = file.loss.as_ref().is_some_and(|loss| loss.going.contains(&last));
+            if file.is_growing || is_read || is_going {
+                state = self.wait(state);
+            } else if file.held.contains(&last) {
+                drop(state);
+                self.lose(ino, &(last..last + 1), || ());
+                state = self.state();
+            } else {
+                file.is_growing = true;
+                break;
+            }
+        }
+        drop(state);
+        kernel.grow(ino, size);
+        if let Some(file) = self.state().files.get_mut(&ino) {
+            file.is_growing = false;
+        }
+        self.changed.notify_all();
     }
 
     /// A moment before the server is asked for a size.
@@ -336,14 +345,14 @@ impl Pages {
     pub(crate) fn has_size(&self, ino: u64, size: u64) {
         self.set_size(ino);
         if let Some(file) = self.while_growing(ino).files.get_mut(&ino) {
-            file.size = size;
+            file.size = Some(size);
         }
     }
 
     /// As [`Pages::has_size`], of a file that is longer than that, perhaps.
     pub(crate) fn has_written(&self, ino: u64, end: u64) {
         if let Some(file) = self.while_growing(ino).files.get_mut(&ino) {
-            file.size = file.size.max(end);
+            file.size = file.size.map(|size| size.max(end));
         }
     }
 
@@ -611,12 +620,14 @@ impl Drop for Reading<'_> {
             file.reads.retain(|read| read.number != self.number);
         }
         state.tidy(self.ino);
+        drop(state);
+        self.pages.changed.notify_all();
     }
 }
 
-/// The page on which a file of `size` bytes ends.
-fn last_page(size: u64) -> u64 {
-    size.saturating_sub(1) / PAGE_SIZE
+/// How many pages a file of `size` bytes has.
+fn pages_in(size: u64) -> u64 {
+    size.div_ceil(PAGE_SIZE)
 }
 
 fn overlaps(one: &Range<u64>, other: &Range<u64>) -> bool {
@@ -804,10 +815,16 @@ mod tests {
         assert_eq!(tell(4097), [(u64::MAX, 4097)]);
         assert_eq!((tell(4100), tell(100)), (vec![], vec![]));
         read(&pages, 3..4);
-        assert_eq!(tell(4 * 4096), [], "it has that page");
-        let reading = pages.reading(5, 5..6);
-        assert_eq!((tell(0), tell(6 * 4096)), (vec![], vec![]), "it is about to");
-        drop(reading);
+        assert_eq!(tell(4 * 4096), [(3, 4), (u64::MAX, 4 * 4096)], "it has that page of before");
+        assert_eq!((tell(0), tell(10)), (vec![], vec![(u64::MAX, 10)]));
+        thread::scope(|scope| {
+            let reading = pages.reading(5, 5..6);
+            let told = scope.spawn(|| tell(6 * 4096));
+            thread::park_timeout(2 * READ_HELD_FOR);
+            assert!(!told.is_finished(), "it is about to have that page");
+            drop(reading);
+            assert_eq!(told.join().unwrap(), [(u64::MAX, 6 * 4096)]);
+        });
         assert_eq!(tell(7 * 4096), [(u64::MAX, 7 * 4096)]);
         let asked = pages.asked();
         pages.set_size(5);
