@@ -302,19 +302,20 @@ impl Pages {
         if file.size.replace(size).is_none_or(|before| pages_in(size) <= pages_in(before)) {
             return;
         }
-        // It may have the last page of when the file was that long before, and must not: then it knows all of it.
+        // Nobody is told the same, or has it so long otherwise, before it knows.
+        file.is_growing = true;
+        // It may have the last page of when the file was that long before, and must not.
         loop {
-            let Some(file) = state.files.get_mut(&ino) else { return };
+            let file = state.files.entry(ino).or_default();
             let is_read = file.reads.iter().any(|read| read.pages.contains(&last));
             let is_going = file.loss.as_ref().is_some_and(|loss| loss.going.contains(&last));
-            if file.is_growing || is_read || is_going {
+            if is_read || is_going {
                 state = self.wait(state);
             } else if file.held.contains(&last) {
                 drop(state);
                 self.lose(ino, &(last..last + 1), || ());
                 state = self.state();
             } else {
-                file.is_growing = true;
                 break;
             }
         }

@@ -1,6 +1,6 @@
 //! Leases on pages: what of files the kernels of nodes may have, and may let programs change.
 //!
-//! An agent's kernel keeps pages that it got by `ReadPages`, and loses them before a `LetGo` says so. (What it is losing it may read once more by `Read`.) Pages that programs may write to are held by one
+//! An agent's kernel keeps pages that it got by `ReadPages`, and loses them before a `LetGo` says so. Pages that programs may write to are held by one
 //! agent, *exclusively*: nobody is told when a mapping is first written to. What is read or written here waits until those that are in the
 //! way are given back, after a kernel has written back what was changed in them (`WritePages`). So every byte has one truth, wherever it is
 //! mapped: of pages that nobody holds exclusively the blob's, of others their holder's.
