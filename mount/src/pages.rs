@@ -32,6 +32,8 @@ pub(crate) const ALL: Range<u64> = 0..u64::MAX;
 pub(crate) struct Pages {
     state: Mutex<State>,
     changed: Condvar,
+    /// There is something for who gives pages back.
+    wanted: Condvar,
     kernel: OnceLock<Arc<dyn Kernel>>,
 }
 
@@ -40,8 +42,9 @@ struct State {
     files: HashMap<u64, File>,
     /// The session with vfs-server; 0: there is none.
     session: u64,
-    /// When it may be over.
+    /// When it may be over, and whether a thread waits until then.
     until: Option<Instant>,
+    is_watched: bool,
     /// Attempts to begin one that have failed, and why the last one did.
     failures: u64,
     failure: Option<Errno>,
@@ -202,6 +205,7 @@ impl Pages {
         let mut state = self.state();
         (state.session, state.until) = (session, Some(until));
         drop(state);
+        self.wanted.notify_one();
         self.changed.notify_all();
     }
 
@@ -233,7 +237,7 @@ impl Pages {
         if state.files.get(&ino).is_some_and(|file| !file.held.is_empty()) {
             state.recalls.push_back(Recall { session, ino, pages: ALL });
             drop(state);
-            self.changed.notify_all();
+            self.wanted.notify_one();
         }
     }
 
@@ -368,7 +372,7 @@ impl Pages {
     /// The server wants pages back.
     pub(crate) fn recall(&self, recall: Recall) {
         self.state().recalls.push_back(recall);
-        self.changed.notify_all();
+        self.wanted.notify_one();
     }
 
     /// Gives back what the server wants, until [`Pages::end`]. `let_go` tells it so; several threads may do this.
@@ -391,15 +395,13 @@ impl Pages {
                 file.is_taken = false;
             }
             state.tidy(recall.ino);
-            drop(state);
-            self.changed.notify_all();
         }
     }
 
     /// Lets the threads in [`Pages::give_back`] end.
     pub(crate) fn end(&self) {
         self.state().has_ended = true;
-        self.changed.notify_all();
+        self.wanted.notify_all();
     }
 
     /// What is to be given back next, and how long its pages are to be kept yet. `None`: no more is. When the session may be over
@@ -420,20 +422,26 @@ impl Pages {
                 let file = files.entry(recall.ino).or_default();
                 file.is_taken = true;
                 let kept = file.read.map_or(PAGES_KEPT_FOR, |read| read.elapsed());
+                if state.until.is_some() && !state.is_watched {
+                    self.wanted.notify_one();
+                }
                 return Some((recall, PAGES_KEPT_FOR.saturating_sub(kept)));
             }
             let now = Instant::now();
             match state.until {
-                None => state = self.wait(state),
-                Some(until) if now < until => {
-                    let waited = self.changed.wait_timeout(state, until - now);
-                    state = waited.unwrap_or_else(PoisonError::into_inner).0;
-                }
-                Some(_) => {
+                Some(until) if until <= now => {
                     drop(state);
                     self.lapse();
                     state = self.state();
                 }
+                // One is enough to wait for that.
+                Some(until) if !state.is_watched => {
+                    state.is_watched = true;
+                    let waited = self.wanted.wait_timeout(state, until - now);
+                    state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                    state.is_watched = false;
+                }
+                _ => state = self.wanted.wait(state).unwrap_or_else(PoisonError::into_inner),
             }
         }
     }
@@ -480,6 +488,9 @@ impl Pages {
         let mut state = self.state();
         state.files.entry(ino).or_default().loss = None;
         state.tidy(ino);
+        if !state.recalls.is_empty() {
+            self.wanted.notify_one();
+        }
         drop(state);
         self.changed.notify_all();
     }
@@ -602,6 +613,9 @@ impl Reading<'_> {
             file.refused.take_if(|refused| refused.contains(&self.range.start));
             if is_new {
                 state.note(self.ino);
+                if !state.recalls.is_empty() {
+                    self.pages.wanted.notify_one();
+                }
             }
         }
         !is_void
