@@ -205,11 +205,7 @@ impl VfsServer {
         }
         // Who waits behind others lets them have their pages first.
         if !is_behind {
-            for claim in pages {
-                for (holder, part) in self.leases.pages.in_the_way(claim, source, |_| false) {
-                    self.leases.recall_pages(claim.ino, holder, &part, cx);
-                }
-            }
+            self.leases.recall_for(pages, source, cx);
         }
         err(RESTART)
     }
@@ -285,24 +281,20 @@ impl VfsServer {
                 self.serve_call(&call, cx);
                 self.leases.taken_up = before;
             } else {
-                self.recall_for(number, cx);
+                self.recall_if_first(number, cx);
             }
         }
     }
 
     /// Who was behind others until now has its pages recalled.
-    fn recall_for(&mut self, number: u64, cx: &mut Context<'_>) {
+    fn recall_if_first(&mut self, number: u64, cx: &mut Context<'_>) {
         let Some(call) = self.leases.put_off.get(&number) else { return };
         if call.pages.is_empty() || self.leases.is_behind(&call.pages, call.id.source, Some(number))
         {
             return;
         }
         let (claims, source) = (call.pages.clone(), call.id.source);
-        for claim in claims {
-            for (holder, part) in self.leases.pages.in_the_way(&claim, source, |_| false) {
-                self.leases.recall_pages(claim.ino, holder, &part, cx);
-            }
-        }
+        self.leases.recall_for(&claims, source, cx);
     }
 
     /// The caller of a call that is put off has been interrupted. False: it is not.
@@ -569,6 +561,15 @@ impl Leases {
 
     pub(crate) fn is_session(&self, source: Endpoint, session: u64) -> bool {
         session != 0 && self.agents.get(&source).is_some_and(|agent| agent.session == session)
+    }
+
+    /// Lets those give pages back that are in the way of `source`'s claims.
+    fn recall_for(&mut self, claims: &[PageClaim], source: Endpoint, cx: &mut Context<'_>) {
+        for claim in claims {
+            for (holder, part) in self.pages.in_the_way(claim, source, |_| false) {
+                self.recall_pages(claim.ino, holder, &part, cx);
+            }
+        }
     }
 
     /// Lets an agent give pages back.
