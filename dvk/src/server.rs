@@ -25,6 +25,16 @@ pub enum Gone {
     Node(NodeId),
 }
 
+impl Gone {
+    /// Is `endpoint` among those that are gone?
+    pub fn includes(self, endpoint: Endpoint) -> bool {
+        match self {
+            Gone::Endpoint(gone) => endpoint == gone,
+            Gone::Node(node) => endpoint.node() == node,
+        }
+    }
+}
+
 /// A server: a deterministic value. It does no I/O but on its [`Store`], reads no clock, draws no
 /// random numbers, never blocks and never waits for another server (ARCHITECTURE.md, invariants 1, 2).
 ///

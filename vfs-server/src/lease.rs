@@ -309,12 +309,8 @@ impl VfsServer {
 
     /// An agent that is gone is waited for all the same: of what it has told its kernel, programs may still be told.
     pub(crate) fn drop_calls_of(&mut self, gone: Gone, cx: &mut Context<'_>) {
-        let is_gone = |source: Endpoint| match gone {
-            Gone::Endpoint(endpoint) => source == endpoint,
-            Gone::Node(node) => source.node() == node,
-        };
         for (source, agent) in &mut self.leases.agents {
-            if is_gone(*source) {
+            if gone.includes(*source) {
                 agent.poll = None;
             }
         }
@@ -322,7 +318,7 @@ impl VfsServer {
             .leases
             .number_of
             .iter()
-            .filter(|(id, _)| is_gone(id.source))
+            .filter(|(id, _)| gone.includes(id.source))
             .map(|(_, number)| *number)
             .collect();
         for number in theirs {

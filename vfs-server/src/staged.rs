@@ -89,10 +89,7 @@ impl Staged {
 
     /// Who began them does not end them any more.
     pub(crate) fn drop_of(&mut self, gone: Gone) {
-        self.drop_those(|source, _| match gone {
-            Gone::Endpoint(endpoint) => source == endpoint,
-            Gone::Node(node) => source.node() == node,
-        });
+        self.drop_those(|source, _| gone.includes(source));
     }
 
     fn drop_those(&mut self, is: impl Fn(Endpoint, &Parts) -> bool) {
