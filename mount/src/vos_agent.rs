@@ -1,5 +1,7 @@
 //! The agent that asks vfs-server, and remembers what it may.
 
+mod bytes;
+
 use crate::agent::{
     Agent, Caller, Entry, LockKind, Looked, NewMode, OpenFile, Place, Skill, Through, Told,
     VisitEntry, VisitLooked,
@@ -9,7 +11,6 @@ use crate::kernel::Kernel;
 use crate::leases::{self, Files, Kept, Wish};
 use crate::limits::{
     AGAIN_PAUSE, CALL_SIZE_MAX, COPY_MAX, LISTING_SIZE_MAX, LOCK_WAITS_MAX, MORE_CALLS_MAX,
-    PARTS_MAX,
 };
 use crate::memory::{Asked, Change, Found, Memory};
 use crate::owners::Owners;
@@ -17,17 +18,17 @@ use crate::pages::{How, Pages, Recall};
 use crate::promised::{Promise, Promised};
 use crate::staging::Staging;
 use crate::status;
+use calls::Row;
 use calls::vfs::{
-    Access, Attr, CopyRange, Count, Create, Created, DirEntry, Fallocate, Flush, FsStats, Fsync,
-    Getattr, Getlk, Getxattr, Leased, LetGo, Link, Listed, Listxattr, Lock, Lookup, Mkdir, Mknod,
-    Offsets, Open, PAGE_SIZE, Paged, RESTART, Read, ReadPages, Readdir, Readlink, Release,
-    Removexattr, Rename, Renamed, Rmdir, Seek, SetAttr, Setattr, Setlk, Setxattr, Stage, Statfs,
-    Symlink, Tmpfile, Unlink, WRITE_APPEND, WRITE_AT, Write, WritePages, WriteStaged, pages, set,
+    Access, Attr, CopyRange, Create, Created, DirEntry, Fallocate, Flush, FsStats, Fsync, Getattr,
+    Getlk, Getxattr, Leased, LetGo, Link, Listed, Listxattr, Lock, Lookup, Mkdir, Mknod, Offsets,
+    Open, PAGE_SIZE, RESTART, Readdir, Readlink, Release, Removexattr, Rename, Renamed, Rmdir,
+    Seek, SetAttr, Setattr, Setlk, Setxattr, Statfs, Symlink, Tmpfile, Unlink, WRITE_APPEND,
+    WRITE_AT, Write, pages, set,
 };
 use calls::wire::Wire;
-use calls::{Each, Row};
 use m3ipc::cred::CRED_SIZE_MAX;
-use m3ipc::errno::numbers::{EAGAIN, EIO, ENAMETOOLONG, ENOENT, ENOLCK, EPROTO};
+use m3ipc::errno::numbers::{EAGAIN, ENAMETOOLONG, ENOENT, ENOLCK, EPROTO};
 use m3ipc::{Cred, Endpoint, Errno, Interrupt, Sendrec, Wait};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -82,8 +83,6 @@ impl Drop for Taken<'_> {
 
 /// Longest target of a symbolic link (PATH_MAX).
 const TARGET_MAX: usize = 4096;
-/// A page in memory.
-const PAGE: usize = 4096;
 /// Everybody may search a directory with these.
 const SEARCH_BITS: u32 = 0o111;
 const F_UNLCK: u32 = 2;
@@ -196,204 +195,6 @@ impl<P: Sendrec> VosAgent<P> {
     fn place_to_wait(&self) -> Result<Taken<'_>, Errno> {
         let place = self.waits.take(1);
         if place.count == 1 { Ok(place) } else { Err(Errno::new(ENOLCK)) }
-    }
-
-    /// Reads with several calls that are under way at once, of [`CALL_SIZE_MAX`] each. What is behind a short one is not
-    /// told, nor an error behind something.
-    fn read_at_once(
-        &self,
-        cred: &Cred,
-        file: OpenFile,
-        offset: u64,
-        buffer: &mut [u8],
-    ) -> Result<usize, Errno> {
-        let starts = (offset..).step_by(CALL_SIZE_MAX);
-        let (mut read, mut failed, mut is_over) = (0, None, false);
-        with_cred(cred, [&[], &[]], |send| {
-            let parts =
-                buffer.chunks_mut(CALL_SIZE_MAX).zip(starts).map(|(receive, offset)| Each {
-                    row: Read { fh: file.fh, ino: file.ino, offset, size: size(receive) },
-                    send,
-                    receive,
-                });
-            let done = |outcome: Result<((), usize), Errno>| match outcome {
-                _ if is_over => {}
-                Ok((_, len)) => {
-                    read += len;
-                    is_over = len < CALL_SIZE_MAX;
-                }
-                Err(error) => (failed, is_over) = (Some(error), true),
-            };
-            calls::call_all::<PARTS_MAX, _>(&self.port, Endpoint::VFS, parts, Wait::FOREVER, done);
-        });
-        match failed {
-            Some(error) if read == 0 => Err(error),
-            _ => Ok(read),
-        }
-    }
-
-    /// Reads from an open file as the server knows it.
-    fn read_now(
-        &self,
-        caller: Caller,
-        file: OpenFile,
-        offset: u64,
-        buffer: &mut [u8],
-    ) -> Result<usize, Errno> {
-        let cred = cred::plain(caller);
-        if buffer.len() <= CALL_SIZE_MAX {
-            let row = Read { fh: file.fh, ino: file.ino, offset, size: size(buffer) };
-            return self.call(&cred, &row, [&[], &[]], buffer).map(|(_, len)| len);
-        }
-        // Larger ones in several calls that are under way at once, as many as there is room for.
-        let parts = buffer.len().div_ceil(CALL_SIZE_MAX).min(PARTS_MAX);
-        let more = self.more.take(parts - 1);
-        let mut read = 0;
-        for stretch in buffer.chunks_mut((more.count + 1) * CALL_SIZE_MAX) {
-            let wanted = stretch.len();
-            let from = offset + read as u64;
-            let len = match again(|| self.read_at_once(&cred, file, from, stretch)) {
-                Ok(len) => len,
-                Err(error) if read == 0 => return Err(error),
-                Err(_) => break,
-            };
-            read += len;
-            if len < wanted {
-                break;
-            }
-        }
-        Ok(read)
-    }
-
-    /// As [`VosAgent::read_now`], whole pages that the kernel keeps. With it, of [`pages`] whether it may.
-    fn read_leased(
-        &self,
-        caller: Caller,
-        file: OpenFile,
-        offset: u64,
-        buffer: &mut [u8],
-        (is_exclusive, waits): (bool, u8),
-    ) -> Result<(u8, usize), Errno> {
-        let cred = cred::plain(caller);
-        let (mut read, mut is_over) = (0, false);
-        for (offset, part) in
-            (offset..).step_by(CALL_SIZE_MAX).zip(buffer.chunks_mut(CALL_SIZE_MAX))
-        {
-            let row = ReadPages {
-                fh: file.fh,
-                ino: file.ino,
-                offset,
-                size: size(part),
-                exclusive: is_exclusive.into(),
-                waits,
-            };
-            let wanted = part.len();
-            let (Paged { kept }, len) = self.call(&cred, &row, [&[], &[]], part)?;
-            if kept != pages::KEPT {
-                return Ok((kept, 0));
-            }
-            // What is behind the end is kept, too. If there is something meanwhile, the end is another.
-            if is_over && len > 0 {
-                return Ok((pages::NO_SESSION, 0));
-            }
-            read += if is_over { 0 } else { len.min(wanted) };
-            is_over |= len < wanted;
-        }
-        Ok((pages::KEPT, read))
-    }
-
-    /// Writes what does not fit one message, at once: its parts wait at the server for the last one.
-    fn write_large(
-        &self,
-        cred: &Cred,
-        file: OpenFile,
-        offset: u64,
-        data: &[u8],
-    ) -> Result<Count, Errno> {
-        let large = self.staging.begin();
-        let chunks: Vec<&[u8]> = data.chunks(CALL_SIZE_MAX).collect();
-        let (last, parts) = chunks.split_last().ok_or(Errno::new(EIO))?;
-        // The same each time: what is there of it need not make room for itself.
-        let token = large.token();
-        loop {
-            let staged = self.stage(cred, token, parts, size(data)).and_then(|()| {
-                let row = WriteStaged {
-                    fh: file.fh,
-                    ino: file.ino,
-                    offset,
-                    token,
-                    parts: u32::try_from(parts.len()).unwrap_or(u32::MAX),
-                };
-                self.order(cred, &row, [last, &[]])
-            });
-            match staged {
-                // There is no room, or the server has begun anew.
-                Err(error) if error.errno == EAGAIN => std::thread::sleep(AGAIN_PAUSE),
-                outcome => return outcome,
-            }
-        }
-    }
-
-    /// Sends parts with several calls that are under way at once, as many as there is room for.
-    fn stage(&self, cred: &Cred, token: u64, parts: &[&[u8]], total: u32) -> Result<(), Errno> {
-        let mut encoded = [0; CRED_SIZE_MAX];
-        let len = cred.encode(&mut encoded);
-        let sends: Vec<[&[u8]; 2]> = parts.iter().map(|part| [&encoded[..len], *part]).collect();
-        let more = self.more.take(parts.len().saturating_sub(1));
-        let numbered: Vec<(u32, &[&[u8]; 2])> = (0..).zip(&sends).collect();
-        for stretch in numbered.chunks(more.count + 1) {
-            let calls = stretch.iter().map(|(index, send)| Each {
-                row: Stage { token, index: *index, total },
-                send: &send[..],
-                receive: &mut [],
-            });
-            let mut outcome = Ok(());
-            calls::call_all::<PARTS_MAX, _>(
-                &self.port,
-                Endpoint::VFS,
-                calls,
-                Wait::FOREVER,
-                |done| {
-                    if let Err(error) = done {
-                        outcome = Err(error);
-                    }
-                },
-            );
-            outcome?;
-        }
-        Ok(())
-    }
-
-    /// Pages come back from the kernel.
-    fn write_pages(
-        &self,
-        caller: Caller,
-        file: OpenFile,
-        offset: u64,
-        data: &[u8],
-    ) -> Result<usize, Errno> {
-        let _change = self.memory.change(file.ino);
-        let cred = cred::plain(caller);
-        let write = |offset, part: &[u8]| {
-            let row = WritePages { fh: file.fh, ino: file.ino, offset };
-            self.order(&cred, &row, [part, &[]]).map(drop)
-        };
-        let mut outcome = Ok(data.len());
-        for (offset, part) in (offset..).step_by(CALL_SIZE_MAX).zip(data.chunks(CALL_SIZE_MAX)) {
-            match write(offset, part) {
-                Ok(()) => {}
-                // It may be that of one page only.
-                Err(error) if error.errno == EIO => {
-                    for (offset, page) in (offset..).step_by(PAGE).zip(part.chunks(PAGE)) {
-                        if let Err(error) = write(offset, page) {
-                            outcome = Err(error);
-                        }
-                    }
-                }
-                Err(error) => outcome = Err(error),
-            }
-        }
-        outcome
     }
 
     /// A file has been opened, perhaps so that it can be mapped to be written to.
@@ -1199,6 +1000,8 @@ fn split_entry(payload: &[u8]) -> Option<(DirEntry, &[u8], &[u8])> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::PARTS_MAX;
+    use calls::vfs::{Stage, WriteStaged};
     use m3ipc::errno::numbers::{EHOSTDOWN, EIO, ENOENT};
     use m3ipc::{IpcError, Message};
     use proptest::prelude::*;
