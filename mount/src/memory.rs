@@ -537,6 +537,12 @@ impl Memory {
         self.names.wait(directories, || self.now());
     }
 
+    /// Thread `tid` is about to change names in `directories`: waits until the kernel remembers none there.
+    pub(crate) fn change_names(&self, directories: &[u64], tid: u32) {
+        self.names.changes(tid, || self.now());
+        self.names.wait(directories, || self.now());
+    }
+
     /// Thread `tid` has come to the end of a listing.
     pub(crate) fn has_listed(&self, tid: u32) {
         self.names.asks(tid);

@@ -8,8 +8,10 @@
 //! The time counts from when the thread that asked takes up the reply. No message says when it does. It has when it sleeps, is gone, asks
 //! again, or has used the CPU for longer than that takes ([`Progress`]). Who is told a listing may sleep in between: it has when it asks
 //! for the rest, or is gone.
+//!
+//! A thread that changes names is lent none for a while: who removes a tree lists each directory, and would then wait for itself in each.
 
-use crate::limits::{NAME_GOES_IN, NAMES_LENT_THREADS_MAX, NAMES_LENT_TO_MAX, RUNS_WITHIN};
+use crate::limits::{NAME_GOES_IN, NAMES_LENT_THREADS_MAX, NAMES_LENT_TO_MAX, QUIET, RUNS_WITHIN};
 use std::collections::HashMap;
 use std::fmt::{self, Debug};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -35,6 +37,8 @@ struct State {
     directories: HashMap<u64, Nanos>,
     /// Threads that may not have taken up what they were told last.
     threads: HashMap<u32, Thread>,
+    /// When threads have changed names last.
+    changers: HashMap<u32, Nanos>,
     /// What was lent before this moment is over.
     over: Nanos,
     /// What was lent before the first is over at the second.
@@ -77,8 +81,8 @@ impl Default for Names {
 }
 
 impl Names {
-    /// Notes that thread `tid` is about to be lent a name in `directory`, for which it has asked, or with `may_sleep` a listing. False: there
-    /// is no room for more.
+    /// Notes that thread `tid` is about to be lent a name in `directory`, for which it has asked, or with `may_sleep` a listing. False: it
+    /// is not, as there is no room for more or it changes names.
     ///
     /// To be called while it is certain that the name is what is told, and followed by [`Names::told`].
     #[must_use]
@@ -90,11 +94,15 @@ impl Names {
         now: impl Fn() -> Nanos,
     ) -> bool {
         let mut state = self.state();
+        let lent = now();
+        if state.changers.get(&tid).is_some_and(|changed| lent < changed + nanos(QUIET)) {
+            state.threads.remove(&tid);
+            return false;
+        }
         let is_full = state.directories.len() >= NAMES_LENT_TO_MAX
             && !state.directories.contains_key(&directory)
             || state.threads.len() >= NAMES_LENT_THREADS_MAX && !state.threads.contains_key(&tid);
         if !is_full {
-            let lent = now();
             state.directories.insert(directory, lent);
             // It asks again, so it has taken up what it was told before.
             let thread = Thread { lent, is_told: false, may_sleep, used: None };
@@ -106,6 +114,19 @@ impl Names {
     /// Thread `tid` asks again, and is lent nothing.
     pub(crate) fn asks(&self, tid: u32) {
         self.state().threads.remove(&tid);
+    }
+
+    /// Thread `tid` is about to change names: it is past what it was told.
+    pub(crate) fn changes(&self, tid: u32, now: impl Fn() -> Nanos) {
+        let mut state = self.state();
+        state.threads.remove(&tid);
+        let changed = now();
+        if state.changers.len() >= NAMES_LENT_THREADS_MAX {
+            state.changers.retain(|_, before| changed < *before + nanos(QUIET));
+        }
+        if state.changers.len() < NAMES_LENT_THREADS_MAX || state.changers.contains_key(&tid) {
+            state.changers.insert(tid, changed);
+        }
     }
 
     /// The reply to thread `tid` has been written, or never will be.
@@ -251,6 +272,27 @@ mod tests {
         assert!(!is_lent(&names, 5));
         assert_eq!(names.state().directories.len(), 0);
         names.wait(&[5], || unreachable!("nothing is lent"));
+    }
+
+    #[test]
+    fn who_changes_names_is_past_its_listing_and_is_lent_none_for_a_while() {
+        let names = names();
+        assert!(names.lend(5, 1, true, || 10));
+        names.told(1);
+        names.changes(1, || 20);
+        // Its own listing is nothing to wait for; the time is.
+        names.wait(&[5], || 20);
+        assert!(!names.lend(6, 1, true, || 30) && !names.lend(6, 1, false, || 30));
+        names.wait(&[6], || unreachable!("nothing is lent"));
+        assert!(names.lend(6, 2, false, || 30), "another thread");
+        assert!(!names.lend(6, 1, false, || 19 + nanos(QUIET)));
+        assert!(names.lend(6, 1, false, || 20 + nanos(QUIET)));
+        // Of too many some are lent what they will wait for.
+        let threads = 10..10 + u32::try_from(2 * NAMES_LENT_THREADS_MAX).unwrap();
+        threads.clone().for_each(|tid| names.changes(tid, || 20));
+        assert_eq!(names.state().changers.len(), NAMES_LENT_THREADS_MAX);
+        names.changes(7, || 20 + nanos(QUIET));
+        assert_eq!(names.state().changers.len(), 1);
     }
 
     #[test]

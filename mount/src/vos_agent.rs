@@ -217,7 +217,7 @@ impl<P: Sendrec> VosAgent<P> {
         payload: [&[u8]; 2],
     ) -> Result<Attr, Errno> {
         let asked = self.asked();
-        let change = self.change_in(entry);
+        let change = self.change_in(caller, entry);
         let (leased, attr): (Leased, Attr) =
             self.call_for(&cred::with_groups(caller), row, payload)?;
         change.keep_name(entry.name, leased, attr.ino);
@@ -232,7 +232,7 @@ impl<P: Sendrec> VosAgent<P> {
         entry: Entry<'_>,
         row: impl FnOnce(u64) -> R,
     ) -> Result<(), Errno> {
-        let (change, forgotten) = self.change_at(entry);
+        let (change, forgotten) = self.change_at(caller, entry);
         self.keep_open(forgotten.ino())?;
         let row = row(forgotten.ino());
         let leased = self.order(&cred::with_groups(caller), &row, [entry.name, &[]])?;
@@ -241,10 +241,10 @@ impl<P: Sendrec> VosAgent<P> {
     }
 
     /// A name is about to be made.
-    fn change_in(&self, entry: Entry<'_>) -> Change<'_> {
+    fn change_in(&self, caller: Caller, entry: Entry<'_>) -> Change<'_> {
         let change = self.memory.change(entry.parent);
         self.memory.change_name(entry.parent, entry.name);
-        self.memory.wait_for_names(&[entry.parent]);
+        self.memory.change_names(&[entry.parent], caller.pid);
         change
     }
 
@@ -281,10 +281,10 @@ impl<P: Sendrec> VosAgent<P> {
     }
 
     /// What is under a name is about to change: the directory, and the inode as far as it is known.
-    fn change_at(&self, entry: Entry<'_>) -> (Change<'_>, Change<'_>) {
+    fn change_at(&self, caller: Caller, entry: Entry<'_>) -> (Change<'_>, Change<'_>) {
         let change = self.memory.change(entry.parent);
         let ino = self.memory.change_name(entry.parent, entry.name);
-        self.memory.wait_for_names(&[entry.parent]);
+        self.memory.change_names(&[entry.parent], caller.pid);
         (change, self.memory.change(ino))
     }
 
@@ -452,7 +452,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         let forgotten = self.memory.change(self.memory.change_name(from.parent, from.name));
         let new_forgotten = self.memory.change(self.memory.change_name(to.parent, to.name));
         self.keep_open(new_forgotten.ino())?;
-        self.memory.wait_for_names(&[from.parent, to.parent]);
+        self.memory.change_names(&[from.parent, to.parent], caller.pid);
         let row = Rename {
             parent: from.parent,
             new_parent: to.parent,
@@ -478,7 +478,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
     }
 
     fn link(&self, caller: Caller, ino: u64, to: Entry<'_>) -> Result<Attr, Errno> {
-        let (change, its) = (self.change_in(to), self.memory.change(ino));
+        let (change, its) = (self.change_in(caller, to), self.memory.change(ino));
         let row = Link { ino, new_parent: to.parent };
         let (leased, attr): (Leased, Attr) =
             self.call_for(&cred::with_groups(caller), &row, [to.name, &[]])?;
@@ -509,7 +509,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         flags: u32,
     ) -> Result<(Attr, OpenFile), Errno> {
         let asked = self.asked();
-        let (change, forgotten) = self.change_at(entry);
+        let (change, forgotten) = self.change_at(caller, entry);
         let row = Create {
             parent: entry.parent,
             forgotten: forgotten.ino(),
