@@ -403,6 +403,7 @@ fn dc_status(config: &Config, dc: &Dc, node: &node::Node, keepers: &[Keeper]) ->
         socket: config.socket(&dc.name),
         endpoints: bound.len(),
         channels: node.channel_count(DcId(dc.id)),
+        placed: node.kernel.placed_count(DcId(dc.id)),
         children: children.collect(),
     }
 }

@@ -638,6 +638,11 @@ impl Kernel {
             .flat_map(|container| container.slots.iter().map(|binding| container.info(binding)))
     }
 
+    /// Of how many endpoints it is known where the system group has placed them.
+    pub fn placed_count(&self, dc: DcId) -> usize {
+        self.containers.get(&dc).map_or(0, |container| container.directory.placed_count())
+    }
+
     /// Is a process of this node `endpoint`, of whatever generation, and going on as it?
     pub fn acts_as(&self, dc: DcId, endpoint: Endpoint) -> bool {
         self.containers.get(&dc).is_some_and(|container| {

@@ -134,7 +134,8 @@ impl Bound {
 
     /// Binds this process as a backup of `of`, an endpoint with a number of any node of the DC, bound or not: it makes no
     /// calls ([`IpcError::Moved`]) until it is promoted. That is when an administrator commits the endpoint's migration
-    /// to it; and with `takes_over` also when the endpoint's process dies, or its node goes down. Only for the administrator.
+    /// to it; and with `takes_over` also when the endpoint's process dies, or its node goes down, if the
+    /// system group knew by then where it was, which takes it some milliseconds from when both are bound. Only for the administrator.
     ///
     /// # Errors
     /// As [`Bound::bind`]; [`IpcError::NotBound`]: the DC has no such node, or `of` has no number.

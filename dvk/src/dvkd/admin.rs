@@ -112,6 +112,8 @@ pub struct DcStatus {
     pub endpoints: usize,
     /// Channels between two processes of this node, or one and this dvkd.
     pub channels: usize,
+    /// Endpoints of which the system group keeps where they are, as far as this node knows.
+    pub placed: usize,
     /// What this dvkd runs for it.
     pub children: Vec<ChildStatus>,
 }

@@ -159,6 +159,11 @@ impl Directory {
         self.entries.get(&slot).filter(|entry| !entry.is_over).map(|entry| entry.node)
     }
 
+    /// How many endpoints have a place.
+    pub(super) fn placed_count(&self) -> usize {
+        self.entries.values().filter(|entry| !entry.is_over).count()
+    }
+
     /// Does `node` pass on what was pending at the endpoint in `slot`?
     pub(super) fn came_from(&self, slot: u32, node: NodeId) -> bool {
         self.came_from.get(&slot) == Some(&node)

@@ -62,8 +62,10 @@ impl Cluster {
         let daemons =
             configs.iter().map(|config| Some(Daemon::start(config.clone()).unwrap())).collect();
         let cluster = Cluster { _dir: dir, configs, daemons };
-        let daemon = cluster.daemons[0].as_ref().unwrap();
-        wait_until("the link is up", || daemon.status().nodes.iter().all(|node| node.up));
+        wait_until("the links are up", || {
+            let all = cluster.daemons.iter().flatten();
+            all.map(Daemon::status).all(|status| status.nodes.iter().all(|node| node.up))
+        });
         cluster
     }
 
@@ -84,7 +86,6 @@ impl Cluster {
         Bound::bind(Some(&self.socket(node)), number).unwrap()
     }
 
-    /// Times that the daemon of a node has met something that breaks a protocol.
     /// A test of this program, to be run by a user without rights who can reach the node's socket.
     pub(crate) fn as_nobody(&self, node: usize, test: &str) -> Command {
         let socket = self.socket(node);
@@ -101,6 +102,12 @@ impl Cluster {
         command
     }
 
+    /// Endpoints of the first container whose place the system group keeps, as a node knows it.
+    pub(crate) fn placed(&self, node: usize) -> usize {
+        self.daemons[node - 1].as_ref().unwrap().status().dcs[0].placed
+    }
+
+    /// Times that the daemon of a node has met something that breaks a protocol.
     pub(crate) fn protocol_errors(&self, node: usize) -> u64 {
         let daemon = self.daemons[node - 1].as_ref().unwrap();
         daemon.status().counters.protocol_errors

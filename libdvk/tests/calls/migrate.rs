@@ -323,6 +323,8 @@ fn a_backup_takes_over_when_the_node_goes_down() {
         first.reply(got.message.source, &got.message, b"").unwrap();
         assert_eq!(answered.join().unwrap(), Ok(1));
     });
+    // Only what the system group knows of can be taken over, and it is told at its leisure.
+    wait_until("the group has its place", || cluster.placed(2) == 1);
     cluster.stop(1);
     assert_eq!(second.wait_promoted(NEVER), Ok(name));
     scope(|scope| {
