@@ -1,6 +1,7 @@
 //! The rows of files: through the mount, beside file systems of Linux, and beside a FUSE with nothing behind it.
 
 use crate::empty_fuse::EmptyFuse;
+use crate::network::Network;
 use crate::place::{self, Place};
 use crate::report::{Group, Report};
 use crate::rounds::{Subject, medians};
@@ -48,7 +49,12 @@ const MUCH_LONGER: Duration = Duration::from_secs(5);
 const MIB: usize = 1 << 20;
 
 /// All rows of files.
-pub(crate) fn rows(system: Option<&System>, rounds: usize, report: &Report) -> Result<()> {
+pub(crate) fn rows(
+    system: Option<&System>,
+    network: &[Network],
+    rounds: usize,
+    report: &Report,
+) -> Result<()> {
     if !report.wants(Group::Files) {
         return Ok(());
     }
@@ -66,7 +72,7 @@ pub(crate) fn rows(system: Option<&System>, rounds: usize, report: &Report) -> R
         None => Vec::new(),
     };
     for operation in OPERATIONS {
-        let places = linux.iter().chain(&dvs);
+        let places = linux.iter().chain(network.iter().map(Network::place)).chain(&dvs);
         let mut subjects: Vec<_> = places
             .map(|place| {
                 let subject: Box<dyn Subject> = Box::new(OnFiles { place, operation });
@@ -74,7 +80,8 @@ pub(crate) fn rows(system: Option<&System>, rounds: usize, report: &Report) -> R
             })
             .collect();
         let times = medians(&mut subjects, rounds)?;
-        report.beside(&times[linux.len()..], &times[..linux.len()]);
+        let (baselines, ours) = times.split_at(linux.len() + network.len());
+        report.beside(ours, baselines);
     }
     // The worker in it first: it removes its folder.
     drop(linux);
@@ -123,6 +130,10 @@ impl Files {
             File::create_new(folder.join(format!("listed/{index}")))?;
         }
         Ok(Files { folder: folder.to_path_buf(), data, block, known: None })
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// Does one of [`OPERATIONS`] `count` times; `None` if it is none.

@@ -11,6 +11,7 @@ mod files;
 mod idle;
 mod ipc;
 mod mapped;
+mod network;
 mod parallel;
 mod peer;
 mod place;
@@ -24,9 +25,11 @@ mod stream;
 mod system;
 mod tls;
 mod worker;
+mod workloads;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use network::Network;
 use report::{Group, Report};
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -104,7 +107,14 @@ fn measure(arguments: &Arguments) -> Result<ExitCode> {
         }
     };
     ipc::rows(system.as_ref(), arguments.rounds, &report)?;
-    files::rows(system.as_ref(), arguments.rounds, &report)?;
+    let network = if report.wants(Group::Files) || report.wants(Group::Workloads) {
+        Network::all()
+    } else {
+        Vec::new()
+    };
+    files::rows(system.as_ref(), &network, arguments.rounds, &report)?;
+    workloads::rows(system.as_ref(), &network, arguments.rounds, &report)?;
+    drop(network);
     mapped::rows(system.as_ref(), arguments.rounds, &report)?;
     if let Some(system) = &system {
         idle::rows(system, &report)?;

@@ -23,6 +23,8 @@ pub(crate) enum Group {
     Crowds,
     /// Small files through the mount
     Files,
+    /// Programs that work with many files
+    Workloads,
     /// What nodes and endpoints cost while nothing happens
     Idle,
     /// Copies over slow links, compressed and not

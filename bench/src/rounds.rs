@@ -38,10 +38,29 @@ pub(crate) fn medians(subjects: &mut [Box<dyn Subject + '_>], rounds: usize) -> 
         let name = subject.name();
         counts.push(count(subject.as_mut()).with_context(|| format!("cannot measure {name}"))?);
     }
+    timed(subjects, &counts, rounds)
+}
+
+/// Runs all subjects in turn, once each in a round: what takes seconds, and cannot be done twice in a row.
+pub(crate) fn rounds_of(
+    subjects: &mut [Box<dyn Subject + '_>],
+    rounds: usize,
+) -> Result<Vec<Time>> {
+    let counts = vec![1; subjects.len()];
+    timed(subjects, &counts, rounds)
+}
+
+fn timed(
+    subjects: &mut [Box<dyn Subject + '_>],
+    counts: &[u32],
+    rounds: usize,
+) -> Result<Vec<Time>> {
     let mut times = vec![Vec::new(); subjects.len()];
     for _ in 0..rounds.max(1) {
-        for ((subject, count), times) in subjects.iter_mut().zip(&counts).zip(&mut times) {
-            times.push(subject.run(*count)?.as_secs_f64() * 1e9 / f64::from(*count));
+        for ((subject, count), times) in subjects.iter_mut().zip(counts).zip(&mut times) {
+            let time = subject.run(*count);
+            let time = time.with_context(|| format!("cannot measure {}", subject.name()))?;
+            times.push(time.as_secs_f64() * 1e9 / f64::from(*count));
         }
     }
     let named = subjects.iter().zip(times);

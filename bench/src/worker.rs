@@ -4,7 +4,7 @@ use crate::bound::{self, Endpoints};
 use crate::files::Files;
 use crate::mapped::{self, Mapped};
 use crate::stream::MESSAGE;
-use crate::{cpus, idle, shared, tls};
+use crate::{cpus, idle, shared, tls, workloads};
 use anyhow::{Context, Result, bail, ensure};
 use calls::call;
 use calls::ipc::SemGetvalue;
@@ -77,7 +77,9 @@ impl Worker {
             idle::OWN_CPU | idle::OWN_MEMORY => idle::own(operation),
             SENDREC => timed(count, || self.sendrec()),
             _ => {
-                if let Some(operation) = operation.strip_prefix(bound::PREFIX) {
+                if let Some(workload) = operation.strip_prefix(workloads::PREFIX) {
+                    workloads::perform(workload, count, self.files.folder())
+                } else if let Some(operation) = operation.strip_prefix(bound::PREFIX) {
                     self.endpoints.perform(operation, count)
                 } else if let Some(arguments) = operation.strip_prefix(mapped::TURNS) {
                     self.mapped.take_turns(arguments, count)
