@@ -23,6 +23,9 @@ pub const WRITE_SIZE_MAX: usize = 1 << 20;
 /// Bytes of a page, of which agents hold leases. A kernel whose pages are larger has several at once.
 pub const PAGE_SIZE: u64 = 4096;
 
+/// [`Health::percent`] when no scrub is under way.
+pub const NO_SCRUB: u8 = 255;
+
 /// `Recalls::forgotten` of an agent that ends its session.
 pub const FAREWELL: u64 = u64::MAX;
 
@@ -50,6 +53,18 @@ wire_structs! {
     /// (POSIX) or open file description (OFD) as the file agent names it; a flock is the handle's; `end` is inclusive,
     /// `i64::MAX as u64` is the end of the file. `kind` is F_RDLCK, F_WRLCK or F_UNLCK.
     pub struct Lock { pub owner: u64, pub start: u64, pub end: u64, pub pid: u32, pub kind: u32 }
+
+    /// How well the tree is stored. `scrubs` have ended since the server was started, the last of any at `last`, in seconds since
+    /// the epoch (0: never). `percent` is how far one is that is under way, else [`NO_SCRUB`]. `checked` are the bytes of files
+    /// that it, or the last one, has compared; `unchecked` parts it could not look at;
+    /// `fresh` parts of files were changed and have no checksums yet. `map_damaged` 1:
+    /// not all of what is known of files could be read.
+    pub struct Health {
+        pub scrubs: u64, pub last: u64, pub checked: u64, pub unchecked: u64, pub fresh: u64, pub percent: u8, pub map_damaged: u8,
+    }
+
+    /// A block of 4 KiB of a file that is not what was written to it: reading it is an EIO.
+    pub struct Damaged { pub ino: u64, pub offset: u64 }
 
     /// An open file. `flags` are for the file agent; none are defined yet.
     pub struct Opened { pub fh: u64, pub flags: u32 }
@@ -240,4 +255,7 @@ calls! {
     /// As `Write`, of `parts` parts that have been staged and the payload behind them: all at once, or as many whole parts as there is room
     /// for. They are gone then. EAGAIN: some are not there (any more); nothing was done.
     0x25 WriteStaged { fh: u64, ino: u64, offset: u64, token: u64, parts: u32 } -> Count, Once;
+    /// How well the tree is stored. With `begin` 1 all of it is compared with its checksums first, if that is not under way; only
+    /// user 0 may. The answer's payload is [`Health`] and the [`Damaged`] that are known, as many as fit.
+    0x26 Scrub { begin: u8 } -> Count, Safe;
 }

@@ -138,6 +138,41 @@ pub const MAP_JOURNALS: u64 = 64 << 20;
 /// How long the files of removed blobs stay: unlinking needs a sync, which `rm -r` should not wait for each time.
 pub const SWEEP_AFTER: Nanos = SECOND;
 
+/// Blobs that have not been changed for once to twice this are given checksums: by then the kernel has written them to the disk
+/// by itself (`dirty_expire_centisecs`, 30 s).
+pub const STILL_AFTER: Nanos = 30 * SECOND;
+
+/// How often a store looks what the thread has found that reads its blobs, while it has something to do; and when somebody waits for it.
+pub const UPKEEP_LOOK: Nanos = 50 * MILLISECOND;
+pub const UPKEEP_LOOK_URGENT: Nanos = 2 * MILLISECOND;
+
+/// Parts of blobs that this thread is asked for at once: seconds of work, and of memory a few hundred kilobytes.
+pub const UPKEEP_OPEN_MAX: usize = 1024;
+
+/// Things that the thread has found and nobody has looked at; then it waits. And how many are looked at between two rounds: each is
+/// up to 64 rows that are written, or looked for.
+pub const UPKEEP_BACKLOG: usize = 64;
+pub const UPKEEP_LOOK_MAX: usize = 32;
+
+/// Jobs that it takes up together, for which it flushes directories once.
+pub const UPKEEP_BATCH: usize = 256;
+
+/// That thread's niceness.
+pub const UPKEEP_NICE: i32 = 10;
+
+/// From the end of a scrub to the next.
+pub const SCRUB_EVERY: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// A scrub that nobody waits for takes so much (chunks of 128 KiB, rows) at a time, and pauses: 16 MiB a second at most.
+pub const SCRUB_CHUNKS: usize = 64;
+/// One that somebody waits for takes so much.
+pub const SCRUB_CHUNKS_URGENT: usize = 1024;
+pub const SCRUB_ROWS: usize = 1024;
+pub const SCRUB_PAUSE: Nanos = SECOND / 2;
+
+/// Rows of checksums that are removed at once with the blob they were of; half a gibibyte has so many.
+pub const FORGET_MAX: usize = if cfg!(test) { 64 } else { 4096 };
+
 /// A server reads the wall clock so often at most; in between it goes on with the monotonic one. Times of files are
 /// coarser than this on Linux (a tick).
 pub const WALL_CLOCK_AGE: Nanos = MILLISECOND;

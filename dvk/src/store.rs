@@ -44,6 +44,42 @@ pub trait Store {
 
     /// Bytes in all, and bytes free.
     fn space(&self) -> (u64, u64);
+
+    /// Begins to compare all that is stored with its checksums, if that is not under way.
+    fn scrub(&mut self) {}
+    /// What is known of how well it is stored.
+    fn health(&self) -> Health {
+        Health::default()
+    }
+}
+
+/// What a store knows of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    /// How far a scrub has come, of a hundred; `None`: none is under way.
+    pub percent: Option<u32>,
+    /// Scrubs that have ended since the store was opened.
+    pub scrubs: u64,
+    /// Bytes of blobs that were compared, in the last scrub or this one.
+    pub checked: u64,
+    /// Parts of blobs that it could not look at.
+    pub unchecked: u64,
+    /// When a scrub has ended, in seconds since 1970; 0: never.
+    pub last: u64,
+    /// Parts of blobs that were changed and have no checksums yet.
+    pub fresh: u64,
+    /// The last scrub could not read all of the map.
+    pub is_map_damaged: bool,
+    /// What is not as it was written, at least.
+    pub damage: Vec<Damage>,
+}
+
+/// A block of 4 KiB that cannot be read, as it is not what was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Damage {
+    pub blob: u64,
+    /// In bytes.
+    pub offset: u64,
 }
 
 /// A store in memory.

@@ -2,7 +2,7 @@
 
 use crate::{
     barrier, container, dc, demo, group, hold, init, ipcs, join, kv, lab, mount, node, ps, run,
-    server, state, token, top,
+    scrub, server, state, token, top,
 };
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
@@ -42,6 +42,9 @@ pub(crate) enum Command {
     Ps(ListOptions),
     /// Semaphores and message queues of all nodes
     Ipcs(ListOptions),
+    /// Compare all files with their checksums
+    #[command(after_help = scrub::HELP)]
+    Scrub(scrub::Options),
     /// How busy the nodes and distributed containers are
     Top(top::TopOptions),
     /// How busy a node has been in the last minutes
@@ -227,6 +230,7 @@ pub(crate) fn execute(command: Command) -> Result<u8> {
         Command::Lab { command: LabCommand::Restart(options) } => lab::restart(&options)?,
         Command::Ps(options) => ps::main(&options)?,
         Command::Ipcs(options) => ipcs::main(&options)?,
+        Command::Scrub(options) => return scrub::main(&options),
         Command::Top(options) => top::top(&options)?,
         Command::History(options) => top::history(&options)?,
         Command::Node { command: NodeCommand::Ls(options) } => node::list(options.json)?,

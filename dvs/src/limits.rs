@@ -66,3 +66,6 @@ pub(crate) const KILL_PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) const LOG_TAIL: u64 = 4096;
 /// Milliseconds that a node may take to answer `dvs node ls` before it counts as down.
 pub(crate) const NODE_ANSWER_MS: u32 = 2_000;
+
+/// How often `dvs scrub` asks how far it is.
+pub(crate) const SCRUB_LOOK: Duration = Duration::from_millis(100);

@@ -21,6 +21,7 @@ mod place;
 mod procfs;
 mod ps;
 mod run;
+mod scrub;
 mod server;
 mod services;
 mod session;

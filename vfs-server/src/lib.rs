@@ -47,6 +47,7 @@ mod ranges;
 mod read_write;
 mod reclaim;
 mod rename;
+mod scrub;
 mod staged;
 mod statfs;
 #[cfg(test)]
@@ -57,8 +58,8 @@ use answer::{Outcome, RESTART, Result, both, err, payload, reply};
 use calls::vfs::{
     Access, Attr, CopyRange, Create, Fallocate, Flush, Fsync, Getattr, Getlk, Getxattr, Leased,
     LetGo, Link, Listxattr, Lookup, Mkdir, Mknod, Open, ROOT_INO, Read, ReadPages, Readdir,
-    Readlink, Release, Removexattr, Rename, Rmdir, Seek, Setattr, Setxattr, Stage, Statfs, Symlink,
-    Tmpfile, Unlink, VfsCall, Write, WritePages, WriteStaged,
+    Readlink, Release, Removexattr, Rename, Rmdir, Scrub, Seek, Setattr, Setxattr, Stage, Statfs,
+    Symlink, Tmpfile, Unlink, VfsCall, Write, WritePages, WriteStaged,
 };
 use calls::wire::Wire;
 use calls::{Retry, Row};
@@ -221,6 +222,7 @@ impl VfsServer {
             VfsCall::WritePages(row) => self.write_pages(row, call, cx).map(reply::<WritePages>),
             VfsCall::Stage(row) => self.stage(row, call, cx).map(reply::<Stage>),
             VfsCall::WriteStaged(row) => self.write_staged(row, call, cx).map(reply::<WriteStaged>),
+            VfsCall::Scrub(row) => self.scrub(row, call, cx).map(both::<Scrub>),
             VfsCall::LetGo(row) => self.let_go_of_pages(row, call, cx).map(reply::<LetGo>),
         }
     }

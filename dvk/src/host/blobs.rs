@@ -49,7 +49,12 @@ impl Blobs {
         self.directory.join(format!("{:02x}", blob % FANOUT))
     }
 
-    fn path(&self, blob: u64) -> PathBuf {
+    /// The directories that blobs may be in, from 0 on.
+    pub(crate) fn directory(&self, number: u64) -> Option<PathBuf> {
+        (number < FANOUT).then(|| self.parent(number))
+    }
+
+    pub(crate) fn path(&self, blob: u64) -> PathBuf {
         self.parent(blob).join(format!("{blob:016x}"))
     }
 
@@ -144,6 +149,11 @@ impl Blobs {
         let target = if hole { SeekFrom::Hole(offset) } else { SeekFrom::Data(offset) };
         // ENXIO: there is none.
         seek(&file, target).ok()
+    }
+
+    /// How long the blob is.
+    pub(crate) fn length(&self, blob: u64) -> Result<u64, StoreError> {
+        self.file(blob)?.map_or(Ok(0), |file| length(&file, blob))
     }
 
     /// Bytes of storage that the blob uses.

@@ -4,22 +4,31 @@
 //! STORE/lock     held while a server has it open
 //! STORE/map/     fjall: its journal is the write-ahead log, its tables are the snapshot
 //! STORE/blobs/   one sparse file per blob
+//! STORE/scrubbed its time is when all was last compared with its checksums
 //! ```
 //! What a round of calls puts into the map is kept in memory (`get` and `range` see it) and committed as one batch.
 //! A blob's removal is a row of the same batch; its file is unlinked only after that batch is on stable storage,
 //! so a crash or power failure never leaves an inode without its data.
 
 use super::blobs::{Blobs, fsync_directory};
-use super::journal;
-use crate::limits::{MAP_CACHE, MAP_JOURNALS, MAP_MEMTABLE, REMOVED_BLOBS_MAX};
+use super::checksums::{CHUNK, Checksums, Window};
+use super::scrub::{Scrub, Step};
+use super::upkeep::{Found, Job, Upkeep};
+use super::{journal, manifest};
+use crate::limits::{
+    FORGET_MAX, MAP_CACHE, MAP_JOURNALS, MAP_MEMTABLE, REMOVED_BLOBS_MAX, SCRUB_EVERY, SCRUB_PAUSE,
+    STILL_AFTER, UPKEEP_LOOK, UPKEEP_LOOK_MAX, UPKEEP_LOOK_URGENT, UPKEEP_OPEN_MAX,
+};
 use crate::lock_file;
-use crate::store::{MemoryStore, Store, StoreError};
+use crate::server::Nanos;
+use crate::store::{Health, MemoryStore, Store, StoreError};
 use anyhow::{Context, Result, ensure};
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::ops::{Bound, ControlFlow};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 /// A store on disk. See the file's head.
 pub struct DiskStore {
@@ -28,6 +37,25 @@ pub struct DiskStore {
     /// Keys: blobs (big-endian) that the map no longer refers to, but whose files may still be there.
     removed: Keyspace,
     blobs: Blobs,
+    checksums: Checksums,
+    upkeep: Upkeep,
+    /// When to look again for what has lain still.
+    still_at: Nanos,
+    summing: Option<Summing>,
+    /// Removed blobs that have more sums than can be removed at once, and from which chunk on.
+    forgetting: BTreeMap<u64, u64>,
+    scrub: Option<Scrub>,
+    scrub_at: Nanos,
+    /// Bytes that the last scrub has compared, and how many have ended.
+    checked: u64,
+    /// Parts that it could not look at.
+    unchecked: u64,
+    scrubs: u64,
+    is_map_damaged: bool,
+    /// When that was, which the file's time says as well.
+    last_scrub: Option<SystemTime>,
+    scrubbed: PathBuf,
+    keep_up_at: Nanos,
     /// This round's writes; `None` removes.
     round: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
     /// Blobs removed in this round (`true`), or taken into use again (`false`).
@@ -37,6 +65,13 @@ pub struct DiskStore {
     /// Has anything been committed since the last sync?
     unsynced: bool,
     _lock: File,
+}
+
+/// How far it has come to hand out what is to be summed.
+#[derive(Clone, Copy, Debug, Default)]
+struct Summing {
+    also_young: bool,
+    behind: Option<Window>,
 }
 
 /// What unwinds from a server whose store has failed in the middle of a call. There is no answer to give:
@@ -57,6 +92,11 @@ pub trait Durable: Store {
     /// # Errors
     /// The disk failed or is full; the server cannot go on.
     fn commit(&mut self) -> Result<()>;
+    /// As `commit_sync`, and nothing will be done with it any more: what the next one should know is written.
+    ///
+    /// # Errors
+    /// As `commit`.
+    fn finish(&mut self) -> Result<()>;
     /// As `commit`, and it survives the end of the machine.
     ///
     /// # Errors
@@ -69,6 +109,13 @@ pub trait Durable: Store {
     /// # Errors
     /// As `commit`.
     fn sweep(&mut self) -> Result<()>;
+    /// When it wants to be looked after, if ever.
+    fn keep_up_at(&self) -> Option<Nanos>;
+    /// Looks after it, between two rounds.
+    ///
+    /// # Errors
+    /// As `commit`.
+    fn keep_up(&mut self, now: Nanos) -> Result<()>;
 }
 
 impl Durable for DiskStore {
@@ -78,11 +125,20 @@ impl Durable for DiskStore {
     fn commit_sync(&mut self) -> Result<()> {
         DiskStore::commit_sync(self)
     }
+    fn finish(&mut self) -> Result<()> {
+        DiskStore::finish(self)
+    }
     fn wants_sweep(&self) -> bool {
         DiskStore::wants_sweep(self)
     }
     fn sweep(&mut self) -> Result<()> {
         DiskStore::sweep(self)
+    }
+    fn keep_up_at(&self) -> Option<Nanos> {
+        Some(self.keep_up_at)
+    }
+    fn keep_up(&mut self, now: Nanos) -> Result<()> {
+        DiskStore::keep_up(self, now)
     }
 }
 
@@ -94,10 +150,19 @@ impl Durable for MemoryStore {
     fn commit_sync(&mut self) -> Result<()> {
         Ok(())
     }
+    fn finish(&mut self) -> Result<()> {
+        Ok(())
+    }
     fn wants_sweep(&self) -> bool {
         false
     }
     fn sweep(&mut self) -> Result<()> {
+        Ok(())
+    }
+    fn keep_up_at(&self) -> Option<Nanos> {
+        None
+    }
+    fn keep_up(&mut self, _: Nanos) -> Result<()> {
         Ok(())
     }
 }
@@ -121,7 +186,12 @@ impl DiskStore {
             .with_context(|| format!("cannot create {}", directory.display()))?;
         let lock = lock(directory)?;
         let path = directory.join("map");
-        prepare(&path)?;
+        let scrubbed = directory.join("scrubbed");
+        if prepare(&path)? {
+            // There is nothing in it that could be compared.
+            std::fs::write(&scrubbed, b"")
+                .with_context(|| format!("cannot write {}", scrubbed.display()))?;
+        }
         let database = Database::builder(&path)
             .worker_threads(1)
             .cache_size(MAP_CACHE)
@@ -141,6 +211,7 @@ impl DiskStore {
         let removed = database
             .keyspace("removed", options)
             .with_context(|| format!("cannot open {}", path.display()))?;
+        let checksums = Checksums::open(&database, options)?;
         let blobs = Blobs::open(directory.join("blobs"))?;
         // fjall does not flush the directory in which it has made those of its trees.
         for made in [path.join("keyspaces"), path, directory.to_path_buf()] {
@@ -151,6 +222,20 @@ impl DiskStore {
             map,
             removed,
             blobs,
+            checksums,
+            upkeep: Upkeep::default(),
+            still_at: 0,
+            summing: None,
+            forgetting: BTreeMap::new(),
+            scrub: None,
+            scrub_at: 0,
+            checked: 0,
+            unchecked: 0,
+            scrubs: 0,
+            is_map_damaged: false,
+            last_scrub: scrubbed.metadata().and_then(|found| found.modified()).ok(),
+            scrubbed,
+            keep_up_at: 0,
             round: BTreeMap::new(),
             round_removed: BTreeMap::new(),
             committed_removed: BTreeSet::new(),
@@ -191,11 +276,23 @@ impl DiskStore {
     pub fn commit_sync(&mut self) -> Result<()> {
         self.blobs.sync_marked()?;
         if self.round_is_empty() && !self.unsynced {
-            return Ok(());
+            return self.unlink_removed();
         }
         self.write(PersistMode::SyncData)?;
+        self.checksums.synced();
         self.unsynced = false;
         self.unlink_removed()
+    }
+
+    /// Ends the last round, in an orderly way: the next server then knows which bytes have no checksums.
+    ///
+    /// # Errors
+    /// As [`DiskStore::commit`].
+    pub fn finish(&mut self) -> Result<()> {
+        self.commit_sync()?;
+        let mut batch = self.database.batch().durability(Some(PersistMode::SyncData));
+        self.checksums.write_end(&mut batch);
+        batch.commit().context("cannot write the journal (is the disk full?)")
     }
 
     /// Is there a file to unlink? `sweep` then wants to be called soon, not at once.
@@ -211,8 +308,209 @@ impl DiskStore {
         if self.wants_sweep() { self.commit_sync() } else { Ok(()) }
     }
 
+    /// Gives checksums to what has lain still, and goes on with a scrub: between two rounds.
+    ///
+    /// # Errors
+    /// As [`DiskStore::commit`].
+    pub fn keep_up(&mut self, now: Nanos) -> Result<()> {
+        let mut has_more = self.take_all_found()?;
+        // One after the other, so that a scrub has its turn.
+        let is_idle = |store: &DiskStore| store.summing.is_none() && store.upkeep.open() == 0;
+        if now >= self.scrub_at && is_idle(self) && self.scrub.is_some() {
+            self.go_on_with_scrub();
+            let is_patient = self.scrub.as_ref().is_some_and(|scrub| !scrub.is_urgent);
+            self.scrub_at = now + if is_patient { SCRUB_PAUSE } else { 0 };
+        }
+        if now >= self.still_at && self.summing.is_none() && (self.scrub.is_none() || is_idle(self))
+        {
+            self.still_at = now + STILL_AFTER;
+            self.summing = Some(Summing::default());
+            self.begin_scrub_if_due();
+        }
+        let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));
+        let mut most = FORGET_MAX;
+        while most > 0
+            && let Some((blob, from)) = self.forgetting.pop_first()
+        {
+            self.forget(blob, from, &mut most, &mut batch)?;
+        }
+        self.write_found(batch)?;
+        has_more |= !self.forgetting.is_empty();
+        self.sum_still()?;
+        self.keep_up_at = if has_more {
+            now
+        } else if self.upkeep.open() > 0 {
+            let is_urgent = self.scrub.as_ref().is_some_and(|scrub| scrub.is_urgent);
+            now + if is_urgent { UPKEEP_LOOK_URGENT } else { UPKEEP_LOOK }
+        } else if self.scrub.is_some() {
+            self.scrub_at
+        } else {
+            self.still_at
+        };
+        Ok(())
+    }
+
+    /// Takes up what the thread has found, not too much at once. True: there may be more.
+    fn take_all_found(&mut self) -> Result<bool> {
+        let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));
+        let mut count = 0;
+        while count < UPKEEP_LOOK_MAX
+            && let Some(found) = self.upkeep.found()?
+        {
+            if let Found::Data { blob, range } = found {
+                // It asks the database which sums there are.
+                self.write_found(batch)?;
+                batch = self.database.batch().durability(Some(PersistMode::Buffer));
+                if !self.is_removed(blob)
+                    && let Err(error) = self.checksums.take_up(blob, &range)
+                {
+                    self.map_damaged(&error);
+                }
+            } else {
+                self.take_found(found, &mut batch)?;
+            }
+            count += 1;
+        }
+        self.write_found(batch)?;
+        Ok(count == UPKEEP_LOOK_MAX)
+    }
+
+    fn write_found(&mut self, batch: OwnedWriteBatch) -> Result<()> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.unsynced = true;
+        batch.commit().context("cannot write the journal (is the disk full?)")
+    }
+
+    fn begin_scrub_if_due(&mut self) {
+        let since = |last| seconds_since(last, SystemTime::now());
+        if self.scrub.is_none()
+            && self.last_scrub.is_none_or(|last| since(last) >= SCRUB_EVERY.as_secs())
+        {
+            self.begin_scrub(false);
+        }
+    }
+
+    fn begin_scrub(&mut self, is_urgent: bool) {
+        self.scrub = Some(Scrub::begin(is_urgent));
+        self.is_map_damaged = false;
+    }
+
+    /// Gives checksums to all that has changed, at once, and waits for that: for those who want to see what comes of it.
+    ///
+    /// # Errors
+    /// As [`DiskStore::commit`].
+    pub fn sum_all(&mut self) -> Result<()> {
+        self.commit()?;
+        self.summing = Some(Summing { also_young: true, behind: None });
+        while self.summing.is_some() || self.upkeep.open() > 0 {
+            self.sum_still()?;
+            let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));
+            if let Some(found) = self.upkeep.wait()? {
+                self.take_found(found, &mut batch)?;
+            }
+            self.write_found(batch)?;
+        }
+        Ok(())
+    }
+
+    /// Compares everything, and waits for that: for those who want to see what comes of it. Returns what is known then.
+    ///
+    /// # Errors
+    /// As [`DiskStore::commit`].
+    pub fn scrub_all(&mut self) -> Result<Health> {
+        self.commit()?;
+        let before = self.scrubs;
+        Store::scrub(self);
+        while self.scrubs == before && self.scrub.is_some() {
+            let now = self.scrub_at;
+            self.keep_up(now)?;
+            std::thread::yield_now();
+        }
+        Ok(self.health())
+    }
+
+    #[cfg(test)]
+    pub(super) fn batch(&self) -> OwnedWriteBatch {
+        self.database.batch()
+    }
+
+    #[cfg(test)]
+    pub(super) fn checksums_mut(&mut self) -> &mut Checksums {
+        &mut self.checksums
+    }
+
+    /// Hands out what is to be summed, as much as the thread can do in a while.
+    fn sum_still(&mut self) -> Result<()> {
+        let Some(Summing { also_young, behind }) = self.summing else { return Ok(()) };
+        let most = UPKEEP_OPEN_MAX.saturating_sub(self.upkeep.open());
+        if most == 0 {
+            return Ok(());
+        }
+        let (still, behind) = self.checksums.take_still(behind, also_young, most);
+        self.summing = behind.map(|window| Summing { also_young, behind: Some(window) });
+        for still in still {
+            self.upkeep.ask(Job::Sum { path: self.blobs.path(still.window.0), still })?;
+        }
+        Ok(())
+    }
+
+    fn take_found(&mut self, found: Found, batch: &mut OwnedWriteBatch) -> Result<()> {
+        match found {
+            Found::Summed { still, summed: Some(summed) } => {
+                if let Err(error) = self.checksums.put_summed(&still, &summed, batch) {
+                    self.checksums.put_back(&still);
+                    self.map_damaged(&error);
+                }
+            }
+            Found::Summed { still, summed: None } => self.checksums.put_back(&still),
+            Found::Checked { blob, chunk, row, outcome } => {
+                if !self.is_removed(blob)
+                    && let Some(scrub) = &mut self.scrub
+                {
+                    scrub.compared(&self.checksums, (blob, chunk), &row, &outcome);
+                }
+            }
+            Found::Listed { missed } => {
+                if let Some(scrub) = &mut self.scrub {
+                    scrub.unchecked += missed;
+                }
+            }
+            Found::Data { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// Whoever needs what is there gets an error as well; the others go on.
+    fn map_damaged(&mut self, error: &anyhow::Error) {
+        tracing::error!("the map is damaged, or cannot be read: {error:#}");
+        self.is_map_damaged = true;
+    }
+
+    fn go_on_with_scrub(&mut self) {
+        let Some(scrub) = &mut self.scrub else { return };
+        match scrub.go_on(&self.checksums, &self.map, &self.blobs, &mut self.upkeep) {
+            Ok(Step::More) => return,
+            Ok(Step::Sum) => {
+                self.summing = Some(Summing { also_young: true, behind: None });
+                return;
+            }
+            Ok(Step::Over) => {}
+            Err(error) => self.map_damaged(&error),
+        }
+        let Some(scrub) = self.scrub.take() else { return };
+        (self.checked, self.unchecked) = (scrub.checked * CHUNK, scrub.unchecked);
+        self.scrubs += 1;
+        self.last_scrub = Some(SystemTime::now());
+        // If that fails the next scrub comes early: after the next start.
+        if let Err(error) = std::fs::write(&self.scrubbed, b"") {
+            tracing::warn!("cannot write {}: {error}", self.scrubbed.display());
+        }
+    }
+
     fn round_is_empty(&self) -> bool {
-        self.round.is_empty() && self.round_removed.is_empty()
+        self.round.is_empty() && self.round_removed.is_empty() && self.checksums.round_is_empty()
     }
 
     fn write(&mut self, mode: PersistMode) -> Result<()> {
@@ -238,6 +536,7 @@ impl DiskStore {
                 batch.remove(&self.removed, blob.to_be_bytes());
             }
         }
+        self.checksums.write_round(&mut batch);
         batch.commit().context(full)?;
         self.unsynced = true;
         Ok(())
@@ -254,24 +553,48 @@ impl DiskStore {
             return Ok(());
         }
         let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));
+        let mut most = FORGET_MAX;
         for blob in gone {
             self.blobs.remove(blob)?;
-            batch.remove(&self.removed, blob.to_be_bytes());
+            self.forget(blob, 0, &mut most, &mut batch)?;
         }
         // If this is lost, the next start unlinks them once more.
         batch.commit().context("cannot write the journal (is the disk full?)")
     }
 
+    /// Removes the sums of a blob that is gone, from chunk `from` on, or those that can be removed at once.
+    fn forget(
+        &mut self,
+        blob: u64,
+        from: u64,
+        most: &mut usize,
+        batch: &mut OwnedWriteBatch,
+    ) -> Result<()> {
+        match self.checksums.forget(blob, from, most, batch)? {
+            // Its row stays, so that a successor goes on if this one does not.
+            Some(next) => drop(self.forgetting.insert(blob, next)),
+            None => batch.remove(&self.removed, blob.to_be_bytes()),
+        }
+        Ok(())
+    }
+
     /// Is the blob removed, for those who look at it now?
     fn is_removed(&self, blob: u64) -> bool {
-        let committed = || self.committed_removed.contains(&blob);
+        let committed =
+            || self.committed_removed.contains(&blob) || self.forgetting.contains_key(&blob);
         self.round_removed.get(&blob).copied().unwrap_or_else(committed)
     }
 
     /// A blob that is changed after it was removed begins empty.
     fn revive(&mut self, blob: u64) -> Result<(), StoreError> {
         if self.is_removed(blob) {
+            let all = 0..u64::MAX;
+            self.checksums.before_cut(&self.database, &self.blobs, blob, &all)?;
             self.blobs.truncate(blob, 0)?;
+            // Its sums are not to be forgotten any more: these are another's.
+            if self.forgetting.remove(&blob).is_some() {
+                self.committed_removed.insert(blob);
+            }
             self.round_removed.insert(blob, false);
         }
         Ok(())
@@ -288,6 +611,7 @@ impl DiskStore {
                 or_unwind(
                     self.database.persist(PersistMode::SyncData).context("cannot sync the journal"),
                 );
+                self.checksums.synced();
                 or_unwind(self.unlink_removed());
                 change(&mut self.blobs)
             }
@@ -358,16 +682,25 @@ impl Store for DiskStore {
     }
 
     fn blob_read(&self, blob: u64, offset: u64, buffer: &mut [u8]) -> Result<usize, StoreError> {
-        if self.is_removed(blob) { Ok(0) } else { self.blobs.read(blob, offset, buffer) }
+        if self.is_removed(blob) {
+            return Ok(0);
+        }
+        self.checksums.read(&self.blobs, blob, offset, buffer)
     }
 
     fn blob_write(&mut self, blob: u64, offset: u64, data: &[u8]) -> Result<(), StoreError> {
         self.revive(blob)?;
+        let range = offset..offset.saturating_add(data.len() as u64);
+        self.checksums.before_write(&self.database, &self.blobs, blob, &range)?;
         self.with_space(|blobs| blobs.write(blob, offset, data))
     }
 
     fn blob_truncate(&mut self, blob: u64, length: u64) -> Result<(), StoreError> {
         self.revive(blob)?;
+        if length < self.blobs.length(blob)? {
+            let range = length..u64::MAX;
+            self.checksums.before_cut(&self.database, &self.blobs, blob, &range)?;
+        }
         self.with_space(|blobs| blobs.truncate(blob, length))
     }
 
@@ -375,6 +708,8 @@ impl Store for DiskStore {
         if self.is_removed(blob) {
             return Ok(());
         }
+        let range = offset..offset.saturating_add(length);
+        self.checksums.before_cut(&self.database, &self.blobs, blob, &range)?;
         self.with_space(|blobs| blobs.punch(blob, offset, length))
     }
 
@@ -397,10 +732,36 @@ impl Store for DiskStore {
     fn space(&self) -> (u64, u64) {
         self.blobs.space()
     }
+
+    fn scrub(&mut self) {
+        // One that has begun for nobody may have passed what has changed since.
+        if self.scrub.as_ref().is_none_or(|scrub| !scrub.is_urgent) {
+            self.begin_scrub(true);
+        }
+        (self.scrub_at, self.keep_up_at) = (0, 0);
+    }
+
+    fn health(&self) -> Health {
+        let percent = |scrub: &Scrub| or_unwind(scrub.percent(&self.checksums));
+        Health {
+            percent: self.scrub.as_ref().map(percent),
+            scrubs: self.scrubs,
+            checked: self.scrub.as_ref().map_or(self.checked, |scrub| scrub.checked * CHUNK),
+            last: self.last_scrub.map_or(0, |time| seconds_since(SystemTime::UNIX_EPOCH, time)),
+            fresh: self.checksums.dirty_count() as u64,
+            unchecked: self.scrub.as_ref().map_or(self.unchecked, |scrub| scrub.unchecked),
+            is_map_damaged: self.is_map_damaged,
+            damage: self.checksums.damage(),
+        }
+    }
+}
+
+fn seconds_since(start: SystemTime, time: SystemTime) -> u64 {
+    time.duration_since(start).map_or(0, |since| since.as_secs())
 }
 
 /// Unwinds to the host with the failure. No panic: nothing is wrong with the program.
-fn or_unwind<T>(result: Result<T>) -> T {
+pub(crate) fn or_unwind<T>(result: Result<T>) -> T {
     result.unwrap_or_else(|error| {
         std::panic::resume_unwind(Box::new(StoreFailure(format!("{error:#}"))))
     })
@@ -414,11 +775,13 @@ fn lock(directory: &Path) -> Result<File> {
 /// Bytes of the file by which fjall knows its databases, which it writes in two parts.
 const VERSION: u64 = 4;
 
-/// Makes sure that fjall can open the database, or creates one.
-fn prepare(path: &Path) -> Result<()> {
+/// Makes sure that fjall can open the database, or create one. True: there is none yet.
+fn prepare(path: &Path) -> Result<bool> {
     let created = path.join("version").metadata().is_ok_and(|version| version.len() >= VERSION);
     if created {
-        return journal::check_all(path);
+        manifest::check_all(path)?;
+        journal::check_all(path)?;
+        return Ok(false);
     }
     // fjall makes the first tree after that file: a crash interrupted the creation, and there is nothing in it yet.
     let begun = path.join("keyspaces").join("0").exists();
@@ -427,7 +790,7 @@ fn prepare(path: &Path) -> Result<()> {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot begin again with {}", path.display()))
         }
-        _ => Ok(()),
+        _ => Ok(true),
     }
 }
 
@@ -442,14 +805,22 @@ mod tests {
     enum Step {
         Put(u8, u8),
         Remove(u8),
-        Write(u8, u16, u8),
-        Truncate(u8, u16),
-        Punch(u8, u16, u16),
+        Write(u8, u32, u8),
+        Truncate(u8, u32),
+        Punch(u8, u32, u32),
         RemoveBlob(u8),
         Commit,
         CommitSync,
         Sweep,
+        SumAll,
+        Scrub,
+        Finish,
         Reopen,
+    }
+
+    /// In a blob: in its first blocks, or where one row of checksums ends and the next begins.
+    fn place() -> impl Strategy<Value = u32> {
+        prop_oneof![3 => 0..9000_u32, 1 => 126_000..140_000_u32, 1 => Just(4096), 1 => Just(131_072)]
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -457,13 +828,16 @@ mod tests {
         prop_oneof![
             4 => (any::<u8>(), any::<u8>()).prop_map(|(key, value)| Step::Put(key % 32, value)),
             2 => any::<u8>().prop_map(|key| Step::Remove(key % 32)),
-            4 => (blob(), 0..9000_u16, any::<u8>()).prop_map(|(blob, at, len)| Step::Write(blob, at, len)),
-            1 => (blob(), 0..9000_u16).prop_map(|(blob, len)| Step::Truncate(blob, len)),
-            1 => (blob(), 0..9000_u16, 0..9000_u16).prop_map(|(blob, at, len)| Step::Punch(blob, at, len)),
+            4 => (blob(), place(), any::<u8>()).prop_map(|(blob, at, len)| Step::Write(blob, at, len)),
+            1 => (blob(), place()).prop_map(|(blob, len)| Step::Truncate(blob, len)),
+            1 => (blob(), place(), 0..9000_u16).prop_map(|(blob, at, len)| Step::Punch(blob, at, len.into())),
             1 => blob().prop_map(Step::RemoveBlob),
             2 => Just(Step::Commit),
             1 => Just(Step::CommitSync),
             1 => Just(Step::Sweep),
+            2 => Just(Step::SumAll),
+            1 => Just(Step::Scrub),
+            1 => Just(Step::Finish),
             1 => Just(Step::Reopen),
         ]
     }
@@ -480,7 +854,8 @@ mod tests {
                 store.blob_punch(blob.into(), at.into(), len.into()).unwrap()
             }
             Step::RemoveBlob(blob) => store.blob_remove(blob.into()),
-            Step::Commit | Step::CommitSync | Step::Sweep | Step::Reopen => {}
+            Step::Commit | Step::CommitSync | Step::Sweep | Step::SumAll => {}
+            Step::Scrub | Step::Finish | Step::Reopen => {}
         }
     }
 
@@ -494,7 +869,7 @@ mod tests {
     }
 
     fn blob(store: &dyn Store, blob: u64) -> Vec<u8> {
-        let mut buffer = vec![0xee; 20_000];
+        let mut buffer = vec![0xee; 150_000];
         let count = store.blob_read(blob, 0, &mut buffer).unwrap();
         buffer.truncate(count);
         buffer
@@ -508,6 +883,14 @@ mod tests {
         }
         for number in 0..4 {
             assert_eq!(blob(disk, number), blob(memory, number));
+            for (offset, length) in [(4000, 200), (4096, 8192), (131_000, 5000), (131_072, 1)] {
+                let read = |store: &dyn Store| {
+                    let mut buffer = vec![0xee; length];
+                    let count = store.blob_read(number, offset, &mut buffer).unwrap();
+                    (count, buffer)
+                };
+                assert_eq!(read(disk), read(memory));
+            }
         }
     }
 
@@ -515,7 +898,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(48))]
         #[test]
         fn a_store_on_disk_is_a_store_in_memory_that_survives(steps in proptest::collection::vec(step(), 1..60)) {
-            let dir = tempfile::tempdir().unwrap();
+            let dir = crate::host::checksums::tests::in_memory();
             let mut disk = DiskStore::open(dir.path()).unwrap();
             let mut memory = MemoryStore::default();
             for step in &steps {
@@ -525,6 +908,13 @@ mod tests {
                     Step::Commit => disk.commit().unwrap(),
                     Step::CommitSync => disk.commit_sync().unwrap(),
                     Step::Sweep => disk.sweep().unwrap(),
+                    Step::SumAll => disk.sum_all().unwrap(),
+                    Step::Scrub => assert_eq!(disk.scrub_all().unwrap().damage, []),
+                    Step::Finish => {
+                        disk.finish().unwrap();
+                        drop(disk);
+                        disk = DiskStore::open(dir.path()).unwrap();
+                    }
                     Step::Reopen => {
                         disk.commit().unwrap();
                         drop(disk);
@@ -587,7 +977,7 @@ mod tests {
         assert!((8192..65536).contains(&used), "{used}");
         store.blob_punch(1, 1 << 20, u64::MAX).unwrap();
         assert_eq!(store.blob_seek(1, 0, false), None);
-        assert_eq!(blob(&store, 1), vec![0; 20_000]);
+        assert_eq!(blob(&store, 1), vec![0; 150_000]);
         assert_eq!(store.blob_write(1, u64::MAX - 1, b"xx"), Err(StoreError::Full));
         assert_eq!(store.blob_truncate(1, u64::MAX), Err(StoreError::Full));
     }
@@ -701,6 +1091,11 @@ mod tests {
             store.put(&count.to_be_bytes(), &[1; 100]);
             store.blob_write(count % 10, 0, &count.to_be_bytes()).unwrap();
             if count % 10 == 0 { store.commit_sync() } else { store.commit() }.unwrap();
+            match count % 14 {
+                5 => store.sum_all().unwrap(),
+                12 => assert_eq!(store.scrub_all().unwrap().damage, []),
+                _ => {}
+            }
             println!("ack {count}");
         }
     }

@@ -131,7 +131,7 @@ impl<S: Server, D: Durable> Solo<S, D> {
                 self.rest();
             }
         }
-        self.store.commit_sync()
+        self.store.finish()
     }
 
     /// Has dvkd said stop?
@@ -158,6 +158,7 @@ impl<S: Server, D: Durable> Solo<S, D> {
         }
         self.commit(now)?;
         self.answer();
+        self.keep_up()?;
         Ok(self.worked)
     }
 
@@ -174,6 +175,12 @@ impl<S: Server, D: Durable> Solo<S, D> {
             self.sweep_at = None;
         }
         Ok(())
+    }
+
+    /// Looks after the store, when that is due: behind the answers of a round.
+    fn keep_up(&mut self) -> Result<()> {
+        let is_due = self.store.keep_up_at().is_some_and(|at| at <= self.clock.now);
+        if is_due { self.store.keep_up(self.clock.now) } else { Ok(()) }
     }
 
     /// Takes the requests of all channels.
@@ -347,8 +354,8 @@ impl<S: Server, D: Durable> Solo<S, D> {
     pub fn patience(&self) -> Option<Duration> {
         let now = monotonic();
         let ring_again = (!self.ring_again.is_empty()).then(|| now + RING_AGAIN);
-        let next =
-            [self.hosted.deadline(), self.sweep_at, ring_again].into_iter().flatten().min()?;
+        let next = [self.hosted.deadline(), self.sweep_at, self.store.keep_up_at(), ring_again];
+        let next = next.into_iter().flatten().min()?;
         Some(Duration::from_nanos(next.saturating_sub(now)))
     }
 }

@@ -5,6 +5,11 @@ use crate::{LAB, Test};
 use legacy_tests::wait::until;
 use legacy_tests::{Running, World, lab::NODES, running::LIMIT};
 use rustix::process::{Pid, Signal, kill_process};
+use std::ffi::OsStr;
+use std::fs::OpenOptions;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_killed_vfs_server_loses_nothing_that_fsync_acknowledged", LAB, vfs_server),
@@ -13,6 +18,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("counters_go_on_while_servers_are_killed", LAB, counters),
     ("a_killed_dvs_run_leaves_nobody_behind", LAB, killed_run),
     ("a_stopped_file_agent_delays_others_and_shows_nothing_old", LAB, stopped_agent),
+    ("a_bit_that_the_disk_has_changed_is_an_error_and_scrub_names_its_file", LAB, flipped_bit),
 ];
 
 /// Seconds that a file agent's session lasts without a word of it (`vfs_server::limits::LEASE`).
@@ -75,6 +81,68 @@ pub(crate) fn agent_of(world: &World, node: &str) -> Pid {
     let is_agent = |pid: &&str| text(format!("/proc/{pid}/comm")) == "dvs-mount\n";
     let agent = started.split_whitespace().find(is_agent).expect("it has an agent");
     Pid::from_raw(agent.parse().expect("a pid")).expect("a pid is not 0")
+}
+
+/// Where vfs-server has an inode's bytes.
+fn blob_of(world: &World, inode: u64) -> PathBuf {
+    let server = world.as_lab().expect("this test is for labs").server("vfs-server");
+    let arguments = format!("/proc/{}/cmdline", server.expect("it is there"));
+    let arguments = std::fs::read(arguments).expect("it is ours");
+    let mut arguments = arguments.split(|byte| *byte == 0);
+    arguments.find(|argument| *argument == b"--store").expect("it has a store");
+    let store = arguments.next().expect("a path follows");
+    let blobs = Path::new(OsStr::from_bytes(store)).join("blobs");
+    blobs.join(format!("{:02x}/{inode:016x}", inode % 256))
+}
+
+/// Silent corruption: other files, and other blocks, are as they were; writing it anew mends the file.
+fn flipped_bit(world: &World) {
+    let folder = world.folder();
+    let path = |name: &str| format!("{folder}/{name}");
+    let make = |name: &str| {
+        let of = format!("of={}", path(name));
+        world.run(0, &["dd", "if=/dev/urandom", &of, "bs=64k", "count=8", "status=none"]);
+    };
+    make("good");
+    make("bad");
+    let sums = world.run(0, &["sha256sum", &path("good"), &path("bad")]);
+    let inode = world.run(0, &["stat", "-c", "%i", &path("bad")]);
+    let inode = inode.trim().parse().expect("a number");
+    let scrub = |arguments: &[&str]| {
+        let mut command = world.dvs();
+        let output = command.arg("scrub").args(arguments).output().expect("it runs");
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&said).into_owned())
+    };
+    let (status, said) = scrub(&[]);
+    assert_eq!(status, Some(0), "{said}");
+    // What the disk does: nobody is told.
+    let blob = OpenOptions::new().read(true).write(true).open(blob_of(world, inode));
+    let blob = blob.expect("it is there");
+    let place = 5 * 4096 + 77;
+    let mut byte = [0];
+    blob.read_exact_at(&mut byte, place).expect("it is that long");
+    blob.write_all_at(&[byte[0] ^ 4], place).expect("it is ours");
+    // No kernel has the file's pages yet but that of who has written it.
+    let read = |node, skip: &str| {
+        let (from, skip) = (format!("if={}", path("bad")), format!("skip={skip}"));
+        let argv = ["dd", &from, "of=/dev/null", "bs=4k", "count=1", &skip, "status=none"];
+        world.outcome(node, &argv)
+    };
+    let outcome = read(2, "5");
+    assert!(outcome.code == 1 && outcome.errors.contains("Input/output error"), "{outcome:?}");
+    assert_eq!(read(2, "100").code, 0);
+    for arguments in [&["--json"][..], &["--status", "--json"]] {
+        let (status, said) = scrub(arguments);
+        let expected = format!("{{\"INODE\":{inode},\"OFFSET\":{}}}", 5 * 4096).to_lowercase();
+        assert_eq!((status, said.trim().to_lowercase()), (Some(1), expected));
+    }
+    // In the same file, as `cp` writes it.
+    world.run(1, &["cp", &path("good"), &path("bad")]);
+    assert_eq!(scrub(&[]).0, Some(0));
+    let sums_now = world.run(2, &["sha256sum", &path("good"), &path("bad")]);
+    assert_eq!(sums_now.lines().next(), sums.lines().next());
+    assert_eq!(sums_now.lines().nth(1).map(|line| &line[..64]), Some(&sums[..64]));
 }
 
 /// What a file agent remembers, others may change after a while when it is stopped; and it tells nobody of it then.

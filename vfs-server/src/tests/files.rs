@@ -8,11 +8,11 @@ use crate::linux::{
 use crate::tests::driver::{ALIEN, MATE, ROOT, USER, World};
 use crate::tests::errors::world;
 use crate::tests::fsck;
-use calls::vfs::{FsStats, ROOT_INO, Statfs, WRITE_APPEND, WRITE_AT};
+use calls::vfs::{FsStats, Health, NO_SCRUB, ROOT_INO, Scrub, Statfs, WRITE_APPEND, WRITE_AT};
 use calls::wire::Wire;
 use dvk::host::disk::DiskStore;
 use dvk::store::Store;
-use m3ipc::errno::numbers::{EBADF, EFBIG, EINVAL, ENOENT, ENXIO, ESTALE};
+use m3ipc::errno::numbers::{EBADF, EFBIG, EINVAL, ENOENT, ENXIO, EPERM, ESTALE};
 use std::collections::BTreeSet;
 
 #[test]
@@ -309,6 +309,19 @@ fn statfs_counts_inodes_and_space() {
     w.unlink(&USER, "/u/new").unwrap();
     w.pass(10);
     assert_eq!(stats(&mut w).files_free, before.files_free);
+}
+
+#[test]
+fn anybody_may_ask_how_well_files_are_stored_and_user_0_have_them_compared() {
+    let mut w = world();
+    assert_eq!(w.call(&USER, &Scrub { begin: 1 }, &[]).map(drop), Err(EPERM));
+    for (cred, begin) in [(&USER, 0), (&ROOT, 1)] {
+        let (count, payload) = w.call(cred, &Scrub { begin }, &[]).unwrap();
+        let expected = Health { percent: NO_SCRUB, ..Health::default() };
+        // A store in memory has nothing to compare.
+        assert_eq!((count.count, Health::get(&payload)), (0, Some(expected)));
+        assert_eq!(payload.len(), Health::SIZE);
+    }
 }
 
 #[test]

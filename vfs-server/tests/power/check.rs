@@ -2,8 +2,9 @@
 
 use crate::disk::{Disk, Unflushed};
 use crate::trace::Event;
-use crate::workload::{Random, Truth, bytes, hash};
+use crate::workload::{Random, SIZE_MAX, Truth, bytes, hash};
 use dvk::host::disk::DiskStore;
+use dvk::store::Store;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use vfs_server::VfsServer;
@@ -95,6 +96,12 @@ fn look(place: &Path, reached: Reached, truth: &Truth) -> Result<(), String> {
             return Err(format!(
                 "file {ino} is not what it was when it was synced in round {synced}"
             ));
+        }
+    }
+    // No good byte looks damaged, whether it was synced or not.
+    for ino in truth.changed.keys() {
+        if store.blob_read(*ino, 0, &mut [0; SIZE_MAX]).is_err() {
+            return Err(format!("file {ino} does not have the checksums that it is said to have"));
         }
     }
     // And the server goes on with it.

@@ -26,7 +26,7 @@ const PACE: u64 = 30_000_000;
 const MEMTABLE: u64 = 16 << 10;
 
 /// No file gets longer.
-const SIZE_MAX: usize = 1 << 16;
+pub(crate) const SIZE_MAX: usize = 1 << 16;
 
 const O_RDWR: u32 = 2;
 const O_CREAT: u32 = 0o100;
@@ -375,6 +375,11 @@ pub(crate) fn on_disk(place: &Path, seed: u64, rounds: usize) {
             }
             if is_idle(*round) {
                 store.sweep().unwrap();
+            }
+            match *round % 20 {
+                3 | 8 | 13 => store.sum_all().unwrap(),
+                18 => assert_eq!(store.scrub_all().unwrap().damage, []),
+                _ => {}
             }
         }
     });
