@@ -65,12 +65,7 @@ pub(crate) fn rows(
         Ok(empty) => linux.push(Place::native("empty FUSE", empty.path())?),
         Err(error) => eprintln!("bench: without an empty FUSE to compare with: {error:#}"),
     }
-    let dvs = match system {
-        Some(system) => {
-            vec![system.worker("/dvs, home node", "n1")?, system.worker("/dvs, other node", "n2")?]
-        }
-        None => Vec::new(),
-    };
+    let dvs = System::workers(system)?;
     for operation in OPERATIONS {
         let places = linux.iter().chain(network.iter().map(Network::place)).chain(&dvs);
         let mut subjects: Vec<_> = places

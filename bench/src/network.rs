@@ -15,9 +15,7 @@ pub(crate) struct Network {
     _state: TempDir,
 }
 
-/// With open-behind a file that has been renamed cannot always be read (EBADFD).
-///
-/// `$1` is an empty folder on a disk; the rest is run with `MOUNT` in it.
+/// Mounts it on `$1/mount`; `$1` is a folder on a disk. With open-behind a file that has been renamed cannot always be read (EBADFD).
 const GLUSTERFS: &str = r#"
 ip address add 10.99.0.1/24 dev lo
 for kind in state log run brick; do mkdir "$1/$kind"; done
@@ -36,6 +34,7 @@ gluster --mode=script volume start bench
 mount -t glusterfs 10.99.0.1:/bench "$1/mount"
 "#;
 
+/// Mounts it in the same way.
 const SSHFS: &str = r#"
 mkdir "$1/run" "$1/served"
 mount --bind "$1/run" /run
@@ -46,6 +45,12 @@ ssh-keygen -q -N '' -t ed25519 -f "$1/key"
 sshfs -F /dev/null -o IdentityFile="$1/key",StrictHostKeyChecking=no,UserKnownHostsFile=/dev/null,LogLevel=ERROR \
     "root@127.0.0.1:$1/served" "$1/mount"
 "#;
+
+/// Does a shell find this program?
+pub(crate) fn is_installed(program: &str) -> bool {
+    let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output();
+    found.is_ok_and(|found| found.status.success())
+}
 
 /// Any operation: that of a worker which is there.
 const READY: &str = "lock and unlock";
@@ -66,9 +71,7 @@ impl Network {
 
     fn mount(name: &str, program: &str, script: &str) -> Result<Network> {
         ensure!(rustix::process::geteuid().is_root(), "it needs root");
-        let installed =
-            Command::new("sh").args(["-c", &format!("command -v {program}")]).output()?;
-        ensure!(installed.status.success(), "{program} is not installed");
+        ensure!(is_installed(program), "{program} is not installed");
         // On the disk that the stores of DVS are on.
         let state = tempfile::Builder::new().prefix("dvs-bench-").tempdir_in(place::target()?)?;
         let folder = state.path().to_str().context("the build folder has a strange name")?;

@@ -59,6 +59,12 @@ impl System {
         Place::of(name, self.command(node, &["worker", "/dvs"]))
     }
 
+    /// Workers on the node that is the home of the files and on another, if there is a system.
+    pub(crate) fn workers(system: Option<&System>) -> Result<Vec<Place>> {
+        let Some(system) = system else { return Ok(Vec::new()) };
+        Ok(vec![system.worker("/dvs, home node", "n1")?, system.worker("/dvs, other node", "n2")?])
+    }
+
     /// An echo on the first node, and the address where the other nodes reach it.
     pub(crate) fn echo(&self) -> Result<(Peer, String)> {
         self.listener(&[])

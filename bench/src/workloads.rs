@@ -1,6 +1,6 @@
 //! What people do with files: programs that work with many, and many that work at once.
 
-use crate::network::Network;
+use crate::network::{Network, is_installed};
 use crate::place::{self, Place};
 use crate::report::{Group, Report};
 use crate::rounds::{Subject, Time, rounds_of};
@@ -81,12 +81,7 @@ pub(crate) fn rows(
     }
     let material = Material::make()?;
     let linux = [Place::native("tmpfs", "/dev/shm")?, Place::native("ext4", place::target()?)?];
-    let dvs = match system {
-        Some(system) => {
-            vec![system.worker("/dvs, home node", "n1")?, system.worker("/dvs, other node", "n2")?]
-        }
-        None => Vec::new(),
-    };
+    let dvs = System::workers(system)?;
     let places: Vec<&Place> =
         linux.iter().chain(network.iter().map(Network::place)).chain(&dvs).collect();
     let names = WORKLOADS.iter().filter(|workload| workload.is_possible()).map(|one| one.name);
@@ -118,11 +113,7 @@ fn by_name(times: Vec<Time>, names: usize) -> Vec<Vec<Time>> {
 
 impl Workload {
     fn is_possible(&self) -> bool {
-        let is_there = |program: &&str| {
-            let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output();
-            found.is_ok_and(|found| found.status.success())
-        };
-        let missing = self.needs.iter().find(|program| !is_there(program));
+        let missing = self.needs.iter().find(|program| !is_installed(program));
         if let Some(missing) = missing {
             eprintln!("bench: without `{}`: {missing} is not installed", self.name);
         }

@@ -255,7 +255,7 @@ calls! {
     /// As `Write`, of `parts` parts that have been staged and the payload behind them: all at once, or as many whole parts as there is room
     /// for. They are gone then. EAGAIN: some are not there (any more); nothing was done.
     0x25 WriteStaged { fh: u64, ino: u64, offset: u64, token: u64, parts: u32 } -> Count, Once;
-    /// How well the tree is stored. With `begin` 1 all of it is compared with its checksums first, if that is not under way; only
-    /// user 0 may. The answer's payload is [`Health`] and the [`Damaged`] that are known, as many as fit.
+    /// How well the tree is stored. With `begin` 1 it begins to be compared with its checksums, if that is not under way, which this
+    /// does not wait for; only user 0 may. The answer's payload is [`Health`] and the [`Damaged`] that are known, as many as fit.
     0x26 Scrub { begin: u8 } -> Count, Safe;
 }

@@ -57,7 +57,7 @@ pub trait Store {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Health {
     /// How far a scrub has come, of a hundred; `None`: none is under way.
-    pub percent: Option<u32>,
+    pub percent: Option<u8>,
     /// Scrubs that have ended since the store was opened.
     pub scrubs: u64,
     /// Bytes of blobs that were compared, in the last scrub or this one.

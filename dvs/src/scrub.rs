@@ -8,6 +8,7 @@ use anyhow::{Result, anyhow, bail, ensure};
 use calls::call;
 use calls::vfs::{Damaged, Health, NO_SCRUB, Scrub};
 use calls::wire::Wire;
+use m3ipc::errno::numbers::EPERM;
 use m3ipc::limits::PAYLOAD_MAX;
 use m3ipc::{Endpoint, Sendrec, Wait};
 use rustix::termios::isatty;
@@ -71,8 +72,15 @@ fn scrub(port: &impl Sendrec) -> Result<(Health, Vec<Damaged>)> {
 fn ask(port: &impl Sendrec, begin: bool) -> Result<(Health, Vec<Damaged>)> {
     let mut payload = vec![0; PAYLOAD_MAX];
     let row = Scrub { begin: begin.into() };
-    let (_, len) = call(port, Endpoint::VFS, &row, &[], &mut payload, Wait::FOREVER)
-        .map_err(|errno| anyhow!("vfs-server does not compare its files: {errno}"))?;
+    let (_, len) =
+        call(port, Endpoint::VFS, &row, &[], &mut payload, Wait::FOREVER).map_err(|errno| {
+            match errno.errno {
+                EPERM => {
+                    anyhow!("only user 0 may have the files compared; --status is for everybody")
+                }
+                _ => anyhow!("vfs-server does not compare its files: {errno}"),
+            }
+        })?;
     match decode(&payload[..len]) {
         Some(state) => Ok(state),
         None => bail!("vfs-server's answer is malformed"),
@@ -93,9 +101,6 @@ fn print(health: &Health, damaged: &[Damaged], json: bool) -> Result<()> {
     if json || !damaged.is_empty() {
         table.print(json)?;
     }
-    if json {
-        return Ok(());
-    }
     let of_map = match health.map_damaged {
         0 => "",
         _ => "; the names and attributes of some files cannot be read, see the log of vfs-server",
@@ -108,12 +113,20 @@ fn print(health: &Health, damaged: &[Damaged], json: bool) -> Result<()> {
         0 => String::new(),
         count => format!(", {count} parts not compared (see the log of vfs-server)"),
     };
-    table::say(&format!(
+    let summary = format!(
         "{} MiB compared, {} damaged blocks{unchecked}{of_map}; {} parts of files have changed and have no checksums yet{under_way}\n",
         health.checked >> 20,
         damaged.len(),
         health.fresh
-    ))
+    );
+    // The rows are for a program; whoever looks on is told of what is not in them.
+    if !json {
+        table::say(&summary)
+    } else if health.map_damaged != 0 || health.unchecked != 0 {
+        Ok(stderr().write_all(summary.as_bytes())?)
+    } else {
+        Ok(())
+    }
 }
 
 #[cfg(test)]

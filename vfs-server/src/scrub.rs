@@ -24,14 +24,13 @@ impl VfsServer {
             cx.store.scrub();
         }
         let found = cx.store.health();
-        let percent = found.percent.map(|percent| u8::try_from(percent.min(100)).unwrap_or(100));
         let health = Health {
             scrubs: found.scrubs,
             last: found.last,
             checked: found.checked,
             unchecked: found.unchecked,
             fresh: found.fresh,
-            percent: percent.unwrap_or(NO_SCRUB),
+            percent: found.percent.unwrap_or(NO_SCRUB),
             map_damaged: found.is_map_damaged.into(),
         };
         let mut payload: Vec<u8> = health.bytes().into();

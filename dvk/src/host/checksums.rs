@@ -127,7 +127,11 @@ impl Checksums {
             // As it has sums, and no row that is known to be stored, that is written anew before anything changes.
             checksums.dirty.insert(window, dirty);
         }
-        checksums.last_summed = checksums.last_blob()?.unwrap_or(0);
+        // What cannot be read costs look-ups in vain, not the whole store.
+        checksums.last_summed = checksums.last_blob().unwrap_or_else(|error| {
+            tracing::error!("{error:#}");
+            u64::MAX
+        });
         Ok(checksums)
     }
 
@@ -190,8 +194,7 @@ impl Checksums {
         let mut windows: BTreeSet<u64> =
             self.dirty.range((blob, first)..(blob, end)).map(|((_, window), _)| *window).collect();
         let mut from = first;
-        while blob <= self.last_summed
-            && from < end
+        while from < end
             && let Some(chunk) = self.first_row(blob, from * CHUNKS..end.saturating_mul(CHUNKS))?
         {
             windows.insert(chunk / CHUNKS);
@@ -221,8 +224,7 @@ impl Checksums {
         for window in windows.iter().map(|window| (blob, *window)) {
             if !self.dirty.contains_key(&window) {
                 let chunks = window.1 * CHUNKS..(window.1 + 1) * CHUNKS;
-                let has_sums = blob <= self.last_summed && self.first_row(blob, chunks)?.is_some();
-                self.make_dirty(window, has_sums);
+                self.make_dirty(window, self.first_row(blob, chunks)?.is_some());
             }
             let dirty = self.dirty[&window];
             if dirty.has_sums && dirty.stored.is_none_or(|stored| stored >= self.syncs) {
@@ -277,7 +279,7 @@ impl Checksums {
         let is_end = range.end >= length && range.end / BLOCK * BLOCK < length;
         let end = if is_end { range.end.div_ceil(BLOCK) } else { range.end / BLOCK };
         let goes = range.start.div_ceil(BLOCK)..end;
-        let blocks = bytes.start / BLOCK..bytes.end / BLOCK;
+        let mut blocks = bytes.start / BLOCK..bytes.end / BLOCK;
         if goes.start <= blocks.start && blocks.end <= goes.end {
             return Ok(());
         }
@@ -288,7 +290,7 @@ impl Checksums {
             !goes.contains(block)
                 && !holds(&row, blob, *block, of_block(&found, bytes.start, *block))
         };
-        match blocks.clone().find(is_bad) {
+        match blocks.find(is_bad) {
             Some(block) => Err(self.damaged(blob, block * BLOCK)),
             None => Ok(()),
         }
@@ -350,6 +352,9 @@ impl Checksums {
 
     /// The sums of a chunk. If they cannot be read, neither can the chunk.
     fn row(&self, blob: u64, chunk: u64) -> Result<Option<Vec<u8>>, StoreError> {
+        if blob > self.last_summed {
+            return Ok(None);
+        }
         let row = self.sums.get(key(blob, chunk)).map_err(|error| unreadable(blob, &error))?;
         Ok(row.map(|row| row.to_vec()))
     }
@@ -362,6 +367,9 @@ impl Checksums {
 
     /// The first of these chunks that has a row.
     fn first_row(&self, blob: u64, chunks: Range<u64>) -> Result<Option<u64>, StoreError> {
+        if blob > self.last_summed {
+            return Ok(None);
+        }
         let mut rows = self.sums.range(key(blob, chunks.start)..key(blob, chunks.end));
         let Some(guard) = rows.next() else { return Ok(None) };
         let key = guard.key().map_err(|error| unreadable(blob, &error))?;
@@ -384,11 +392,16 @@ impl Checksums {
         Ok(rows)
     }
 
-    /// The number of the last blob that has sums.
-    pub(crate) fn last_blob(&self) -> Result<Option<u64>> {
-        let Some(guard) = self.sums.last_key_value() else { return Ok(None) };
+    /// The number of the last blob that has sums, or 0.
+    fn last_blob(&self) -> Result<u64> {
+        let Some(guard) = self.sums.last_key_value() else { return Ok(0) };
         let key = guard.key().context("cannot read the checksums")?;
-        Ok(numbers(&key).map(|(blob, _)| blob))
+        Ok(numbers(&key).map_or(0, |(blob, _)| blob))
+    }
+
+    /// No blob with a greater number has sums.
+    pub(crate) fn last_summed(&self) -> u64 {
+        self.last_summed
     }
 
     /// Takes up those chunks with data that have no sums.

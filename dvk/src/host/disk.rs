@@ -496,17 +496,19 @@ impl DiskStore {
                 self.summing = Some(Summing { also_young: true, behind: None });
                 return;
             }
-            Ok(Step::Over) => {}
+            // If that fails the next scrub comes early: after the next start.
+            Ok(Step::Over) => {
+                if let Err(error) = std::fs::write(&self.scrubbed, b"") {
+                    tracing::warn!("cannot write {}: {error}", self.scrubbed.display());
+                }
+            }
+            // So it does when this one has not come to its end.
             Err(error) => self.map_damaged(&error),
         }
         let Some(scrub) = self.scrub.take() else { return };
         (self.checked, self.unchecked) = (scrub.checked * CHUNK, scrub.unchecked);
         self.scrubs += 1;
         self.last_scrub = Some(SystemTime::now());
-        // If that fails the next scrub comes early: after the next start.
-        if let Err(error) = std::fs::write(&self.scrubbed, b"") {
-            tracing::warn!("cannot write {}: {error}", self.scrubbed.display());
-        }
     }
 
     fn round_is_empty(&self) -> bool {
@@ -742,7 +744,7 @@ impl Store for DiskStore {
     }
 
     fn health(&self) -> Health {
-        let percent = |scrub: &Scrub| or_unwind(scrub.percent(&self.checksums));
+        let percent = |scrub: &Scrub| scrub.percent(&self.checksums);
         Health {
             percent: self.scrub.as_ref().map(percent),
             scrubs: self.scrubs,

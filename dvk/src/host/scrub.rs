@@ -44,17 +44,17 @@ impl Scrub {
     }
 
     /// Of a hundred.
-    pub(crate) fn percent(&self, checksums: &Checksums) -> Result<u32> {
+    pub(crate) fn percent(&self, checksums: &Checksums) -> u8 {
         let percent = match &self.stage {
             // Some seconds, before much longer ones.
             Stage::Listing(_) => 0,
             Stage::Comparing(at) => {
-                let last = checksums.last_blob()?.unwrap_or(0);
-                at.map_or(0, |(blob, _)| blob.min(last) * 99 / last.max(1))
+                let last = checksums.last_summed().max(1);
+                at.map_or(0, |(blob, _)| u128::from(blob) * 99 / u128::from(last))
             }
             Stage::Map(_) => 99,
         };
-        Ok(u32::try_from(percent)?)
+        u8::try_from(percent).unwrap_or(99)
     }
 
     /// Goes on, while the thread has nothing to do.

@@ -105,12 +105,7 @@ impl Upkeep {
     pub(crate) fn found(&mut self) -> Result<Option<Found>> {
         let Some(running) = &self.running else { return Ok(None) };
         match running.found.try_recv() {
-            Ok(found) => {
-                if !matches!(found, Found::Data { .. }) {
-                    self.open -= 1;
-                }
-                Ok(Some(found))
-            }
+            Ok(found) => Ok(Some(self.taken(found))),
             Err(TryRecvError::Empty) => Ok(None),
             Err(TryRecvError::Disconnected) => {
                 anyhow::bail!("the thread that reads blobs has ended")
@@ -124,10 +119,15 @@ impl Upkeep {
             return Ok(None);
         };
         let found = running.found.recv().context("the thread that reads blobs has ended")?;
+        Ok(Some(self.taken(found)))
+    }
+
+    /// All but [`Found::Data`] end a job.
+    fn taken(&mut self, found: Found) -> Found {
         if !matches!(found, Found::Data { .. }) {
             self.open -= 1;
         }
-        Ok(Some(found))
+        found
     }
 }
 
