@@ -66,8 +66,18 @@ wire_structs! {
     /// A block of 4 KiB of a file that is not what was written to it: reading it is an EIO.
     pub struct Damaged { pub ino: u64, pub offset: u64 }
 
-    /// An open file. `flags` are for the file agent; none are defined yet.
-    pub struct Opened { pub fh: u64, pub flags: u32 }
+    /// An open file. `attr` as in [`Leased`], if there is an [`Attr`].
+    pub struct Opened { pub fh: u64, pub attr: u8 }
+
+    /// An open file that nobody has open any more.
+    pub struct Closed { pub fh: u64, pub ino: u64 }
+
+    /// Head of something that was put off `age` microseconds ago: [`PutOff::WRITE`] of `len` bytes, which follow, to `offset`, or [`PutOff::SET`] of the
+    /// [`SetAttr`] that follows.
+    pub struct PutOff { pub offset: u64, pub age: u32, pub len: u32, pub kind: u8 }
+
+    /// What has become of what was put off: the first error, or 0. `attr` as in [`Leased`].
+    pub struct WrittenBack { pub errno: u16, pub attr: u8 }
 
     /// Whether a file agent may remember what it is told of the inode's attributes (of [`attributes`]; 0: not), and of the name in its directory (of
     /// [`search`]; 0: not): what a `Lookup` has found, or what another call has made of it.
@@ -90,8 +100,8 @@ wire_structs! {
     /// kernel is to lose; a `LetGo` tells when it has.
     pub struct Forget { pub ino: u64, pub first: u64, pub count: u64 }
 
-    /// Whether pages may be kept: of [`pages`].
-    pub struct Paged { pub kept: u8 }
+    /// Whether pages may be kept: of [`pages`]; and if they are, when the file was read last, by now.
+    pub struct Paged { pub kept: u8, pub atime: Time }
 
     /// Where `CopyRange` reads and writes.
     pub struct Offsets { pub from: u64, pub to: u64 }
@@ -111,6 +121,11 @@ wire_structs! {
     /// Head of one entry of a `Readdir` payload; `name_len` bytes of name follow, then the next.
     /// `next` is the cookie that continues after this entry; `kind` is a DT_* value.
     pub struct DirEntry { pub ino: u64, pub next: u64, pub kind: u8, pub name_len: u8 }
+}
+
+impl PutOff {
+    pub const WRITE: u8 = 1;
+    pub const SET: u8 = 2;
 }
 
 /// Values of [`Paged::kept`].
@@ -135,6 +150,11 @@ pub mod attributes {
     pub const KEPT: u8 = 1;
     /// Everybody may read the file, whatever its access control list says.
     pub const READABLE: u8 = 2;
+    /// It has neither an access control list nor `security.capability`.
+    pub const PLAIN: u8 = 4;
+    /// Nobody else remembers anything of it, or has pages of it: the agent may put off what is written through the file that it has just been told
+    /// of, until it is to forget the inode.
+    pub const SOLE: u8 = 8;
 }
 
 /// Bits of [`Leased::name`]: who may be told, as who may search the directory. The superuser may in any case.
@@ -189,7 +209,8 @@ calls! {
     } -> Renamed, Once;
     /// link(2). Payload: new name. The answer's payload is an [`Attr`].
     0x0b Link { ino: u64, new_parent: u64 } -> Leased, Once;
-    /// open(2) of an existing inode, directories too. O_TRUNC is honoured here.
+    /// open(2) of an existing inode, directories too. O_TRUNC is honoured here. The answer's payload is an [`Attr`] if the agent may put off
+    /// what is written through the file.
     0x0c Open { ino: u64, flags: u32 } -> Opened, Once;
     /// open(2) with O_CREAT: opens the name if it is there (EEXIST with O_EXCL), else creates it.
     /// Payload: name. The answer's payload is an [`Attr`]. `forgotten` as in `Unlink`: O_TRUNC may change it.
@@ -241,7 +262,8 @@ calls! {
     /// process 0 of user 0 may, who is no program.
     0x20 Recalls { session: u64, forgotten: u64 } -> Recalled, Safe;
     /// As `Read`, of whole pages that a kernel keeps, until the agent is told to have them lost. `exclusive` 1: programs may write to
-    /// them, so nobody else keeps them at the same time. `waits` is of [`pages`].
+    /// them, so nobody else keeps them at the same time. `waits` is of [`pages`]. `fh` 0: the agent has opened the file for its program by what
+    /// it remembers of the inode; EBADF if it does not have the lease for that any more.
     0x21 ReadPages { fh: u64, ino: u64, offset: u64, size: u32, exclusive: u8, waits: u8 } -> Paged, Safe;
     /// Writes pages back that were read exclusively. Payload: data. What is behind the end of the file by now is left out. EIO: the agent
     /// does not hold them any more, and others may have changed them.
@@ -258,4 +280,9 @@ calls! {
     /// How well the tree is stored. With `begin` 1 it begins to be compared with its checksums, if that is not under way, which this
     /// does not wait for; only user 0 may. The answer's payload is [`Health`] and the [`Damaged`] that are known, as many as fit.
     0x26 Scrub { begin: u8 } -> Count, Safe;
+    /// As `Release`, of several. Payload: [`Closed`]s. Those that are not open are passed over.
+    0x27 Releases {} -> (), Once;
+    /// What a sole writer has put off. Payload: [`PutOff`]s. With `sync` 1 it is on stable storage when this is answered. The answer's payload is an [`Attr`]. EIO: it is
+    /// the sole writer no more, and others may have seen the file.
+    0x28 WriteBack { fh: u64, ino: u64, sync: u8 } -> WrittenBack, Once;
 }

@@ -256,12 +256,23 @@ pub trait Agent: Send + Sync + 'static {
         offset: u64,
         visit: &mut VisitLooked<'_>,
     ) -> bool;
+    fn setattr_at_once(&self, caller: Caller, ino: u64, set: &SetAttr) -> Option<Attr>;
+    fn write_at_once(
+        &self,
+        caller: Caller,
+        file: OpenFile,
+        place: Place,
+        data: &[u8],
+    ) -> Option<Result<usize, Errno>>;
+    fn getxattr_at_once(&self, ino: u64, name: &[u8]) -> Option<Errno>;
     fn flush_at_once(&self, file: OpenFile, owner: u64) -> bool;
     fn release_at_once(&self, file: OpenFile) -> bool;
     /// The kernel has forgotten an inode, or may have.
     fn forgotten(&self, ino: u64);
     /// From now on the kernel may remember what it is told to, and is to be told what it must not any more.
     fn attach(&self, kernel: Arc<dyn Kernel>, skill: Skill);
+    /// What is done a little after programs were answered. As [`Agent::run`], it has a thread of its own.
+    fn follow_up(&self);
     /// What must be done beside requests. It gets a thread of its own and returns when [`Agent::stop`] was called.
     fn run(&self);
     /// As [`Agent::run`], in several threads.

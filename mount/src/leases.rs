@@ -19,6 +19,8 @@ pub(crate) struct Files<'a> {
     pub(crate) promised: &'a Promised,
     /// Has the server open one.
     pub(crate) redeem: &'a (dyn Fn(&Promise) -> Result<u64, Errno> + Sync),
+    /// Puts nothing more off of an inode (0: of any), and writes back what is.
+    pub(crate) write_back: &'a (dyn Fn(u64) + Sync),
 }
 
 /// What the thread that keeps the session is told.
@@ -85,6 +87,7 @@ impl Kept<'_> {
     /// Gives everything up: nothing is kept when this returns.
     fn end(self) {
         self.memory.end_session();
+        (self.files.write_back)(0);
         self.pages.end_session();
         // What cannot be opened at the server now stays open here, and is asked for again when it is read: there is nobody to tell.
         self.files.promised.keep(0, self.files.redeem).ok();
@@ -102,6 +105,7 @@ impl Kept<'_> {
         for ino in &inodes {
             self.memory.forget(*ino);
             self.files.promised.keep(*ino, self.files.redeem).ok();
+            (self.files.write_back)(*ino);
         }
         self.memory.wait_for_names(&inodes);
     }

@@ -7,6 +7,7 @@
 //! killed. So it has no file and no directory there, and starts no program while it serves.
 
 pub mod agent;
+mod closing;
 mod cred;
 pub mod fuse;
 mod fusermount;
@@ -19,6 +20,7 @@ mod names;
 mod owners;
 mod pages;
 mod promised;
+mod put_off;
 mod staging;
 mod status;
 pub mod vos_agent;

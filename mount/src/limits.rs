@@ -31,6 +31,19 @@ pub const LOCK_WAITS_MAX: usize = THREADS_MAX / 4 * 3;
 /// Threads kept that have nothing to do, so that none is started and ended again with each burst.
 pub const SPARE_MAX: usize = 32;
 
+/// How long what a program has written, and that it has closed a file, is put off at most: a few calls of a program that works with
+/// one small file after the other.
+pub const PUT_OFF_FOR: Duration = Duration::from_millis(10);
+
+/// Most bytes of one write that is put off; of all of a file, with what the credentials need of one call; files at once, so 16 MiB in all. The server
+/// keeps room for what all agents put off.
+pub const PUT_OFF_SIZE_MAX: usize = 64 * 1024;
+pub const PUT_OFF_BYTES_MAX: usize = CALL_SIZE_MAX;
+pub const PUT_OFF_FILES_MAX: usize = 128;
+
+/// Files with a sole writer that are known of at once: what more are opened are written as if they had none.
+pub const SOLE_FILES_MAX: usize = 4096;
+
 /// Stack of such a thread: it makes one call.
 pub const STACK: usize = 128 * 1024;
 

@@ -108,6 +108,8 @@ struct Known {
     is_read: bool,
     /// Everybody may read it.
     is_readable: bool,
+    /// It has neither an access control list nor capabilities.
+    is_plain: bool,
     /// The inodes of names; 0: there is no such name.
     names: HashMap<Box<[u8]>, u64>,
     /// Who may be told of names: of [`search`].
@@ -181,17 +183,38 @@ pub(crate) struct Reading<'a> {
     memory: &'a Memory,
     /// If its access time may change by that.
     ino: Option<u64>,
+    /// When it began.
+    stamp: u64,
+    /// The access time by now, if it has been told.
+    atime: Option<Time>,
+}
+
+impl Reading<'_> {
+    /// The server has told when the inode was read last.
+    pub(crate) fn tell(&mut self, atime: Time) {
+        self.atime = Some(atime);
+    }
 }
 
 impl Drop for Reading<'_> {
     fn drop(&mut self) {
         let Some(ino) = self.ino else { return };
         let mut shard = self.memory.shard(ino);
-        shard.slots[slot(ino)].read = self.memory.next_stamp();
-        if let Some(known) = shard.inodes.get_mut(&ino) {
-            known.is_read = true;
+        let mark = &mut shard.slots[slot(ino)];
+        mark.read = self.memory.next_stamp();
+        let is_alone = mark.changing == 0 && mark.stamp <= self.stamp;
+        let known = shard.inodes.get_mut(&ino).filter(|known| !known.is_read);
+        let mut has_changed = false;
+        if let Some(known) = known {
+            match (&mut known.attr, self.atime.filter(|_| is_alone)) {
+                (Some(attr), Some(atime)) => {
+                    has_changed = attr.atime != atime;
+                    attr.atime = atime;
+                }
+                _ => (known.is_read, has_changed) = (true, true),
+            }
         }
-        let is_lent = shard.lent.get(&ino).is_some_and(|lent| lent.until != 0);
+        let is_lent = has_changed && shard.lent.get(&ino).is_some_and(|lent| lent.until != 0);
         drop(shard);
         if let (true, Some(kernel)) = (is_lent, self.memory.kernel.get()) {
             kernel.forget(ino);
@@ -203,6 +226,16 @@ impl Change<'_> {
     /// The inode; 0: none.
     pub(crate) fn ino(&self) -> u64 {
         self.ino
+    }
+
+    /// When it began.
+    pub(crate) fn stamp(&self) -> u64 {
+        self.stamp
+    }
+
+    /// Has nothing else happened to inode `ino` since it began?
+    pub(crate) fn is_all_of(&self, ino: u64) -> bool {
+        self.ino == ino && self.is_alone(&self.memory.shard(ino))
     }
 
     /// Has nothing else happened to the inode since it began? Then what the server has told is what is.
@@ -377,6 +410,23 @@ impl Memory {
         (shard, stamp)
     }
 
+    /// As [`Memory::change`], if that takes no time.
+    pub(crate) fn change_at_once(&self, ino: u64) -> Option<Change<'_>> {
+        // The kernel would have to forget it.
+        let is_lent = self.shard(ino).lent.contains_key(&ino);
+        (!is_lent).then(|| self.change(ino))
+    }
+
+    /// A change that was left: it is still under way.
+    pub(crate) fn resume(&self, ino: u64, stamp: u64) -> Change<'_> {
+        Change { memory: self, ino, stamp }
+    }
+
+    /// Has nothing happened to `ino` since?
+    pub(crate) fn is_as_asked(&self, ino: u64, asked: Asked) -> bool {
+        self.is_fresh(&self.shard(ino), ino, asked)
+    }
+
     /// As [`Memory::change`], of which also follows who may search the directory.
     pub(crate) fn change_rights(&self, ino: u64) -> Change<'_> {
         let change = self.change(ino);
@@ -396,7 +446,14 @@ impl Memory {
     /// An inode is about to be read, by which its access time may change.
     pub(crate) fn read(&self, ino: u64) -> Reading<'_> {
         let changes = !self.shard(ino).keeps_access_time(ino);
-        Reading { memory: self, ino: changes.then_some(ino) }
+        let Asked(stamp) = self.asked();
+        Reading { memory: self, ino: changes.then_some(ino), stamp, atime: None }
+    }
+
+    /// Is it known that an inode has neither an access control list nor `security.capability`?
+    pub(crate) fn is_plain(&self, ino: u64) -> bool {
+        let shard = self.shard(ino);
+        shard.inodes.get(&ino).is_some_and(|known| known.is_plain) && self.is_leased(&shard, ino)
     }
 
     /// May file `ino` be opened for reading by user `uid`? False: that is not known.
@@ -638,7 +695,7 @@ impl Memory {
     }
 
     /// May what is remembered be told?
-    fn is_valid(&self) -> bool {
+    pub(crate) fn is_valid(&self) -> bool {
         let until = self.until.load(Ordering::SeqCst);
         until != 0 && self.now() < until
     }
@@ -690,6 +747,7 @@ impl Shard {
         let known = self.inodes.entry(attr.ino).or_default();
         (known.attr, known.is_read) = (Some(attr), is_read);
         known.is_readable = leased & attributes::READABLE != 0;
+        known.is_plain = leased & attributes::PLAIN != 0;
     }
 
     /// May something more be lent of inode `ino`?

@@ -16,6 +16,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// In handles given out here. The server counts from 1.
 const PROMISED: u64 = 1 << 63;
 
+/// Is `fh` one of a file that was opened here?
+pub(crate) fn is_promised(fh: u64) -> bool {
+    fh & PROMISED != 0
+}
+
 /// The open files.
 #[derive(Debug, Default)]
 pub(crate) struct Promised {
@@ -103,7 +108,30 @@ impl Promised {
         }
     }
 
-    /// As [`Promised::ask`], without asking: 0 if the server does not know of it.
+    /// Is a file of inode `ino` open here only?
+    pub(crate) fn has(&self, ino: u64) -> bool {
+        self.unknown.load(Ordering::Relaxed) > 0
+            && self.files().values().any(|promise| promise.ino == ino)
+    }
+
+    /// As [`Promised::ask`], without asking: 0 if the server does not know of it. Waits for who is asking.
+    ///
+    /// # Errors
+    /// As [`Promised::ask`].
+    pub(crate) fn peek(&self, fh: u64) -> Result<u64, Errno> {
+        if fh & PROMISED == 0 {
+            return Ok(fh);
+        }
+        let promise = self.files().get(&fh).cloned().ok_or(Errno::new(EBADF))?;
+        match *promise.state() {
+            State::Here(_) => Ok(0),
+            State::Open(fh) => Ok(fh),
+            State::Lost(error) => Err(error),
+            State::Closed => Err(Errno::new(EBADF)),
+        }
+    }
+
+    /// As [`Promised::peek`], without waiting, and 0 also if it is lost.
     pub(crate) fn asked(&self, fh: u64) -> u64 {
         if fh & PROMISED == 0 {
             return fh;

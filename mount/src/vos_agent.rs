@@ -6,34 +6,37 @@ use crate::agent::{
     Agent, Caller, Entry, LockKind, Looked, NewMode, OpenFile, Place, Skill, Through, Told,
     VisitEntry, VisitLooked,
 };
+use crate::closing::Closing;
 use crate::cred;
 use crate::kernel::Kernel;
 use crate::leases::{self, Files, Kept, Wish};
 use crate::limits::{
     AGAIN_PAUSE, CALL_SIZE_MAX, COPY_MAX, LISTING_SIZE_MAX, LOCK_WAITS_MAX, MORE_CALLS_MAX,
+    PUT_OFF_FOR,
 };
 use crate::memory::{Asked, Change, Found, Memory};
 use crate::owners::Owners;
 use crate::pages::{How, Pages, Recall};
-use crate::promised::{Promise, Promised};
+use crate::promised::{Promise, Promised, is_promised};
+use crate::put_off::{At, Desk, Sole, Soles};
 use crate::staging::Staging;
 use crate::status;
 use calls::Row;
 use calls::vfs::{
-    Access, Attr, CopyRange, Create, Created, DirEntry, Fallocate, Flush, FsStats, Fsync, Getattr,
-    Getlk, Getxattr, Leased, LetGo, Link, Listed, Listxattr, Lock, Lookup, Mkdir, Mknod, Offsets,
-    Open, PAGE_SIZE, RESTART, Readdir, Readlink, Release, Removexattr, Rename, Renamed, Rmdir,
-    Seek, SetAttr, Setattr, Setlk, Setxattr, Statfs, Symlink, Tmpfile, Unlink, WRITE_APPEND,
-    WRITE_AT, Write, pages, set,
+    Access, Attr, Closed, CopyRange, Create, Created, DirEntry, Fallocate, Flush, FsStats, Fsync,
+    Getattr, Getlk, Getxattr, Leased, LetGo, Link, Listed, Listxattr, Lock, Lookup, Mkdir, Mknod,
+    Offsets, Open, Opened, PAGE_SIZE, Paged, RESTART, Readdir, Readlink, Release, Releases,
+    Removexattr, Rename, Renamed, Rmdir, Seek, SetAttr, Setattr, Setlk, Setxattr, Statfs, Symlink,
+    Tmpfile, Unlink, WRITE_APPEND, WRITE_AT, Write, WriteBack, WrittenBack, attributes, pages, set,
 };
 use calls::wire::Wire;
 use m3ipc::cred::CRED_SIZE_MAX;
-use m3ipc::errno::numbers::{EAGAIN, ENAMETOOLONG, ENOENT, ENOLCK, EPROTO};
+use m3ipc::errno::numbers::{EAGAIN, EBADF, ENAMETOOLONG, ENODATA, ENOENT, ENOLCK, EPROTO};
 use m3ipc::{Cred, Endpoint, Errno, Interrupt, Sendrec, Wait};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The agent that asks vfs-server. `P` is a port whose channel is trusted (`door::kind::AGENT`):
 /// the caller's credentials stand in front of each payload.
@@ -48,6 +51,8 @@ pub struct VosAgent<P> {
     wish: Wish,
     owners: Owners,
     promised: Promised,
+    closing: Closing,
+    soles: Soles,
     pages: Pages,
     staging: Staging,
     /// Of the kernel.
@@ -83,13 +88,19 @@ impl Drop for Taken<'_> {
 
 /// Longest target of a symbolic link (PATH_MAX).
 const TARGET_MAX: usize = 4096;
+/// Attributes of which is remembered that an inode has none: kernels ask for them all the time.
+const MARKED: [&[u8]; 3] =
+    [b"security.capability", b"system.posix_acl_access", b"system.posix_acl_default"];
 /// Everybody may search a directory with these.
 const SEARCH_BITS: u32 = 0o111;
+/// Files whose end one call tells.
+const CLOSED_MAX: usize = CALL_SIZE_MAX / Closed::SIZE;
 const F_UNLCK: u32 = 2;
 const FALLOC_FL_KEEP_SIZE: u32 = 1;
 const O_ACCMODE: u32 = 3;
 const O_RDWR: u32 = 2;
 const O_TRUNC: u32 = 0o1000;
+const O_EXCL: u32 = 0o200;
 const O_DIRECT: u32 = libc::O_DIRECT.cast_unsigned();
 const O_NOATIME: u32 = libc::O_NOATIME.cast_unsigned();
 /// Linux's own flag of a file that is opened to be executed (linux/fs.h).
@@ -105,6 +116,8 @@ impl<P: Sendrec> VosAgent<P> {
             wish: Wish::default(),
             owners: Owners::default(),
             promised: Promised::default(),
+            closing: Closing::default(),
+            soles: Soles::default(),
             pages: Pages::default(),
             staging: Staging::default(),
             skill: OnceLock::new(),
@@ -150,14 +163,103 @@ impl<P: Sendrec> VosAgent<P> {
     }
 
     /// Has the server open a file.
-    fn open_at_server(&self, cred: &Cred, ino: u64, flags: u32) -> Result<u64, Errno> {
-        self.order(cred, &Open { ino, flags }, [&[], &[]]).map(|opened| opened.fh)
+    fn open_at_server(
+        &self,
+        cred: &Cred,
+        ino: u64,
+        flags: u32,
+    ) -> Result<(Opened, Option<Attr>), Errno> {
+        let mut attr = [0; Attr::SIZE];
+        let (opened, len) = self.call(cred, &Open { ino, flags }, [&[], &[]], &mut attr)?;
+        Ok((opened, Attr::get(&attr[..len.min(Attr::SIZE)])))
     }
 
     /// Has the server close a file, if it has opened it.
     fn close(&self, caller: Caller, file: OpenFile) -> Result<(), Errno> {
         let Some(fh) = self.promised.close(file.fh) else { return Ok(()) };
+        if self.closing.close(Closed { fh, ino: file.ino }) {
+            return Ok(());
+        }
         self.order(&cred::plain(caller), &Release { fh, ino: file.ino }, [&[], &[]])
+    }
+
+    /// The server has opened a file for a program of this node, which is perhaps its sole writer's: then this is told what `is_current`.
+    fn note_sole(&self, leased: u8, attr: Attr, fh: u64, is_current: impl FnOnce() -> bool) {
+        if leased & attributes::SOLE == 0 {
+            return;
+        }
+        self.soles.add(attr, fh);
+        // It may have been recalled before it was there.
+        if !is_current() {
+            self.soles.remove(attr.ino, fh);
+        }
+    }
+
+    /// Has the server do what has been put off.
+    fn sending(
+        &self,
+    ) -> impl Fn(&Sole, &Cred, &[u8], bool) -> Result<(WrittenBack, Attr), Errno> + '_ {
+        |sole, cred, payload, sync| {
+            let row = WriteBack { fh: sole.fh, ino: sole.ino, sync: sync.into() };
+            self.call_for(cred, &row, [payload, &[]])
+        }
+    }
+
+    /// What has been put off of inode `ino` is done: before anything else is asked of it. Who changes it by a call begins that before (by
+    /// [`VosAgent::change`]), so that nothing is put off in between.
+    fn write_back(&self, ino: u64) {
+        self.soles.write_back(&self.memory, ino, false, &self.sending());
+    }
+
+    /// As [`VosAgent::write_back`], and nothing is put off any more. 0: of all.
+    fn end_sole(&self, ino: u64) {
+        self.soles.end(&self.memory, ino, &self.sending());
+    }
+
+    /// As [`VosAgent::write_back`], of all inodes, if that was so for `age`. Returns when there will be more.
+    fn write_back_old(&self, age: Duration) -> Option<Instant> {
+        self.soles.write_back_old(&self.memory, age, &self.sending())
+    }
+
+    /// An open file is about to be closed.
+    fn end_sole_of(&self, file: OpenFile) {
+        if self.soles.get(file.ino).is_some_and(|sole| sole.fh == file.fh) {
+            self.end_sole(file.ino);
+            self.soles.remove(file.ino, file.fh);
+        }
+    }
+
+    /// Puts a write off, if it can be. `at_once`: without waiting for anybody.
+    fn put_off_write(
+        &self,
+        at_once: bool,
+        caller: Caller,
+        file: OpenFile,
+        place: Place,
+        data: &[u8],
+    ) -> Option<Result<usize, Errno>> {
+        let at = match place {
+            Place::Offset(offset) => At::Offset(offset),
+            Place::End => At::End,
+            Place::Page(_) => return None,
+        };
+        let desk = Desk { memory: &self.memory, at_once };
+        let cred = cred::plain(caller);
+        let (attr, outcome) = self.soles.write(desk, (file.ino, file.fh), cred, at, data)?;
+        if outcome.is_ok() {
+            self.closing.soon();
+            // Nobody has pages of such a file.
+            self.pages.has_written_at_once(file.ino, attr.size);
+        }
+        Some(outcome)
+    }
+
+    /// As [`VosAgent::put_off_write`], a change of mode, owner or times.
+    fn put_off_set(&self, at_once: bool, caller: Caller, ino: u64, set: &SetAttr) -> Option<Attr> {
+        let desk = Desk { memory: &self.memory, at_once };
+        let attr = self.soles.set(desk, ino, cred::plain(caller), set)?;
+        self.closing.soon();
+        Some(attr)
     }
 
     /// Takes back a promise that nobody has been given.
@@ -177,7 +279,7 @@ impl<P: Sendrec> VosAgent<P> {
     }
 
     fn redeem(&self, Promise { ino, flags, cred, .. }: &Promise) -> Result<u64, Errno> {
-        self.open_at_server(cred, *ino, *flags)
+        self.open_at_server(cred, *ino, *flags).map(|(opened, _)| opened.fh)
     }
 
     /// A program is about to take away inode `ino` (0: none), or to change who may read it: that is no matter of who has it open.
@@ -240,9 +342,24 @@ impl<P: Sendrec> VosAgent<P> {
         Ok(())
     }
 
+    /// A program of this node is about to change an inode (0: none): nothing of it is remembered until that is done.
+    fn change(&self, ino: u64) -> Change<'_> {
+        let change = self.memory.change(ino);
+        // After that: what was told before is not known here any more.
+        self.soles.disturb(ino);
+        change
+    }
+
+    /// As [`VosAgent::change`], of which also follows who may search the directory.
+    fn change_rights(&self, ino: u64) -> Change<'_> {
+        let change = self.memory.change_rights(ino);
+        self.soles.disturb(ino);
+        change
+    }
+
     /// A name is about to be made.
     fn change_in(&self, caller: Caller, entry: Entry<'_>) -> Change<'_> {
-        let change = self.memory.change(entry.parent);
+        let change = self.change(entry.parent);
         self.memory.change_name(entry.parent, entry.name);
         self.memory.change_names(&[entry.parent], caller.pid);
         change
@@ -272,7 +389,11 @@ impl<P: Sendrec> VosAgent<P> {
 
     /// An extended attribute is about to change.
     fn change_attribute(&self, ino: u64, name: &[u8]) -> Result<Change<'_>, Errno> {
-        let change = self.memory.change_rights(ino);
+        if MARKED.contains(&name) {
+            self.end_sole(ino);
+        }
+        let change = self.change_rights(ino);
+        self.write_back(ino);
         if name.starts_with(b"system.posix_acl_") {
             self.keep_open(ino)?;
             self.memory.wait_for_names(&[ino]);
@@ -282,10 +403,10 @@ impl<P: Sendrec> VosAgent<P> {
 
     /// What is under a name is about to change: the directory, and the inode as far as it is known.
     fn change_at(&self, caller: Caller, entry: Entry<'_>) -> (Change<'_>, Change<'_>) {
-        let change = self.memory.change(entry.parent);
+        let change = self.change(entry.parent);
         let ino = self.memory.change_name(entry.parent, entry.name);
         self.memory.change_names(&[entry.parent], caller.pid);
-        (change, self.memory.change(ino))
+        (change, self.change(ino))
     }
 
     /// A call that is answered by success or an error.
@@ -342,6 +463,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         if let Some(looked) = self.lookup_at_once(caller, entry) {
             return looked;
         }
+        let concerned = self.soles.concerned();
         let (asked, size_asked) = (self.asked(), self.pages.asked());
         let row = Lookup { parent: entry.parent };
         let (leased, attr): (Leased, Attr) =
@@ -351,6 +473,11 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         }
         if attr.ino == 0 {
             return Err(Errno::new(ENOENT));
+        }
+        if concerned.contains(&attr.ino) {
+            // The server may not have known all.
+            let told = self.getattr(caller, attr.ino, None)?;
+            return Ok(Looked { told: Some(told), lent: Duration::ZERO });
         }
         self.pages.tell_size(attr.ino, attr.size, size_asked);
         self.memory.keep_attr(asked, leased.attr, attr);
@@ -367,6 +494,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
             // Others may have changed what its pages hold; it asks for attributes before it reads them.
             self.pages.lose_all(ino);
         }
+        self.write_back(ino);
         if let Some(told) = self.getattr_at_once(ino) {
             return Ok(told);
         }
@@ -376,6 +504,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
             self.call_for(&cred::plain(caller), &row, [&[], &[]])?;
         self.pages.tell_size(ino, attr.size, size_asked);
         self.memory.keep_attr(asked, leased.attr, attr);
+        self.soles.know(attr, || self.memory.is_as_asked(ino, asked));
         Ok(self.told(attr))
     }
 
@@ -386,7 +515,14 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         fh: Option<u64>,
         set: &SetAttr,
     ) -> Result<Attr, Errno> {
-        let change = self.memory.change_rights(ino);
+        if set.valid & (set::MODE | set::UID | set::GID) != 0 && self.promised.has(ino) {
+            self.keep_open(ino)?;
+        }
+        if let Some(attr) = self.put_off_set(false, caller, ino, set) {
+            return Ok(attr);
+        }
+        self.write_back(ino);
+        let change = self.change_rights(ino);
         if set.valid & (set::MODE | set::UID | set::GID) != 0 {
             self.keep_open(ino)?;
         }
@@ -398,6 +534,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         let (leased, attr): (Leased, Attr) =
             self.call_for(&cred::with_groups(caller), &row, [&set.bytes(), &[]])?;
         self.pages.has_size(ino, attr.size);
+        self.soles.know(attr, || change.is_all_of(ino));
         change.keep_attr(leased.attr, attr);
         Ok(attr)
     }
@@ -447,10 +584,12 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         to: Entry<'_>,
         flags: u32,
     ) -> Result<(), Errno> {
-        let change = self.memory.change(from.parent);
-        let other = (from.parent != to.parent).then(|| self.memory.change(to.parent));
-        let forgotten = self.memory.change(self.memory.change_name(from.parent, from.name));
-        let new_forgotten = self.memory.change(self.memory.change_name(to.parent, to.name));
+        let change = self.change(from.parent);
+        let other = (from.parent != to.parent).then(|| self.change(to.parent));
+        let moved = self.memory.change_name(from.parent, from.name);
+        let forgotten = self.change(moved);
+        self.write_back(moved);
+        let new_forgotten = self.change(self.memory.change_name(to.parent, to.name));
         self.keep_open(new_forgotten.ino())?;
         self.memory.change_names(&[from.parent, to.parent], caller.pid);
         let row = Rename {
@@ -478,7 +617,8 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
     }
 
     fn link(&self, caller: Caller, ino: u64, to: Entry<'_>) -> Result<Attr, Errno> {
-        let (change, its) = (self.change_in(caller, to), self.memory.change(ino));
+        let (change, its) = (self.change_in(caller, to), self.change(ino));
+        self.write_back(ino);
         let row = Link { ino, new_parent: to.parent };
         let (leased, attr): (Leased, Attr) =
             self.call_for(&cred::with_groups(caller), &row, [to.name, &[]])?;
@@ -494,9 +634,22 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         if let Some(fh) = self.opendir_at_once(caller, ino, flags) {
             return Ok((fh, Through::Requests));
         }
-        let _change = (flags & O_TRUNC != 0).then(|| self.memory.change(ino));
-        let fh = self.open_at_server(&cred::with_groups(caller), ino, flags)?;
+        let asked = self.asked();
+        let change = (flags & O_TRUNC != 0).then(|| self.change(ino));
+        self.write_back(ino);
+        let (opened, attr) = self.open_at_server(&cred::with_groups(caller), ino, flags)?;
+        let fh = opened.fh;
         self.add_writer(OpenFile { ino, fh }, flags);
+        if let Some(attr) = attr.filter(|attr| attr.ino == ino) {
+            self.note_sole(opened.attr, attr, fh, || match &change {
+                Some(change) => change.is_all_of(ino),
+                None => self.memory.is_as_asked(ino, asked),
+            });
+            match &change {
+                Some(change) => change.keep_attr(opened.attr, attr),
+                None => self.memory.keep_attr(asked, opened.attr, attr),
+            }
+        }
         let is_paged = is_read_only(flags) && self.skill().reads && self.memory.has_lease(ino);
         Ok((fh, if is_paged { Through::Pages } else { Through::Requests }))
     }
@@ -508,6 +661,10 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         new: NewMode,
         flags: u32,
     ) -> Result<(Attr, OpenFile), Errno> {
+        if flags & O_EXCL == 0 {
+            // It may be one of those that stands there.
+            self.write_back_old(Duration::ZERO);
+        }
         let asked = self.asked();
         let (change, forgotten) = self.change_at(caller, entry);
         let row = Create {
@@ -522,10 +679,13 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         let Created { fh, name, attr: may_keep, owner } = created;
         let leased = Leased { name, attr: may_keep, owner };
         change.keep_name(entry.name, leased, attr.ino);
-        // Unless it was there, and has been changed.
-        self.memory.keep_attr(asked, leased.attr, attr);
         let file = OpenFile { ino: attr.ino, fh };
         self.add_writer(file, flags);
+        self.note_sole(leased.attr, attr, fh, || {
+            forgotten.is_all_of(attr.ino) || self.memory.is_as_asked(attr.ino, asked)
+        });
+        // Unless it was there, and has been changed.
+        self.memory.keep_attr(asked, leased.attr, attr);
         Ok((attr, file))
     }
 
@@ -552,9 +712,11 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         buffer: &mut [u8],
     ) -> Result<usize, Errno> {
         let file = self.at_server(file)?;
+        self.write_back(file.ino);
         let _reading = self.memory.read(file.ino);
         self.read_now(caller, file, offset, buffer)
     }
+
     fn read_pages(
         &self,
         caller: Caller,
@@ -566,9 +728,12 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         if !self.pages.is_attached() || !self.skill().maps || buffer.is_empty() {
             return self.read(caller, file, offset, buffer);
         }
+        // Its kernel may be asked for them at any time.
+        self.end_sole(file.ino);
         let reading = self.pages.reading(file.ino, page_range(offset, buffer.len()));
-        let file = self.at_server(file)?;
-        let _reading = self.memory.read(file.ino);
+        // The server need not have opened it for that.
+        let mut at_server = OpenFile { fh: self.promised.peek(file.fh)?, ..file };
+        let mut looking = self.memory.read(file.ino);
         loop {
             self.memory.use_it();
             if !self.pages.has_session() {
@@ -582,15 +747,25 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
                 // The kernel reads the page that it needs by itself.
                 How::Refused => return Err(Errno::new(EAGAIN)),
             };
-            match self.read_leased(caller, file, offset, buffer, (is_exclusive, waits))? {
-                (pages::KEPT, len) if how == How::AsTheyAre || reading.keep() => return Ok(len),
-                (pages::KEPT, _) => {}
-                (pages::TAKEN, _) => {
+            match self.read_leased(caller, at_server, offset, buffer, (is_exclusive, waits)) {
+                Ok((Paged { kept: pages::KEPT, atime }, len))
+                    if how == How::AsTheyAre || reading.keep() =>
+                {
+                    looking.tell(atime);
+                    return Ok(len);
+                }
+                Ok((Paged { kept: pages::KEPT, .. }, _)) => {}
+                Ok((Paged { kept: pages::TAKEN, .. }, _)) => {
                     reading.refuse();
                     return Err(Errno::new(EAGAIN));
                 }
                 // The session is over, of which another thread is about to hear; or it is to be read again.
-                _ => std::thread::sleep(AGAIN_PAUSE),
+                Ok(_) => std::thread::sleep(AGAIN_PAUSE),
+                // The lease has gone by which it was opened here.
+                Err(error) if error.errno == EBADF && at_server.fh == 0 => {
+                    at_server = self.at_server(file)?;
+                }
+                Err(error) => return Err(error),
             }
         }
     }
@@ -608,7 +783,12 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         {
             return self.write_pages(caller, file, offset, data);
         }
-        let _change = self.memory.change(file.ino);
+        if let Some(outcome) = self.put_off_write(false, caller, file, place, data) {
+            return outcome;
+        }
+        let _change = self.change(file.ino);
+        self.write_back(file.ino);
+        self.soles.tell(file.ino)?;
         let cred = cred::plain(caller);
         let offset = match place {
             Place::Offset(offset) | Place::Page(offset) => offset | WRITE_AT,
@@ -629,14 +809,21 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         if self.flush_at_once(file, owner) {
             return Ok(());
         }
+        self.write_back(file.ino);
+        let outcome = self.soles.tell(file.ino);
+        if !self.owners.may_hold(file.ino, owner) {
+            return outcome;
+        }
         // Another thread of the same program that locks at the same moment adds it again when it has the lock.
         self.owners.remove(file.ino, owner);
         let row = Flush { fh: self.at_server(file)?.fh, ino: file.ino, owner };
         self.order(&cred::plain(caller), &row, [&[], &[]])
             .inspect_err(|_| self.owners.add(file.ino, owner, file.fh))
+            .and(outcome)
     }
 
     fn release(&self, caller: Caller, file: OpenFile) -> Result<(), Errno> {
+        self.end_sole_of(file);
         self.owners.close(file.fh);
         self.pages.remove_writer(file.ino, file.fh);
         self.close(caller, file)
@@ -644,6 +831,11 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
 
     fn fsync(&self, caller: Caller, file: OpenFile, datasync: bool) -> Result<(), Errno> {
         let file = self.at_server(file)?;
+        let is_stored = self.soles.write_back(&self.memory, file.ino, true, &self.sending());
+        self.soles.tell(file.ino)?;
+        if is_stored {
+            return Ok(());
+        }
         let row = Fsync { fh: file.fh, ino: file.ino, datasync: datasync.into() };
         self.order(&cred::plain(caller), &row, [&[], &[]])
     }
@@ -684,6 +876,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
     }
 
     fn access(&self, caller: Caller, ino: u64, mask: u32) -> Result<(), Errno> {
+        self.write_back(ino);
         self.order(&cred::with_groups(caller), &Access { ino, mask }, [&[], &[]])
     }
 
@@ -709,6 +902,9 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         };
         note_owner();
         let fh = self.at_server(file)?.fh;
+        if lock.kind != F_UNLCK {
+            self.closing.lock(fh);
+        }
         let row = Setlk { ino: file.ino, fh, wait: 0, flock };
         let payload = [&lock.bytes()[..], &[]];
         // Most locks are free: only those that are not take one of the places of those that wait.
@@ -737,6 +933,10 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         name: &[u8],
         buffer: &mut [u8],
     ) -> Result<usize, Errno> {
+        if let Some(error) = self.getxattr_at_once(ino, name) {
+            return Err(error);
+        }
+        self.write_back(ino);
         let row = Getxattr { ino, size: size(buffer) };
         let (reply, len) = self.call(&cred::with_groups(caller), &row, [name, &[]], buffer)?;
         value_length(reply.count, len, buffer)
@@ -775,7 +975,8 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         mode: u32,
     ) -> Result<(), Errno> {
         let file = self.at_server(file)?;
-        let _change = self.memory.change(file.ino);
+        let _change = self.change(file.ino);
+        self.write_back(file.ino);
         let row = Fallocate { fh: file.fh, ino: file.ino, offset, length, mode };
         self.order(&cred::plain(caller), &row, [&[], &[]])?;
         if mode & FALLOC_FL_KEEP_SIZE == 0 {
@@ -793,7 +994,9 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
     ) -> Result<u32, Errno> {
         let from = (self.at_server(from.0)?, from.1);
         let to = (self.at_server(to.0)?, to.1);
-        let _changes = (self.memory.read(from.0.ino), self.memory.change(to.0.ino));
+        let _changes = (self.memory.read(from.0.ino), self.change(to.0.ino));
+        self.write_back(from.0.ino);
+        self.write_back(to.0.ino);
         let cred = cred::plain(caller);
         let most = u32::try_from(length).unwrap_or(u32::MAX).min(COPY_MAX);
         let mut copied = 0;
@@ -825,6 +1028,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
 
     fn seek(&self, caller: Caller, file: OpenFile, offset: u64, whence: u32) -> Result<u64, Errno> {
         let file = self.at_server(file)?;
+        self.write_back(file.ino);
         let row = Seek { fh: file.fh, ino: file.ino, offset, whence };
         self.order(&cred::plain(caller), &row, [&[], &[]]).map(|reply| reply.count)
     }
@@ -915,16 +1119,64 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         is_done
     }
 
+    fn setattr_at_once(&self, caller: Caller, ino: u64, set: &SetAttr) -> Option<Attr> {
+        if set.valid & (set::MODE | set::UID | set::GID) != 0 && self.promised.has(ino) {
+            return None;
+        }
+        self.put_off_set(true, caller, ino, set)
+    }
+
+    fn write_at_once(
+        &self,
+        caller: Caller,
+        file: OpenFile,
+        place: Place,
+        data: &[u8],
+    ) -> Option<Result<usize, Errno>> {
+        self.put_off_write(true, caller, file, place, data)
+    }
+
+    fn getxattr_at_once(&self, ino: u64, name: &[u8]) -> Option<Errno> {
+        let is_plain = || self.memory.is_plain(ino) || self.soles.is_plain(&self.memory, ino);
+        (MARKED.contains(&name) && is_plain()).then_some(Errno::new(ENODATA))
+    }
+
     fn flush_at_once(&self, file: OpenFile, owner: u64) -> bool {
-        !self.owners.may_hold(file.ino, owner)
+        !self.soles.concerns(file.ino) && !self.owners.may_hold(file.ino, owner)
     }
 
     fn release_at_once(&self, file: OpenFile) -> bool {
-        let is_closed = self.promised.close_unknown(file.fh);
-        if is_closed {
+        if self.promised.close_unknown(file.fh) {
             self.owners.close(file.fh);
+            return true;
         }
-        is_closed
+        let takes_time = is_promised(file.fh)
+            || self.soles.concerns(file.ino)
+            || self.closing.is_locked(file.fh);
+        if takes_time {
+            return false;
+        }
+        self.soles.remove(file.ino, file.fh);
+        self.owners.close(file.fh);
+        self.pages.remove_writer(file.ino, file.fh);
+        self.closing.close(Closed { fh: file.fh, ino: file.ino })
+    }
+
+    fn follow_up(&self) {
+        while let Some(closed) = self.closing.wait() {
+            for part in closed.chunks(CLOSED_MAX) {
+                let payload: Vec<u8> = part.iter().flat_map(|closed| closed.bytes()).collect();
+                let row = Releases {};
+                // Process 0: the agent itself.
+                let outcome = self.order(&Cred::new(0, 0, 0), &row, [&payload, &[]]);
+                if let Err(error) = outcome {
+                    tracing::debug!(?error, "files that are closed stay open");
+                }
+            }
+            if self.write_back_old(PUT_OFF_FOR).is_some() {
+                self.closing.soon();
+            }
+        }
     }
 
     fn forgotten(&self, ino: u64) {
@@ -940,7 +1192,8 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
 
     fn run(&self) {
         let redeem = |promise: &Promise| self.redeem(promise);
-        let files = Files { promised: &self.promised, redeem: &redeem };
+        let write_back = |ino: u64| self.end_sole(ino);
+        let files = Files { promised: &self.promised, redeem: &redeem, write_back: &write_back };
         leases::keep(
             &self.port,
             Kept { memory: &self.memory, pages: &self.pages, files },
@@ -960,6 +1213,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
     fn stop(&self) {
         self.wish.end();
         self.pages.end();
+        self.closing.end();
     }
 }
 

@@ -49,15 +49,10 @@ impl VfsServer {
         cx: &mut Context<'_>,
     ) -> Result<(Leased, Vec<u8>)> {
         let Some(change) = SetAttr::get(call.payload) else { return err(EINVAL) };
-        if change.valid & !ALL != 0 {
-            return err(EINVAL);
-        }
         let mut inode = self.inode(row.ino, cx)?;
         let cred = call.cred;
         self.check_size(&inode, &change, row.fh, call, cx.store)?;
-        check_owner(&inode, &change, cred)?;
-        check_mode(&inode, &change, cred)?;
-        check_times(&inode, &change, cred, cx.store)?;
+        check(&inode, &change, cred, cx.store)?;
         if change.valid != 0 {
             let is_cut = change.valid & set::SIZE != 0 && change.size < inode.size;
             let cut = change.size / PAGE_SIZE..PAGES_END;
@@ -74,16 +69,8 @@ impl VfsServer {
                 self.leases.pages.cut(inode.ino, &pages, call.id.source);
             }
         }
-        if change.valid & (set::UID | set::GID) != 0 {
-            change_owner(&mut inode, &change, cred, cx);
-        }
-        if change.valid & set::MODE != 0 {
-            change_mode(&mut inode, change.mode, cred);
-            acl::follow_mode(&mut inode, cx.store);
-        }
-        change_times(&mut inode, &change, cx.wall);
         if change.valid != 0 {
-            inode.ctime = time(cx.wall);
+            self::change(&mut inode, &change, time(cx.wall), cred, cx.store);
             self.save(&inode, cx);
         }
         let attr = self.lease(&inode, call, cx);
@@ -124,6 +111,38 @@ impl VfsServer {
         }
         self.writable_handle(fh, inode.ino, call.id.source, EINVAL).map(|_| ())
     }
+}
+
+/// May `cred` change owner, mode and times so?
+///
+/// # Errors
+/// EPERM, EACCES, EINVAL, EOPNOTSUPP.
+pub(crate) fn check(inode: &Inode, change: &SetAttr, cred: &Cred, store: &dyn Store) -> Result<()> {
+    if change.valid & !ALL != 0 {
+        return err(EINVAL);
+    }
+    check_owner(inode, change, cred)?;
+    check_mode(inode, change, cred)?;
+    check_times(inode, change, cred, store)
+}
+
+/// Changes owner, mode and times at `now`, which was [checked](check).
+pub(crate) fn change(
+    inode: &mut Inode,
+    change: &SetAttr,
+    now: Time,
+    cred: &Cred,
+    store: &mut dyn Store,
+) {
+    if change.valid & (set::UID | set::GID) != 0 {
+        change_owner(inode, change, cred, store);
+    }
+    if change.valid & set::MODE != 0 {
+        change_mode(inode, change.mode, cred);
+        acl::follow_mode(inode, store);
+    }
+    change_times(inode, change, now);
+    inode.ctime = now;
 }
 
 /// The owner may give a file to a group of hers; only the superuser gives it to another user.
@@ -172,10 +191,10 @@ fn check_times(inode: &Inode, change: &SetAttr, cred: &Cred, store: &dyn Store) 
 }
 
 /// chown(2): a program must not run with the rights of an owner who did not make it so.
-fn change_owner(inode: &mut Inode, change: &SetAttr, cred: &Cred, cx: &mut Context<'_>) {
+fn change_owner(inode: &mut Inode, change: &SetAttr, cred: &Cred, store: &mut dyn Store) {
     if !inode.is_directory() {
         inode.drop_set_ids(cred);
-        inode.drop_capability(cx.store);
+        inode.drop_capability(store);
     }
     if change.valid & set::UID != 0 {
         inode.uid = change.uid;
@@ -191,10 +210,10 @@ fn change_mode(inode: &mut Inode, mode: u32, cred: &Cred) {
     inode.mode = inode.kind() | mode & allowed;
 }
 
-fn change_times(inode: &mut Inode, change: &SetAttr, wall: u64) {
+fn change_times(inode: &mut Inode, change: &SetAttr, now: Time) {
     let chosen = |bit, now_bit, time_given| {
         if change.valid & now_bit != 0 {
-            Some(time(wall))
+            Some(now)
         } else {
             (change.valid & bit != 0).then_some(time_given)
         }

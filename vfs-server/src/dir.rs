@@ -68,6 +68,7 @@ impl VfsServer {
                 }
             }
         };
+        self.look(ino, call, cx)?;
         let inode = self.inode(ino, cx)?;
         // Whoever may not remember the name has no use for its attributes before it asks for them.
         leased.attr = if leased.name == 0 { 0 } else { self.lease(&inode, call, cx) };

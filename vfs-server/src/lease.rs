@@ -80,6 +80,11 @@ impl VfsServer {
             for ino in std::mem::take(&mut agent.telling) {
                 agent.held.remove(&ino);
                 release(&mut self.leases.of_inode, ino, source);
+                if let Some((fh, writer)) = self.opens.sole(ino)
+                    && writer == source
+                {
+                    self.opens.set_sole(fh, false, cx.store);
+                }
             }
         }
         self.leases.tell(source, cx);
@@ -93,6 +98,10 @@ impl VfsServer {
             return err(ENOLCK);
         }
         self.end_session(source, cx);
+        // It has written back what it had put off.
+        for ino in self.opens.soles_of(source) {
+            self.end_sole(ino, cx);
+        }
         // Never the number of an earlier one of this agent: it would not notice that it has been given up.
         let session = cx.entropy | 1;
         let agent = Agent { session, until: cx.now.saturating_add(LEASE), ..Agent::default() };
@@ -123,7 +132,10 @@ impl VfsServer {
             return 0;
         }
         let is_readable = inode.mode & 0o444 == 0o444 && inode.marks & mark::ACL_ACCESS == 0;
-        attributes::KEPT | if is_readable { attributes::READABLE } else { 0 }
+        let is_plain = inode.marks & (mark::ACL_ACCESS | mark::ACL_DEFAULT | mark::CAPABILITY) == 0;
+        attributes::KEPT
+            | if is_readable { attributes::READABLE } else { 0 }
+            | if is_plain { attributes::PLAIN } else { 0 }
     }
 
     /// Who may be told from the memory of the caller of `call` what is under a name in `dir`; 0: it may not remember it.
@@ -197,6 +209,12 @@ impl VfsServer {
         let claims = Claims { inodes, pages };
         let is_behind = self.leases.is_behind(pages, source, self.leases.taken_up);
         if !is_behind && self.leases.are_free(claims, source, self.leases.taken_up) {
+            for (ino, _) in inodes {
+                // Who was given up does not know what happens here.
+                if self.opens.sole(*ino).is_some_and(|(_, writer)| writer != source) {
+                    self.end_sole(*ino, cx);
+                }
+            }
             return Ok(());
         }
         self.leases.claimed = (inodes.to_vec(), pages.to_vec());
@@ -548,6 +566,18 @@ impl Leases {
         let pages = std::slice::from_ref(claim);
         self.is_behind(pages, source, self.taken_up)
             || !self.are_free(Claims { inodes: &[], pages }, source, self.taken_up)
+    }
+
+    /// Does nobody but `source` remember anything of inode `ino`, and nobody at all have pages of it?
+    pub(crate) fn is_of_nobody_but(&self, ino: u64, source: Endpoint) -> bool {
+        self.unknown.is_empty()
+            && self.of_inode.get(&ino).is_none_or(|holders| *holders == [source])
+            && self.pages.holders(ino).is_empty()
+    }
+
+    /// Has `source` a lease on inode `ino`, though perhaps one that it is to give up?
+    pub(crate) fn holds(&self, source: Endpoint, ino: u64) -> bool {
+        self.agents.get(&source).is_some_and(|agent| agent.held.contains_key(&ino))
     }
 
     /// Has `source` a session that lasts?

@@ -48,6 +48,7 @@ mod read_write;
 mod reclaim;
 mod rename;
 mod scrub;
+mod sole;
 mod staged;
 mod statfs;
 #[cfg(test)]
@@ -58,8 +59,8 @@ use answer::{Outcome, RESTART, Result, both, err, payload, reply};
 use calls::vfs::{
     Access, Attr, CopyRange, Create, Fallocate, Flush, Fsync, Getattr, Getlk, Getxattr, Leased,
     LetGo, Link, Listxattr, Lookup, Mkdir, Mknod, Open, ROOT_INO, Read, ReadPages, Readdir,
-    Readlink, Release, Removexattr, Rename, Rmdir, Scrub, Seek, Setattr, Setxattr, Stage, Statfs,
-    Symlink, Tmpfile, Unlink, VfsCall, Write, WritePages, WriteStaged,
+    Readlink, Release, Releases, Removexattr, Rename, Rmdir, Scrub, Seek, Setattr, Setxattr, Stage,
+    Statfs, Symlink, Tmpfile, Unlink, VfsCall, Write, WriteBack, WritePages, WriteStaged,
 };
 use calls::wire::Wire;
 use calls::{Retry, Row};
@@ -173,6 +174,7 @@ impl VfsServer {
     /// The server's table of contents.
     fn handle_call(&mut self, call: &Call<'_>, cx: &mut Context<'_>) -> Result<Outcome> {
         let Some(row) = VfsCall::decode(call.message) else { return err(ENOSYS) };
+        self.look_at_all(&row, call, cx)?;
         match row {
             VfsCall::Lookup(row) => self.lookup(row, call, cx).map(both::<Lookup>),
             VfsCall::Getattr(row) => self.getattr(row, call, cx).map(both::<Getattr>),
@@ -197,12 +199,13 @@ impl VfsServer {
                 let attr = self.link(row, call, cx)?;
                 Ok(self.made::<Link>(row.new_parent, &attr, call, cx))
             }
-            VfsCall::Open(row) => self.open_inode(row, call, cx).map(reply::<Open>),
+            VfsCall::Open(row) => self.open_inode(row, call, cx).map(both::<Open>),
             VfsCall::Create(row) => self.create(row, call, cx).map(both::<Create>),
             VfsCall::Read(row) => self.read(row, call, cx).map(payload::<Read>),
             VfsCall::Write(row) => self.write(row, call, cx).map(reply::<Write>),
             VfsCall::Flush(row) => self.flush(row, call, cx).map(reply::<Flush>),
             VfsCall::Release(row) => self.release(row, call, cx).map(reply::<Release>),
+            VfsCall::Releases(_) => self.releases(call, cx).map(reply::<Releases>),
             VfsCall::Fsync(row) => self.fsync(row, call, cx).map(reply::<Fsync>),
             VfsCall::Readdir(row) => self.readdir(row, call, cx).map(both::<Readdir>),
             VfsCall::Statfs(row) => self.statfs(row, cx).map(payload::<Statfs>),
@@ -222,6 +225,7 @@ impl VfsServer {
             VfsCall::WritePages(row) => self.write_pages(row, call, cx).map(reply::<WritePages>),
             VfsCall::Stage(row) => self.stage(row, call, cx).map(reply::<Stage>),
             VfsCall::WriteStaged(row) => self.write_staged(row, call, cx).map(reply::<WriteStaged>),
+            VfsCall::WriteBack(row) => self.write_back(row, call, cx).map(both::<WriteBack>),
             VfsCall::Scrub(row) => self.scrub(row, call, cx).map(both::<Scrub>),
             VfsCall::LetGo(row) => self.let_go_of_pages(row, call, cx).map(reply::<LetGo>),
         }

@@ -62,6 +62,13 @@ pub const RECALLS_PER_ANSWER: usize = 1024;
 /// Longer than writing back what a kernel may have changed takes.
 pub const GIVE_BACK_TIME: u64 = 30_000_000_000;
 
+/// Files with a sole writer at once: a server that starts looks at each.
+pub const SOLE_MAX: usize = 1 << 16;
+
+/// Bytes that are free at least while agents may put writes off: more than all of a DC have put off, so that whoever is told that there
+/// is no room is told so by write(2).
+pub const SOLE_SPACE: u64 = 256 << 20;
+
 /// Parts of large writes that are kept until their last part comes, in bytes, of all and of one agent, and the nanoseconds after which those that nobody
 /// came for give way.
 pub const STAGED_BYTES_MAX: usize = 256 << 20;

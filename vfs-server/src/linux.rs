@@ -10,6 +10,7 @@ pub(crate) const O_TRUNC: u32 = 0o1000;
 pub(crate) const O_APPEND: u32 = 0o2000;
 /// O_SYNC contains it.
 pub(crate) const O_DSYNC: u32 = 0o10000;
+pub(crate) const O_DIRECT: u32 = 0o40000;
 pub(crate) const O_DIRECTORY: u32 = 0o200_000;
 pub(crate) const O_NOATIME: u32 = 0o1_000_000;
 /// The bit of O_TMPFILE beside O_DIRECTORY.

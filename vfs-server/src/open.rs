@@ -10,14 +10,14 @@ use crate::dir::New;
 use crate::keys::{self, Inode, OpenRecord, mark};
 use crate::limits::HANDLES_MAX;
 use crate::linux::{
-    FMODE_EXEC, O_ACCMODE, O_APPEND, O_CREAT, O_DIRECTORY, O_DSYNC, O_EXCL, O_NOATIME,
+    FMODE_EXEC, O_ACCMODE, O_APPEND, O_CREAT, O_DIRECT, O_DIRECTORY, O_DSYNC, O_EXCL, O_NOATIME,
     O_TMPFILE_BIT, O_TRUNC, R_OK, S_IALLUGO, S_IFDIR, S_IFLNK, S_IFREG, W_OK, X_OK,
 };
 use crate::name;
 use crate::pages::{Own, PAGES_END, PageClaim};
 use crate::permission;
 use calls::Row;
-use calls::vfs::{Create, Created, Leased, Open, Opened, Release, Setlk, Tmpfile};
+use calls::vfs::{Closed, Create, Created, Leased, Open, Opened, Release, Setlk, Tmpfile};
 use calls::wire::Wire;
 use dvk::server::{Call, Context, Gone};
 use dvk::store::Store;
@@ -33,12 +33,16 @@ impl VfsServer {
         row: Open,
         call: &Call<'_>,
         cx: &mut Context<'_>,
-    ) -> Result<Opened> {
+    ) -> Result<(Opened, Vec<u8>)> {
         if row.flags & O_TMPFILE_BIT != 0 {
             return err(EOPNOTSUPP);
         }
         let inode = self.inode(row.ino, cx)?;
-        self.open_existing(inode, true, row.flags, call, cx)
+        let fh = self.open_existing(inode, true, row.flags, call, cx)?;
+        let inode = self.inode(row.ino, cx)?;
+        let attr = self.make_sole(&inode, fh, call, cx);
+        let payload = if attr == 0 { Vec::new() } else { inode.attr(cx.store).bytes().into() };
+        Ok((Opened { fh, attr }, payload))
     }
 
     pub(crate) fn create(
@@ -51,12 +55,13 @@ impl VfsServer {
             return err(EINVAL);
         }
         let dir = self.searchable(row.parent, call.cred, cx)?;
-        let (opened, ino) = match name::parse(call.payload)? {
+        let (fh, ino) = match name::parse(call.payload)? {
             name::Name::Dot | name::Name::DotDot if row.flags & O_EXCL != 0 => return err(EEXIST),
             name::Name::Dot | name::Name::DotDot => return err(EISDIR),
             name::Name::Entry(name) => match self.find(&dir, name, cx)? {
                 Some(_) if row.flags & O_EXCL != 0 => return err(EEXIST),
                 Some(entry) => {
+                    self.look(entry.ino, call, cx)?;
                     let inode = self.inode(entry.ino, cx)?;
                     if inode.is_directory() {
                         return err(EISDIR);
@@ -73,9 +78,13 @@ impl VfsServer {
                 }
             },
         };
-        let attr = self.inode(ino, cx)?.attr(cx.store);
+        let inode = self.inode(ino, cx)?;
         let Leased { name, attr: may_keep, owner } = self.lease_after(row.parent, ino, call, cx);
-        Ok((Created { fh: opened.fh, name, attr: may_keep, owner }, attr.bytes().into()))
+        let attr = self.make_sole(&inode, fh, call, cx);
+        Ok((
+            Created { fh, name, attr: attr | may_keep, owner },
+            inode.attr(cx.store).bytes().into(),
+        ))
     }
 
     /// open(2) with O_TMPFILE: a file without a name. It may get one with linkat(2), unless O_EXCL says otherwise.
@@ -98,8 +107,8 @@ impl VfsServer {
         }
         self.save(&inode, cx);
         let flags = row.flags & !(O_TMPFILE_BIT | O_DIRECTORY);
-        let opened = self.new_handle(inode.ino, flags, call, cx);
-        Ok((opened, inode.attr(cx.store).bytes().into()))
+        let fh = self.new_handle(inode.ino, flags, call, cx);
+        Ok((Opened { fh, attr: 0 }, inode.attr(cx.store).bytes().into()))
     }
 
     pub(crate) fn release(
@@ -111,6 +120,22 @@ impl VfsServer {
         self.handle(row.fh, row.ino, call.id.source)?;
         for waited in self.close(row.fh, cx) {
             cx.answer(waited, Message::failed(Setlk::NUMBER, Errno::new(EBADF)), []);
+        }
+        Ok(())
+    }
+
+    /// As [`VfsServer::release`], of several, each by itself.
+    ///
+    /// # Errors
+    /// EINVAL: the payload is malformed, nothing was closed.
+    pub(crate) fn releases(&mut self, call: &Call<'_>, cx: &mut Context<'_>) -> Result<()> {
+        if !call.payload.len().is_multiple_of(Closed::SIZE) {
+            return err(EINVAL);
+        }
+        for closed in call.payload.chunks(Closed::SIZE).filter_map(Closed::get) {
+            let outcome = self.release(Release { fh: closed.fh, ino: closed.ino }, call, cx);
+            // An agent that comes again after a crash may have closed some.
+            outcome.ok();
         }
         Ok(())
     }
@@ -145,7 +170,7 @@ impl VfsServer {
         flags: u32,
         call: &Call<'_>,
         cx: &mut Context<'_>,
-    ) -> Result<Opened> {
+    ) -> Result<u64> {
         let mask = access_mask(flags);
         match inode.kind() {
             S_IFLNK => return err(ELOOP),
@@ -186,19 +211,13 @@ impl VfsServer {
         if self.opens.by_handle.len() >= HANDLES_MAX { err(ENFILE) } else { Ok(()) }
     }
 
-    fn new_handle(
-        &mut self,
-        ino: u64,
-        flags: u32,
-        call: &Call<'_>,
-        cx: &mut Context<'_>,
-    ) -> Opened {
+    fn new_handle(&mut self, ino: u64, flags: u32, call: &Call<'_>, cx: &mut Context<'_>) -> u64 {
         let fh = self.numbers.new_handle(cx.store);
-        let flags = flags & !(O_CREAT | O_EXCL | O_TRUNC);
+        let flags = flags & !(O_CREAT | O_EXCL | O_TRUNC | SOLE);
         let record = OpenRecord { ino, flags, owner: call.id.source };
         cx.store.put(&keys::open(fh), &record.bytes());
         self.opens.insert(fh, record);
-        Opened { fh, flags: 0 }
+        fh
     }
 
     /// Ends an open file: its locks go, and its inode if this was the last that held it. Returns
@@ -231,6 +250,9 @@ impl VfsServer {
         if open.writes() { Ok(open) } else { err(errno) }
     }
 }
+
+/// Bit of [`OpenRecord::flags`]: the handle is a sole writer's. No flag of open(2) has it.
+const SOLE: u32 = 1 << 31;
 
 /// What open(2) with `flags` needs. Access mode 3 means "to check both and do neither".
 fn access_mask(flags: u32) -> u32 {
@@ -272,6 +294,8 @@ pub(crate) struct Opens {
     by_handle: BTreeMap<u64, OpenRecord>,
     by_owner: BTreeSet<(Endpoint, u64)>,
     count_of_inode: BTreeMap<u64, usize>,
+    /// The handles of sole writers, by inode.
+    sole: BTreeMap<u64, u64>,
 }
 
 impl Opens {
@@ -296,7 +320,46 @@ impl Opens {
         owners
     }
 
+    /// The handle of inode `ino`'s sole writer, and who that is.
+    pub(crate) fn sole(&self, ino: u64) -> Option<(u64, Endpoint)> {
+        let fh = *self.sole.get(&ino)?;
+        Some((fh, self.by_handle.get(&fh)?.owner))
+    }
+
+    /// The inodes of which `source` is the sole writer.
+    pub(crate) fn soles_of(&self, source: Endpoint) -> Vec<u64> {
+        let owner = |fh: &u64| self.by_handle.get(fh).map(|record| record.owner);
+        self.sole.iter().filter(|(_, fh)| owner(fh) == Some(source)).map(|(ino, _)| *ino).collect()
+    }
+
+    /// Would handle `fh` do as a sole writer's, if there are fewer than `most`? Whose writes are durable when they return does not put them off, nor who wants
+    /// no cache.
+    pub(crate) fn may_be_sole(&self, fh: u64, most: usize) -> bool {
+        self.sole.len() < most
+            && self.by_handle.get(&fh).is_some_and(|record| {
+                record.writes()
+                    && !record.is_synchronous()
+                    && record.flags & O_DIRECT == 0
+                    && !self.sole.contains_key(&record.ino)
+            })
+    }
+
+    /// Handle `fh` is a sole writer's from now on, or is none any more.
+    pub(crate) fn set_sole(&mut self, fh: u64, is_sole: bool, store: &mut dyn Store) {
+        let Some(record) = self.by_handle.get_mut(&fh) else { return };
+        record.flags = record.flags & !SOLE | if is_sole { SOLE } else { 0 };
+        store.put(&keys::open(fh), &record.bytes());
+        if is_sole {
+            self.sole.insert(record.ino, fh);
+        } else {
+            self.sole.remove(&record.ino);
+        }
+    }
+
     fn insert(&mut self, fh: u64, record: OpenRecord) {
+        if record.flags & SOLE != 0 {
+            self.sole.insert(record.ino, fh);
+        }
         self.by_handle.insert(fh, record);
         self.by_owner.insert((record.owner, fh));
         *self.count_of_inode.entry(record.ino).or_default() += 1;
@@ -305,6 +368,9 @@ impl Opens {
     fn remove(&mut self, fh: u64) -> Option<OpenRecord> {
         let record = self.by_handle.remove(&fh)?;
         self.by_owner.remove(&(record.owner, fh));
+        if self.sole.get(&record.ino) == Some(&fh) {
+            self.sole.remove(&record.ino);
+        }
         if let Some(count) = self.count_of_inode.get_mut(&record.ino) {
             *count -= 1;
             if *count == 0 {

@@ -52,26 +52,33 @@ impl VfsServer {
         Ok(data)
     }
 
-    /// As a read, of pages that the caller's kernel keeps.
+    /// As a read, of pages that the caller's kernel keeps. Who has a lease on the inode may have opened the file by itself: then nobody
+    /// has changed since what it went by.
     pub(crate) fn read_pages(
         &mut self,
         row: ReadPages,
         call: &Call<'_>,
         cx: &mut Context<'_>,
     ) -> Result<(Paged, Vec<u8>)> {
-        let open = self.handle(row.fh, row.ino, call.id.source)?;
-        if !open.reads() {
-            return err(EBADF);
-        }
+        let source = call.id.source;
+        let leaves_access_time = match row.fh {
+            0 if self.leases.holds(source, row.ino) => false,
+            fh => {
+                let open = self.handle(fh, row.ino, source)?;
+                if !open.reads() {
+                    return err(EBADF);
+                }
+                open.leaves_access_time()
+            }
+        };
         let mut inode = self.file(row.ino, EISDIR, cx)?;
         if row.offset > OFFSET_MAX || !row.offset.is_multiple_of(PAGE_SIZE) {
             return err(EINVAL);
         }
-        let source = call.id.source;
         // One that holds too much has been told to begin another.
         let has_session = self.leases.has_session(source, cx.now);
         if row.waits != pages::OWN && (!has_session || self.leases.pages.is_full(source)) {
-            return Ok((Paged { kept: pages::NO_SESSION }, Vec::new()));
+            return Ok((Paged { kept: pages::NO_SESSION, ..Paged::default() }, Vec::new()));
         }
         let size = row.size.min(u32::try_from(PAYLOAD_MAX).unwrap_or(u32::MAX));
         let claim = PageClaim {
@@ -83,18 +90,18 @@ impl VfsServer {
         if row.waits == pages::OWN {
             // Whoever waits for these pages waits until the caller has lost what it is told here.
             let data = read_blob(&inode, row.offset, size, cx.store)?;
-            return Ok((Paged { kept: pages::KEPT }, data));
+            return Ok((Paged { kept: pages::KEPT, atime: inode.atime }, data));
         }
         if row.waits == pages::NEVER && self.leases.is_taken(&claim, source) {
-            return Ok((Paged { kept: pages::TAKEN }, Vec::new()));
+            return Ok((Paged { kept: pages::TAKEN, ..Paged::default() }, Vec::new()));
         }
         self.claim_all(&[], std::slice::from_ref(&claim), call, cx)?;
         let data = read_blob(&inode, row.offset, size, cx.store)?;
-        if !data.is_empty() && !open.leaves_access_time() && inode.accessed(cx.wall) {
+        if !data.is_empty() && !leaves_access_time && inode.accessed(cx.wall) {
             self.save_accessed(&inode, call, cx);
         }
         self.keep_pages(&claim, call, cx);
-        Ok((Paged { kept: pages::KEPT }, data))
+        Ok((Paged { kept: pages::KEPT, atime: inode.atime }, data))
     }
 
     /// Pages come back from a kernel that nobody else has. They never make a file longer.
@@ -418,7 +425,7 @@ impl VfsServer {
     ///
     /// # Errors
     /// EISDIR for a directory, `other` for what is neither.
-    fn file(&mut self, ino: u64, other: i32, cx: &Context<'_>) -> Result<Inode> {
+    pub(crate) fn file(&mut self, ino: u64, other: i32, cx: &Context<'_>) -> Result<Inode> {
         let inode = self.inode(ino, cx)?;
         match inode.kind() {
             S_IFREG => Ok(inode),
@@ -440,7 +447,7 @@ impl VfsServer {
         self.take_space((end - offset).min(end.saturating_sub(used)), cx)
     }
 
-    fn write_blob(
+    pub(crate) fn write_blob(
         &mut self,
         ino: u64,
         offset: u64,
@@ -480,7 +487,7 @@ fn read_blob(inode: &Inode, offset: u64, size: u32, store: &dyn Store) -> Result
 }
 
 /// Removes stale bytes behind the end, before the file grows over them.
-fn cut_behind_end(inode: &Inode, store: &mut dyn Store) -> Result<()> {
+pub(crate) fn cut_behind_end(inode: &Inode, store: &mut dyn Store) -> Result<()> {
     if extends_beyond(store, inode.ino, inode.size) {
         store.blob_truncate(inode.ino, inode.size).map_err(blob_error)?;
     }

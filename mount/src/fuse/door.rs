@@ -199,6 +199,15 @@ impl<A: Agent> Door<A> {
                 let is_done = agent.readdir_looked_at_once(caller, file, offset, visit);
                 is_done.then_some(Ok(Done::Lent(list.len)))
             }
+            Operation::Setattr { ino, ref set, .. } => {
+                let attr = agent.setattr_at_once(caller, ino, set)?;
+                Some(attributes(out, &at_once(attr)))
+            }
+            Operation::Write { file, place, data } => {
+                let outcome = agent.write_at_once(caller, file, place, data)?;
+                Some(outcome.and_then(|count| written(out, count)))
+            }
+            Operation::Getxattr { ino, name, .. } => Some(Err(agent.getxattr_at_once(ino, name)?)),
             Operation::Flush { file, owner } => nothing(agent.flush_at_once(file, owner)),
             Operation::Release(file) => nothing(agent.release_at_once(file)),
             _ => None,

@@ -128,6 +128,12 @@ pub(crate) fn start<A: Agent>(
         .stack_size(STACK)
         .spawn(move || beside.door.agent().run())
         .context("no thread to keep leases")?;
+    let beside = session.clone();
+    thread::Builder::new()
+        .name("dvs-later".into())
+        .stack_size(STACK)
+        .spawn(move || beside.door.agent().follow_up())
+        .context("no thread for what is put off")?;
     for _ in 0..GIVERS {
         let beside = session.clone();
         thread::Builder::new()

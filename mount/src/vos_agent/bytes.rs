@@ -81,7 +81,8 @@ impl<P: Sendrec> VosAgent<P> {
         Ok(read)
     }
 
-    /// As [`VosAgent::read_now`], whole pages that the kernel keeps. With it, of [`pages`] whether it may.
+    /// As [`VosAgent::read_now`], whole pages that the kernel keeps. With it, of [`pages`] whether it may, and then also when the file was
+    /// read last.
     pub(super) fn read_leased(
         &self,
         caller: Caller,
@@ -89,9 +90,10 @@ impl<P: Sendrec> VosAgent<P> {
         offset: u64,
         buffer: &mut [u8],
         (is_exclusive, waits): (bool, u8),
-    ) -> Result<(u8, usize), Errno> {
+    ) -> Result<(Paged, usize), Errno> {
         let cred = cred::plain(caller);
         let (mut read, mut is_over) = (0, false);
+        let mut told = Paged { kept: pages::KEPT, ..Paged::default() };
         for (offset, part) in
             (offset..).step_by(CALL_SIZE_MAX).zip(buffer.chunks_mut(CALL_SIZE_MAX))
         {
@@ -104,18 +106,19 @@ impl<P: Sendrec> VosAgent<P> {
                 waits,
             };
             let wanted = part.len();
-            let (Paged { kept }, len) = self.call(&cred, &row, [&[], &[]], part)?;
-            if kept != pages::KEPT {
-                return Ok((kept, 0));
+            let (paged, len) = self.call(&cred, &row, [&[], &[]], part)?;
+            if paged.kept != pages::KEPT {
+                return Ok((paged, 0));
             }
+            told = paged;
             // What is behind the end is kept, too. If there is something meanwhile, the end is another.
             if is_over && len > 0 {
-                return Ok((pages::NO_SESSION, 0));
+                return Ok((Paged { kept: pages::NO_SESSION, ..Paged::default() }, 0));
             }
             read += if is_over { 0 } else { len.min(wanted) };
             is_over |= len < wanted;
         }
-        Ok((pages::KEPT, read))
+        Ok((told, read))
     }
 
     /// Writes what does not fit one message, at once: its parts wait at the server for the last one.
@@ -188,7 +191,7 @@ impl<P: Sendrec> VosAgent<P> {
         offset: u64,
         data: &[u8],
     ) -> Result<usize, Errno> {
-        let _change = self.memory.change(file.ino);
+        let _change = self.change(file.ino);
         let cred = cred::plain(caller);
         let write = |offset, part: &[u8]| {
             let row = WritePages { fh: file.fh, ino: file.ino, offset };

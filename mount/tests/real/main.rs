@@ -11,4 +11,5 @@ mod mappings;
 mod names;
 mod permissions;
 mod programs;
+mod put_off;
 mod signals;

@@ -9,9 +9,9 @@ use crate::tests::driver::{Client, Got, ROOT, USER, World, attr};
 use crate::tests::errors::world;
 use calls::Row;
 use calls::vfs::{
-    Attr, Create, Created, Forget, Getattr, Leased, Link, Lookup, Mkdir, ROOT_INO, Read, Recalled,
-    Recalls, Rename, Renamed, Rmdir, SetAttr, Setattr, Setxattr, Unlink, Write, attributes, search,
-    set,
+    Attr, Create, Created, Forget, Getattr, Leased, Link, Lookup, Mkdir, PutOff, ROOT_INO, Read,
+    Recalled, Recalls, Rename, Renamed, Rmdir, SetAttr, Setattr, Setxattr, Unlink, Write,
+    WriteBack, WrittenBack, attributes, search, set,
 };
 use calls::wire::Wire;
 use dvk::server::{Gone, Server};
@@ -365,6 +365,8 @@ struct Remembering {
     /// When something has happened to an inode last, in steps of `stamp`: a change began or ended, or it was recalled.
     happened: BTreeMap<u64, u64>,
     stamp: u64,
+    /// The handles of files of which it is the sole writer, and how often something was put off since it was written back.
+    soles: BTreeMap<u64, (u64, u64)>,
 }
 
 /// A call without an answer.
@@ -377,6 +379,8 @@ struct Open {
     changes: Vec<(u64, u64)>,
     asked: u64,
     session: u64,
+    /// Its answer was not looked for when it may have come.
+    is_old: bool,
 }
 
 impl Remembering {
@@ -411,6 +415,8 @@ impl Remembering {
         };
         let leased = Leased::get(&reply.args);
         let (parent, may_keep) = match (open.message.call, leased) {
+            (Lookup::NUMBER, Some(leased)) => (Lookup::get(args).unwrap().parent, leased),
+            (Getattr::NUMBER, Some(leased)) => (0, leased),
             (Mkdir::NUMBER, Some(leased)) => (Mkdir::get(args).unwrap().parent, leased),
             (Link::NUMBER, Some(leased)) => (Link::get(args).unwrap().new_parent, leased),
             (Setattr::NUMBER, Some(leased)) => (0, leased),
@@ -423,7 +429,13 @@ impl Remembering {
                 return keep_name(self, leased.name, parent, name(0), 0);
             }
             (Create::NUMBER, _) => {
-                let Created { name, attr, owner, .. } = Created::get(&reply.args).unwrap();
+                let Created { fh, name, attr: may_keep, owner } =
+                    Created::get(&reply.args).unwrap();
+                let ino = attr.unwrap().ino;
+                if may_keep & attributes::SOLE != 0 && is_alone(self, ino) {
+                    self.soles.insert(ino, (fh, 0));
+                }
+                let attr = may_keep;
                 (Create::get(args).unwrap().parent, Leased { name, attr, owner })
             }
             (Rename::NUMBER, _) => {
@@ -488,6 +500,10 @@ enum Step {
     Restart,
     Farewell,
     Late(bool),
+    /// A program writes to a file of which its agent is the sole writer.
+    PutOff {
+        ino: usize,
+    },
 }
 
 fn a_step() -> impl Strategy<Value = (u16, Step)> {
@@ -511,6 +527,7 @@ fn a_step() -> impl Strategy<Value = (u16, Step)> {
         1 => proptest::strategy::Just(Step::Restart),
         1 => proptest::strategy::Just(Step::Farewell),
         3 => any::<bool>().prop_map(Step::Late),
+        6 => (0..8_usize).prop_map(|ino| Step::PutOff { ino }),
     ];
     (0..3_u16, step)
 }
@@ -559,8 +576,42 @@ impl Cluster {
             changes,
             asked,
             session,
+            is_old: false,
         });
         self.collect();
+    }
+
+    /// The agent has the server do what it has put off. An agent whose session lasts has lost none of it.
+    fn write_back(&mut self, at: u16, which: impl Fn(u64) -> bool) {
+        let remembering = &mut self.agents[usize::from(at)];
+        let soles = remembering.soles.iter_mut();
+        let put_off: Vec<(u64, u64, u64)> = soles
+            .filter(|(ino, (_, count))| *count > 0 && which(**ino))
+            .map(|(ino, (fh, count))| (*ino, *fh, std::mem::take(count)))
+            .collect();
+        let lasts = self.w.clock < remembering.until;
+        for (ino, fh, count) in put_off {
+            let part = |number: u64| {
+                let head = PutOff { offset: number * 3, age: 7, len: 3, kind: PutOff::WRITE };
+                [&head.bytes()[..], b"abc"].concat()
+            };
+            let payload: Vec<u8> = (0..count).flat_map(part).collect();
+            let row = WriteBack { fh, ino, sync: 0 };
+            match self.w.call(&agent(at + 1), &row, &payload) {
+                Ok((WrittenBack { errno: 0, .. }, payload)) => {
+                    assert!(Attr::get(&payload).unwrap().size >= count * 3);
+                }
+                outcome => {
+                    assert!(!lasts, "agent {at} has put off writes to {ino} in vain: {outcome:?}");
+                }
+            }
+            self.agents[usize::from(at)].happens(ino);
+        }
+    }
+
+    /// A question whose answer may come later.
+    fn ask<R: Row>(&mut self, at: u16, row: &R, payload: Vec<u8>) {
+        self.change(at, row, payload, Vec::new());
     }
 
     fn known(&mut self, at: u16, parent: u64, name: u8) -> u64 {
@@ -569,13 +620,39 @@ impl Cluster {
 
     /// Takes the answers that have come.
     fn collect(&mut self) {
+        let clock = self.w.clock;
+        let put_off: Vec<(usize, u64)> = self
+            .agents
+            .iter()
+            .enumerate()
+            .filter(|(_, remembering)| clock < remembering.until)
+            .flat_map(|(at, remembering)| {
+                let some = remembering.soles.iter().filter(|(_, (_, count))| *count > 0);
+                some.map(move |(ino, _)| (at, *ino))
+            })
+            .collect();
         for (at, remembering) in self.agents.iter_mut().enumerate() {
             let w = &mut self.w;
+            if remembering.is_late {
+                remembering.open.iter_mut().for_each(|open| open.is_old = true);
+            }
             let open = if remembering.is_late { Vec::new() } else { remembering.open.clone() };
             for open in open.into_iter().rev() {
                 let Some(answer) = w.answer(open.id) else { continue };
                 remembering.open.retain(|other| other.id != open.id);
                 if let Ok((reply, payload)) = answer {
+                    let told = Attr::get(&payload)
+                        .filter(|_| matches!(open.message.call, Lookup::NUMBER | Getattr::NUMBER));
+                    let told = told.map(|attr| attr.ino);
+                    for ino in open.changes.iter().map(|(ino, _)| *ino).chain(told) {
+                        let is_put_off =
+                            |(writer, its): &(usize, u64)| *its == ino && *writer != at;
+                        // Directories have no writers; an answer that came late was given before.
+                        assert!(
+                            open.is_old || !put_off.iter().any(is_put_off),
+                            "agent {at} is told of {ino} without what is put off: {open:?}"
+                        );
+                    }
                     remembering.keep(&open, &reply, &payload);
                     if let (Mkdir::NUMBER | Create::NUMBER, Some(made)) =
                         (open.message.call, Attr::get(&payload))
@@ -607,10 +684,17 @@ impl Cluster {
         if remembering.poll.is_some() {
             return;
         }
-        let forgotten = match remembering.told.take() {
-            Some((told, inodes, sent))
-                if told.session == remembering.session && told.session != 0 =>
-            {
+        let news = remembering.told.take();
+        let session = remembering.session;
+        let recalled: BTreeSet<u64> =
+            news.iter().flat_map(|(_, inodes, _)| inodes).copied().collect();
+        let goes_on =
+            news.as_ref().is_some_and(|(told, ..)| told.session == session && told.session != 0);
+        self.write_back(at, |ino| !goes_on || recalled.contains(&ino));
+        let remembering = &mut self.agents[usize::from(at)];
+        remembering.soles.retain(|ino, _| goes_on && !recalled.contains(ino));
+        let forgotten = match news {
+            Some((told, inodes, sent)) if goes_on => {
                 for ino in inodes {
                     remembering.happens(ino);
                     remembering.attrs.remove(&ino);
@@ -637,39 +721,36 @@ impl Cluster {
         self.collect();
     }
 
-    fn remember(&mut self, at: u16, attr: Attr) {
-        let remembering = &mut self.agents[usize::from(at)];
-        if !remembering.changes(attr.ino) {
-            remembering.attrs.insert(attr.ino, attr);
-        }
-    }
-
     fn step(&mut self, at: u16, step: &Step) {
         let client = agent(at + 1);
         self.calls += 1;
+        let is_call = !matches!(
+            step,
+            Step::Hear | Step::Pass(_) | Step::Restart | Step::Late(_) | Step::PutOff { .. }
+        );
+        if is_call {
+            self.write_back(at, |_| true);
+        }
         match *step {
+            Step::PutOff { ino } => {
+                let ino = self.inode(ino);
+                let clock = self.w.clock;
+                let remembering = &mut self.agents[usize::from(at)];
+                if clock < remembering.until
+                    && let Some((_, count)) = remembering.soles.get_mut(&ino)
+                {
+                    *count += 1;
+                    remembering.attrs.remove(&ino);
+                    remembering.happens(ino);
+                }
+            }
             Step::Lookup { parent, name } => {
                 let parent = self.directory(parent);
-                let Ok((leased, attr)) = self.w.look(&client, parent, &name.to_string()) else {
-                    return;
-                };
-                let remembering = &mut self.agents[usize::from(at)];
-                if leased.name != 0 && !remembering.changes(parent) {
-                    remembering.names.insert((parent, name), attr.ino);
-                }
-                if leased.attr != 0 {
-                    self.remember(at, attr);
-                }
+                self.ask(at, &Lookup { parent }, name.to_string().into_bytes());
             }
             Step::Getattr { ino } => {
                 let ino = self.inode(ino);
-                let Ok((leased, payload)) = self.w.call(&client, &Getattr { ino, fh: 0 }, &[])
-                else {
-                    return;
-                };
-                if leased.attr != 0 {
-                    self.remember(at, Attr::get(&payload).unwrap());
-                }
+                self.ask(at, &Getattr { ino, fh: 0 }, Vec::new());
             }
             Step::Make { parent, name, is_dir } => {
                 let parent = self.directory(parent);

@@ -1,0 +1,499 @@
+//! What programs have written, and vfs-server is told a little later.
+//!
+//! Of a file with a *sole writer* nobody but this agent remembers anything (`vfs_server::sole`). Small writes through that handle, and changes of mode, owner
+//! and times, are answered from here and sent together: when the file is closed, when anybody of this node asks for what only the server
+//! knows, when the server recalls the lease because somebody elsewhere does, and after [`PUT_OFF_FOR`] in any case. As long as something is put off, a change
+//! of the inode is under way for the memory: nothing of it is remembered, so everything that would be answered from there comes by here first.
+//!
+//! An error of what was put off is told by the next write, fsync or close of the file.
+
+use crate::limits::{
+    PUT_OFF_BYTES_MAX, PUT_OFF_FILES_MAX, PUT_OFF_FOR, PUT_OFF_SIZE_MAX, SOLE_FILES_MAX,
+};
+use crate::memory::{Change, Memory};
+use calls::vfs::{Attr, PutOff, SetAttr, Time, WrittenBack, set};
+use calls::wire::Wire;
+use m3ipc::{Cred, Errno};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+const S_ISUID: u32 = 0o4000;
+const S_ISGID: u32 = 0o2000;
+const S_ISVTX: u32 = 0o1000;
+const S_IALLUGO: u32 = 0o7777;
+/// What the owner of a file may change without being asked who else she is.
+const BY_OWNER: u32 = set::MODE | set::ATIME | set::MTIME | set::ATIME_NOW | set::MTIME_NOW;
+const BY_SUPERUSER: u32 = BY_OWNER | set::UID | set::GID;
+
+/// All files that have a sole writer here.
+#[derive(Debug, Default)]
+pub(crate) struct Soles {
+    files: Mutex<HashMap<u64, Arc<Sole>>>,
+    /// Those with something that is put off, or is being written back, or with an error to be told.
+    concerned: Mutex<BTreeSet<u64>>,
+    /// How many these are, to be looked at without a lock.
+    count: AtomicUsize,
+}
+
+/// A file with a sole writer.
+#[derive(Debug)]
+pub(crate) struct Sole {
+    pub(crate) ino: u64,
+    pub(crate) fh: u64,
+    /// May anything (more) be put off?
+    may_put_off: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// As the inode will be. Its times are guesses, told to kernels only, which forget them at once.
+    attr: Attr,
+    /// Is it so? Programs of this node may have changed the inode otherwise.
+    is_known: bool,
+    parts: Vec<Part>,
+    /// Bytes of them, as they are sent.
+    len: usize,
+    /// Who has asked for them.
+    cred: Cred,
+    since: Instant,
+    /// The change that is under way in the memory.
+    stamp: u64,
+    failed: Option<Errno>,
+}
+
+/// Something that is put off, and when it was done.
+#[derive(Debug)]
+struct Part {
+    at: Instant,
+    what: What,
+}
+
+#[derive(Debug)]
+enum What {
+    Write { offset: u64, data: Vec<u8> },
+    Set(SetAttr),
+}
+
+/// Where a write goes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum At {
+    Offset(u64),
+    End,
+}
+
+/// Where something is put off.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Desk<'a> {
+    pub(crate) memory: &'a Memory,
+    /// It must not take time: nobody is to be waited for.
+    pub(crate) at_once: bool,
+}
+
+/// Sends what is encoded in a payload for user and group of a [`Cred`], to be stored at once if that is true.
+pub(crate) type Send<'a> =
+    &'a dyn Fn(&Sole, &Cred, &[u8], bool) -> Result<(WrittenBack, Attr), Errno>;
+
+impl Soles {
+    /// The server says that `fh` is a sole writer's, of the inode with these attributes.
+    pub(crate) fn add(&self, attr: Attr, fh: u64) {
+        let state = State {
+            attr,
+            is_known: true,
+            parts: Vec::new(),
+            len: 0,
+            cred: Cred::new(0, 0, 0),
+            since: Instant::now(),
+            stamp: 0,
+            failed: None,
+        };
+        let sole = Arc::new(Sole {
+            ino: attr.ino,
+            fh,
+            may_put_off: AtomicBool::new(true),
+            state: Mutex::new(state),
+        });
+        let mut files = self.files();
+        // There may be one that the server has ended, and whose file is still open.
+        let before = match files.len() < SOLE_FILES_MAX {
+            true => files.insert(attr.ino, sole),
+            false => files.remove(&attr.ino),
+        };
+        drop(files);
+        if let Some(before) = before {
+            self.drop_error(&before);
+        }
+    }
+
+    /// Handle `fh` of inode `ino` is closed, or was no sole writer's after all. Everything has been written back.
+    pub(crate) fn remove(&self, ino: u64, fh: u64) {
+        let mut files = self.files();
+        if let Some(sole) = files.get(&ino)
+            && sole.fh == fh
+        {
+            let sole = sole.clone();
+            files.remove(&ino);
+            drop(files);
+            self.drop_error(&sole);
+        }
+    }
+
+    fn drop_error(&self, sole: &Sole) {
+        if let Some(error) = self.take_error(sole, &mut sole.state()) {
+            tracing::warn!(?error, sole.ino, "what a program had written was not stored");
+        }
+    }
+
+    pub(crate) fn get(&self, ino: u64) -> Option<Arc<Sole>> {
+        self.files().get(&ino).cloned()
+    }
+
+    /// Is something of inode `ino` put off, or being written back, or an error to be told?
+    pub(crate) fn concerns(&self, ino: u64) -> bool {
+        self.count.load(Ordering::SeqCst) > 0 && self.inodes().contains(&ino)
+    }
+
+    /// Has inode `ino` a sole writer here? Then it has neither an access control list nor `security.capability`, as the server makes nobody the
+    /// sole writer of one that has, and nobody has given it any.
+    pub(crate) fn is_plain(&self, memory: &Memory, ino: u64) -> bool {
+        let is_here = self.get(ino).is_some_and(|sole| sole.may_put_off.load(Ordering::SeqCst));
+        is_here && memory.is_valid()
+    }
+
+    /// All inodes of which that is so.
+    pub(crate) fn concerned(&self) -> Vec<u64> {
+        match self.count.load(Ordering::SeqCst) {
+            0 => Vec::new(),
+            _ => self.inodes().iter().copied().collect(),
+        }
+    }
+
+    /// From now on inode `ino` is one of them. False: there are as many as may be.
+    fn concern(&self, ino: u64) -> bool {
+        let mut set = self.inodes();
+        let is_room = set.len() < PUT_OFF_FILES_MAX;
+        if is_room {
+            set.insert(ino);
+            self.count.store(set.len(), Ordering::SeqCst);
+        }
+        is_room
+    }
+
+    fn settle(&self, ino: u64) {
+        let mut set = self.inodes();
+        set.remove(&ino);
+        self.count.store(set.len(), Ordering::SeqCst);
+    }
+
+    fn inodes(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+        self.concerned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A change of inode `ino` is under way for the memory that was not put off: what comes of it is not known here.
+    pub(crate) fn disturb(&self, ino: u64) {
+        if let Some(sole) = self.get(ino) {
+            sole.state().is_known = false;
+        }
+    }
+
+    /// The server has told these attributes, and that they are current.
+    pub(crate) fn know(&self, attr: Attr, are_current: impl FnOnce() -> bool) {
+        if let Some(sole) = self.get(attr.ino) {
+            let mut state = sole.state();
+            // Whoever changes the inode from now on comes by here afterwards.
+            if state.parts.is_empty() && are_current() {
+                (state.attr, state.is_known) = (attr, true);
+            }
+        }
+    }
+
+    /// Puts a write off. `None`: it is to be made, after what is put off has been written back.
+    pub(crate) fn write(
+        &self,
+        desk: Desk<'_>,
+        (ino, fh): (u64, u64),
+        cred: Cred,
+        at: At,
+        data: &[u8],
+    ) -> Option<(Attr, Result<usize, Errno>)> {
+        let sole = self.get(ino).filter(|sole| sole.fh == fh)?;
+        let mut state = sole.state_for(desk)?;
+        if let Some(error) = self.take_error(&sole, &mut state) {
+            return Some((state.attr, Err(error)));
+        }
+        if !state.is_known {
+            return None;
+        }
+        let offset = match at {
+            At::Offset(offset) => offset,
+            At::End => state.attr.size,
+        };
+        let end =
+            offset.checked_add(data.len() as u64).filter(|end| i64::try_from(*end).is_ok())?;
+        if data.is_empty() || data.len() > PUT_OFF_SIZE_MAX {
+            return None;
+        }
+        let now = self.open(desk, &sole, &mut state, cred, data.len())?;
+        match state.parts.last_mut() {
+            Some(Part { at, what: What::Write { offset: before, data: earlier } })
+                if *before + earlier.len() as u64 == offset =>
+            {
+                earlier.extend_from_slice(data);
+                *at = now;
+                state.len += data.len();
+            }
+            _ => state.push(now, What::Write { offset, data: data.to_vec() }),
+        }
+        state.attr.size = state.attr.size.max(end);
+        Some((state.attr, Ok(data.len())))
+    }
+
+    /// Puts a change of mode, owner or times off that would be allowed. `None`: as above. Else what the attributes will be.
+    pub(crate) fn set(
+        &self,
+        desk: Desk<'_>,
+        ino: u64,
+        cred: Cred,
+        change: &SetAttr,
+    ) -> Option<Attr> {
+        let sole = self.get(ino)?;
+        let mut state = sole.state_for(desk)?;
+        let allowed = match cred.uid {
+            0 => BY_SUPERUSER,
+            uid if uid == state.attr.uid => BY_OWNER,
+            _ => 0,
+        };
+        let has = |bit| change.valid & bit != 0;
+        let is_time = |time: Time| time.nanos < 1_000_000_000;
+        let is_plain = !has(set::MODE)
+            || change.mode & S_IALLUGO & (S_ISUID | S_ISGID | S_ISVTX) == 0
+                && change.mode & !(S_IALLUGO | 0o170_000) == 0;
+        let is_right = (!has(set::ATIME) || is_time(change.atime))
+            && (!has(set::MTIME) || is_time(change.mtime))
+            && (!has(set::UID) || change.uid != u32::MAX)
+            && (!has(set::GID) || change.gid != u32::MAX);
+        if !state.is_known
+            || change.valid == 0
+            || change.valid & !allowed != 0
+            || !is_plain
+            || !is_right
+            || state.failed.is_some()
+        {
+            return None;
+        }
+        let now = self.open(desk, &sole, &mut state, cred, SetAttr::SIZE)?;
+        state.push(now, What::Set(*change));
+        state.attr = changed(state.attr, change);
+        Some(state.attr)
+    }
+
+    /// Begins to put something of `len` bytes off for `cred`, or goes on. `None`: it is to be made in the other way.
+    fn open(
+        &self,
+        desk: Desk<'_>,
+        sole: &Sole,
+        state: &mut State,
+        cred: Cred,
+        len: usize,
+    ) -> Option<Instant> {
+        // What gives a program rights is lost by writing it, and that is told at once.
+        let is_simple = state.attr.mode & (S_ISUID | S_ISGID) == 0;
+        if !sole.may_put_off.load(Ordering::SeqCst) || !is_simple || !desk.memory.is_valid() {
+            return None;
+        }
+        if !state.parts.is_empty() {
+            let is_same = (state.cred.uid, state.cred.gid) == (cred.uid, cred.gid);
+            let fits = state.len + PutOff::SIZE + len <= PUT_OFF_BYTES_MAX;
+            return (is_same && fits).then(Instant::now);
+        }
+        // Before the memory forgets it: who looks there then looks here.
+        if !self.concern(sole.ino) {
+            return None;
+        }
+        let change = match desk.at_once {
+            true => desk.memory.change_at_once(sole.ino),
+            false => Some(desk.memory.change(sole.ino)),
+        };
+        let Some(change) = change else {
+            self.settle(sole.ino);
+            return None;
+        };
+        (state.stamp, state.cred, state.since) = (change.leave(), cred, Instant::now());
+        Some(state.since)
+    }
+
+    /// Writes back what is put off of inode `ino`, if anything is. With `sync` it is stored then. True: there was something. An error is kept
+    /// until it is told.
+    pub(crate) fn write_back(&self, memory: &Memory, ino: u64, sync: bool, send: Send<'_>) -> bool {
+        let Some(sole) = self.concerned_one(ino) else { return false };
+        let mut state = sole.state();
+        let is_any = !state.parts.is_empty();
+        if is_any {
+            self.send(memory, &sole, &mut state, sync, send);
+        }
+        is_any
+    }
+
+    fn concerned_one(&self, ino: u64) -> Option<Arc<Sole>> {
+        if self.concerns(ino) { self.get(ino) } else { None }
+    }
+
+    fn send(&self, memory: &Memory, sole: &Sole, state: &mut State, sync: bool, send: Send<'_>) {
+        let change = memory.resume(sole.ino, state.stamp);
+        let payload = state.encode();
+        (state.parts, state.len) = (Vec::new(), 0);
+        match send(sole, &state.cred, &payload, sync) {
+            Ok((WrittenBack { errno, attr: leased }, attr)) => {
+                (state.attr, state.is_known) = (attr, change.is_all_of(attr.ino));
+                change.keep_attr(leased, attr);
+                if errno != 0 {
+                    state.failed = Some(Errno::new(errno.into()));
+                }
+            }
+            Err(error) => {
+                sole.may_put_off.store(false, Ordering::SeqCst);
+                state.failed = Some(error);
+            }
+        }
+        drop(change);
+        if state.failed.is_none() {
+            self.settle(sole.ino);
+        }
+    }
+
+    /// As [`Soles::write_back`], of all files of which something has been put off for `age` at least. Returns when this is to be done again.
+    pub(crate) fn write_back_old(
+        &self,
+        memory: &Memory,
+        age: Duration,
+        send: Send<'_>,
+    ) -> Option<Instant> {
+        let mut next: Option<Instant> = None;
+        for sole in self.concerned().into_iter().filter_map(|ino| self.get(ino)) {
+            let mut state = sole.state();
+            if state.parts.is_empty() {
+                continue;
+            }
+            if state.since.elapsed() >= age {
+                self.send(memory, &sole, &mut state, false, send);
+            } else {
+                let due = state.since + PUT_OFF_FOR;
+                next = Some(next.map_or(due, |next| next.min(due)));
+            }
+        }
+        next
+    }
+
+    /// Nothing more is put off of inode `ino` (0: of any); what was is written back.
+    pub(crate) fn end(&self, memory: &Memory, ino: u64, send: Send<'_>) {
+        let files: Vec<Arc<Sole>> = match ino {
+            0 => self.files().values().cloned().collect(),
+            ino => self.get(ino).into_iter().collect(),
+        };
+        for sole in files {
+            // Under its lock: who is putting something off has either done so or sees this.
+            let mut state = sole.state();
+            sole.may_put_off.store(false, Ordering::SeqCst);
+            if !state.parts.is_empty() {
+                self.send(memory, &sole, &mut state, false, send);
+            }
+        }
+    }
+
+    /// The error that is to be told to who has inode `ino` open.
+    ///
+    /// # Errors
+    /// That, once.
+    pub(crate) fn tell(&self, ino: u64) -> Result<(), Errno> {
+        let Some(sole) = self.concerned_one(ino) else { return Ok(()) };
+        self.take_error(&sole, &mut sole.state()).map_or(Ok(()), Err)
+    }
+
+    fn take_error(&self, sole: &Sole, state: &mut State) -> Option<Errno> {
+        let error = state.failed.take()?;
+        // Nothing is put off while there is one.
+        self.settle(sole.ino);
+        Some(error)
+    }
+
+    fn files(&self) -> MutexGuard<'_, HashMap<u64, Arc<Sole>>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Sole {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `None`: somebody is at it, for whom nobody waits.
+    fn state_for(&self, desk: Desk<'_>) -> Option<MutexGuard<'_, State>> {
+        if desk.at_once { self.state.try_lock().ok() } else { Some(self.state()) }
+    }
+}
+
+impl State {
+    fn push(&mut self, at: Instant, what: What) {
+        self.len += PutOff::SIZE
+            + match &what {
+                What::Write { data, .. } => data.len(),
+                What::Set(_) => SetAttr::SIZE,
+            };
+        self.parts.push(Part { at, what });
+    }
+
+    /// The payload of a `WriteBack`.
+    fn encode(&self) -> Vec<u8> {
+        let mut payload = Vec::with_capacity(self.len);
+        for Part { at, what } in &self.parts {
+            let age = u32::try_from(at.elapsed().as_micros()).unwrap_or(u32::MAX);
+            let mut head = |offset, len: usize, kind| {
+                let len = u32::try_from(len).unwrap_or(u32::MAX);
+                payload.extend_from_slice(&PutOff { offset, age, len, kind }.bytes());
+            };
+            match what {
+                What::Write { offset, data } => {
+                    head(*offset, data.len(), PutOff::WRITE);
+                    payload.extend_from_slice(data);
+                }
+                What::Set(change) => {
+                    head(0, SetAttr::SIZE, PutOff::SET);
+                    payload.extend_from_slice(&change.bytes());
+                }
+            }
+        }
+        payload
+    }
+}
+
+/// What the server will make of attributes. Of a time that it chooses nobody is told.
+fn changed(mut attr: Attr, change: &SetAttr) -> Attr {
+    let has = |bit| change.valid & bit != 0;
+    if has(set::UID) {
+        attr.uid = change.uid;
+    }
+    if has(set::GID) {
+        attr.gid = change.gid;
+    }
+    if has(set::MODE) {
+        attr.mode = attr.mode & !S_IALLUGO | change.mode & S_IALLUGO;
+    }
+    if has(set::ATIME) && !has(set::ATIME_NOW) {
+        attr.atime = change.atime;
+    }
+    if has(set::MTIME) && !has(set::MTIME_NOW) {
+        attr.mtime = change.mtime;
+    }
+    attr
+}
+
+impl Change<'_> {
+    /// Goes on with it by [`Memory::resume`].
+    fn leave(self) -> u64 {
+        let stamp = self.stamp();
+        std::mem::forget(self);
+        stamp
+    }
+}
