@@ -258,6 +258,8 @@ impl Pages {
     ) -> bool {
         let held = self.of_inode.entry(ino).or_default().entry(source).or_default();
         let (before, had_none) = (held.runs(), held.exclusive.is_empty());
+        // What its kernel had of them it has lost, else it would not ask: what comes back from now on is new.
+        held.cut.remove(pages.clone());
         if is_exclusive {
             held.shared.remove(pages.clone());
             held.exclusive.insert(pages);

@@ -458,6 +458,23 @@ fn who_comes_later_waits_behind_who_waits() {
 }
 
 #[test]
+fn what_is_read_anew_after_two_have_made_a_file_shorter_comes_back() {
+    let mut c = Cluster::new(&[true, false, true]);
+    let loads = [(0, 0), (1, 0)].map(|(at, page)| (at, Step::Load(page)));
+    let cuts = [(2, Step::Load(0)), (0, Step::Cut(0)), (2, Step::Cut(0))];
+    let both = [(0, Step::Hear), (1, Step::Hear)];
+    let first = [(0, Step::Hear), (0, Step::Load(1)), (0, Step::Hear)];
+    // The second finds its page, which the first has cut off and did not wait for.
+    let stores = [(2, Step::Store(0, 0)), (2, Step::Store(0, 1))];
+    for (at, step) in loads.iter().chain(&first).chain(&cuts).chain(&both).chain(&stores) {
+        c.step(*at, step);
+    }
+    c.settle();
+    c.step(0, &Step::Read(0));
+    c.settle();
+}
+
+#[test]
 fn two_that_make_a_file_shorter_do_not_wait_for_each_other() {
     let mut c = Cluster::new(&[true, true]);
     c.fetch(0, 0);
