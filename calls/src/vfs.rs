@@ -17,6 +17,9 @@ pub const WRITE_APPEND: u64 = u64::MAX;
 /// mapping that a kernel writes back through some descriptor of the file. off_t leaves it free.
 pub const WRITE_AT: u64 = 1 << 63;
 
+/// Largest file, in bytes: what ext4 with 4 KiB blocks stores in one file, because a blob is one file of the host. Growing beyond it is EFBIG.
+pub const FILE_SIZE_MAX: u64 = (1 << 44) - 4096;
+
 /// Most bytes of a write that is done at once.
 pub const WRITE_SIZE_MAX: usize = 1 << 20;
 
@@ -85,6 +88,9 @@ wire_structs! {
 
     /// An open file that may have been created; the rest as [`Leased`].
     pub struct Created { pub fh: u64, pub name: u8, pub attr: u8, pub owner: u32 }
+
+    /// A directory of which a name has just been changed; `leased` as [`Leased::attr`].
+    pub struct Parent { pub leased: u8, pub attr: Attr }
 
     /// The inode that has another name now, and what an agent may remember: its attributes, the old name as one that is not
     /// there, the new one. With `ino` 0 nothing.
@@ -190,20 +196,21 @@ calls! {
     0x03 Setattr { ino: u64, fh: u64 } -> Leased, Once;
     /// readlink(2). The answer's payload is the target.
     0x04 Readlink { ino: u64 } -> (), Safe;
-    /// symlink(2). Payload: name, then target. The answer's payload is an [`Attr`].
+    /// symlink(2). Payload: name, then target. The answer's payload is an [`Attr`] and, if the name may be remembered, the [`Parent`]. So for all
+    /// calls that give an inode a name.
     0x05 Symlink { parent: u64, name_len: u16 } -> Leased, Once;
     /// mknod(2). Payload: name. The answer's payload is an [`Attr`].
     0x06 Mknod { parent: u64, mode: u32, umask: u32, rdev: u32 } -> Leased, Once;
     /// mkdir(2). Payload: name. The answer's payload is an [`Attr`].
     0x07 Mkdir { parent: u64, mode: u32, umask: u32 } -> Leased, Once;
     /// unlink(2). Payload: name. `forgotten`: the inode that the agent has forgotten before, for which it took the name to stand;
-    /// 0: none.
+    /// 0: none. The answer's payload is the [`Parent`] if the name may be remembered.
     0x08 Unlink { parent: u64, forgotten: u64 } -> Leased, Once;
-    /// rmdir(2). Payload: name. `forgotten` as in `Unlink`.
+    /// rmdir(2). Payload: name. `forgotten` and the answer's payload as in `Unlink`.
     0x09 Rmdir { parent: u64, forgotten: u64 } -> Leased, Once;
     /// renameat2(2) with RENAME_NOREPLACE and RENAME_EXCHANGE. Payload: old name, then new name. `forgotten` as in `Unlink`, for
     /// the old name; `new_forgotten` for the new one. The answer's payload is the renamed inode's [`Attr`] if that may be
-    /// remembered.
+    /// remembered, the old name's [`Parent`] if that may be, and the new one's if that may be and is another.
     0x0a Rename {
         parent: u64, new_parent: u64, forgotten: u64, new_forgotten: u64, name_len: u16, flags: u32,
     } -> Renamed, Once;

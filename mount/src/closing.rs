@@ -44,6 +44,13 @@ impl Closing {
         may_wait
     }
 
+    /// The server could not be told of these.
+    pub(crate) fn again(&self, closed: &[Closed]) {
+        let mut state = self.state();
+        state.closed.extend_from_slice(closed);
+        self.want(&mut state);
+    }
+
     /// There is something to be done a little later.
     pub(crate) fn soon(&self) {
         self.want(&mut self.state());
@@ -54,6 +61,11 @@ impl Closing {
             state.due = Some(Instant::now() + PUT_OFF_FOR);
             self.changed.notify_all();
         }
+    }
+
+    /// What is to be told by now.
+    pub(crate) fn take(&self) -> Vec<Closed> {
+        std::mem::take(&mut self.state().closed)
     }
 
     /// Waits until something is to be done. `None`: the thread is to end.

@@ -16,7 +16,7 @@ use crate::limits::{
     LISTINGS_PER_SHARD_MAX, MARGIN, NAME_LENT_FOR, NAMES_PER_SHARD_MAX, QUIET, SHARDS,
 };
 use crate::names::{Names, nanos};
-use calls::vfs::{Attr, Leased, Time, attributes, search};
+use calls::vfs::{Attr, Leased, NAME_MAX, Parent, Time, attributes, search};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -112,6 +112,8 @@ struct Known {
     is_plain: bool,
     /// The inodes of names; 0: there is no such name.
     names: HashMap<Box<[u8]>, u64>,
+    /// These are all that there are.
+    has_all: bool,
     /// Who may be told of names: of [`search`].
     search: u8,
     owner: u32,
@@ -156,6 +158,12 @@ impl Known {
             && (uid == 0 || is_owner && may_owner || !is_owner && self.is_readable)
     }
 
+    /// The inode for which a name stands, or 0 for none, if that is known. While the directory is being changed not all names are.
+    fn stands_for(&self, name: &[u8]) -> Option<u64> {
+        let is_none = self.has_all && name.len() <= NAME_MAX;
+        self.names.get(name).copied().or_else(|| is_none.then_some(0))
+    }
+
     fn may_search(&self, uid: u32) -> bool {
         let bits = if uid == 0 { search::SUPERUSER } else { 0 }
             | if uid == self.owner { search::OWNER } else { 0 }
@@ -174,6 +182,8 @@ pub(crate) struct Change<'a> {
     ino: u64,
     /// When it began.
     stamp: u64,
+    /// All names of the directory were known.
+    had_all: bool,
 }
 
 /// An inode that is being read.
@@ -251,7 +261,20 @@ impl Change<'_> {
     pub(crate) fn keep_name(&self, name: &[u8], leased: Leased, ino: u64) {
         let mut shard = self.memory.shard(self.ino);
         if leased.name != 0 && self.is_alone(&shard) {
+            shard.make_room();
+            // If not, it has been forgotten meanwhile, with its other names.
+            let has_others = shard.inodes.contains_key(&self.ino);
             self.memory.insert_name(&mut shard, (self.ino, name), leased, ino);
+            if let Some(known) = shard.inodes.get_mut(&self.ino) {
+                known.has_all = self.had_all && has_others;
+            }
+        }
+    }
+
+    /// As [`Change::keep_attr`], of the directory that was changed.
+    pub(crate) fn keep_parent(&self, parent: Option<Parent>) {
+        if let Some(Parent { leased, attr }) = parent {
+            self.keep_attr(leased, attr);
         }
     }
 
@@ -316,7 +339,7 @@ impl Memory {
         let ino = {
             let shard = self.shard(parent);
             let known = shard.inodes.get(&parent)?;
-            let ino = *known.names.get(name)?;
+            let ino = known.stands_for(name)?;
             (known.may_search(uid) && self.is_valid()).then_some(ino)?
         };
         match ino {
@@ -367,6 +390,20 @@ impl Memory {
         }
     }
 
+    /// As [`Memory::keep_attr`] of what has just been made: if it is a directory, there is no name in it.
+    pub(crate) fn keep_empty(&self, asked: Asked, leased: u8, attr: Attr) {
+        let mut shard = self.shard(attr.ino);
+        let is_plain = leased & attributes::PLAIN != 0;
+        if is_plain && attr.mode & S_IFMT == S_IFDIR && self.is_fresh(&shard, attr.ino, asked) {
+            let known = shard.inodes.entry(attr.ino).or_default();
+            // As the server has it of directories without access control lists.
+            let owner = if attr.mode & 0o100 == 0 { 0 } else { search::OWNER };
+            let everybody = if attr.mode & 0o111 == 0o111 { search::EVERYBODY } else { 0 };
+            (known.search, known.owner) = (search::SUPERUSER | owner | everybody, attr.uid);
+            known.has_all = true;
+        }
+    }
+
     /// As [`Memory::keep_attr`], all entries of directory `ino`.
     pub(crate) fn keep_listing(&self, asked: Asked, ino: u64, entries: &[u8]) {
         let mut shard = self.shard(ino);
@@ -388,38 +425,47 @@ impl Memory {
 
     /// A program of this node is about to change an inode (0: none): its attributes are forgotten until it is done.
     pub(crate) fn change(&self, ino: u64) -> Change<'_> {
-        let (shard, stamp) = self.begin_change(ino);
+        let mut shard = self.shard(ino);
+        let (stamp, had_all) = self.begin_change(&mut shard, ino);
         if ino != 0 {
             self.take_back(shard, ino);
         }
-        Change { memory: self, ino, stamp }
+        Change { memory: self, ino, stamp, had_all }
     }
 
-    fn begin_change(&self, ino: u64) -> (MutexGuard<'_, Shard>, u64) {
-        let (mut shard, stamp) = (self.shard(ino), self.next_stamp());
+    /// Returns its stamp, and whether all names of the directory were known.
+    fn begin_change(&self, shard: &mut Shard, ino: u64) -> (u64, bool) {
+        let stamp = self.next_stamp();
+        let mut had_all = false;
         if ino != 0 {
             shard.slots[slot(ino)].changing += 1;
             shard.happened(ino, stamp);
             if let Some(known) = shard.inodes.get_mut(&ino) {
                 known.attr = None;
+                // Until it is known what has come of it.
+                had_all = std::mem::take(&mut known.has_all);
                 known.looks = Looks { known: self.now(), ..Looks::default() };
                 let had_one = known.listing.take().is_some();
                 shard.listings -= usize::from(had_one);
             }
         }
-        (shard, stamp)
+        (stamp, had_all)
     }
 
     /// As [`Memory::change`], if that takes no time.
     pub(crate) fn change_at_once(&self, ino: u64) -> Option<Change<'_>> {
-        // The kernel would have to forget it.
-        let is_lent = self.shard(ino).lent.contains_key(&ino);
-        (!is_lent).then(|| self.change(ino))
+        let mut shard = self.shard(ino);
+        if shard.lent.contains_key(&ino) {
+            // The kernel would have to forget it.
+            return None;
+        }
+        let (stamp, had_all) = self.begin_change(&mut shard, ino);
+        Some(Change { memory: self, ino, stamp, had_all })
     }
 
     /// A change that was left: it is still under way.
     pub(crate) fn resume(&self, ino: u64, stamp: u64) -> Change<'_> {
-        Change { memory: self, ino, stamp }
+        Change { memory: self, ino, stamp, had_all: false }
     }
 
     /// Has nothing happened to `ino` since?
@@ -554,7 +600,7 @@ impl Memory {
         let may_be_told = is_hot
             && is_settled
             && is_still
-            && known.names.get(name) == Some(&ino)
+            && known.stands_for(name) == Some(ino)
             && known.search & search::EVERYBODY != 0
             && now < until
             && self.kernel.get().is_some();

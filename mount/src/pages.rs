@@ -191,6 +191,11 @@ impl Pages {
         }
     }
 
+    /// Does the kernel read pages of a file at the moment?
+    pub(crate) fn is_being_read(&self, ino: u64) -> bool {
+        self.state().files.get(&ino).is_some_and(|file| !file.reads.is_empty())
+    }
+
     /// The kernel reads pages.
     pub(crate) fn reading(&self, ino: u64, range: Range<u64>) -> Reading<'_> {
         let mut state = self.state();

@@ -5,13 +5,14 @@
 //! knows, when the server recalls the lease because somebody elsewhere does, and after [`PUT_OFF_FOR`] in any case. As long as something is put off, a change
 //! of the inode is under way for the memory: nothing of it is remembered, so everything that would be answered from there comes by here first.
 //!
-//! An error of what was put off is told by the next write, fsync or close of the file.
+//! An error of what was put off is told by the next write, fsync or close of the file through which it was written.
 
 use crate::limits::{
     PUT_OFF_BYTES_MAX, PUT_OFF_FILES_MAX, PUT_OFF_FOR, PUT_OFF_SIZE_MAX, SOLE_FILES_MAX,
 };
 use crate::memory::{Change, Memory};
-use calls::vfs::{Attr, PutOff, SetAttr, Time, WrittenBack, set};
+use crate::promised::Promised;
+use calls::vfs::{Attr, FILE_SIZE_MAX, PutOff, SetAttr, Time, WrittenBack, attributes, set};
 use calls::wire::Wire;
 use m3ipc::{Cred, Errno};
 use std::collections::{BTreeSet, HashMap};
@@ -31,10 +32,13 @@ const BY_SUPERUSER: u32 = BY_OWNER | set::UID | set::GID;
 #[derive(Debug, Default)]
 pub(crate) struct Soles {
     files: Mutex<HashMap<u64, Arc<Sole>>>,
-    /// Those with something that is put off, or is being written back, or with an error to be told.
+    /// Those with something that is put off, or is being written back.
     concerned: Mutex<BTreeSet<u64>>,
     /// How many these are, to be looked at without a lock.
     count: AtomicUsize,
+    /// Errors that are to be told, by open file.
+    errors: Mutex<HashMap<u64, Errno>>,
+    error_count: AtomicUsize,
 }
 
 /// A file with a sole writer.
@@ -61,7 +65,6 @@ struct State {
     since: Instant,
     /// The change that is under way in the memory.
     stamp: u64,
-    failed: Option<Errno>,
 }
 
 /// Something that is put off, and when it was done.
@@ -88,6 +91,7 @@ pub(crate) enum At {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Desk<'a> {
     pub(crate) memory: &'a Memory,
+    pub(crate) promised: &'a Promised,
     /// It must not take time: nobody is to be waited for.
     pub(crate) at_once: bool,
 }
@@ -97,8 +101,9 @@ pub(crate) type Send<'a> =
     &'a dyn Fn(&Sole, &Cred, &[u8], bool) -> Result<(WrittenBack, Attr), Errno>;
 
 impl Soles {
-    /// The server says that `fh` is a sole writer's, of the inode with these attributes.
-    pub(crate) fn add(&self, attr: Attr, fh: u64) {
+    /// The server says that `fh` is a sole writer's, of the inode with these attributes. It is if that `is_current`, which is asked when everybody
+    /// can find it. There is no other one of the inode that may put anything off.
+    pub(crate) fn add(&self, attr: Attr, fh: u64, is_current: impl FnOnce() -> bool) {
         let state = State {
             attr,
             is_known: true,
@@ -107,50 +112,59 @@ impl Soles {
             cred: Cred::new(0, 0, 0),
             since: Instant::now(),
             stamp: 0,
-            failed: None,
         };
         let sole = Arc::new(Sole {
             ino: attr.ino,
             fh,
-            may_put_off: AtomicBool::new(true),
+            may_put_off: AtomicBool::new(false),
             state: Mutex::new(state),
         });
-        let mut files = self.files();
-        // There may be one that the server has ended, and whose file is still open.
-        let before = match files.len() < SOLE_FILES_MAX {
-            true => files.insert(attr.ino, sole),
-            false => files.remove(&attr.ino),
-        };
-        drop(files);
-        if let Some(before) = before {
-            self.drop_error(&before);
-        }
-    }
-
-    /// Handle `fh` of inode `ino` is closed, or was no sole writer's after all. Everything has been written back.
-    pub(crate) fn remove(&self, ino: u64, fh: u64) {
-        let mut files = self.files();
-        if let Some(sole) = files.get(&ino)
-            && sole.fh == fh
+        // Nobody puts anything off, or ends it, before that is known.
+        let _state = sole.state();
         {
-            let sole = sole.clone();
-            files.remove(&ino);
-            drop(files);
-            self.drop_error(&sole);
+            let mut files = self.files();
+            if files.len() >= SOLE_FILES_MAX && !files.contains_key(&attr.ino) {
+                return;
+            }
+            files.insert(attr.ino, sole.clone());
+        }
+        if is_current() {
+            sole.may_put_off.store(true, Ordering::SeqCst);
+        } else {
+            self.files().retain(|_, one| !Arc::ptr_eq(one, &sole));
         }
     }
 
-    fn drop_error(&self, sole: &Sole) {
-        if let Some(error) = self.take_error(sole, &mut sole.state()) {
-            tracing::warn!(?error, sole.ino, "what a program had written was not stored");
+    /// Handle `fh` of inode `ino` is being closed. Everything has been written back.
+    pub(crate) fn remove(&self, ino: u64, fh: u64) {
+        self.files().retain(|its, sole| *its != ino || sole.fh != fh);
+        if let Err(error) = self.tell(fh) {
+            tracing::warn!(?error, ino, "what a program had written was not stored");
         }
+    }
+
+    /// As [`Soles::remove`], if that takes no time: nothing is put off, nobody is at it, there is no error. False: it does.
+    pub(crate) fn remove_at_once(&self, ino: u64, fh: u64) -> bool {
+        let mut files = self.files();
+        let Some(sole) = files.get(&ino).filter(|sole| sole.fh == fh) else {
+            return !self.has_error(fh);
+        };
+        let Ok(state) = sole.state.try_lock() else { return false };
+        if !state.parts.is_empty() || self.has_error(fh) {
+            return false;
+        }
+        // Who has found it before puts nothing off any more.
+        sole.may_put_off.store(false, Ordering::SeqCst);
+        drop(state);
+        files.remove(&ino);
+        true
     }
 
     pub(crate) fn get(&self, ino: u64) -> Option<Arc<Sole>> {
         self.files().get(&ino).cloned()
     }
 
-    /// Is something of inode `ino` put off, or being written back, or an error to be told?
+    /// Is something of inode `ino` put off, or being written back?
     pub(crate) fn concerns(&self, ino: u64) -> bool {
         self.count.load(Ordering::SeqCst) > 0 && self.inodes().contains(&ino)
     }
@@ -220,7 +234,7 @@ impl Soles {
     ) -> Option<(Attr, Result<usize, Errno>)> {
         let sole = self.get(ino).filter(|sole| sole.fh == fh)?;
         let mut state = sole.state_for(desk)?;
-        if let Some(error) = self.take_error(&sole, &mut state) {
+        if let Err(error) = self.tell(fh) {
             return Some((state.attr, Err(error)));
         }
         if !state.is_known {
@@ -230,12 +244,11 @@ impl Soles {
             At::Offset(offset) => offset,
             At::End => state.attr.size,
         };
-        let end =
-            offset.checked_add(data.len() as u64).filter(|end| i64::try_from(*end).is_ok())?;
+        let end = offset.checked_add(data.len() as u64).filter(|end| *end <= FILE_SIZE_MAX)?;
         if data.is_empty() || data.len() > PUT_OFF_SIZE_MAX {
             return None;
         }
-        let now = self.open(desk, &sole, &mut state, cred, data.len())?;
+        let now = self.open(desk, &sole, &mut state, cred, data.len(), false)?;
         match state.parts.last_mut() {
             Some(Part { at, what: What::Write { offset: before, data: earlier } })
                 if *before + earlier.len() as u64 == offset =>
@@ -270,7 +283,7 @@ impl Soles {
         let is_plain = !has(set::MODE)
             || change.mode & S_IALLUGO & (S_ISUID | S_ISGID | S_ISVTX) == 0
                 && change.mode & !(S_IALLUGO | 0o170_000) == 0;
-        let is_right = (!has(set::ATIME) || is_time(change.atime))
+        let is_sound = (!has(set::ATIME) || is_time(change.atime))
             && (!has(set::MTIME) || is_time(change.mtime))
             && (!has(set::UID) || change.uid != u32::MAX)
             && (!has(set::GID) || change.gid != u32::MAX);
@@ -278,18 +291,19 @@ impl Soles {
             || change.valid == 0
             || change.valid & !allowed != 0
             || !is_plain
-            || !is_right
-            || state.failed.is_some()
+            || !is_sound
         {
             return None;
         }
-        let now = self.open(desk, &sole, &mut state, cred, SetAttr::SIZE)?;
+        let is_right = change.valid & (set::MODE | set::UID | set::GID) != 0;
+        let now = self.open(desk, &sole, &mut state, cred, SetAttr::SIZE, is_right)?;
         state.push(now, What::Set(*change));
         state.attr = changed(state.attr, change);
         Some(state.attr)
     }
 
-    /// Begins to put something of `len` bytes off for `cred`, or goes on. `None`: it is to be made in the other way.
+    /// Begins to put something of `len` bytes off for `cred`, or goes on. `None`: it is to be made in the other way. `is_right`: it changes who may open
+    /// the file.
     fn open(
         &self,
         desk: Desk<'_>,
@@ -297,6 +311,7 @@ impl Soles {
         state: &mut State,
         cred: Cred,
         len: usize,
+        is_right: bool,
     ) -> Option<Instant> {
         // What gives a program rights is lost by writing it, and that is told at once.
         let is_simple = state.attr.mode & (S_ISUID | S_ISGID) == 0;
@@ -320,47 +335,67 @@ impl Soles {
             self.settle(sole.ino);
             return None;
         };
+        // Nobody opens it from memory from now on; whoever has just done so keeps what it has.
+        if is_right && desk.promised.has(sole.ino) {
+            drop(change);
+            self.settle(sole.ino);
+            return None;
+        }
         (state.stamp, state.cred, state.since) = (change.leave(), cred, Instant::now());
         Some(state.since)
     }
 
-    /// Writes back what is put off of inode `ino`, if anything is. With `sync` it is stored then. True: there was something. An error is kept
-    /// until it is told.
-    pub(crate) fn write_back(&self, memory: &Memory, ino: u64, sync: bool, send: Send<'_>) -> bool {
-        let Some(sole) = self.concerned_one(ino) else { return false };
+    /// Writes back what is put off of inode `ino`. With `sync` it is stored then. `None`: there was nothing. An error is also kept until it is told to
+    /// whom it concerns.
+    pub(crate) fn write_back(
+        &self,
+        memory: &Memory,
+        ino: u64,
+        sync: bool,
+        send: Send<'_>,
+    ) -> Option<Result<(), Errno>> {
+        let sole = self.concerned_one(ino)?;
         let mut state = sole.state();
-        let is_any = !state.parts.is_empty();
-        if is_any {
-            self.send(memory, &sole, &mut state, sync, send);
-        }
-        is_any
+        (!state.parts.is_empty()).then(|| self.send(memory, &sole, &mut state, sync, send))
     }
 
     fn concerned_one(&self, ino: u64) -> Option<Arc<Sole>> {
         if self.concerns(ino) { self.get(ino) } else { None }
     }
 
-    fn send(&self, memory: &Memory, sole: &Sole, state: &mut State, sync: bool, send: Send<'_>) {
+    fn send(
+        &self,
+        memory: &Memory,
+        sole: &Sole,
+        state: &mut State,
+        sync: bool,
+        send: Send<'_>,
+    ) -> Result<(), Errno> {
         let change = memory.resume(sole.ino, state.stamp);
         let payload = state.encode();
         (state.parts, state.len) = (Vec::new(), 0);
-        match send(sole, &state.cred, &payload, sync) {
+        let outcome = match send(sole, &state.cred, &payload, sync) {
             Ok((WrittenBack { errno, attr: leased }, attr)) => {
                 (state.attr, state.is_known) = (attr, change.is_all_of(attr.ino));
-                change.keep_attr(leased, attr);
-                if errno != 0 {
-                    state.failed = Some(Errno::new(errno.into()));
+                change.keep_attr(leased & !attributes::SOLE, attr);
+                if leased & attributes::SOLE == 0 {
+                    sole.may_put_off.store(false, Ordering::SeqCst);
                 }
+                if errno == 0 { Ok(()) } else { Err(Errno::new(errno.into())) }
             }
             Err(error) => {
                 sole.may_put_off.store(false, Ordering::SeqCst);
-                state.failed = Some(error);
+                Err(error)
             }
+        };
+        if let Err(error) = outcome {
+            let mut errors = self.errors();
+            errors.insert(sole.fh, error);
+            self.error_count.store(errors.len(), Ordering::SeqCst);
         }
         drop(change);
-        if state.failed.is_none() {
-            self.settle(sole.ino);
-        }
+        self.settle(sole.ino);
+        outcome
     }
 
     /// As [`Soles::write_back`], of all files of which something has been put off for `age` at least. Returns when this is to be done again.
@@ -377,7 +412,8 @@ impl Soles {
                 continue;
             }
             if state.since.elapsed() >= age {
-                self.send(memory, &sole, &mut state, false, send);
+                // It is kept.
+                self.send(memory, &sole, &mut state, false, send).ok();
             } else {
                 let due = state.since + PUT_OFF_FOR;
                 next = Some(next.map_or(due, |next| next.min(due)));
@@ -397,25 +433,33 @@ impl Soles {
             let mut state = sole.state();
             sole.may_put_off.store(false, Ordering::SeqCst);
             if !state.parts.is_empty() {
-                self.send(memory, &sole, &mut state, false, send);
+                // It is kept.
+                self.send(memory, &sole, &mut state, false, send).ok();
             }
         }
     }
 
-    /// The error that is to be told to who has inode `ino` open.
+    /// The error that is to be told through open file `fh`.
     ///
     /// # Errors
     /// That, once.
-    pub(crate) fn tell(&self, ino: u64) -> Result<(), Errno> {
-        let Some(sole) = self.concerned_one(ino) else { return Ok(()) };
-        self.take_error(&sole, &mut sole.state()).map_or(Ok(()), Err)
+    pub(crate) fn tell(&self, fh: u64) -> Result<(), Errno> {
+        if self.error_count.load(Ordering::SeqCst) == 0 {
+            return Ok(());
+        }
+        let mut errors = self.errors();
+        let error = errors.remove(&fh);
+        self.error_count.store(errors.len(), Ordering::SeqCst);
+        error.map_or(Ok(()), Err)
     }
 
-    fn take_error(&self, sole: &Sole, state: &mut State) -> Option<Errno> {
-        let error = state.failed.take()?;
-        // Nothing is put off while there is one.
-        self.settle(sole.ino);
-        Some(error)
+    /// Is there one?
+    pub(crate) fn has_error(&self, fh: u64) -> bool {
+        self.error_count.load(Ordering::SeqCst) > 0 && self.errors().contains_key(&fh)
+    }
+
+    fn errors(&self) -> MutexGuard<'_, HashMap<u64, Errno>> {
+        self.errors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn files(&self) -> MutexGuard<'_, HashMap<u64, Arc<Sole>>> {

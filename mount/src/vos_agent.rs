@@ -1,6 +1,7 @@
 //! The agent that asks vfs-server, and remembers what it may.
 
 mod bytes;
+mod later;
 
 use crate::agent::{
     Agent, Caller, Entry, LockKind, Looked, NewMode, OpenFile, Place, Skill, Through, Told,
@@ -18,25 +19,25 @@ use crate::memory::{Asked, Change, Found, Memory};
 use crate::owners::Owners;
 use crate::pages::{How, Pages, Recall};
 use crate::promised::{Promise, Promised, is_promised};
-use crate::put_off::{At, Desk, Sole, Soles};
+use crate::put_off::Soles;
 use crate::staging::Staging;
 use crate::status;
 use calls::Row;
 use calls::vfs::{
     Access, Attr, Closed, CopyRange, Create, Created, DirEntry, Fallocate, Flush, FsStats, Fsync,
     Getattr, Getlk, Getxattr, Leased, LetGo, Link, Listed, Listxattr, Lock, Lookup, Mkdir, Mknod,
-    Offsets, Open, Opened, PAGE_SIZE, Paged, RESTART, Readdir, Readlink, Release, Releases,
+    Offsets, Open, Opened, PAGE_SIZE, Paged, Parent, RESTART, Readdir, Readlink, Release,
     Removexattr, Rename, Renamed, Rmdir, Seek, SetAttr, Setattr, Setlk, Setxattr, Statfs, Symlink,
-    Tmpfile, Unlink, WRITE_APPEND, WRITE_AT, Write, WriteBack, WrittenBack, attributes, pages, set,
+    Tmpfile, Unlink, WRITE_APPEND, WRITE_AT, Write, pages, set,
 };
 use calls::wire::Wire;
 use m3ipc::cred::CRED_SIZE_MAX;
-use m3ipc::errno::numbers::{EAGAIN, EBADF, ENAMETOOLONG, ENODATA, ENOENT, ENOLCK, EPROTO};
+use m3ipc::errno::numbers::{EAGAIN, EBADF, ENAMETOOLONG, ENODATA, ENOENT, ENOLCK, ENOSPC, EPROTO};
 use m3ipc::{Cred, Endpoint, Errno, Interrupt, Sendrec, Wait};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The agent that asks vfs-server. `P` is a port whose channel is trusted (`door::kind::AGENT`):
 /// the caller's credentials stand in front of each payload.
@@ -157,6 +158,20 @@ impl<P: Sendrec> VosAgent<P> {
         Ok((reply, value))
     }
 
+    /// A call that gives an inode a name, or opens it by one: the inode's attributes, and the directory if that may be remembered.
+    fn call_for_name<R: Row>(
+        &self,
+        cred: &Cred,
+        row: &R,
+        payload: [&[u8]; 2],
+    ) -> Result<(R::Reply, Attr, Option<Parent>), Errno> {
+        let mut answer = [0; Attr::SIZE + Parent::SIZE];
+        let (reply, len) = self.call(cred, row, payload, &mut answer)?;
+        let answer = &answer[..len.min(answer.len())];
+        let attr = Attr::get(answer).ok_or(Errno::new(EPROTO))?;
+        Ok((reply, attr, Parent::get(&answer[Attr::SIZE..])))
+    }
+
     /// Attributes as they are told to a kernel that has the inode.
     fn told(&self, attr: Attr) -> Told {
         Told { attr, lent: self.memory.lend(&attr, true).0 }
@@ -181,85 +196,6 @@ impl<P: Sendrec> VosAgent<P> {
             return Ok(());
         }
         self.order(&cred::plain(caller), &Release { fh, ino: file.ino }, [&[], &[]])
-    }
-
-    /// The server has opened a file for a program of this node, which is perhaps its sole writer's: then this is told what `is_current`.
-    fn note_sole(&self, leased: u8, attr: Attr, fh: u64, is_current: impl FnOnce() -> bool) {
-        if leased & attributes::SOLE == 0 {
-            return;
-        }
-        self.soles.add(attr, fh);
-        // It may have been recalled before it was there.
-        if !is_current() {
-            self.soles.remove(attr.ino, fh);
-        }
-    }
-
-    /// Has the server do what has been put off.
-    fn sending(
-        &self,
-    ) -> impl Fn(&Sole, &Cred, &[u8], bool) -> Result<(WrittenBack, Attr), Errno> + '_ {
-        |sole, cred, payload, sync| {
-            let row = WriteBack { fh: sole.fh, ino: sole.ino, sync: sync.into() };
-            self.call_for(cred, &row, [payload, &[]])
-        }
-    }
-
-    /// What has been put off of inode `ino` is done: before anything else is asked of it. Who changes it by a call begins that before (by
-    /// [`VosAgent::change`]), so that nothing is put off in between.
-    fn write_back(&self, ino: u64) {
-        self.soles.write_back(&self.memory, ino, false, &self.sending());
-    }
-
-    /// As [`VosAgent::write_back`], and nothing is put off any more. 0: of all.
-    fn end_sole(&self, ino: u64) {
-        self.soles.end(&self.memory, ino, &self.sending());
-    }
-
-    /// As [`VosAgent::write_back`], of all inodes, if that was so for `age`. Returns when there will be more.
-    fn write_back_old(&self, age: Duration) -> Option<Instant> {
-        self.soles.write_back_old(&self.memory, age, &self.sending())
-    }
-
-    /// An open file is about to be closed.
-    fn end_sole_of(&self, file: OpenFile) {
-        if self.soles.get(file.ino).is_some_and(|sole| sole.fh == file.fh) {
-            self.end_sole(file.ino);
-            self.soles.remove(file.ino, file.fh);
-        }
-    }
-
-    /// Puts a write off, if it can be. `at_once`: without waiting for anybody.
-    fn put_off_write(
-        &self,
-        at_once: bool,
-        caller: Caller,
-        file: OpenFile,
-        place: Place,
-        data: &[u8],
-    ) -> Option<Result<usize, Errno>> {
-        let at = match place {
-            Place::Offset(offset) => At::Offset(offset),
-            Place::End => At::End,
-            Place::Page(_) => return None,
-        };
-        let desk = Desk { memory: &self.memory, at_once };
-        let cred = cred::plain(caller);
-        let (attr, outcome) = self.soles.write(desk, (file.ino, file.fh), cred, at, data)?;
-        if outcome.is_ok() {
-            self.closing.soon();
-            // Nobody has pages of such a file.
-            self.pages.has_written_at_once(file.ino, attr.size);
-        }
-        Some(outcome)
-    }
-
-    /// As [`VosAgent::put_off_write`], a change of mode, owner or times.
-    fn put_off_set(&self, at_once: bool, caller: Caller, ino: u64, set: &SetAttr) -> Option<Attr> {
-        let desk = Desk { memory: &self.memory, at_once };
-        let attr = self.soles.set(desk, ino, cred::plain(caller), set)?;
-        self.closing.soon();
-        Some(attr)
     }
 
     /// Takes back a promise that nobody has been given.
@@ -320,10 +256,12 @@ impl<P: Sendrec> VosAgent<P> {
     ) -> Result<Attr, Errno> {
         let asked = self.asked();
         let change = self.change_in(caller, entry);
-        let (leased, attr): (Leased, Attr) =
-            self.call_for(&cred::with_groups(caller), row, payload)?;
+        let (leased, attr, parent) =
+            self.call_for_name(&cred::with_groups(caller), row, payload)?;
         change.keep_name(entry.name, leased, attr.ino);
+        change.keep_parent(parent);
         self.memory.keep_attr(asked, leased.attr, attr);
+        self.memory.keep_empty(asked, leased.attr, attr);
         Ok(attr)
     }
 
@@ -335,10 +273,14 @@ impl<P: Sendrec> VosAgent<P> {
         row: impl FnOnce(u64) -> R,
     ) -> Result<(), Errno> {
         let (change, forgotten) = self.change_at(caller, entry);
+        self.write_back_named(forgotten.ino());
         self.keep_open(forgotten.ino())?;
         let row = row(forgotten.ino());
-        let leased = self.order(&cred::with_groups(caller), &row, [entry.name, &[]])?;
+        let mut parent = [0; Parent::SIZE];
+        let cred = cred::with_groups(caller);
+        let (leased, len) = self.call(&cred, &row, [entry.name, &[]], &mut parent)?;
         change.keep_name(entry.name, leased, 0);
+        change.keep_parent(Parent::get(&parent[..len.min(Parent::SIZE)]));
         Ok(())
     }
 
@@ -389,10 +331,10 @@ impl<P: Sendrec> VosAgent<P> {
 
     /// An extended attribute is about to change.
     fn change_attribute(&self, ino: u64, name: &[u8]) -> Result<Change<'_>, Errno> {
+        let change = self.change_rights(ino);
         if MARKED.contains(&name) {
             self.end_sole(ino);
         }
-        let change = self.change_rights(ino);
         self.write_back(ino);
         if name.starts_with(b"system.posix_acl_") {
             self.keep_open(ino)?;
@@ -588,8 +530,9 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         let other = (from.parent != to.parent).then(|| self.change(to.parent));
         let moved = self.memory.change_name(from.parent, from.name);
         let forgotten = self.change(moved);
-        self.write_back(moved);
+        self.write_back_named(moved);
         let new_forgotten = self.change(self.memory.change_name(to.parent, to.name));
+        self.write_back_named(new_forgotten.ino());
         self.keep_open(new_forgotten.ino())?;
         self.memory.change_names(&[from.parent, to.parent], caller.pid);
         let row = Rename {
@@ -600,9 +543,10 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
             name_len: name_len(from.name)?,
             flags,
         };
-        let mut attr = [0; Attr::SIZE];
+        let mut answer = [0; Attr::SIZE + 2 * Parent::SIZE];
         let (renamed, len) =
-            self.call(&cred::with_groups(caller), &row, [from.name, to.name], &mut attr)?;
+            self.call(&cred::with_groups(caller), &row, [from.name, to.name], &mut answer)?;
+        let mut answer = &answer[..len.min(answer.len())];
         let Renamed { ino, attr: may_keep, name, owner, new_name, new_owner } = renamed;
         if ino != 0 {
             let leased = Leased { name: new_name, attr: may_keep, owner: new_owner };
@@ -610,8 +554,18 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
             other.as_ref().unwrap_or(&change).keep_name(to.name, leased, ino);
         }
         // Whose attributes were not known changes for the first time here.
-        if let Some(attr) = Attr::get(&attr[..len.min(Attr::SIZE)]) {
+        if may_keep != 0
+            && let Some(attr) = Attr::get(answer)
+        {
             forgotten.keep_attr(may_keep, attr);
+            answer = &answer[Attr::SIZE..];
+        }
+        if name != 0 {
+            change.keep_parent(Parent::get(answer));
+            answer = answer.get(Parent::SIZE..).unwrap_or_default();
+        }
+        if let Some(other) = other {
+            other.keep_parent(Parent::get(answer));
         }
         Ok(())
     }
@@ -620,9 +574,10 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         let (change, its) = (self.change_in(caller, to), self.change(ino));
         self.write_back(ino);
         let row = Link { ino, new_parent: to.parent };
-        let (leased, attr): (Leased, Attr) =
-            self.call_for(&cred::with_groups(caller), &row, [to.name, &[]])?;
+        let (leased, attr, parent) =
+            self.call_for_name(&cred::with_groups(caller), &row, [to.name, &[]])?;
         change.keep_name(to.name, leased, ino);
+        change.keep_parent(parent);
         its.keep_attr(leased.attr, attr);
         Ok(attr)
     }
@@ -661,12 +616,11 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         new: NewMode,
         flags: u32,
     ) -> Result<(Attr, OpenFile), Errno> {
-        if flags & O_EXCL == 0 {
-            // It may be one of those that stands there.
-            self.write_back_old(Duration::ZERO);
-        }
         let asked = self.asked();
         let (change, forgotten) = self.change_at(caller, entry);
+        if flags & O_EXCL == 0 {
+            self.write_back_named(forgotten.ino());
+        }
         let row = Create {
             parent: entry.parent,
             forgotten: forgotten.ino(),
@@ -674,11 +628,12 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
             umask: new.umask,
             flags,
         };
-        let (created, attr): (Created, Attr) =
-            self.call_for(&cred::with_groups(caller), &row, [entry.name, &[]])?;
+        let (created, attr, parent) =
+            self.call_for_name(&cred::with_groups(caller), &row, [entry.name, &[]])?;
         let Created { fh, name, attr: may_keep, owner } = created;
         let leased = Leased { name, attr: may_keep, owner };
         change.keep_name(entry.name, leased, attr.ino);
+        change.keep_parent(parent);
         let file = OpenFile { ino: attr.ino, fh };
         self.add_writer(file, flags);
         self.note_sole(leased.attr, attr, fh, || {
@@ -728,9 +683,9 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         if !self.pages.is_attached() || !self.skill().maps || buffer.is_empty() {
             return self.read(caller, file, offset, buffer);
         }
-        // Its kernel may be asked for them at any time.
-        self.end_sole(file.ino);
         let reading = self.pages.reading(file.ino, page_range(offset, buffer.len()));
+        // Its kernel may be asked for them at any time. Who becomes the sole writer after this sees that it is being read.
+        self.end_sole(file.ino);
         // The server need not have opened it for that.
         let mut at_server = OpenFile { fh: self.promised.peek(file.fh)?, ..file };
         let mut looking = self.memory.read(file.ino);
@@ -788,16 +743,25 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         }
         let _change = self.change(file.ino);
         self.write_back(file.ino);
-        self.soles.tell(file.ino)?;
+        self.soles.tell(file.fh)?;
         let cred = cred::plain(caller);
         let offset = match place {
             Place::Offset(offset) | Place::Page(offset) => offset | WRITE_AT,
             Place::End => WRITE_APPEND,
         };
-        let written = if data.len() <= CALL_SIZE_MAX {
-            self.order(&cred, &Write { fh: file.fh, ino: file.ino, offset }, [data, &[]])?
-        } else {
-            self.write_large(&cred, file, offset, data)?
+        let write = || {
+            if data.len() <= CALL_SIZE_MAX {
+                self.order(&cred, &Write { fh: file.fh, ino: file.ino, offset }, [data, &[]])
+            } else {
+                self.write_large(&cred, file, offset, data)
+            }
+        };
+        let written = match write() {
+            // Something of what has been closed may have been removed.
+            Err(error) if error.errno == ENOSPC && self.tell_closed(&self.closing.take()) => {
+                write()?
+            }
+            outcome => outcome?,
         };
         if let Place::Offset(offset) = place {
             self.pages.has_written(file.ino, offset.saturating_add(written.count));
@@ -810,7 +774,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
             return Ok(());
         }
         self.write_back(file.ino);
-        let outcome = self.soles.tell(file.ino);
+        let outcome = self.soles.tell(file.fh);
         if !self.owners.may_hold(file.ino, owner) {
             return outcome;
         }
@@ -831,10 +795,10 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
 
     fn fsync(&self, caller: Caller, file: OpenFile, datasync: bool) -> Result<(), Errno> {
         let file = self.at_server(file)?;
-        let is_stored = self.soles.write_back(&self.memory, file.ino, true, &self.sending());
-        self.soles.tell(file.ino)?;
-        if is_stored {
-            return Ok(());
+        let stored = self.soles.write_back(&self.memory, file.ino, true, &self.sending());
+        self.soles.tell(file.fh)?;
+        if let Some(outcome) = stored {
+            return outcome;
         }
         let row = Fsync { fh: file.fh, ino: file.ino, datasync: datasync.into() };
         self.order(&cred::plain(caller), &row, [&[], &[]])
@@ -1142,7 +1106,9 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
     }
 
     fn flush_at_once(&self, file: OpenFile, owner: u64) -> bool {
-        !self.soles.concerns(file.ino) && !self.owners.may_hold(file.ino, owner)
+        !self.soles.concerns(file.ino)
+            && !self.soles.has_error(file.fh)
+            && !self.owners.may_hold(file.ino, owner)
     }
 
     fn release_at_once(&self, file: OpenFile) -> bool {
@@ -1150,13 +1116,12 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
             self.owners.close(file.fh);
             return true;
         }
-        let takes_time = is_promised(file.fh)
-            || self.soles.concerns(file.ino)
-            || self.closing.is_locked(file.fh);
-        if takes_time {
+        if is_promised(file.fh)
+            || self.closing.is_locked(file.fh)
+            || !self.soles.remove_at_once(file.ino, file.fh)
+        {
             return false;
         }
-        self.soles.remove(file.ino, file.fh);
         self.owners.close(file.fh);
         self.pages.remove_writer(file.ino, file.fh);
         self.closing.close(Closed { fh: file.fh, ino: file.ino })
@@ -1164,15 +1129,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
 
     fn follow_up(&self) {
         while let Some(closed) = self.closing.wait() {
-            for part in closed.chunks(CLOSED_MAX) {
-                let payload: Vec<u8> = part.iter().flat_map(|closed| closed.bytes()).collect();
-                let row = Releases {};
-                // Process 0: the agent itself.
-                let outcome = self.order(&Cred::new(0, 0, 0), &row, [&payload, &[]]);
-                if let Err(error) = outcome {
-                    tracing::debug!(?error, "files that are closed stay open");
-                }
-            }
+            self.tell_closed(&closed);
             if self.write_back_old(PUT_OFF_FOR).is_some() {
                 self.closing.soon();
             }
@@ -1252,226 +1209,4 @@ fn split_entry(payload: &[u8]) -> Option<(DirEntry, &[u8], &[u8])> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::limits::PARTS_MAX;
-    use calls::vfs::{Stage, WriteStaged};
-    use m3ipc::errno::numbers::{EHOSTDOWN, EIO, ENOENT};
-    use m3ipc::{IpcError, Message};
-    use proptest::prelude::*;
-    use std::ops::ControlFlow;
-    use std::sync::Mutex;
-
-    /// Messages and what rode along with them.
-    type Sent = Vec<(Message, Vec<u8>)>;
-    /// Status, arguments and payload of an answer, or that none comes.
-    type Outcome = Result<(u16, [u8; 40], Vec<u8>), IpcError>;
-
-    /// A port that keeps what is sent and answers always the same.
-    #[derive(Debug)]
-    struct Echo {
-        sent: Mutex<Sent>,
-        answer: Outcome,
-    }
-
-    impl Sendrec for Echo {
-        fn sendrec(
-            &self,
-            to: Endpoint,
-            message: &mut Message,
-            send: &[&[u8]],
-            receive: &mut [u8],
-            _: Wait,
-        ) -> Result<usize, IpcError> {
-            assert_eq!(to, Endpoint::VFS);
-            self.sent.lock().unwrap().push((*message, send.concat()));
-            let (status, args, payload) = self.answer.clone()?;
-            (message.status, message.args) = (status, args);
-            let len = payload.len().min(receive.len());
-            receive[..len].copy_from_slice(&payload[..len]);
-            Ok(len)
-        }
-    }
-
-    fn agent(answer: Outcome) -> VosAgent<Echo> {
-        VosAgent::new(Echo { sent: Mutex::default(), answer })
-    }
-
-    fn sent(agent: &VosAgent<Echo>) -> Sent {
-        std::mem::take(&mut agent.port.sent.lock().unwrap())
-    }
-
-    const CALLER: Caller = Caller { pid: 0, uid: 7, gid: 8 };
-    const FILE: OpenFile = OpenFile { ino: 2, fh: 3 };
-
-    #[test]
-    fn the_credentials_stand_in_front_of_the_payload() {
-        let agent = agent(Ok((0, [0; 40], Vec::new())));
-        let (from, to) = (Entry { parent: 1, name: b"old" }, Entry { parent: 2, name: b"new" });
-        agent.rename(CALLER, from, to, 1).unwrap();
-        let (message, payload) = sent(&agent).remove(0);
-        assert_eq!(Cred::decode(&payload), Some((Cred::new(0, 7, 8), &b"oldnew"[..])));
-        let row = Rename::get(&message.args);
-        assert_eq!(
-            row,
-            Some(Rename {
-                parent: 1,
-                new_parent: 2,
-                forgotten: 0,
-                new_forgotten: 0,
-                name_len: 3,
-                flags: 1
-            })
-        );
-    }
-
-    #[test]
-    fn what_does_not_fit_one_message_goes_in_several() {
-        let mut args = [0; 40];
-        args[..8].copy_from_slice(&(CALL_SIZE_MAX as u64).to_le_bytes());
-        let agent = agent(Ok((0, args, vec![7; CALL_SIZE_MAX])));
-        let size = CALL_SIZE_MAX * 2;
-        let mut data = vec![0; size];
-        assert_eq!(agent.read(CALLER, FILE, 100, &mut data), Ok(size));
-        assert!(data.iter().all(|byte| *byte == 7));
-        // The server's word.
-        assert_eq!(agent.write(CALLER, FILE, Place::Offset(5), &data), Ok(CALL_SIZE_MAX));
-        let sent = &sent(&agent)[2..];
-        assert_eq!(
-            sent.iter().map(|(message, _)| message.call).collect::<Vec<_>>(),
-            [Stage::NUMBER, WriteStaged::NUMBER]
-        );
-        let staged = Stage::get(&sent[0].0.args).unwrap();
-        assert_eq!((staged.index, staged.total as usize), (0, size));
-        let row = WriteStaged::get(&sent[1].0.args).unwrap();
-        assert_eq!((row.offset & !WRITE_AT, row.token, row.parts), (5, staged.token, 1));
-        assert!(sent.iter().all(|(_, payload)| payload.len() > CALL_SIZE_MAX));
-    }
-
-    #[test]
-    fn a_read_of_several_parts_ends_where_one_is_short_or_fails() {
-        /// Answers the parts of a read, in this order, by so many bytes or an error.
-        #[derive(Debug)]
-        struct Parts(Mutex<Vec<Result<usize, i32>>>);
-
-        impl Sendrec for Parts {
-            fn sendrec(
-                &self,
-                _: Endpoint,
-                message: &mut Message,
-                _: &[&[u8]],
-                _: &mut [u8],
-                _: Wait,
-            ) -> Result<usize, IpcError> {
-                let outcome = self.0.lock().unwrap().remove(0);
-                message.status = outcome.err().map_or(0, |errno| u16::try_from(errno).unwrap());
-                Ok(outcome.unwrap_or(0))
-            }
-        }
-
-        let whole = CALL_SIZE_MAX;
-        let check = |parts: [Result<usize, i32>; 3], expected: Result<usize, i32>| {
-            let agent = VosAgent::new(Parts(Mutex::new(parts.to_vec())));
-            let mut buffer = vec![0; 3 * whole];
-            let read = agent.read(CALLER, FILE, 0, &mut buffer).map_err(|error| error.errno);
-            assert_eq!(read, expected, "{parts:?}");
-        };
-        check([Ok(whole), Ok(whole), Ok(whole)], Ok(3 * whole));
-        check([Ok(whole), Ok(5), Ok(0)], Ok(whole + 5));
-        check([Ok(whole), Ok(5), Ok(whole)], Ok(whole + 5));
-        check([Ok(0), Ok(0), Ok(0)], Ok(0));
-        check([Ok(whole), Err(EIO), Ok(whole)], Ok(whole));
-        check([Err(EIO), Ok(whole), Ok(whole)], Err(EIO));
-    }
-
-    #[test]
-    fn what_a_read_takes_more_is_bounded_and_given_back() {
-        let agent = agent(Ok((0, [0; 40], vec![7; CALL_SIZE_MAX])));
-        let mut buffer = vec![0; 3 * CALL_SIZE_MAX];
-        let all = agent.more.take(usize::MAX);
-        assert_eq!((all.count, agent.more.take(1).count), (MORE_CALLS_MAX, 0));
-        let size = buffer.len();
-        assert_eq!(agent.read(CALLER, FILE, 0, &mut buffer), Ok(size), "one by one");
-        drop(all);
-        assert_eq!(agent.read(CALLER, FILE, 0, &mut buffer), Ok(size));
-        // More than are under way at once.
-        let mut buffer = vec![0; (2 * PARTS_MAX + 1) * CALL_SIZE_MAX];
-        let size = buffer.len();
-        assert_eq!(agent.read(CALLER, FILE, 0, &mut buffer), Ok(size));
-        assert_eq!(agent.more.take(usize::MAX).count, MORE_CALLS_MAX);
-    }
-
-    #[test]
-    fn only_a_lock_that_is_not_free_is_waited_for() {
-        let lock = Lock { end: 9, kind: 1, ..Lock::default() };
-        let interrupt = Interrupt::new();
-        let check = |status: u16, wait: bool, outcome: Result<(), i32>, calls: usize| {
-            let agent = agent(Ok((status, [0; 40], Vec::new())));
-            let wait = wait.then_some(&interrupt);
-            let found = agent.setlk(CALLER, FILE, lock, LockKind::Record, wait);
-            assert_eq!(found.map_err(|error| error.errno), outcome);
-            assert_eq!(sent(&agent).len(), calls);
-        };
-        let again = u16::try_from(EAGAIN).unwrap();
-        check(0, true, Ok(()), 1);
-        check(again, false, Err(EAGAIN), 1);
-        check(again, true, Err(EAGAIN), 2);
-    }
-
-    #[test]
-    fn those_who_wait_for_locks_are_bounded() {
-        let again = u16::try_from(EAGAIN).unwrap();
-        let agent = agent(Ok((again, [0; 40], Vec::new())));
-        let places: Vec<_> = (0..LOCK_WAITS_MAX).map(|_| agent.place_to_wait().unwrap()).collect();
-        let lock = Lock { end: 9, kind: 1, ..Lock::default() };
-        let wait = || {
-            let interrupt = Interrupt::new();
-            agent.setlk(CALLER, FILE, lock, LockKind::Record, Some(&interrupt)).unwrap_err().errno
-        };
-        assert_eq!(wait(), ENOLCK);
-        drop(places);
-        assert_eq!(wait(), EAGAIN, "the server's word");
-    }
-
-    #[test]
-    fn a_call_without_an_answer_is_an_error_of_the_program() {
-        let error = |agent: &VosAgent<Echo>| agent.statfs(CALLER, 1).unwrap_err().errno;
-        assert_eq!(error(&agent(Err(IpcError::NodeDown))), EHOSTDOWN);
-        assert_eq!(error(&agent(Ok((2, [0; 40], Vec::new())))), ENOENT);
-        assert_eq!(error(&agent(Ok((0, [0; 40], vec![0; 3])))), EPROTO);
-    }
-
-    proptest! {
-        #[test]
-        fn no_answer_makes_the_agent_panic_or_run_for_ever(
-            status in prop_oneof![3 => Just(0u16), 1 => any::<u16>()],
-            args in any::<[u8; 32]>(),
-            payload in proptest::collection::vec(any::<u8>(), 0..200),
-        ) {
-            let mut wide = [0; 40];
-            wide[..32].copy_from_slice(&args);
-            let agent = agent(Ok((status, wide, payload)));
-            let entry = Entry { parent: 1, name: b"n" };
-            let new = NewMode { mode: 0, umask: 0 };
-            let mut buffer = [0; 64];
-            agent.lookup(CALLER, entry).ok();
-            agent.readlink(CALLER, 1).ok();
-            agent.create(CALLER, entry, new, 0).ok();
-            agent.open(CALLER, 1, 0).ok();
-            agent.read(CALLER, FILE, 0, &mut buffer).ok();
-            prop_assert!(agent.write(CALLER, FILE, Place::End, &[0; 9]).unwrap_or(0) <= 9);
-            let mut entries = 0;
-            let mut visit = |_: DirEntry, _: &[u8]| {
-                entries += 1;
-                if entries < 1000 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-            };
-            agent.readdir(CALLER, FILE, 0, 4096, &mut visit).ok();
-            agent.statfs(CALLER, 1).ok();
-            agent.getlk(CALLER, FILE, Lock::default()).ok();
-            agent.seek(CALLER, FILE, 0, 3).ok();
-            prop_assert!(agent.copy_range(CALLER, (FILE, 0), (FILE, 9), 9).unwrap_or(0) <= 9);
-            prop_assert!(agent.getxattr(CALLER, 1, b"user.x", &mut buffer).unwrap_or(0) <= 64);
-            agent.listxattr(CALLER, 1, &mut []).ok();
-        }
-    }
-}
+mod tests;

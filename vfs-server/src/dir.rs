@@ -175,10 +175,11 @@ impl VfsServer {
         row: Unlink,
         call: &Call<'_>,
         cx: &mut Context<'_>,
-    ) -> Result<Leased> {
+    ) -> Result<(Leased, Vec<u8>)> {
         let mut dir = self.searchable(row.parent, call.cred, cx)?;
         let name = name::to_unlink(call.payload)?;
         let entry = self.existing(&dir, name, cx)?;
+        self.look(entry.ino, call, cx)?;
         let inode = self.inode(entry.ino, cx)?;
         permission::remove_entry(&dir, &inode, call.cred, cx.store)?;
         if inode.is_directory() {
@@ -188,7 +189,8 @@ impl VfsServer {
         self.claim(&[(dir.ino, true), (inode.ino, is_forgotten)], call, cx)?;
         self.leave(&mut dir, name, &entry, cx);
         self.unlinked(inode, is_forgotten, call, cx);
-        Ok(self.lease_after(dir.ino, 0, call, cx))
+        let leased = self.lease_after(dir.ino, 0, call, cx);
+        Ok((leased, self.parent_after(dir.ino, leased.name, call, cx)))
     }
 
     pub(crate) fn rmdir(
@@ -196,7 +198,7 @@ impl VfsServer {
         row: Rmdir,
         call: &Call<'_>,
         cx: &mut Context<'_>,
-    ) -> Result<Leased> {
+    ) -> Result<(Leased, Vec<u8>)> {
         let mut dir = self.searchable(row.parent, call.cred, cx)?;
         let name = name::to_rmdir(call.payload)?;
         let entry = self.existing(&dir, name, cx)?;
@@ -212,7 +214,8 @@ impl VfsServer {
         self.claim(&[(dir.ino, true), (inode.ino, is_forgotten)], call, cx)?;
         self.leave(&mut dir, name, &entry, cx);
         self.unlinked(inode, is_forgotten, call, cx);
-        Ok(self.lease_after(dir.ino, 0, call, cx))
+        let leased = self.lease_after(dir.ino, 0, call, cx);
+        Ok((leased, self.parent_after(dir.ino, leased.name, call, cx)))
     }
 
     pub(crate) fn readlink(

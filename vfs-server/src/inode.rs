@@ -60,6 +60,11 @@ impl Inode {
         self.kind() == S_IFREG
     }
 
+    /// It has neither an access control list nor capabilities.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.marks & (mark::ACL_ACCESS | mark::ACL_DEFAULT | mark::CAPABILITY) == 0
+    }
+
     /// The type as readdir(3) gives it (DT_*).
     pub(crate) fn entry_kind(&self) -> u8 {
         u8::try_from(self.kind() >> 12).expect("a type has four bits")

@@ -26,7 +26,7 @@ use crate::limits::{
 };
 use crate::pages::{Own, PageClaim, Pages, is_behind};
 use calls::answer;
-use calls::vfs::{FAREWELL, Forget, Leased, Recalled, Recalls, attributes, search};
+use calls::vfs::{FAREWELL, Forget, Leased, Parent, Recalled, Recalls, attributes, search};
 use dvk::server::{Call, Context, Gone, Nanos};
 use dvk::store::Store;
 use m3ipc::errno::numbers::{ENOLCK, EPERM};
@@ -132,10 +132,9 @@ impl VfsServer {
             return 0;
         }
         let is_readable = inode.mode & 0o444 == 0o444 && inode.marks & mark::ACL_ACCESS == 0;
-        let is_plain = inode.marks & (mark::ACL_ACCESS | mark::ACL_DEFAULT | mark::CAPABILITY) == 0;
         attributes::KEPT
             | if is_readable { attributes::READABLE } else { 0 }
-            | if is_plain { attributes::PLAIN } else { 0 }
+            | if inode.is_plain() { attributes::PLAIN } else { 0 }
     }
 
     /// Who may be told from the memory of the caller of `call` what is under a name in `dir`; 0: it may not remember it.
@@ -167,6 +166,21 @@ impl VfsServer {
         let inode = if name == 0 || ino == 0 { None } else { self.inode(ino, cx).ok() };
         let attr = inode.map_or(0, |inode| self.lease(&inode, call, cx));
         Leased { name, attr, owner: dir.uid }
+    }
+
+    /// The [`Parent`] of a name that has just been changed and may be remembered if `leased`.
+    pub(crate) fn parent_after(
+        &mut self,
+        dir: u64,
+        leased: u8,
+        call: &Call<'_>,
+        cx: &Context<'_>,
+    ) -> Vec<u8> {
+        let dir = if leased == 0 { None } else { self.inode(dir, cx).ok() };
+        dir.map_or_else(Vec::new, |dir| {
+            let leased = self.lease(&dir, call, cx);
+            Parent { leased, attr: dir.attr(cx.store) }.bytes().into()
+        })
     }
 
     /// Inode `ino` is no more, and the caller of `call` has forgotten it.

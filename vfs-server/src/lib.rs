@@ -192,8 +192,8 @@ impl VfsServer {
                 let attr = self.mkdir(row, call, cx)?;
                 Ok(self.made::<Mkdir>(row.parent, &attr, call, cx))
             }
-            VfsCall::Unlink(row) => self.unlink(row, call, cx).map(reply::<Unlink>),
-            VfsCall::Rmdir(row) => self.rmdir(row, call, cx).map(reply::<Rmdir>),
+            VfsCall::Unlink(row) => self.unlink(row, call, cx).map(both::<Unlink>),
+            VfsCall::Rmdir(row) => self.rmdir(row, call, cx).map(both::<Rmdir>),
             VfsCall::Rename(row) => self.rename(row, call, cx).map(both::<Rename>),
             VfsCall::Link(row) => {
                 let attr = self.link(row, call, cx)?;
@@ -239,7 +239,10 @@ impl VfsServer {
         call: &Call<'_>,
         cx: &Context<'_>,
     ) -> Outcome {
-        both::<R>((self.lease_after(dir, attr.ino, call, cx), attr.bytes().into()))
+        let leased = self.lease_after(dir, attr.ino, call, cx);
+        let mut payload = attr.bytes().to_vec();
+        payload.extend(self.parent_after(dir, leased.name, call, cx));
+        both::<R>((leased, payload))
     }
 
     /// Handles a call, and answers it unless it waits for something.

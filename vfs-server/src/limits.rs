@@ -1,8 +1,6 @@
 //! Every bound of the file server, with its reason.
 
-/// Largest file, in bytes: what ext4 with 4 KiB blocks stores in one file, because a blob is one
-/// file of the host. Growing beyond it is EFBIG.
-pub const FILE_SIZE_MAX: u64 = (1 << 44) - 4096;
+pub use calls::vfs::FILE_SIZE_MAX;
 
 /// Names of one inode that is not a directory. ext4's number, so programs have met it (EMLINK).
 pub const LINK_MAX: u32 = 65_000;

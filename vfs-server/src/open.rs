@@ -81,10 +81,9 @@ impl VfsServer {
         let inode = self.inode(ino, cx)?;
         let Leased { name, attr: may_keep, owner } = self.lease_after(row.parent, ino, call, cx);
         let attr = self.make_sole(&inode, fh, call, cx);
-        Ok((
-            Created { fh, name, attr: attr | may_keep, owner },
-            inode.attr(cx.store).bytes().into(),
-        ))
+        let mut payload = inode.attr(cx.store).bytes().to_vec();
+        payload.extend(self.parent_after(row.parent, name, call, cx));
+        Ok((Created { fh, name, attr: attr | may_keep, owner }, payload))
     }
 
     /// open(2) with O_TMPFILE: a file without a name. It may get one with linkat(2), unless O_EXCL says otherwise.

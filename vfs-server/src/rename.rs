@@ -40,10 +40,12 @@ impl VfsServer {
 
         let entry = self.existing(&old_dir, old_name, cx)?;
         let is_forgotten = row.forgotten == entry.ino;
+        self.look(entry.ino, call, cx)?;
         let old = Named { name: old_name, entry, inode: self.inode(entry.ino, cx)?, is_forgotten };
         let target = match self.find(&new_dir, new_name, cx)? {
             Some(entry) => {
                 let is_forgotten = row.new_forgotten == entry.ino;
+                self.look(entry.ino, call, cx)?;
                 let inode = self.inode(entry.ino, cx)?;
                 Some(Named { name: new_name, entry, inode, is_forgotten })
             }
@@ -84,9 +86,14 @@ impl VfsServer {
         let from = self.lease_after(row.parent, 0, call, cx);
         let to = self.lease_after(row.new_parent, ino, call, cx);
         let Ok(inode) = self.inode(ino, cx) else { return (Renamed::default(), Vec::new()) };
-        let attr = if to.attr != 0 { inode.attr(cx.store).bytes().into() } else { Vec::new() };
+        let mut payload =
+            if to.attr != 0 { inode.attr(cx.store).bytes().into() } else { Vec::new() };
+        payload.extend(self.parent_after(row.parent, from.name, call, cx));
+        if row.new_parent != row.parent {
+            payload.extend(self.parent_after(row.new_parent, to.name, call, cx));
+        }
         let (name, owner, new_name, new_owner) = (from.name, from.owner, to.name, to.owner);
-        (Renamed { ino, attr: to.attr, name, owner, new_name, new_owner }, attr)
+        (Renamed { ino, attr: to.attr, name, owner, new_name, new_owner }, payload)
     }
 
     /// A directory must not come to be below itself.

@@ -17,7 +17,7 @@ use crate::inode::time;
 use crate::keys::Inode;
 use crate::limits::{FILE_SIZE_MAX, SOLE_MAX, SOLE_SPACE};
 use crate::reclaim::available;
-use calls::vfs::{Attr, PutOff, SetAttr, VfsCall, WriteBack, WrittenBack, attributes, set};
+use calls::vfs::{Attr, PutOff, SetAttr, Time, VfsCall, WriteBack, WrittenBack, attributes, set};
 use calls::wire::Wire;
 use dvk::server::{Call, Context};
 use m3ipc::Errno;
@@ -39,14 +39,14 @@ impl VfsServer {
         call: &Call<'_>,
         cx: &mut Context<'_>,
     ) -> u8 {
-        const WANTED: u8 = attributes::KEPT | attributes::PLAIN;
         let may_be = inode.is_regular()
+            && inode.is_plain()
             && self.opens.may_be_sole(fh, SOLE_MAX)
             && self.leases.is_of_nobody_but(inode.ino, call.id.source)
             // Whoever is told that there is room is told so in time.
             && available(cx.store) >= SOLE_SPACE;
         let leased = if may_be { self.lease(inode, call, cx) } else { 0 };
-        if leased & WANTED != WANTED {
+        if leased == 0 {
             return 0;
         }
         self.opens.set_sole(fh, true, cx.store);
@@ -103,12 +103,16 @@ impl VfsServer {
         let mut inode = self.file(row.ino, EBADF, cx)?;
         let parts = parts(call.payload).ok_or(Errno::new(EINVAL))?;
         let mut failed = Ok(());
+        let order = |time: &Time| (time.seconds, time.nanos);
         for (age, part) in parts {
-            // When the program did it, by this clock; and no earlier than what was done before.
+            // When the program did it, by this clock: no earlier than what was done before, unless that is to come.
             let at = time(cx.wall.saturating_sub(u64::from(age) * 1000));
-            let order = |time: calls::vfs::Time| (time.seconds, time.nanos);
-            let at = if order(at) < order(inode.ctime) { inode.ctime } else { at };
+            let at = if order(&at) < order(&inode.ctime) { inode.ctime } else { at };
+            let now = time(cx.wall);
+            let at = if order(&now) < order(&at) { now } else { at };
             let outcome = match part {
+                // What was written behind what is missing would have a hole before it.
+                Part::Write { .. } if failed.is_err() => Ok(()),
                 Part::Write { offset, data } => {
                     self.write_part(&mut inode, offset, data, call, cx).inspect(|()| {
                         (inode.mtime, inode.ctime) = (at, at);
@@ -127,7 +131,11 @@ impl VfsServer {
             cx.store.blob_sync(inode.ino);
             cx.sync();
         }
-        let attr = self.lease(&inode, call, cx);
+        if available(cx.store) < SOLE_SPACE {
+            self.end_sole(row.ino, cx);
+        }
+        let sole = if self.opens.sole(row.ino).is_some() { attributes::SOLE } else { 0 };
+        let attr = self.lease(&inode, call, cx) | sole;
         let errno = failed.err().map_or(0, |error| u16::try_from(error.errno).unwrap_or(u16::MAX));
         Ok((WrittenBack { errno, attr }, Attr::bytes(&inode.attr(cx.store)).into()))
     }
@@ -140,6 +148,9 @@ impl VfsServer {
         call: &Call<'_>,
         cx: &mut Context<'_>,
     ) -> Result<()> {
+        if data.is_empty() {
+            return Ok(());
+        }
         let len = data.len() as u64;
         let end = offset.checked_add(len).filter(|end| *end <= FILE_SIZE_MAX);
         let Some(end) = end else { return err(EFBIG) };

@@ -12,5 +12,6 @@ mod model;
 mod pages;
 mod permissions;
 mod restart;
+mod sole;
 mod space;
 mod staged;

@@ -58,7 +58,7 @@ assert not os.path.exists('d/sub')
     // Of 25 looks a round three are the first at a name, and one at a file whose other name has gone; and with each of eight changes
     // the directory's own attributes change. A machine that is busy may let the session lapse now and then.
     let counts: Vec<usize> = (0..20).map(|_| asked::<Lookup, Getattr>(&world, script)).collect();
-    assert!(counts.iter().any(|count| *count < 50 * 13), "{counts:?}");
+    assert!(counts.iter().any(|count| *count < 50 * 3), "{counts:?}");
 }
 
 #[test]

@@ -9,12 +9,13 @@ use crate::tests::driver::{Client, Got, ROOT, USER, World, attr};
 use crate::tests::errors::world;
 use calls::Row;
 use calls::vfs::{
-    Attr, Create, Created, Forget, Getattr, Leased, Link, Lookup, Mkdir, PutOff, ROOT_INO, Read,
-    Recalled, Recalls, Rename, Renamed, Rmdir, SetAttr, Setattr, Setxattr, Unlink, Write,
-    WriteBack, WrittenBack, attributes, search, set,
+    Attr, Create, Created, Forget, Getattr, Leased, Link, Lookup, Mkdir, Opened, Parent, PutOff,
+    ROOT_INO, Read, Recalled, Recalls, Rename, Renamed, Rmdir, SetAttr, Setattr, Setxattr, Unlink,
+    Write, WriteBack, WrittenBack, attributes, search, set,
 };
 use calls::wire::Wire;
 use dvk::server::{Gone, Server};
+use dvk::store::Store as _;
 use m3ipc::errno::numbers::{ENOENT, ENOLCK, EPERM};
 use m3ipc::{CallId, Cred, Endpoint, Message, NodeId, Tag};
 use proptest::prelude::{Strategy, any, prop_oneof, proptest};
@@ -367,6 +368,8 @@ struct Remembering {
     stamp: u64,
     /// The handles of files of which it is the sole writer, and how often something was put off since it was written back.
     soles: BTreeMap<u64, (u64, u64)>,
+    /// Directories of which it knows all names.
+    all: BTreeSet<u64>,
 }
 
 /// A call without an answer.
@@ -379,6 +382,8 @@ struct Open {
     changes: Vec<(u64, u64)>,
     asked: u64,
     session: u64,
+    /// Of `changes`, those directories of which all names were known.
+    all: BTreeSet<u64>,
     /// Its answer was not looked for when it may have come.
     is_old: bool,
 }
@@ -411,10 +416,31 @@ impl Remembering {
         let keep_name = |this: &mut Remembering, leased: u8, parent: u64, name: u8, ino: u64| {
             if leased != 0 && is_alone(this, parent) {
                 this.names.insert((parent, name), ino);
+                if open.all.contains(&parent) {
+                    this.all.insert(parent);
+                }
+            }
+        };
+        // What is told of a directory stands behind what is told of the inode.
+        let keep_parent = |this: &mut Remembering, at: usize| {
+            if let Some(Parent { leased, attr }) = payload.get(at..).and_then(Parent::get)
+                && leased != 0
+                && is_alone(this, attr.ino)
+            {
+                this.attrs.insert(attr.ino, attr);
             }
         };
         let leased = Leased::get(&reply.args);
         let (parent, may_keep) = match (open.message.call, leased) {
+            (calls::vfs::Open::NUMBER, _) => {
+                let opened = Opened::get(&reply.args).unwrap();
+                let ino = attr.map_or(0, |attr| attr.ino);
+                if opened.attr & attributes::SOLE != 0 && is_alone(self, ino) {
+                    self.soles.insert(ino, (opened.fh, 0));
+                    self.attrs.insert(ino, attr.unwrap());
+                }
+                return;
+            }
             (Lookup::NUMBER, Some(leased)) => (Lookup::get(args).unwrap().parent, leased),
             (Getattr::NUMBER, Some(leased)) => (0, leased),
             (Mkdir::NUMBER, Some(leased)) => (Mkdir::get(args).unwrap().parent, leased),
@@ -422,10 +448,12 @@ impl Remembering {
             (Setattr::NUMBER, Some(leased)) => (0, leased),
             (Unlink::NUMBER, Some(leased)) => {
                 let parent = Unlink::get(args).unwrap().parent;
+                keep_parent(self, 0);
                 return keep_name(self, leased.name, parent, name(0), 0);
             }
             (Rmdir::NUMBER, Some(leased)) => {
                 let parent = Rmdir::get(args).unwrap().parent;
+                keep_parent(self, 0);
                 return keep_name(self, leased.name, parent, name(0), 0);
             }
             (Create::NUMBER, _) => {
@@ -446,6 +474,10 @@ impl Remembering {
                 }
                 keep_name(self, renamed.name, row.parent, name(0), 0);
                 keep_name(self, renamed.new_name, row.new_parent, name(1), renamed.ino);
+                let first = if renamed.attr == 0 { 0 } else { Attr::SIZE };
+                let second = first + if renamed.name == 0 { 0 } else { Parent::SIZE };
+                keep_parent(self, first);
+                keep_parent(self, second);
                 (0, Leased { attr: renamed.attr, ..Leased::default() })
             }
             _ => return,
@@ -455,6 +487,12 @@ impl Remembering {
         }
         if may_keep.attr != 0 && is_alone(self, attr.unwrap().ino) {
             self.attrs.insert(attr.unwrap().ino, attr.unwrap());
+            if open.message.call == Mkdir::NUMBER {
+                self.all.insert(attr.unwrap().ino);
+            }
+        }
+        if matches!(open.message.call, Mkdir::NUMBER | Link::NUMBER | Create::NUMBER) {
+            keep_parent(self, Attr::SIZE);
         }
     }
 }
@@ -504,6 +542,10 @@ enum Step {
     PutOff {
         ino: usize,
     },
+    /// To be written.
+    Open {
+        ino: usize,
+    },
 }
 
 fn a_step() -> impl Strategy<Value = (u16, Step)> {
@@ -528,6 +570,7 @@ fn a_step() -> impl Strategy<Value = (u16, Step)> {
         1 => proptest::strategy::Just(Step::Farewell),
         3 => any::<bool>().prop_map(Step::Late),
         6 => (0..8_usize).prop_map(|ino| Step::PutOff { ino }),
+        2 => (0..8_usize).prop_map(|ino| Step::Open { ino }),
     ];
     (0..3_u16, step)
 }
@@ -561,8 +604,10 @@ impl Cluster {
     fn change<R: Row>(&mut self, at: u16, row: &R, payload: Vec<u8>, changes: Vec<u64>) {
         let remembering = &mut self.agents[usize::from(at)];
         let changes: BTreeSet<u64> = changes.into_iter().filter(|ino| *ino != 0).collect();
+        let all = changes.intersection(&remembering.all).copied().collect();
         for ino in &changes {
             remembering.attrs.remove(ino);
+            remembering.all.remove(ino);
         }
         let asked = remembering.stamp;
         let changes = changes.into_iter().map(|ino| (ino, remembering.happens(ino))).collect();
@@ -576,6 +621,7 @@ impl Cluster {
             changes,
             asked,
             session,
+            all,
             is_old: false,
         });
         self.collect();
@@ -698,6 +744,7 @@ impl Cluster {
                 for ino in inodes {
                     remembering.happens(ino);
                     remembering.attrs.remove(&ino);
+                    remembering.all.remove(&ino);
                     remembering.names.retain(|(parent, _), _| *parent != ino);
                 }
                 remembering.until = sent + LEASE;
@@ -707,6 +754,7 @@ impl Cluster {
                 // None, or none any more.
                 remembering.attrs.clear();
                 remembering.names.clear();
+                remembering.all.clear();
                 let session = self.w.begin(&client);
                 let remembering = &mut self.agents[usize::from(at)];
                 (remembering.session, remembering.until) = (session, sent + LEASE);
@@ -743,6 +791,10 @@ impl Cluster {
                     remembering.attrs.remove(&ino);
                     remembering.happens(ino);
                 }
+            }
+            Step::Open { ino } => {
+                let ino = self.inode(ino);
+                self.ask(at, &calls::vfs::Open { ino, flags: 2 }, Vec::new());
             }
             Step::Lookup { parent, name } => {
                 let parent = self.directory(parent);
@@ -881,6 +933,12 @@ impl Cluster {
             }
             for (ino, attr) in &remembering.attrs {
                 let inode = self.w.server.inodes.find(*ino, &self.w.store).unwrap();
+                let is_put_off = |(other, one): (usize, &Remembering)| {
+                    let is_live = other != at && self.w.clock < one.until;
+                    is_live && one.soles.get(ino).is_some_and(|(_, count)| *count > 0)
+                };
+                let is_any = self.agents.iter().enumerate().any(is_put_off);
+                assert!(!is_any, "agent {at} remembers {ino}, of which something is put off");
                 // What is no more nobody asks for. How much room it takes may be told a little late (`reclaim.rs`).
                 let now = inode.map(|inode| Attr {
                     blocks: attr.blocks,
@@ -888,6 +946,17 @@ impl Cluster {
                     ..inode.attr(&self.w.store)
                 });
                 assert!(now.is_none_or(|now| now == *attr), "agent {at}: {attr:?}, but {now:?}");
+            }
+            for dir in &remembering.all {
+                if remembering.changes(*dir) {
+                    continue;
+                }
+                for name in 0..3 {
+                    let key = crate::keys::entry(*dir, name.to_string().as_bytes());
+                    let is_there = self.w.store.map.get(&key).is_some();
+                    let is_known = remembering.names.contains_key(&(*dir, name));
+                    assert!(is_known || !is_there, "agent {at}: {name} in {dir}");
+                }
             }
             for ((parent, name), ino) in &remembering.names {
                 let key = crate::keys::entry(*parent, name.to_string().as_bytes());
