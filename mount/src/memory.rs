@@ -232,6 +232,20 @@ impl Drop for Reading<'_> {
     }
 }
 
+/// Something that is done to an inode, and does not change what is known of it.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Until<'a> {
+    memory: &'a Memory,
+    ino: u64,
+}
+
+impl Drop for Until<'_> {
+    fn drop(&mut self) {
+        self.memory.shard(self.ino).happened(self.ino, self.memory.next_stamp());
+    }
+}
+
 impl Change<'_> {
     /// The inode; 0: none.
     pub(crate) fn ino(&self) -> u64 {
@@ -259,15 +273,23 @@ impl Change<'_> {
 
     /// As [`Memory::keep_name`], in the directory that was changed.
     pub(crate) fn keep_name(&self, name: &[u8], leased: Leased, ino: u64) {
+        self.keep_names(&[(name, leased, ino)]);
+    }
+
+    /// As [`Change::keep_name`], all names that were changed. (Between two of them the directory would be taken to be known whole.)
+    pub(crate) fn keep_names(&self, names: &[(&[u8], Leased, u64)]) {
         let mut shard = self.memory.shard(self.ino);
-        if leased.name != 0 && self.is_alone(&shard) {
-            shard.make_room();
-            // If not, it has been forgotten meanwhile, with its other names.
-            let has_others = shard.inodes.contains_key(&self.ino);
-            self.memory.insert_name(&mut shard, (self.ino, name), leased, ino);
-            if let Some(known) = shard.inodes.get_mut(&self.ino) {
-                known.has_all = self.had_all && has_others;
-            }
+        if names.iter().any(|(_, leased, _)| leased.name == 0) || !self.is_alone(&shard) {
+            return;
+        }
+        shard.make_room();
+        // If not, it has been forgotten meanwhile, with its other names.
+        let has_others = shard.inodes.contains_key(&self.ino);
+        for (name, leased, ino) in names {
+            self.memory.insert_name(&mut shard, (self.ino, name), *leased, *ino);
+        }
+        if let Some(known) = shard.inodes.get_mut(&self.ino) {
+            known.has_all = self.had_all && has_others;
         }
     }
 
@@ -368,6 +390,7 @@ impl Memory {
     ) {
         let mut shard = self.shard(parent);
         if self.is_fresh(&shard, parent, asked) {
+            shard.make_room();
             self.insert_name(&mut shard, (parent, name), leased, ino);
         }
     }
@@ -379,7 +402,6 @@ impl Memory {
         leased: Leased,
         ino: u64,
     ) {
-        shard.make_room();
         let known = shard.inodes.entry(parent).or_default();
         (known.search, known.owner) = (leased.name, leased.owner);
         if known.looks.known == 0 {
@@ -494,6 +516,17 @@ impl Memory {
         let changes = !self.shard(ino).keeps_access_time(ino);
         let Asked(stamp) = self.asked();
         Reading { memory: self, ino: changes.then_some(ino), stamp, atime: None }
+    }
+
+    /// Is it known that a name is not there?
+    pub(crate) fn is_missing(&self, parent: u64, name: &[u8]) -> bool {
+        let shard = self.shard(parent);
+        shard.inodes.get(&parent).is_some_and(|known| known.stands_for(name) == Some(0))
+    }
+
+    /// Something that is done to an inode is noted when it is over, for those who have asked before.
+    pub(crate) fn until(&self, ino: u64) -> Until<'_> {
+        Until { memory: self, ino }
     }
 
     /// Is it known that an inode has neither an access control list nor `security.capability`?
@@ -851,6 +884,61 @@ mod tests {
 
     fn attr(ino: u64) -> Attr {
         Attr { ino, size: 7, ..Attr::default() }
+    }
+
+    #[test]
+    fn who_has_asked_before_something_was_over_is_told_so() {
+        let memory = on();
+        let asked = memory.asked();
+        let until = memory.until(5);
+        assert!(memory.is_as_asked(5, asked));
+        drop(until);
+        assert!(!memory.is_as_asked(5, asked) && memory.is_as_asked(5, memory.asked()));
+    }
+
+    #[test]
+    fn of_a_directory_that_was_made_here_all_names_are_known() {
+        const DIR: u64 = 64;
+        let made = || {
+            let memory = on();
+            let asked = memory.asked();
+            let attr = Attr { ino: DIR, mode: S_IFDIR | 0o755, ..Attr::default() };
+            memory.keep_attr(asked, attributes::KEPT, attr);
+            memory.keep_empty(asked, attributes::KEPT, attr);
+            assert_eq!(memory.name(DIR, b"any", 9), None, "it may have a list");
+            memory.keep_empty(asked, attributes::KEPT | attributes::PLAIN, attr);
+            memory
+        };
+        let is_missing = |memory: &Memory, name: &[u8]| {
+            memory.name(DIR, name, 9) == Some(Found::Missing) && memory.is_missing(DIR, name)
+        };
+        let memory = made();
+        assert!(is_missing(&memory, b"any") && is_missing(&memory, &[b'x'; NAME_MAX]));
+        assert_eq!(memory.name(DIR, &[b'x'; NAME_MAX + 1], 9), None, "that is an error");
+        let change = memory.change(DIR);
+        memory.change_name(DIR, b"a");
+        assert_eq!(memory.name(DIR, b"any", 9), None, "while it is being changed");
+        change.keep_names(&[(b"a", ALL, 5), (b"b", ALL, 0)]);
+        drop(change);
+        assert!(is_missing(&memory, b"any") && is_missing(&memory, b"b"));
+        assert!(!memory.is_missing(DIR, b"a"));
+        // What has come of a change is not known.
+        drop(memory.change(DIR));
+        assert_eq!(memory.name(DIR, b"any", 9), None);
+        assert!(is_missing(&memory, b"b"));
+        // Its names have been forgotten, to make room.
+        let memory = made();
+        let change = memory.change(DIR);
+        let asked = memory.asked();
+        for number in 0..2 * INODES_PER_SHARD_MAX as u64 {
+            memory.keep_attr(asked, ALL.attr, attr((1000 + number) * SHARDS as u64));
+        }
+        change.keep_names(&[(b"a", ALL, 0), (b"b", ALL, 5)]);
+        drop(change);
+        assert_eq!(memory.name(DIR, b"any", 9), None);
+        let memory = made();
+        memory.forget(DIR);
+        assert_eq!(memory.name(DIR, b"any", 9), None, "it was recalled");
     }
 
     #[test]

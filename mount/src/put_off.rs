@@ -541,3 +541,174 @@ impl Change<'_> {
         stamp
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use m3ipc::errno::numbers::{EIO, ENOSPC};
+    use std::cell::RefCell;
+
+    const INO: u64 = 7;
+    const FH: u64 = 70;
+    const MODE: u32 = 0o100_644;
+
+    fn attr() -> Attr {
+        Attr { ino: INO, mode: MODE, uid: 5, size: 10, ..Attr::default() }
+    }
+
+    /// Agent's memory with a session, and one file with a sole writer.
+    struct Desks {
+        memory: Memory,
+        promised: Promised,
+        soles: Soles,
+        /// What the server was told, and what it answers.
+        sent: RefCell<Vec<Vec<u8>>>,
+        answer: Result<u16, Errno>,
+        stays: bool,
+    }
+
+    impl Desks {
+        fn new() -> Desks {
+            let memory = Memory::default();
+            memory.begin_session(Instant::now(), Duration::from_secs(3600));
+            let soles = Soles::default();
+            soles.add(attr(), FH, || true);
+            let (promised, sent) = (Promised::default(), RefCell::default());
+            Desks { memory, promised, soles, sent, answer: Ok(0), stays: true }
+        }
+
+        fn desk(&self) -> Desk<'_> {
+            Desk { memory: &self.memory, promised: &self.promised, at_once: true }
+        }
+
+        fn write(&self, uid: u32, at: At, data: &[u8]) -> Option<Result<usize, Errno>> {
+            let cred = Cred::new(1, uid, 0);
+            Some(self.soles.write(self.desk(), (INO, FH), cred, at, data)?.1)
+        }
+
+        fn set(&self, uid: u32, change: SetAttr) -> Option<Attr> {
+            self.soles.set(self.desk(), INO, Cred::new(1, uid, 0), &change)
+        }
+
+        fn write_back(&self) -> Option<Result<(), Errno>> {
+            let send = |_: &Sole, _: &Cred, payload: &[u8], _| {
+                self.sent.borrow_mut().push(payload.to_vec());
+                let sole = if self.stays { attributes::SOLE } else { 0 };
+                let written = |errno| WrittenBack { errno, attr: attributes::KEPT | sole };
+                self.answer.map(|errno| (written(errno), attr()))
+            };
+            self.soles.write_back(&self.memory, INO, false, &send)
+        }
+    }
+
+    fn mode(mode: u32) -> SetAttr {
+        SetAttr { valid: set::MODE, mode, ..SetAttr::default() }
+    }
+
+    #[test]
+    fn what_is_put_off_is_sent_together_in_its_order() {
+        let d = Desks::new();
+        let asked = d.memory.asked();
+        assert_eq!(d.write(5, At::Offset(0), b"ab"), Some(Ok(2)));
+        assert!(!d.memory.is_as_asked(INO, asked), "a change is under way");
+        assert_eq!(d.write(5, At::Offset(2), b"c"), Some(Ok(1)), "it goes with the first");
+        assert_eq!(d.write(5, At::End, b"end"), Some(Ok(3)));
+        assert_eq!(d.set(5, mode(0o600)).map(|attr| (attr.mode, attr.size)), Some((0o100_600, 13)));
+        assert_eq!(d.soles.concerned(), [INO]);
+        assert!(!d.soles.remove_at_once(INO, FH));
+        assert_eq!(d.write_back(), Some(Ok(())));
+        assert_eq!((d.write_back(), d.soles.concerned()), (None, Vec::new()));
+        let payload = d.sent.borrow_mut().remove(0);
+        let mut rest = &payload[..];
+        let mut parts = Vec::new();
+        while let Some(head) = PutOff::get(rest) {
+            let end = PutOff::SIZE + head.len as usize;
+            parts.push((head.kind, head.offset, rest[PutOff::SIZE..end].to_vec()));
+            rest = &rest[end..];
+        }
+        assert_eq!(parts[0], (PutOff::WRITE, 0, b"abc".to_vec()));
+        assert_eq!(parts[1], (PutOff::WRITE, 10, b"end".to_vec()));
+        assert_eq!(parts[2], (PutOff::SET, 0, mode(0o600).bytes().to_vec()));
+        assert!(d.memory.is_as_asked(INO, d.memory.asked()), "it is over");
+        assert!(d.soles.remove_at_once(INO, FH));
+        assert_eq!(d.write(5, At::End, b"x"), None, "it is closed");
+    }
+
+    #[test]
+    fn only_what_is_known_to_be_allowed_is_put_off() {
+        let d = Desks::new();
+        let owner = SetAttr { valid: set::UID, uid: 9, ..SetAttr::default() };
+        let size = SetAttr { valid: set::SIZE | set::MODE, ..SetAttr::default() };
+        for (uid, change) in
+            [(6, mode(0)), (5, owner), (0, size), (5, mode(0o4755)), (0, mode(0o2755))]
+        {
+            assert_eq!(d.set(uid, change), None, "{uid} {change:?}");
+        }
+        assert_eq!(d.write(5, At::Offset(FILE_SIZE_MAX), b"x"), None, "that is EFBIG");
+        assert_eq!(d.write(5, At::End, &[0; PUT_OFF_SIZE_MAX + 1]), None);
+        assert_eq!(d.write(5, At::End, b""), None);
+        // Who has it open by what the mode was keeps it.
+        d.promised.open(INO, 0, Cred::new(1, 8, 8)).unwrap();
+        assert_eq!(d.set(0, mode(0o600)), None);
+        assert!(d.memory.is_as_asked(INO, d.memory.asked()) && d.soles.concerned().is_empty());
+        assert_eq!(d.write(5, At::End, b"x"), Some(Ok(1)));
+        assert_eq!(d.write(6, At::End, b"x"), None, "who asks is another");
+        // What programs have done otherwise must be seen first.
+        d.write_back().unwrap().unwrap();
+        d.soles.disturb(INO);
+        assert_eq!(d.write(5, At::End, b"x"), None);
+        d.soles.know(attr(), || false);
+        assert_eq!(d.write(5, At::End, b"x"), None);
+        d.soles.know(attr(), || true);
+        assert_eq!(d.write(5, At::End, b"x"), Some(Ok(1)));
+        d.write_back().unwrap().unwrap();
+        d.memory.end_session();
+        assert_eq!(d.write(5, At::End, b"x"), None, "there is no session");
+    }
+
+    #[test]
+    fn an_error_is_told_once_through_the_file_that_was_written() {
+        for (answer, told, goes_on) in [(Ok(28), ENOSPC, true), (Err(Errno::new(EIO)), EIO, false)]
+        {
+            let d = Desks { answer, ..Desks::new() };
+            d.write(5, At::End, b"x").unwrap().unwrap();
+            assert_eq!(d.write_back(), Some(Err(Errno::new(told))));
+            assert_eq!(d.soles.tell(FH + 1), Ok(()), "another open file");
+            assert!(d.soles.has_error(FH) && !d.soles.remove_at_once(INO, FH));
+            assert_eq!(d.write(5, At::End, b"y"), Some(Err(Errno::new(told))));
+            assert_eq!(d.soles.tell(FH), Ok(()));
+            assert_eq!(d.write(5, At::End, b"y").is_some(), goes_on);
+        }
+        let d = Desks { stays: false, ..Desks::new() };
+        d.write(5, At::End, b"x").unwrap().unwrap();
+        assert_eq!(d.write_back(), Some(Ok(())));
+        assert_eq!(d.write(5, At::End, b"y"), None, "it is the sole writer no more");
+    }
+
+    #[test]
+    fn who_was_recalled_before_it_was_known_is_no_sole_writer() {
+        let d = Desks::new();
+        d.soles.add(attr(), FH + 1, || false);
+        assert!(d.soles.get(INO).is_none());
+        let send: Send<'_> = &|_, _, _, _| unreachable!("nothing is put off");
+        d.soles.add(attr(), FH, || true);
+        d.soles.end(&d.memory, INO, send);
+        assert_eq!(d.write(5, At::End, b"x"), None);
+    }
+
+    #[test]
+    fn files_of_which_something_is_put_off_are_bounded() {
+        let d = Desks::new();
+        for number in 0..PUT_OFF_FILES_MAX as u64 + 1 {
+            let attr = Attr { ino: 1000 + number, ..attr() };
+            d.soles.add(attr, 1, || true);
+            let cred = Cred::new(1, 5, 0);
+            let put_off = d.soles.write(d.desk(), (attr.ino, 1), cred, At::End, b"x");
+            assert_eq!(put_off.is_some(), number < PUT_OFF_FILES_MAX as u64);
+        }
+        let most = PUT_OFF_BYTES_MAX / PUT_OFF_SIZE_MAX;
+        let d = Desks::new();
+        let fit = (0..10).take_while(|_| d.write(5, At::End, &[0; PUT_OFF_SIZE_MAX]).is_some());
+        assert!(fit.count() <= most);
+    }
+}

@@ -465,6 +465,8 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         }
         self.write_back(ino);
         let change = self.change_rights(ino);
+        // What was put off in between; from now on nothing is.
+        self.write_back(ino);
         if set.valid & (set::MODE | set::UID | set::GID) != 0 {
             self.keep_open(ino)?;
         }
@@ -526,13 +528,16 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         to: Entry<'_>,
         flags: u32,
     ) -> Result<(), Errno> {
+        let is_new = self.memory.is_missing(to.parent, to.name);
         let change = self.change(from.parent);
         let other = (from.parent != to.parent).then(|| self.change(to.parent));
         let moved = self.memory.change_name(from.parent, from.name);
         let forgotten = self.change(moved);
         self.write_back_named(moved);
         let new_forgotten = self.change(self.memory.change_name(to.parent, to.name));
-        self.write_back_named(new_forgotten.ino());
+        if !is_new {
+            self.write_back_named(new_forgotten.ino());
+        }
         self.keep_open(new_forgotten.ino())?;
         self.memory.change_names(&[from.parent, to.parent], caller.pid);
         let row = Rename {
@@ -550,8 +555,14 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         let Renamed { ino, attr: may_keep, name, owner, new_name, new_owner } = renamed;
         if ino != 0 {
             let leased = Leased { name: new_name, attr: may_keep, owner: new_owner };
-            change.keep_name(from.name, Leased { name, attr: 0, owner }, 0);
-            other.as_ref().unwrap_or(&change).keep_name(to.name, leased, ino);
+            let old = (from.name, Leased { name, attr: 0, owner }, 0);
+            let new = (to.name, leased, ino);
+            if let Some(other) = &other {
+                change.keep_names(&[old]);
+                other.keep_names(&[new]);
+            } else {
+                change.keep_names(&[old, new]);
+            }
         }
         // Whose attributes were not known changes for the first time here.
         if may_keep != 0
@@ -617,8 +628,9 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         flags: u32,
     ) -> Result<(Attr, OpenFile), Errno> {
         let asked = self.asked();
+        let is_new = flags & O_EXCL != 0 || self.memory.is_missing(entry.parent, entry.name);
         let (change, forgotten) = self.change_at(caller, entry);
-        if flags & O_EXCL == 0 {
+        if !is_new {
             self.write_back_named(forgotten.ino());
         }
         let row = Create {
@@ -684,8 +696,9 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
             return self.read(caller, file, offset, buffer);
         }
         let reading = self.pages.reading(file.ino, page_range(offset, buffer.len()));
-        // Its kernel may be asked for them at any time. Who becomes the sole writer after this sees that it is being read.
+        // Its kernel may be asked for them at any time. Who becomes the sole writer after this sees that it is being read, or was.
         self.end_sole(file.ino);
+        let _until = self.memory.until(file.ino);
         // The server need not have opened it for that.
         let mut at_server = OpenFile { fh: self.promised.peek(file.fh)?, ..file };
         let mut looking = self.memory.read(file.ino);

@@ -65,8 +65,8 @@ impl<P: Sendrec> VosAgent<P> {
     pub(super) fn end_sole_of(&self, file: OpenFile) {
         if self.soles.get(file.ino).is_some_and(|sole| sole.fh == file.fh) {
             self.end_sole(file.ino);
-            self.soles.remove(file.ino, file.fh);
         }
+        self.soles.remove(file.ino, file.fh);
     }
 
     /// Tells the server of files that are closed. True: there were some, and it knows.
