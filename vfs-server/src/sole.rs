@@ -89,7 +89,7 @@ impl VfsServer {
     }
 
     /// What a sole writer has put off, one after the other. It waits for nobody, as others wait for it. A part that cannot be done is passed
-    /// over; the first errno is told.
+    /// over, and after a write all further ones; the first errno is told.
     pub(crate) fn write_back(
         &mut self,
         row: WriteBack,
@@ -102,7 +102,7 @@ impl VfsServer {
         }
         let mut inode = self.file(row.ino, EBADF, cx)?;
         let parts = parts(call.payload).ok_or(Errno::new(EINVAL))?;
-        let mut failed = Ok(());
+        let (mut failed, mut has_gap) = (Ok(()), false);
         let order = |time: &Time| (time.seconds, time.nanos);
         for (age, part) in parts {
             // When the program did it, by this clock: no earlier than what was done before, unless that is to come.
@@ -112,11 +112,11 @@ impl VfsServer {
             let at = if order(&now) < order(&at) { now } else { at };
             let outcome = match part {
                 // What was written behind what is missing would have a hole before it.
-                Part::Write { .. } if failed.is_err() => Ok(()),
+                Part::Write { .. } if has_gap => Ok(()),
                 Part::Write { offset, data } => {
-                    self.write_part(&mut inode, offset, data, call, cx).inspect(|()| {
-                        (inode.mtime, inode.ctime) = (at, at);
-                    })
+                    let outcome = self.write_part(&mut inode, offset, data, call, cx);
+                    has_gap = outcome.is_err();
+                    outcome.inspect(|()| (inode.mtime, inode.ctime) = (at, at))
                 }
                 Part::Set(change) => {
                     crate::attr::check(&inode, &change, call.cred, cx.store).map(|()| {

@@ -237,12 +237,13 @@ fn only_the_sole_writer_writes_back_and_only_what_its_program_may() {
     }
     let content = w.cat(&a, "/u/f").unwrap();
     assert!(!content.starts_with(b"not"));
-    // The first error is told; what is behind it in the file is not written, what has nothing to do with it is done.
+    // The first error is told; what is written after a write that fails is not, what has nothing to do with an error is done.
     let alien = speaking(&a, &ALIEN);
-    let parts = [change(0, mode(0o777)), write(0, 0, b"skipped")];
+    let parts = [change(0, mode(0o777)), write(0, 0, b"!")];
     let (written, told) = w.write_back(&alien, (ino, fh), &parts).unwrap();
     assert_eq!((i32::from(written.errno), told.mode & 0o777), (EPERM, 0o644));
-    assert_eq!(w.cat(&a, "/u/f").unwrap(), content);
+    assert_eq!(w.cat(&a, "/u/f").unwrap(), [b"!", &content[1..]].concat());
+    w.write_back(&a, (ino, fh), &[write(0, 0, &content[..1])]).unwrap();
     let parts = [
         write(0, FILE_SIZE_MAX - 1, b"xy"),
         write(0, 0, b"skipped"),
