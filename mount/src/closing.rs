@@ -1,4 +1,5 @@
-//! Files that programs have closed, and vfs-server is told so together with others a little later: nobody waits for that.
+//! Files that programs have closed, and vfs-server is told so together with others a little later: nobody waits for that. And when that is, for
+//! whatever else is put off (`put_off`).
 
 use crate::limits::PUT_OFF_FOR;
 use calls::vfs::Closed;

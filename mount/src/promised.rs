@@ -108,7 +108,7 @@ impl Promised {
         }
     }
 
-    /// Is a file of inode `ino` open here only?
+    /// May a file of inode `ino` be open here only? True also if the server knows of it by now.
     pub(crate) fn has(&self, ino: u64) -> bool {
         self.unknown.load(Ordering::Relaxed) > 0
             && self.files().values().any(|promise| promise.ino == ino)

@@ -2,14 +2,12 @@
 //!
 //! Of a file with a *sole writer* nobody but this agent remembers anything (`vfs_server::sole`). Small writes through that handle, and changes of mode, owner
 //! and times, are answered from here and sent together: when the file is closed, when anybody of this node asks for what only the server
-//! knows, when the server recalls the lease because somebody elsewhere does, and after [`PUT_OFF_FOR`] in any case. As long as something is put off, a change
+//! knows, when the server recalls the lease because somebody elsewhere does, and after [`crate::limits::PUT_OFF_FOR`] in any case. As long as something is put off, a change
 //! of the inode is under way for the memory: nothing of it is remembered, so everything that would be answered from there comes by here first.
 //!
 //! An error of what was put off is told by the next write, fsync or close of the file through which it was written.
 
-use crate::limits::{
-    PUT_OFF_BYTES_MAX, PUT_OFF_FILES_MAX, PUT_OFF_FOR, PUT_OFF_SIZE_MAX, SOLE_FILES_MAX,
-};
+use crate::limits::{PUT_OFF_BYTES_MAX, PUT_OFF_FILES_MAX, PUT_OFF_SIZE_MAX, SOLE_FILES_MAX};
 use crate::memory::{Change, Memory};
 use crate::promised::Promised;
 use calls::vfs::{Attr, FILE_SIZE_MAX, PutOff, SetAttr, Time, WrittenBack, attributes, set};
@@ -18,7 +16,7 @@ use m3ipc::{Cred, Errno};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 const S_ISUID: u32 = 0o4000;
 const S_ISGID: u32 = 0o2000;
@@ -62,7 +60,6 @@ struct State {
     len: usize,
     /// Who has asked for them.
     cred: Cred,
-    since: Instant,
     /// The change that is under way in the memory.
     stamp: u64,
 }
@@ -110,7 +107,6 @@ impl Soles {
             parts: Vec::new(),
             len: 0,
             cred: Cred::new(0, 0, 0),
-            since: Instant::now(),
             stamp: 0,
         };
         let sole = Arc::new(Sole {
@@ -341,8 +337,8 @@ impl Soles {
             self.settle(sole.ino);
             return None;
         }
-        (state.stamp, state.cred, state.since) = (change.leave(), cred, Instant::now());
-        Some(state.since)
+        (state.stamp, state.cred) = (change.leave(), cred);
+        Some(Instant::now())
     }
 
     /// Writes back what is put off of inode `ino`. With `sync` it is stored then. `None`: there was nothing. An error is also kept until it is told to
@@ -398,28 +394,12 @@ impl Soles {
         outcome
     }
 
-    /// As [`Soles::write_back`], of all files of which something has been put off for `age` at least. Returns when this is to be done again.
-    pub(crate) fn write_back_old(
-        &self,
-        memory: &Memory,
-        age: Duration,
-        send: Send<'_>,
-    ) -> Option<Instant> {
-        let mut next: Option<Instant> = None;
-        for sole in self.concerned().into_iter().filter_map(|ino| self.get(ino)) {
-            let mut state = sole.state();
-            if state.parts.is_empty() {
-                continue;
-            }
-            if state.since.elapsed() >= age {
-                // It is kept.
-                self.send(memory, &sole, &mut state, false, send).ok();
-            } else {
-                let due = state.since + PUT_OFF_FOR;
-                next = Some(next.map_or(due, |next| next.min(due)));
-            }
+    /// As [`Soles::write_back`], of all files.
+    pub(crate) fn write_back_all(&self, memory: &Memory, send: Send<'_>) {
+        for ino in self.concerned() {
+            // An error is kept.
+            self.write_back(memory, ino, false, send);
         }
-        next
     }
 
     /// Nothing more is put off of inode `ino` (0: of any); what was is written back.
@@ -547,6 +527,7 @@ mod tests {
     use super::*;
     use m3ipc::errno::numbers::{EIO, ENOSPC};
     use std::cell::RefCell;
+    use std::time::Duration;
 
     const INO: u64 = 7;
     const FH: u64 = 70;

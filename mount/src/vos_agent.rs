@@ -13,7 +13,6 @@ use crate::kernel::Kernel;
 use crate::leases::{self, Files, Kept, Wish};
 use crate::limits::{
     AGAIN_PAUSE, CALL_SIZE_MAX, COPY_MAX, LISTING_SIZE_MAX, LOCK_WAITS_MAX, MORE_CALLS_MAX,
-    PUT_OFF_FOR,
 };
 use crate::memory::{Asked, Change, Found, Memory};
 use crate::owners::Owners;
@@ -1143,9 +1142,8 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
     fn follow_up(&self) {
         while let Some(closed) = self.closing.wait() {
             self.tell_closed(&closed);
-            if self.write_back_old(PUT_OFF_FOR).is_some() {
-                self.closing.soon();
-            }
+            // What was put off a moment ago as well: what is put off after this asks for the next time itself.
+            self.write_back_all();
         }
     }
 

@@ -6,7 +6,6 @@ use crate::cred;
 use crate::put_off::{At, Desk, Sole};
 use calls::vfs::{Attr, Closed, Releases, SetAttr, WriteBack, WrittenBack, attributes};
 use m3ipc::{Cred, Errno, Sendrec};
-use std::time::{Duration, Instant};
 
 impl<P: Sendrec> VosAgent<P> {
     /// The server has opened a file for a program of this node, which is perhaps its sole writer's: then this is told what `is_current`.
@@ -46,7 +45,7 @@ impl<P: Sendrec> VosAgent<P> {
     /// As [`VosAgent::write_back`], of inode `ino`, or with 0 of all: which one a name stands for is not known.
     pub(super) fn write_back_named(&self, ino: u64) {
         match ino {
-            0 => drop(self.write_back_old(Duration::ZERO)),
+            0 => self.write_back_all(),
             ino => self.write_back(ino),
         }
     }
@@ -56,9 +55,9 @@ impl<P: Sendrec> VosAgent<P> {
         self.soles.end(&self.memory, ino, &self.sending());
     }
 
-    /// As [`VosAgent::write_back`], of all inodes, if that was so for `age`. Returns when there will be more.
-    pub(super) fn write_back_old(&self, age: Duration) -> Option<Instant> {
-        self.soles.write_back_old(&self.memory, age, &self.sending())
+    /// As [`VosAgent::write_back`], of all inodes.
+    pub(super) fn write_back_all(&self) {
+        self.soles.write_back_all(&self.memory, &self.sending());
     }
 
     /// An open file is about to be closed.
