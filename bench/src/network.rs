@@ -58,10 +58,11 @@ const READY: &str = "lock and unlock";
 impl Network {
     /// Those that are installed here. Without root there is none.
     pub(crate) fn all() -> Vec<Network> {
-        let all = [("GlusterFS", "glusterd", GLUSTERFS), ("sshfs", "sshfs", SSHFS)];
+        let all: [(_, &[&str], _); 2] =
+            [("GlusterFS", &["glusterd"], GLUSTERFS), ("sshfs", &["sshfs", "sshd"], SSHFS)];
         let mut found = Vec::new();
-        for (name, program, script) in all {
-            match Network::mount(name, program, script) {
+        for (name, programs, script) in all {
+            match Network::mount(name, programs, script) {
                 Ok(network) => found.push(network),
                 Err(error) => eprintln!("bench: without {name} to compare with: {error:#}"),
             }
@@ -69,9 +70,11 @@ impl Network {
         found
     }
 
-    fn mount(name: &str, program: &str, script: &str) -> Result<Network> {
+    fn mount(name: &str, programs: &[&str], script: &str) -> Result<Network> {
         ensure!(rustix::process::geteuid().is_root(), "it needs root");
-        ensure!(is_installed(program), "{program} is not installed");
+        for program in programs {
+            ensure!(is_installed(program), "{program} is not installed");
+        }
         // On the disk that the stores of DVS are on.
         let state = tempfile::Builder::new().prefix("dvs-bench-").tempdir_in(place::target()?)?;
         let folder = state.path().to_str().context("the build folder has a strange name")?;
