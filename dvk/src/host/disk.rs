@@ -593,4 +593,12 @@ fn prepare(path: &Path) -> Result<bool> {
 }
 
 #[cfg(test)]
+impl DiskStore {
+    /// What of the map is in memory becomes a table now: when it does so by itself depends on how busy the machine is.
+    pub(crate) fn write_table(&self) {
+        self.map.rotate_memtable_and_wait().unwrap();
+    }
+}
+
+#[cfg(test)]
 mod tests;

@@ -422,6 +422,7 @@ fn any_byte_of_the_map_that_is_changed_is_noticed() {
         }
         store.commit_sync().unwrap();
     }
+    store.write_table();
     let truth = all(&store);
     drop(store);
     let (mut refused, mut seen, mut unread) = (0, 0, 0);
