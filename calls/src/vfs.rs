@@ -29,6 +29,9 @@ pub const PAGE_SIZE: u64 = 4096;
 /// [`Health::percent`] when no scrub is under way.
 pub const NO_SCRUB: u8 = 255;
 
+/// A limit of a [`SetQuota`] that is none.
+pub const NO_LIMIT: u64 = u64::MAX;
+
 /// `Recalls::forgotten` of an agent that ends its session.
 pub const FAREWELL: u64 = u64::MAX;
 
@@ -119,6 +122,12 @@ wire_structs! {
     pub struct FsStats {
         pub blocks: u64, pub blocks_free: u64, pub blocks_available: u64,
         pub files: u64, pub files_free: u64, pub block_size: u32, pub name_max: u32,
+    }
+
+    /// A directory's quota: what it and all below it may have, and have. Bytes are counted in blocks of 4 KiB, as far as files go (holes too); a
+    /// limit may be [`NO_LIMIT`]. `tree` is its number. `is_counting` 1: not all is counted yet where it belongs.
+    pub struct Quota {
+        pub ino: u64, pub bytes_limit: u64, pub inodes_limit: u64, pub bytes: u64, pub inodes: u64, pub tree: u16, pub is_counting: u8,
     }
 
     /// Whether the entries in the payload are the last (1), and an agent may remember them (1).
@@ -292,4 +301,10 @@ calls! {
     /// What a sole writer has put off. Payload: [`PutOff`]s. With `sync` 1 it is on stable storage when this is answered. The answer's payload is an [`Attr`]. EIO: it is
     /// the sole writer no more, and others may have seen the file.
     0x28 WriteBack { fh: u64, ino: u64, sync: u8 } -> WrittenBack, Once;
+    /// Gives directory `ino` a quota, or another one, or with `remove` 1 none (ENOENT: it has none). What is there may be more. Growing beyond it is
+    /// EDQUOT; a directory with something in it, and a file with several names, do not move from one quota to another (EXDEV). EPERM:
+    /// only process 0 of user 0 may; ELOOP: too many are within each other; ENOSPC: there are too many.
+    0x29 SetQuota { ino: u64, bytes: u64, inodes: u64, remove: u8 } -> (), Safe;
+    /// All quotas behind tree `after` (0: from the first), as many as fit: a payload of [`Quota`]s, empty at the end.
+    0x2a Quotas { after: u16 } -> (), Safe;
 }

@@ -192,7 +192,7 @@ pub(crate) fn grants(inode: &Inode, cred: &Cred, mask: u32, store: &dyn Store) -
     Some(acl.grants(inode.gid, cred, mask))
 }
 
-fn stored(inode: &Inode, name: &[u8], mark: u32, store: &dyn Store) -> Option<Acl> {
+fn stored(inode: &Inode, name: &[u8], mark: u16, store: &dyn Store) -> Option<Acl> {
     if inode.marks & mark == 0 {
         return None;
     }
@@ -329,7 +329,7 @@ pub(crate) fn check(inode: &Inode, cred: &Cred) -> Result<()> {
 /// Are an inode's marks, its lists and its mode in step?
 #[cfg(test)]
 pub(crate) fn is_in_step(inode: &Inode, store: &dyn Store) -> bool {
-    let is_marked = |name, mark: u32| {
+    let is_marked = |name, mark: u16| {
         let is_there = store.get(&keys::xattr(inode.ino, name)).is_some();
         let list = stored(inode, name, mark, store);
         (is_there == (inode.marks & mark != 0) && is_there == list.is_some()).then_some(list)

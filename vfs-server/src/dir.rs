@@ -160,9 +160,11 @@ impl VfsServer {
             Inode { nlink: LINK_MAX.., .. } => return err(EMLINK),
             _ => {}
         }
+        self.check_link(&inode, &dir)?;
         self.claim(&[(dir.ino, true), (inode.ino, true)], call, cx)?;
         self.take_metadata_space(cx)?;
         inode.nlink += 1;
+        self.join_tree(&mut inode, dir.tree, cx);
         inode.marks &= !mark::LINKABLE;
         inode.ctime = time(cx.wall);
         self.save(&inode, cx);
@@ -292,7 +294,7 @@ impl VfsServer {
     /// Makes an inode with one name, which is not there yet. `mode` includes the type.
     ///
     /// # Errors
-    /// ENOENT, EACCES, EMLINK, ENOSPC.
+    /// ENOENT, EACCES, EMLINK, ENOSPC, EDQUOT.
     pub(crate) fn make(
         &mut self,
         mut dir: Inode,
@@ -318,7 +320,7 @@ impl VfsServer {
     /// An inode of `cred`'s below `dir`, not stored yet, without a name.
     ///
     /// # Errors
-    /// ENOSPC.
+    /// ENOSPC, EDQUOT.
     pub(crate) fn new_inode(
         &mut self,
         dir: &Inode,
@@ -326,6 +328,7 @@ impl VfsServer {
         cred: &Cred,
         cx: &mut Context<'_>,
     ) -> Result<Inode> {
+        self.check_new_inode(dir.tree, cx)?;
         self.take_metadata_space(cx)?;
         let now = time(cx.wall);
         let inherited = Inherited::of(dir, new.mode, new.umask, cx.store);
@@ -339,6 +342,7 @@ impl VfsServer {
             uid: cred.uid,
             gid: permission::new_group(dir, cred),
             rdev: new.rdev,
+            tree: dir.tree,
             ..Inode::default()
         };
         inherited.give(&mut inode, cx.store);
@@ -406,6 +410,9 @@ impl VfsServer {
         inode.nlink = if inode.is_directory() { 0 } else { inode.nlink.saturating_sub(1) };
         inode.ctime = time(cx.wall);
         self.save(&inode, cx);
+        if inode.is_directory() {
+            self.drop_quota_at(inode.ino, cx);
+        }
         if inode.nlink == 0 && !self.opens.is_open(inode.ino) {
             self.discard(inode.ino, cx);
             if is_forgotten {

@@ -43,6 +43,11 @@ impl VfsServer {
 
     /// Stores a changed inode.
     pub(crate) fn save(&mut self, inode: &Inode, cx: &mut Context<'_>) {
+        if !self.trees.is_empty() {
+            // What cannot be read is counted nowhere.
+            let before = self.inodes.find(inode.ino, cx.store).ok().flatten();
+            self.trees.count(before.as_ref(), Some(inode), cx.store);
+        }
         self.inodes.put(inode, cx.store);
     }
 }

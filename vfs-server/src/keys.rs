@@ -13,6 +13,8 @@
 //! G ino                                    → nothing: no name and no handle is left, to be destroyed
 //! H endpoint                               → nothing: a file agent that may hold leases
 //! P inode endpoint                         → nothing: it may hold pages of that file which nobody else has
+//! Q tree                                   → Tree                   what a quota counts
+//! W dir                                    → cookie: what is in it from there on is yet to be counted as it is
 //! ```
 //! The tag is one byte; numbers in keys are big-endian, so ranges are in their order; records are
 //! little-endian. File data are blobs, numbered by inode.
@@ -24,10 +26,10 @@ use dvk::store::Store;
 use m3ipc::Endpoint;
 use std::ops::ControlFlow;
 
-/// Version of this layout. A store of another version is refused, but for [`OLD_VERSION`].
-pub const VERSION: u32 = 2;
-/// The same without access control lists, which a server of that time would not obey.
-pub const OLD_VERSION: u32 = 1;
+/// Version of this layout. A store of another version is refused, but for those since [`OLDEST_VERSION`].
+pub const VERSION: u32 = 3;
+/// The same without access control lists (2) and without quotas (3), which a server of that time would not obey.
+pub const OLDEST_VERSION: u32 = 1;
 
 wire_structs! {
     /// An inode. `mode` includes the type. For a directory `size` counts its entries without `.`
@@ -37,7 +39,9 @@ wire_structs! {
         pub atime: Time, pub mtime: Time, pub ctime: Time,
         pub mode: u32, pub nlink: u32, pub uid: u32, pub gid: u32, pub rdev: u32,
         /// Of [`mark`].
-        pub marks: u32,
+        pub marks: u16,
+        /// The tree with a quota that it is counted in; 0: none (`quota.rs`).
+        pub tree: u16,
     }
 
     /// What a name stands for. `kind` is a DT_* value.
@@ -53,6 +57,12 @@ wire_structs! {
     /// reported for, and the handle it was taken through.
     pub struct LockRecord { pub end: u64, pub fh: u64, pub kind: u32, pub pid: u32 }
 
+    /// A directory, `root`, and all below it, for a quota; `root` 0: its quota is gone, and what it still counts goes to others. `parent` is
+    /// the tree that this one is within; 0: none. It may have as many blocks (of 4 KiB) and inodes, and has so many, those within it included.
+    pub struct Tree {
+        pub root: u64, pub blocks_limit: u64, pub inodes_limit: u64, pub blocks: u64, pub inodes: u64, pub parent: u16,
+    }
+
     /// `ino_limit` and `fh_limit`: no number from there on was ever given out. `inodes` exist.
     pub struct Counters { pub ino_limit: u64, pub fh_limit: u64, pub inodes: u64 }
 }
@@ -60,13 +70,15 @@ wire_structs! {
 /// Bits of [`Inode::marks`].
 pub(crate) mod mark {
     /// There is a `security.capability` to drop when the file is written.
-    pub(crate) const CAPABILITY: u32 = 1;
+    pub(crate) const CAPABILITY: u16 = 1;
     /// It was made without a name, with O_TMPFILE and not O_EXCL, and may be given one.
-    pub(crate) const LINKABLE: u32 = 2;
+    pub(crate) const LINKABLE: u16 = 2;
     /// It has an access control list (`acl.rs`).
-    pub(crate) const ACL_ACCESS: u32 = 4;
+    pub(crate) const ACL_ACCESS: u16 = 4;
     /// It has one for what is made in it.
-    pub(crate) const ACL_DEFAULT: u32 = 8;
+    pub(crate) const ACL_DEFAULT: u16 = 8;
+    /// It had several names when it came to be counted in another tree: they may be in different ones (`quota.rs`).
+    pub(crate) const SPREAD: u16 = 16;
 }
 
 pub(crate) const VERSION_KEY: &[u8] = b"V";
@@ -146,6 +158,22 @@ pub(crate) fn pages(ino: u64, endpoint: Endpoint) -> Vec<u8> {
 /// From where to where the keys of [`pages`] are.
 pub(crate) fn all_pages() -> (Vec<u8>, Vec<u8>) {
     (vec![b'P'], vec![b'P' + 1])
+}
+
+pub(crate) fn tree(tree: u16) -> Vec<u8> {
+    key(b'Q', &[tree.into()], &[])
+}
+
+pub(crate) fn trees() -> (Vec<u8>, Vec<u8>) {
+    (vec![b'Q'], vec![b'Q' + 1])
+}
+
+pub(crate) fn walk(dir: u64) -> Vec<u8> {
+    key(b'W', &[dir], &[])
+}
+
+pub(crate) fn walks() -> (Vec<u8>, Vec<u8>) {
+    (vec![b'W'], vec![b'W' + 1])
 }
 
 /// The numbers in a key behind its tag; `None` if there are not exactly `N`.

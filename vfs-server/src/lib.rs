@@ -20,9 +20,10 @@
 //!    entry is in the store twice, under its name and under its cookie.
 //! 7. Every lock and every waiting call belongs to an open handle, every handle to an endpoint;
 //!    each goes with what it belongs to.
-//! 8. A call by inode number whose inode is gone fails with ESTALE, so that a kernel looks the path
+//! 8. What a tree with a quota counts is the sum of its inodes, in every round.
+//! 9. A call by inode number whose inode is gone fails with ESTALE, so that a kernel looks the path
 //!    up again; a name in a directory that is gone fails with ENOENT.
-//! 9. Permissions are checked where Linux checks them: search permission when a name is looked up,
+//! 10. Permissions are checked where Linux checks them: search permission when a name is looked up,
 //!    read and write permission when a file is opened. Who knows an inode's number is taken to have
 //!    been allowed to look it up.
 //!
@@ -43,6 +44,7 @@ mod name;
 mod open;
 mod pages;
 mod permission;
+mod quota;
 mod ranges;
 mod read_write;
 mod reclaim;
@@ -58,9 +60,10 @@ mod xattr;
 use answer::{Outcome, RESTART, Result, both, err, payload, reply};
 use calls::vfs::{
     Access, Attr, CopyRange, Create, Fallocate, Flush, Fsync, Getattr, Getlk, Getxattr, Leased,
-    LetGo, Link, Listxattr, Lookup, Mkdir, Mknod, Open, ROOT_INO, Read, ReadPages, Readdir,
-    Readlink, Release, Releases, Removexattr, Rename, Rmdir, Scrub, Seek, Setattr, Setxattr, Stage,
-    Statfs, Symlink, Tmpfile, Unlink, VfsCall, Write, WriteBack, WritePages, WriteStaged,
+    LetGo, Link, Listxattr, Lookup, Mkdir, Mknod, Open, Quotas, ROOT_INO, Read, ReadPages, Readdir,
+    Readlink, Release, Releases, Removexattr, Rename, Rmdir, Scrub, Seek, SetQuota, Setattr,
+    Setxattr, Stage, Statfs, Symlink, Tmpfile, Unlink, VfsCall, Write, WriteBack, WritePages,
+    WriteStaged,
 };
 use calls::wire::Wire;
 use calls::{Retry, Row};
@@ -75,6 +78,7 @@ use lock::Locks;
 use m3ipc::errno::numbers::ENOSYS;
 use m3ipc::{CallId, Endpoint, Message};
 use open::Opens;
+use quota::Trees;
 use reclaim::Reclaim;
 use staged::Staged;
 
@@ -91,6 +95,7 @@ pub struct VfsServer {
     reclaim: Reclaim,
     leases: Leases,
     staged: Staged,
+    trees: Trees,
 }
 
 /// A store that is not, or not of this version, of a file server. Nothing was changed in it.
@@ -127,7 +132,7 @@ impl VfsServer {
     pub fn open(store: &mut dyn Store, wall: u64) -> std::result::Result<VfsServer, UnknownStore> {
         let found = store.get(keys::VERSION_KEY);
         let version = found.as_deref().and_then(u32::get);
-        if found.is_some() && !matches!(version, Some(keys::VERSION | keys::OLD_VERSION)) {
+        if found.is_some() && !matches!(version, Some(keys::OLDEST_VERSION..=keys::VERSION)) {
             return Err(UnknownStore { version });
         }
         let mut server = VfsServer {
@@ -138,11 +143,12 @@ impl VfsServer {
             reclaim: Reclaim::open(store),
             leases: Leases::open(store),
             staged: Staged::default(),
+            trees: Trees::open(store).map_err(|_| UnknownStore { version })?,
         };
         if found.is_none() {
             server.make_root(store, wall);
         }
-        if version == Some(keys::OLD_VERSION) {
+        if version.is_some_and(|version| version < keys::VERSION) {
             store.put(keys::VERSION_KEY, &keys::VERSION.to_le_bytes());
         }
         Ok(server)
@@ -226,6 +232,8 @@ impl VfsServer {
             VfsCall::Stage(row) => self.stage(row, call, cx).map(reply::<Stage>),
             VfsCall::WriteStaged(row) => self.write_staged(row, call, cx).map(reply::<WriteStaged>),
             VfsCall::WriteBack(row) => self.write_back(row, call, cx).map(both::<WriteBack>),
+            VfsCall::SetQuota(row) => self.set_quota(row, call, cx).map(reply::<SetQuota>),
+            VfsCall::Quotas(row) => self.quotas(row).map(payload::<Quotas>),
             VfsCall::Scrub(row) => self.scrub(row, call, cx).map(both::<Scrub>),
             VfsCall::LetGo(row) => self.let_go_of_pages(row, call, cx).map(reply::<LetGo>),
         }
@@ -283,10 +291,12 @@ impl Server for VfsServer {
     fn tick(&mut self, cx: &mut Context<'_>) {
         self.reclaim_tick(cx);
         self.lease_tick(cx);
+        self.quota_tick(cx);
     }
 
     fn deadline(&self) -> Option<Nanos> {
-        self.reclaim.deadline().into_iter().chain(self.leases.deadline()).min()
+        let deadlines = [self.reclaim.deadline(), self.leases.deadline(), self.trees.deadline()];
+        deadlines.into_iter().flatten().min()
     }
 
     fn once(&self, message: &Message) -> bool {

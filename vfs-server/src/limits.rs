@@ -107,6 +107,17 @@ pub const SPACE_GRANT: u64 = 16 << 20;
 /// What a new name or inode is taken to cost in the store, in bytes.
 pub const METADATA_COST: u64 = 1024;
 
+/// Quotas within each other: each change of a file counts in all that it is in (ELOOP).
+pub const TREE_DEPTH_MAX: usize = 16;
+
+/// Trees with a quota: an inode's record has 16 bits for the one it is in (ENOSPC).
+pub const TREES_MAX: usize = u16::MAX as usize;
+
+/// Names that are looked at in one go when a quota begins to count what is there already, or ends, and the nanoseconds to the next
+/// go: other calls wait for about a millisecond.
+pub const TREE_WALK_BATCH: usize = 256;
+pub const TREE_WALK_INTERVAL: u64 = 2_000_000;
+
 /// Nanoseconds from one reclaim of deleted inodes to the next. Long enough that a program on
 /// another node that has just looked a name up can still open what it found.
 pub const RECLAIM_INTERVAL: u64 = 100_000_000;

@@ -22,7 +22,9 @@ use calls::wire::Wire;
 use dvk::server::{Call, Context};
 use dvk::store::{Store, StoreError};
 use m3ipc::Cred;
-use m3ipc::errno::numbers::{EAGAIN, EBADF, EFBIG, EINVAL, EIO, EISDIR, ENODEV, ENXIO, EOPNOTSUPP};
+use m3ipc::errno::numbers::{
+    EAGAIN, EBADF, EDQUOT, EFBIG, EINVAL, EIO, EISDIR, ENODEV, ENXIO, EOPNOTSUPP,
+};
 use m3ipc::limits::PAYLOAD_MAX;
 
 /// Largest offset that off_t can say.
@@ -214,12 +216,19 @@ impl VfsServer {
         let whole = whole.min(FILE_SIZE_MAX - offset);
         let pages = PageClaim::change(inode.ino, pages_of(offset, whole), Own::All);
         self.claim_all(&[(inode.ino, true)], &[pages], call, cx)?;
+        let whole = self.within_quota(&inode, offset + whole, cx).saturating_sub(offset);
+        if whole == 0 {
+            return err(EDQUOT);
+        }
         if offset > inode.size {
             cut_behind_end(&inode, cx.store)?;
         }
         let mut written = 0;
         for part in parts {
             let count = (whole - written).min(part.len() as u64);
+            if count == 0 {
+                break;
+            }
             let data = &part[..usize::try_from(count).unwrap_or(part.len())];
             let outcome = self.take_space(count, cx);
             match outcome.and_then(|()| self.write_blob(inode.ino, offset + written, data, cx)) {
@@ -278,6 +287,10 @@ impl VfsServer {
             PageClaim::change(target.ino, pages_of(to, count), Own::All),
         ];
         self.claim_all(&[(target.ino, true)], &claims, call, cx)?;
+        let count = self.within_quota(&target, to + count, cx).saturating_sub(to);
+        if count == 0 {
+            return err(EDQUOT);
+        }
         self.take_space(count, cx)?;
         let mut data = vec![0; usize::try_from(count).unwrap_or(0)];
         // What the blob does not have stays zero.
@@ -327,6 +340,9 @@ impl VfsServer {
         let pages = is_zeroed.then(|| PageClaim::change(inode.ino, pages, Own::All));
         self.claim_all(&[(inode.ino, true)], pages.as_slice(), call, cx)?;
         let keep_size = row.mode & FALLOC_FL_KEEP_SIZE != 0;
+        if !keep_size {
+            self.check_growth(&inode, end, cx)?;
+        }
         match row.mode & !FALLOC_FL_KEEP_SIZE {
             0 => self.check_room(&inode, row.offset, end, cx)?,
             FALLOC_FL_PUNCH_HOLE if keep_size => zero(&inode, row.offset, end, cx.store)?,

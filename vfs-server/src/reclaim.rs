@@ -12,7 +12,7 @@
 
 use crate::VfsServer;
 use crate::answer::{Result, err};
-use crate::keys;
+use crate::keys::{self, Inode};
 use crate::limits::{
     METADATA_COST, RECLAIM_BACKLOG_INTERVAL, RECLAIM_BATCH, RECLAIM_INTERVAL, SPACE_GRANT,
     SPACE_RESERVE,
@@ -124,6 +124,11 @@ impl VfsServer {
         Ok(())
     }
 
+    /// Is there anything to reclaim?
+    pub(crate) fn has_garbage(&self) -> bool {
+        !self.reclaim.queue.is_empty()
+    }
+
     /// Takes what a new name or inode costs.
     ///
     /// # Errors
@@ -156,7 +161,7 @@ impl VfsServer {
     fn reclaim_one(&mut self, ino: u64, cx: &mut Context<'_>) {
         let Ok(Some(inode)) = self.inodes.find(ino, cx.store) else { return };
         if inode.nlink == 0 && !self.opens.is_open(ino) {
-            self.destroy(ino, inode.kind(), cx);
+            self.destroy(&inode, cx);
             self.recall_late(ino, None, cx);
             self.recall_pages_late(ino, cx);
         } else if inode.is_regular() && extends_beyond(cx.store, ino, inode.size) {
@@ -167,7 +172,8 @@ impl VfsServer {
         }
     }
 
-    fn destroy(&mut self, ino: u64, kind: u32, cx: &mut Context<'_>) {
+    fn destroy(&mut self, inode: &Inode, cx: &mut Context<'_>) {
+        let (ino, kind) = (inode.ino, inode.kind());
         let mut gone = vec![keys::garbage(ino)];
         if kind == S_IFLNK {
             gone.push(keys::target(ino));
@@ -176,6 +182,7 @@ impl VfsServer {
         for key in gone {
             cx.store.remove(&key);
         }
+        self.trees.count(Some(inode), None, cx.store);
         self.inodes.remove(ino, cx.store);
         if kind == S_IFREG {
             cx.store.blob_remove(ino);

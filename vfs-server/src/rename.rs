@@ -145,6 +145,7 @@ impl VfsServer {
         permission::remove_entry(&old_dir, &old.inode, call.cred, cx.store)?;
         permission::add_entry(&new_dir, call.cred, cx.store)?;
         check_move(&old_dir, &new_dir, &old.inode, call.cred, cx.store)?;
+        self.check_trees(&old_dir, &new_dir, &old.inode, cx)?;
         if old.inode.is_directory()
             && old_dir.ino != new_dir.ino
             && new_dir.nlink >= SUBDIRECTORY_MAX
@@ -185,6 +186,7 @@ impl VfsServer {
         if new.inode.is_directory() && new.inode.size > 0 {
             return err(ENOTEMPTY);
         }
+        self.check_trees(&old_dir, &new_dir, &old.inode, cx)?;
         self.claim(
             &[
                 (old_dir.ino, true),
@@ -218,6 +220,8 @@ impl VfsServer {
         permission::remove_entry(&new_dir, &new.inode, call.cred, cx.store)?;
         check_move(&old_dir, &new_dir, &old.inode, call.cred, cx.store)?;
         check_move(&old_dir, &new_dir, &new.inode, call.cred, cx.store)?;
+        self.check_trees(&old_dir, &new_dir, &old.inode, cx)?;
+        self.check_trees(&new_dir, &old_dir, &new.inode, cx)?;
         self.claim(
             &[
                 (old_dir.ino, true),
@@ -244,6 +248,7 @@ impl VfsServer {
             inode.parent = dir.ino;
         }
         inode.ctime = time(cx.wall);
+        self.join_tree(inode, dir.tree, cx);
         self.save(inode, cx);
     }
 }

@@ -44,7 +44,7 @@ impl VfsServer {
             && self.opens.may_be_sole(fh, SOLE_MAX)
             && self.leases.is_of_nobody_but(inode.ino, call.id.source)
             // Whoever is told that there is room is told so in time.
-            && available(cx.store) >= SOLE_SPACE;
+            && self.has_sole_space(inode, cx);
         let leased = if may_be { self.lease(inode, call, cx) } else { 0 };
         if leased == 0 {
             return 0;
@@ -131,7 +131,7 @@ impl VfsServer {
             cx.store.blob_sync(inode.ino);
             cx.sync();
         }
-        if available(cx.store) < SOLE_SPACE {
+        if !self.has_sole_space(&inode, cx) {
             self.end_sole(row.ino, cx);
         }
         let sole = if self.opens.sole(row.ino).is_some() { attributes::SOLE } else { 0 };
@@ -140,6 +140,12 @@ impl VfsServer {
         Ok((WrittenBack { errno, attr }, Attr::bytes(&inode.attr(cx.store)).into()))
     }
 
+    /// Is there room for all that may be put off?
+    fn has_sole_space(&self, inode: &Inode, cx: &Context<'_>) -> bool {
+        available(cx.store).min(self.trees.free_bytes(inode.tree)) >= SOLE_SPACE
+    }
+
+    /// It was promised when there was room, so no quota is asked.
     fn write_part(
         &mut self,
         inode: &mut Inode,
@@ -209,6 +215,8 @@ fn looked_at(row: &VfsCall) -> [u64; 2] {
         | VfsCall::LetGo(_)
         | VfsCall::Stage(_)
         | VfsCall::WriteBack(_)
+        | VfsCall::SetQuota(_)
+        | VfsCall::Quotas(_)
         | VfsCall::Scrub(_) => [0, 0],
     }
 }

@@ -8,9 +8,9 @@ use calls::vfs::{FsStats, NAME_MAX, Statfs};
 use dvk::server::Context;
 
 impl VfsServer {
-    /// The same for every inode: the tree is one file system.
+    /// The tree is one file system; below a directory with a quota, one of that size (as with the project quotas of XFS).
     pub(crate) fn statfs(&mut self, row: Statfs, cx: &mut Context<'_>) -> Result<Vec<u8>> {
-        self.inode(row.ino, cx)?;
+        let inode = self.inode(row.ino, cx)?;
         let (total, free) = cx.store.space();
         let block = u64::from(STATFS_BLOCK_SIZE);
         let stats = FsStats {
@@ -22,6 +22,6 @@ impl VfsServer {
             block_size: STATFS_BLOCK_SIZE,
             name_max: u32::try_from(NAME_MAX).expect("a name has 255 bytes"),
         };
-        Ok(stats.bytes().into())
+        Ok(self.trees.within(inode.tree, stats).bytes().into())
     }
 }

@@ -11,6 +11,7 @@ mod locks;
 mod model;
 mod pages;
 mod permissions;
+mod quota;
 mod restart;
 mod sole;
 mod space;

@@ -1,7 +1,7 @@
 //! Checks everything that must hold in the store, and that the caches say the same.
 
 use crate::acl;
-use crate::keys::{self, Counters, Entry, Inode, LockRecord, OpenRecord, Place};
+use crate::keys::{self, Counters, Entry, Inode, LockRecord, OpenRecord, Place, Tree};
 use crate::linux::S_IFLNK;
 use crate::tests::driver::World;
 use calls::vfs::ROOT_INO;
@@ -47,6 +47,7 @@ pub(crate) fn check(world: &mut World) {
         assert_eq!(store.get(&keys::target(ino)).is_some(), inode.kind() == S_IFLNK);
     }
     check_ownership(store, &inodes, &opens);
+    check_trees(store, &inodes);
     let counters: Counters = keys::read(store, keys::COUNTERS).unwrap().unwrap();
     assert_eq!(counters.inodes, inodes.len() as u64);
     assert!(inodes.keys().all(|ino| *ino < counters.ino_limit));
@@ -73,6 +74,42 @@ fn check_directory(store: &dyn Store, dir: &Inode) -> Vec<Entry> {
     });
     assert_eq!((count, count as u64), (entries.len(), dir.size), "{dir:?}");
     entries
+}
+
+/// Trees with a quota count what is in them; and an entry is counted with its directory, or will be.
+fn check_trees(store: &dyn Store, inodes: &BTreeMap<u64, Inode>) {
+    let mut trees: BTreeMap<u16, Tree> = BTreeMap::new();
+    keys::collect(store, &keys::trees(), |key, value| {
+        let [number] = keys::numbers(key).unwrap();
+        trees.insert(u16::try_from(number).unwrap(), Tree::get(value).unwrap());
+    });
+    let mut counted: BTreeMap<u16, (u64, u64)> = trees.keys().map(|tree| (*tree, (0, 0))).collect();
+    for inode in inodes.values() {
+        let mut number = inode.tree;
+        while number != 0 {
+            let (blocks, inodes) = counted.get_mut(&number).expect("there is such a tree");
+            *blocks += if inode.is_regular() { inode.size.div_ceil(4096) } else { 0 };
+            *inodes += 1;
+            number = trees[&number].parent;
+        }
+    }
+    for (number, tree) in &trees {
+        assert_eq!((tree.blocks, tree.inodes), counted[number], "{tree:?}");
+        assert!(tree.inodes > 0, "{tree:?}");
+        assert!(tree.root == 0 || inodes[&tree.root].tree == *number, "{tree:?}");
+    }
+    let roots: BTreeMap<u64, u16> =
+        trees.iter().map(|(number, tree)| (tree.root, *number)).collect();
+    for dir in inodes.values().filter(|inode| inode.is_directory()) {
+        let walk = keys::read::<u64>(store, &keys::walk(dir.ino)).unwrap();
+        for entry in check_directory(store, dir) {
+            let inode = &inodes[&entry.ino];
+            let tree = roots.get(&entry.ino).map_or(inode.tree, |root| trees[root].parent);
+            let is_spread = inode.is_spread() || !inode.is_directory() && inode.nlink > 1;
+            let is_to_come = walk.is_some_and(|cookie| cookie <= entry.cookie);
+            assert!(tree == dir.tree || is_to_come || is_spread, "{dir:?} {inode:?} {walk:?}");
+        }
+    }
 }
 
 /// Attributes and open files have an inode, locks have a handle.
@@ -116,6 +153,7 @@ fn check_caches(
     assert!(
         opens.keys().all(|fh| format!("{:?}", fresh.opens).contains(&format!("{fh}: OpenRecord")))
     );
+    assert!(fresh.trees.is_as(&world.server.trees));
     assert_eq!(fresh.locks.all_held(), world.server.locks.all_held());
 }
 

@@ -147,7 +147,7 @@ fn a_damaged_record_is_eio_for_those_who_need_it_and_for_nobody_else() {
 fn a_store_without_access_control_lists_is_taken_over() {
     let mut w = world();
     let before = w.stat(&USER, "/u/f").unwrap();
-    w.store.put(keys::VERSION_KEY, &keys::OLD_VERSION.to_le_bytes());
+    w.store.put(keys::VERSION_KEY, &keys::OLDEST_VERSION.to_le_bytes());
     w.restart();
     assert_eq!(w.store.get(keys::VERSION_KEY), Some(keys::VERSION.to_le_bytes().to_vec()));
     assert_eq!(w.stat(&USER, "/u/f").unwrap(), before);

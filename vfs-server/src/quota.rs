@@ -1,0 +1,508 @@
+//! Quotas of directory trees: what a directory and all below it may have in bytes and inodes. The root's is the container's.
+//!
+//! Each inode says in which tree it is counted, the innermost one; a tree is *within* another, and what it counts, that one counts too. So a change
+//! of a file's size is one of a few records, and what a tree has is known without looking through it. Counted are the blocks of 4 KiB up
+//! to a file's end, holes too: what a file can come to need without becoming longer is there.
+//!
+//! When a directory gets a quota, or loses it, what is below is counted where it belongs little by little: a *walk* over its entries, and in turn
+//! over those of the directories among them. Until it has ended, an inode may be counted in a tree around its own, or in one that is
+//! gone; new ones are counted with the directory they are made in, which the walk comes to later, or has come to. What holds all
+//! the time, but for files with several names: an entry is counted with its directory, is itself the root of a tree, or the directory's walk has yet to come to it.
+//!
+//! As with the project quotas of XFS a directory with something in it does not move from one tree to another (EXDEV), so that mv(1) copies
+//! it. A file with one name does, if there is room for it. One that had names in several trees before these had quotas is counted in one of
+//! them.
+
+use crate::VfsServer;
+use crate::answer::{Result, err};
+use crate::keys::{self, Corrupt, Inode, Tree, mark};
+use crate::limits::{
+    STATFS_BLOCK_SIZE, TREE_DEPTH_MAX, TREE_WALK_BATCH, TREE_WALK_INTERVAL, TREES_MAX,
+};
+use calls::vfs::{FsStats, NO_LIMIT, Quota, Quotas, ROOT_INO, SetQuota};
+use calls::wire::Wire;
+use dvk::server::{Call, Context, Nanos};
+use dvk::store::Store;
+use m3ipc::errno::numbers::{EDQUOT, ELOOP, ENOENT, ENOSPC, ENOTDIR, EPERM, ESTALE, EXDEV};
+use m3ipc::limits::PAYLOAD_MAX;
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+/// What is counted, in bytes.
+const BLOCK: u64 = STATFS_BLOCK_SIZE as u64;
+
+/// All trees with a quota, and those whose quota is gone and that still count something.
+#[derive(Debug, Default)]
+pub(crate) struct Trees {
+    by_number: BTreeMap<u16, Tree>,
+    by_root: BTreeMap<u64, u16>,
+    /// When walks go on; `None`: there are none.
+    due: Option<Nanos>,
+}
+
+impl Trees {
+    /// Takes up what an earlier life has left.
+    pub(crate) fn open(store: &dyn Store) -> std::result::Result<Trees, Corrupt> {
+        let mut trees = Trees::default();
+        let mut outcome = Ok(());
+        keys::collect(store, &keys::trees(), |key, value| {
+            let number = keys::numbers(key).and_then(|[number]| u16::try_from(number).ok());
+            match (number, Tree::get(value)) {
+                (Some(number), Some(tree)) => {
+                    trees.by_number.insert(number, tree);
+                    if tree.root != 0 {
+                        trees.by_root.insert(tree.root, number);
+                    }
+                }
+                _ => outcome = Err(Corrupt),
+            }
+        });
+        trees.due = first_walk(store).map(|_| 0);
+        outcome.map(|()| trees)
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Nanos> {
+        self.due
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.by_number.is_empty()
+    }
+
+    /// Bytes that files counted in `tree` may grow by.
+    pub(crate) fn free_bytes(&self, tree: u16) -> u64 {
+        self.free_blocks(tree).saturating_mul(BLOCK)
+    }
+
+    /// An inode changes from `before` to `after`; `None`: there is none.
+    pub(crate) fn count(
+        &mut self,
+        before: Option<&Inode>,
+        after: Option<&Inode>,
+        store: &mut dyn Store,
+    ) {
+        let part = |inode: &Inode| (inode.tree, blocks(inode));
+        let (before, after) = (before.map(part), after.map(part));
+        if before == after {
+            return;
+        }
+        let of =
+            |part: Option<(u16, u64)>| part.map_or((0, 0, 0), |(tree, blocks)| (tree, blocks, 1));
+        let ((old, old_blocks, was), (new, new_blocks, is)) = (of(before), of(after));
+        if old == new {
+            let apart = |after: u64, before: u64| after.wrapping_sub(before);
+            self.add(new, apart(new_blocks, old_blocks), apart(is, was), store);
+        } else {
+            // The new one first: one whose quota is gone must not look empty in between.
+            self.add(new, new_blocks, is, store);
+            self.add(old, old_blocks.wrapping_neg(), was.wrapping_neg(), store);
+        }
+    }
+
+    /// What statfs(2) says below a directory that is counted in `tree`.
+    pub(crate) fn within(&self, tree: u16, mut stats: FsStats) -> FsStats {
+        for (_, tree) in self.chain(tree) {
+            if tree.blocks_limit != NO_LIMIT {
+                let free = tree.blocks_limit.saturating_sub(tree.blocks);
+                stats.blocks = stats.blocks.min(tree.blocks_limit);
+                stats.blocks_free = stats.blocks_free.min(free);
+                stats.blocks_available = stats.blocks_available.min(free);
+            }
+            if tree.inodes_limit != NO_LIMIT {
+                let free = tree.inodes_limit.saturating_sub(tree.inodes);
+                stats.files = stats.files.min(tree.inodes_limit);
+                stats.files_free = stats.files_free.min(free);
+            }
+        }
+        stats
+    }
+
+    /// `tree` and those around it, from the inside out.
+    fn chain(&self, tree: u16) -> impl Iterator<Item = (u16, &Tree)> {
+        let with = |number: u16| self.by_number.get(&number).map(|tree| (number, tree));
+        std::iter::successors(with(tree), move |(_, tree)| with(tree.parent))
+    }
+
+    /// Is `inner` the same as `outer`, or within it?
+    fn is_within(&self, inner: u16, outer: u16) -> bool {
+        outer == 0 || self.chain(inner).any(|(number, _)| number == outer)
+    }
+
+    fn free_blocks(&self, tree: u16) -> u64 {
+        self.chain(tree).map(|(_, tree)| tree.free_blocks()).min().unwrap_or(u64::MAX)
+    }
+
+    fn free_inodes(&self, tree: u16) -> u64 {
+        self.chain(tree).map(|(_, tree)| tree.free_inodes()).min().unwrap_or(u64::MAX)
+    }
+
+    /// Is there room in `tree` for what has been counted in `from` so far?
+    fn has_room_for(&self, inode: &Inode, tree: u16, from: u16) -> bool {
+        self.chain(tree)
+            .filter(|(number, _)| !self.is_within(from, *number))
+            .all(|(_, tree)| tree.free_blocks() >= blocks(inode) && tree.free_inodes() > 0)
+    }
+
+    /// Adds to what `tree` has, and all around it; what is added may be negative (two's complement).
+    fn add(&mut self, tree: u16, blocks: u64, inodes: u64, store: &mut dyn Store) {
+        let mut number = tree;
+        while let Some(tree) = self.by_number.get_mut(&number) {
+            tree.blocks = tree.blocks.wrapping_add(blocks);
+            tree.inodes = tree.inodes.wrapping_add(inodes);
+            let (key, parent) = (keys::tree(number), tree.parent);
+            if tree.root == 0 && tree.inodes == 0 {
+                store.remove(&key);
+                self.by_number.remove(&number);
+            } else {
+                store.put(&key, &tree.bytes());
+            }
+            number = parent;
+        }
+    }
+
+    /// `tree` is within `parent` from now on.
+    fn reparent(&mut self, tree: u16, parent: u16, store: &mut dyn Store) {
+        let Some(found) = self.by_number.get(&tree).copied() else { return };
+        if found.parent == parent || self.is_within(parent, tree) && parent != 0 {
+            return;
+        }
+        self.add(parent, found.blocks, found.inodes, store);
+        self.add(found.parent, found.blocks.wrapping_neg(), found.inodes.wrapping_neg(), store);
+        self.put(tree, Tree { parent, ..found }, store);
+    }
+
+    fn put(&mut self, number: u16, tree: Tree, store: &mut dyn Store) {
+        store.put(&keys::tree(number), &tree.bytes());
+        self.by_number.insert(number, tree);
+    }
+
+    /// What is in directory `ino` is yet to be counted with it.
+    fn walk(&mut self, ino: u64, cx: &mut Context<'_>) {
+        cx.store.put(&keys::walk(ino), &0_u64.to_le_bytes());
+        self.due.get_or_insert(cx.now.saturating_add(TREE_WALK_INTERVAL));
+    }
+
+    /// The quota of directory `ino` is gone.
+    fn end(&mut self, ino: u64, store: &mut dyn Store) -> bool {
+        let Some(number) = self.by_root.remove(&ino) else { return false };
+        if let Some(tree) = self.by_number.get(&number).copied() {
+            let limits = (NO_LIMIT, NO_LIMIT);
+            let (blocks_limit, inodes_limit) = limits;
+            self.put(number, Tree { root: 0, blocks_limit, inodes_limit, ..tree }, store);
+        }
+        true
+    }
+
+    /// A new tree, within `parent`.
+    ///
+    /// # Errors
+    /// ELOOP, ENOSPC.
+    fn begin(&mut self, root: u64, parent: u16, store: &mut dyn Store) -> Result<u16> {
+        // Those below the new root will be within it.
+        let inside = self.by_number.keys().filter(|tree| self.is_within(**tree, parent));
+        let deepest = inside.map(|tree| self.chain(*tree).count()).max().unwrap_or(0);
+        if deepest >= TREE_DEPTH_MAX {
+            return err(ELOOP);
+        }
+        if self.by_number.len() >= TREES_MAX {
+            return err(ENOSPC);
+        }
+        let free = (1..=u16::MAX).find(|number| !self.by_number.contains_key(number));
+        let Some(number) = free else { return err(ENOSPC) };
+        self.put(number, Tree { root, parent, ..Tree::default() }, store);
+        self.by_root.insert(root, number);
+        Ok(number)
+    }
+}
+
+#[cfg(test)]
+impl Trees {
+    /// Does it know the same, but for when it goes on?
+    pub(crate) fn is_as(&self, other: &Trees) -> bool {
+        self.by_number == other.by_number
+            && self.by_root == other.by_root
+            && self.due.is_some() == other.due.is_some()
+    }
+}
+
+impl Inode {
+    /// May its names be in several trees?
+    pub(crate) fn is_spread(&self) -> bool {
+        self.marks & mark::SPREAD != 0
+    }
+}
+
+impl Tree {
+    fn free_blocks(&self) -> u64 {
+        match self.blocks_limit {
+            NO_LIMIT => u64::MAX,
+            limit => limit.saturating_sub(self.blocks),
+        }
+    }
+
+    fn free_inodes(&self) -> u64 {
+        match self.inodes_limit {
+            NO_LIMIT => u64::MAX,
+            limit => limit.saturating_sub(self.inodes),
+        }
+    }
+}
+
+/// Blocks that an inode counts.
+fn blocks(inode: &Inode) -> u64 {
+    if inode.is_regular() { inode.size.div_ceil(BLOCK) } else { 0 }
+}
+
+/// A directory whose entries are yet to be counted with it, and from which cookie on.
+fn first_walk(store: &dyn Store) -> Option<(u64, u64)> {
+    let (from, to) = keys::walks();
+    let mut found = None;
+    store.range(&from, &to, &mut |key, value| {
+        if let (Some([dir]), Some(cookie)) = (keys::numbers(key), u64::get(value)) {
+            found = Some((dir, cookie));
+        }
+        ControlFlow::Break(())
+    });
+    found
+}
+
+impl VfsServer {
+    pub(crate) fn set_quota(
+        &mut self,
+        row: SetQuota,
+        call: &Call<'_>,
+        cx: &mut Context<'_>,
+    ) -> Result<()> {
+        if (call.cred.pid, call.cred.uid) != (0, 0) {
+            return err(EPERM);
+        }
+        let mut dir = self.inode(row.ino, cx)?;
+        if !dir.is_directory() {
+            return err(ENOTDIR);
+        }
+        if dir.nlink == 0 {
+            return err(ESTALE);
+        }
+        if row.remove != 0 {
+            let around = self.tree_around(&dir, cx)?;
+            if !self.trees.end(dir.ino, cx.store) {
+                return err(ENOENT);
+            }
+            self.count_in(&mut dir, around, cx);
+            return Ok(());
+        }
+        let number = match self.trees.by_root.get(&dir.ino) {
+            Some(number) => *number,
+            None => {
+                let parent = self.tree_around(&dir, cx)?;
+                let number = self.trees.begin(dir.ino, parent, cx.store)?;
+                self.count_in(&mut dir, number, cx);
+                number
+            }
+        };
+        let Some(tree) = self.trees.by_number.get(&number).copied() else { return err(ENOENT) };
+        let blocks_limit = if row.bytes == NO_LIMIT { NO_LIMIT } else { row.bytes / BLOCK };
+        let tree = Tree { blocks_limit, inodes_limit: row.inodes, ..tree };
+        self.trees.put(number, tree, cx.store);
+        Ok(())
+    }
+
+    pub(crate) fn quotas(&self, row: Quotas) -> Result<Vec<u8>> {
+        let is_counting = self.trees.due.is_some().into();
+        let behind = (std::ops::Bound::Excluded(row.after), std::ops::Bound::Unbounded);
+        let alive = self.trees.by_number.range(behind).filter(|(_, tree)| tree.root != 0);
+        let mut payload = Vec::new();
+        for (&number, tree) in alive.take(PAYLOAD_MAX / Quota::SIZE) {
+            let quota = Quota {
+                ino: tree.root,
+                bytes_limit: tree.blocks_limit.saturating_mul(BLOCK),
+                inodes_limit: tree.inodes_limit,
+                bytes: tree.blocks.saturating_mul(BLOCK),
+                inodes: tree.inodes,
+                tree: number,
+                is_counting,
+            };
+            payload.extend_from_slice(&quota.bytes());
+        }
+        Ok(payload)
+    }
+
+    /// How long file `inode` may become, at most `size`.
+    pub(crate) fn within_quota(&mut self, inode: &Inode, size: u64, cx: &mut Context<'_>) -> u64 {
+        let (has, wants) = (blocks(inode), size.div_ceil(BLOCK));
+        if inode.tree == 0 || wants <= has {
+            return size;
+        }
+        if self.trees.free_blocks(inode.tree) < wants - has && self.has_garbage() {
+            self.reclaim_all(cx);
+        }
+        let free = self.trees.free_blocks(inode.tree);
+        size.min(has.saturating_add(free).saturating_mul(BLOCK))
+    }
+
+    /// May file `inode` become as long as `size`?
+    ///
+    /// # Errors
+    /// EDQUOT.
+    pub(crate) fn check_growth(
+        &mut self,
+        inode: &Inode,
+        size: u64,
+        cx: &mut Context<'_>,
+    ) -> Result<()> {
+        if self.within_quota(inode, size, cx) < size { err(EDQUOT) } else { Ok(()) }
+    }
+
+    /// May there be one more inode in `tree`?
+    ///
+    /// # Errors
+    /// EDQUOT.
+    pub(crate) fn check_new_inode(&mut self, tree: u16, cx: &mut Context<'_>) -> Result<()> {
+        if tree != 0 && self.trees.free_inodes(tree) == 0 && self.has_garbage() {
+            self.reclaim_all(cx);
+        }
+        if tree != 0 && self.trees.free_inodes(tree) == 0 { err(EDQUOT) } else { Ok(()) }
+    }
+
+    /// May `inode` get a name in `dir` beside those it has?
+    ///
+    /// # Errors
+    /// EXDEV, EDQUOT.
+    pub(crate) fn check_link(&self, inode: &Inode, dir: &Inode) -> Result<()> {
+        let (trees, from, to) = (&self.trees, inode.tree, dir.tree);
+        let may_become_one =
+            trees.due.is_some() && (trees.is_within(from, to) || trees.is_within(to, from));
+        if from != to && !may_become_one && !inode.is_spread() {
+            return err(EXDEV);
+        }
+        if trees.has_room_for(inode, to, from) { Ok(()) } else { err(EDQUOT) }
+    }
+
+    /// May `inode` move from directory `from` to directory `to`?
+    ///
+    /// # Errors
+    /// EXDEV, EDQUOT.
+    pub(crate) fn check_trees(
+        &mut self,
+        from: &Inode,
+        to: &Inode,
+        inode: &Inode,
+        cx: &mut Context<'_>,
+    ) -> Result<()> {
+        let is_settled = self.trees.due.is_none();
+        if self.trees.is_empty() || from.ino == to.ino || is_settled && from.tree == to.tree {
+            return Ok(());
+        }
+        if self.tree_of(from, cx)? == self.tree_of(to, cx)? {
+            return Ok(());
+        }
+        let is_full = inode.is_directory() && inode.size > 0;
+        let has_others = !inode.is_directory() && inode.nlink > 1 && !inode.is_spread();
+        if is_full || has_others || self.trees.by_root.contains_key(&inode.ino) {
+            return err(EXDEV);
+        }
+        let has_room = |trees: &Trees| trees.has_room_for(inode, to.tree, inode.tree);
+        if !has_room(&self.trees) && self.has_garbage() {
+            self.reclaim_all(cx);
+        }
+        if has_room(&self.trees) { Ok(()) } else { err(EDQUOT) }
+    }
+
+    /// `inode` has a name in a directory that is counted in `tree`. The caller stores it.
+    pub(crate) fn join_tree(&mut self, inode: &mut Inode, tree: u16, cx: &mut Context<'_>) {
+        if let Some(own) = self.trees.by_root.get(&inode.ino) {
+            self.trees.reparent(*own, tree, cx.store);
+        } else if inode.tree != tree {
+            inode.tree = tree;
+            if inode.is_directory() && inode.size > 0 {
+                self.trees.walk(inode.ino, cx);
+            }
+            if !inode.is_directory() && inode.nlink > 1 {
+                inode.marks |= mark::SPREAD;
+            }
+        }
+    }
+
+    /// A directory has lost its last name.
+    pub(crate) fn drop_quota_at(&mut self, ino: u64, cx: &mut Context<'_>) {
+        self.trees.end(ino, cx.store);
+    }
+
+    /// The clock's part: goes on with the walks.
+    pub(crate) fn quota_tick(&mut self, cx: &mut Context<'_>) {
+        if self.trees.due.is_none_or(|due| cx.now < due) {
+            return;
+        }
+        let mut budget = TREE_WALK_BATCH;
+        while budget > 0 {
+            let Some((dir, cookie)) = first_walk(cx.store) else {
+                self.trees.due = None;
+                return;
+            };
+            budget = budget.saturating_sub(1 + self.walk_on(dir, cookie, budget, cx));
+        }
+        self.trees.due = Some(cx.now.saturating_add(TREE_WALK_INTERVAL));
+    }
+
+    /// Counts entries of a directory with it, as many as `most`. Says how many it was.
+    fn walk_on(&mut self, dir: u64, cookie: u64, most: usize, cx: &mut Context<'_>) -> usize {
+        let found = self.inodes.find(dir, cx.store).ok().flatten();
+        let Some(dir) = found.filter(Inode::is_directory) else {
+            cx.store.remove(&keys::walk(dir));
+            return 0;
+        };
+        let (from, to) = keys::places_from(dir.ino, cookie);
+        let mut entries = Vec::new();
+        let mut next = None;
+        cx.store.range(&from, &to, &mut |key, value| {
+            let (Some([_, cookie]), Some(ino)) = (keys::numbers(key), u64::get(value)) else {
+                return ControlFlow::Continue(());
+            };
+            if entries.len() == most {
+                next = Some(cookie);
+                return ControlFlow::Break(());
+            }
+            entries.push(ino);
+            ControlFlow::Continue(())
+        });
+        match next {
+            Some(cookie) => cx.store.put(&keys::walk(dir.ino), &cookie.to_le_bytes()),
+            None => cx.store.remove(&keys::walk(dir.ino)),
+        }
+        for ino in &entries {
+            let Some(mut inode) = self.inodes.find(*ino, cx.store).ok().flatten() else { continue };
+            let before = inode;
+            self.join_tree(&mut inode, dir.tree, cx);
+            if inode != before {
+                self.save(&inode, cx);
+            }
+        }
+        entries.len()
+    }
+
+    /// Counts a directory, and then all below it, in `tree`.
+    fn count_in(&mut self, dir: &mut Inode, tree: u16, cx: &mut Context<'_>) {
+        dir.tree = tree;
+        self.save(dir, cx);
+        if dir.size > 0 {
+            self.trees.walk(dir.ino, cx);
+        }
+    }
+
+    /// Where the directory that `dir` is in is counted.
+    fn tree_around(&mut self, dir: &Inode, cx: &Context<'_>) -> Result<u16> {
+        if dir.ino == ROOT_INO { Ok(0) } else { Ok(self.directory(dir.parent, cx)?.tree) }
+    }
+
+    /// The innermost tree that a directory is in, or the root of; 0: none.
+    fn tree_of(&mut self, dir: &Inode, cx: &Context<'_>) -> Result<u16> {
+        let mut at = *dir;
+        loop {
+            match self.trees.by_root.get(&at.ino) {
+                Some(number) => return Ok(*number),
+                None if at.ino == ROOT_INO => return Ok(0),
+                None => at = self.directory(at.parent, cx)?,
+            }
+        }
+    }
+}

@@ -1,0 +1,398 @@
+//! Quotas of directory trees: what they refuse, what they count, and that they count right whatever happens.
+
+use crate::limits::{SOLE_SPACE, TREE_DEPTH_MAX, TREE_WALK_BATCH};
+use crate::linux::{O_TRUNC, RENAME_EXCHANGE};
+use crate::tests::driver::{Client, Got, ROOT, USER, World};
+use crate::tests::fsck;
+use crate::tests::leases::agent;
+use calls::vfs::{FsStats, NO_LIMIT, Open, Opened, Quota, Quotas, SetQuota, Statfs, attributes};
+use calls::wire::Wire;
+use dvk::server::Server;
+use m3ipc::Cred;
+use m3ipc::errno::numbers::{EDQUOT, ELOOP, ENOENT, ENOTDIR, EPERM, ESTALE, EXDEV};
+use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
+
+/// The administrator.
+const ADMIN: Client = Client { cred: Cred::ROOT, ..ROOT };
+
+fn set(w: &mut World, path: &str, bytes: u64, inodes: u64) -> Got<()> {
+    let ino = w.stat(&ROOT, path)?.ino;
+    w.call(&ADMIN, &SetQuota { ino, bytes, inodes, remove: 0 }, &[]).map(drop)
+}
+
+fn clear(w: &mut World, path: &str) -> Got<()> {
+    let ino = w.stat(&ROOT, path)?.ino;
+    w.call(&ADMIN, &SetQuota { ino, bytes: 0, inodes: 0, remove: 1 }, &[]).map(drop)
+}
+
+fn all(w: &mut World) -> Vec<Quota> {
+    let mut found: Vec<Quota> = Vec::new();
+    loop {
+        let after = found.last().map_or(0, |quota| quota.tree);
+        let (_, payload) = w.call(&USER, &Quotas { after }, &[]).unwrap();
+        let batch: Option<Vec<Quota>> = payload.chunks(Quota::SIZE).map(Quota::get).collect();
+        match batch.unwrap() {
+            batch if batch.is_empty() => return found,
+            batch => found.extend(batch),
+        }
+    }
+}
+
+/// Bytes and inodes that the tree of `path` has.
+fn used(w: &mut World, path: &str) -> (u64, u64) {
+    let ino = w.stat(&ROOT, path).unwrap().ino;
+    let quota = all(w).into_iter().find(|quota| quota.ino == ino).unwrap();
+    (quota.bytes, quota.inodes)
+}
+
+fn statfs(w: &mut World, path: &str) -> FsStats {
+    let ino = w.stat(&ROOT, path).unwrap().ino;
+    let (_, payload) = w.call(&USER, &Statfs { ino }, &[]).unwrap();
+    FsStats::get(&payload).unwrap()
+}
+
+#[test]
+fn bytes_and_inodes_beyond_a_quota_are_refused_and_what_is_freed_can_be_used_at_once() {
+    let mut w = World::new();
+    w.mkdir(&ROOT, "/t", 0o777).unwrap();
+    set(&mut w, "/t", 3 * 4096, 4).unwrap();
+    let file = w.create(&USER, "/t/a", 0o644, 2).unwrap();
+    // As much as there is room for, then the error.
+    assert_eq!(w.write(&file, 4096, &[1; 20_000]), Ok(8192));
+    assert_eq!(w.write(&file, 3 * 4096, b"x"), Err(EDQUOT));
+    assert_eq!(w.write(&file, 0, &[2; 4096]), Ok(4096), "what is there can be written");
+    assert_eq!(w.ftruncate(&file, 3 * 4096 + 1).map(drop), Err(EDQUOT));
+    assert_eq!(w.truncate(&USER, "/t/a", 1 << 40).map(drop), Err(EDQUOT));
+    assert_eq!(w.fallocate(&file, 3 * 4096, 1, 0), Err(EDQUOT));
+    assert_eq!(w.fallocate(&file, 3 * 4096, 1, 1), Ok(()), "it does not become longer");
+    assert_eq!(w.copy((&file, 0), (&file, 3 * 4096), 10), Err(EDQUOT));
+    assert_eq!(w.fstat(&file).unwrap().size, 3 * 4096);
+    w.ftruncate(&file, 2 * 4096 + 1).unwrap();
+    assert_eq!(
+        w.copy((&file, 0), (&file, 2 * 4096 + 1), 8000),
+        Ok(4095),
+        "as far as there is room"
+    );
+    // Inodes of every kind.
+    w.mkdir(&USER, "/t/d", 0o755).unwrap();
+    w.symlink(&USER, "/t/d/l", "x").unwrap();
+    assert_eq!(w.create(&USER, "/t/b", 0o644, 1).map(drop), Err(EDQUOT));
+    assert_eq!(w.mkdir(&USER, "/t/d/b", 0o755).map(drop), Err(EDQUOT));
+    assert_eq!(w.symlink(&USER, "/t/b", "x").map(drop), Err(EDQUOT));
+    assert_eq!(w.mknod(&USER, "/t/b", 0o010_644, 0).map(drop), Err(EDQUOT));
+    assert_eq!(w.tmpfile(&USER, "/t", 0o644, 2).map(drop), Err(EDQUOT));
+    w.link(&USER, "/t/a", "/t/b").unwrap();
+    w.create(&USER, "/free", 0o644, 1).unwrap();
+    assert_eq!(used(&mut w, "/t"), (3 * 4096, 4));
+    // Not in the round that deletes, but for whoever needs it.
+    w.unlink(&USER, "/t/d/l").unwrap();
+    assert_eq!(used(&mut w, "/t").1, 4);
+    w.create(&USER, "/t/c", 0o644, 1).unwrap();
+    w.unlink(&USER, "/t/a").unwrap();
+    w.unlink(&USER, "/t/b").unwrap();
+    let other = w.open(&USER, "/t/c", 1).unwrap();
+    assert_eq!(w.write(&other, 0, b"x"), Err(EDQUOT), "it is open");
+    w.release(&file).unwrap();
+    assert_eq!(w.write(&other, 0, b"x"), Ok(1));
+    assert_eq!(used(&mut w, "/t"), (4096, 3));
+    w.restart();
+    assert_eq!(used(&mut w, "/t"), (4096, 3));
+}
+
+#[test]
+fn only_the_administrator_gives_quotas_and_only_to_directories() {
+    let mut w = World::new();
+    w.put(&USER, "/f", 0o644, b"x").unwrap();
+    let row = |ino, remove| SetQuota { ino, bytes: NO_LIMIT, inodes: NO_LIMIT, remove };
+    for client in [&ROOT, &USER] {
+        assert_eq!(w.call(client, &row(1, 0), &[]), Err(EPERM), "{client:?}");
+    }
+    assert_eq!(set(&mut w, "/f", 1, 1), Err(ENOTDIR));
+    assert_eq!(clear(&mut w, "/"), Err(ENOENT));
+    assert_eq!(w.call(&ADMIN, &row(99, 0), &[]), Err(ESTALE));
+    let gone = w.mkdir(&ROOT, "/d", 0o755).unwrap().ino;
+    let held = w.open(&ROOT, "/d", 0o200_000).unwrap();
+    w.rmdir(&ROOT, "/d").unwrap();
+    assert_eq!(w.call(&ADMIN, &row(gone, 0), &[]), Err(ESTALE));
+    w.release(&held).unwrap();
+    let mut path = String::new();
+    for depth in 0..TREE_DEPTH_MAX {
+        path += "/d";
+        w.mkdir(&ROOT, &path, 0o755).unwrap();
+        assert_eq!(set(&mut w, &path, NO_LIMIT, NO_LIMIT), Ok(()), "{depth}");
+    }
+    assert_eq!(set(&mut w, "/", NO_LIMIT, NO_LIMIT), Err(ELOOP));
+    assert_eq!(all(&mut w).len(), TREE_DEPTH_MAX);
+}
+
+#[test]
+fn what_is_there_already_is_counted_little_by_little_and_all_around_it() {
+    let mut w = World::new();
+    w.mkdir(&ROOT, "/t", 0o777).unwrap();
+    w.mkdir(&ROOT, "/t/in", 0o777).unwrap();
+    set(&mut w, "/t/in", NO_LIMIT, NO_LIMIT).unwrap();
+    w.put(&ROOT, "/t/in/f", 0o644, &[1; 5000]).unwrap();
+    let many = 3 * TREE_WALK_BATCH as u64;
+    for number in 0..many {
+        w.put(&ROOT, &format!("/t/{number}"), 0o644, b"x").unwrap();
+    }
+    set(&mut w, "/t", 4096, 1).unwrap();
+    assert!(all(&mut w).iter().all(|quota| quota.is_counting == 1));
+    w.clock = w.server.deadline().unwrap();
+    w.tick();
+    let (_, some) = used(&mut w, "/t");
+    assert!(some > 1 && some < many, "{some}");
+    fsck::check(&mut w);
+    w.restart();
+    // What is made meanwhile is counted, and there is more than there may be.
+    assert_eq!(w.create(&ROOT, "/t/new", 0o644, 1).map(drop), Err(EDQUOT));
+    w.pass(10);
+    assert!(all(&mut w).iter().all(|quota| quota.is_counting == 0));
+    assert_eq!(used(&mut w, "/t"), ((many + 2) * 4096, many + 3));
+    assert_eq!(used(&mut w, "/t/in"), (8192, 2));
+    assert_eq!(w.server.deadline(), None);
+    // The outer one refuses as well.
+    assert_eq!(w.create(&ROOT, "/t/in/new", 0o644, 1).map(drop), Err(EDQUOT));
+    clear(&mut w, "/t").unwrap();
+    w.pass(10);
+    w.create(&ROOT, "/t/in/new", 0o644, 1).unwrap();
+    assert_eq!((all(&mut w).len(), used(&mut w, "/t/in")), (1, (8192, 3)));
+    clear(&mut w, "/t/in").unwrap();
+    w.pass(10);
+    assert!(all(&mut w).is_empty() && w.server.trees.is_empty());
+}
+
+#[test]
+fn from_one_tree_to_another_files_move_with_what_they_count_and_full_directories_do_not() {
+    let mut w = World::new();
+    for path in ["/a", "/b", "/a/full", "/a/empty", "/b/root"] {
+        w.mkdir(&ROOT, path, 0o777).unwrap();
+    }
+    w.put(&ROOT, "/a/full/f", 0o644, b"x").unwrap();
+    w.put(&ROOT, "/a/f", 0o644, &[1; 8192]).unwrap();
+    w.put(&ROOT, "/a/two", 0o644, b"x").unwrap();
+    w.put(&ROOT, "/old", 0o644, b"x").unwrap();
+    w.link(&ROOT, "/old", "/a/old").unwrap();
+    for (path, bytes) in [("/a", NO_LIMIT), ("/b", 2 * 4096), ("/b/root", NO_LIMIT)] {
+        set(&mut w, path, bytes, NO_LIMIT).unwrap();
+    }
+    w.pass(1);
+    w.link(&ROOT, "/a/two", "/a/names").unwrap();
+    assert_eq!(w.link(&ROOT, "/a/f", "/b/f").map(drop), Err(EXDEV));
+    for (old, new) in
+        [("/a/full", "/b/full"), ("/a/two", "/b/two"), ("/b/root", "/root"), ("/a/full", "/full")]
+    {
+        assert_eq!(w.rename(&ROOT, old, new, 0), Err(EXDEV), "{old}");
+    }
+    assert_eq!(w.rename(&ROOT, "/a/f", "/b/root", RENAME_EXCHANGE), Err(EXDEV));
+    w.rename(&ROOT, "/a/full", "/a/other", 0).unwrap();
+    // One that has names in two trees already may have more, and is counted where it was given the last.
+    assert_eq!(used(&mut w, "/a"), (5 * 4096, 7));
+    w.link(&ROOT, "/old", "/new").unwrap();
+    assert_eq!(used(&mut w, "/a"), (4 * 4096, 6));
+    w.unlink(&ROOT, "/a/old").unwrap();
+    w.rename(&ROOT, "/a/empty", "/b/empty", 0).unwrap();
+    w.rename(&ROOT, "/a/f", "/b/f", 0).unwrap();
+    assert_eq!((used(&mut w, "/a"), used(&mut w, "/b")), ((2 * 4096, 4), (2 * 4096, 4)));
+    w.put(&ROOT, "/one", 0o644, b"x").unwrap();
+    assert_eq!(w.rename(&ROOT, "/one", "/b/one", 0), Err(EDQUOT));
+    assert_eq!(w.rename(&ROOT, "/one", "/b/empty/one", 0), Err(EDQUOT), "it has come along");
+    // Within it, or to what it is within, it needs no room.
+    w.rename(&ROOT, "/b/f", "/b/root/f", 0).unwrap();
+    assert_eq!((used(&mut w, "/b"), used(&mut w, "/b/root")), ((2 * 4096, 4), (2 * 4096, 2)));
+    w.rename(&ROOT, "/b/root/f", "/b/f", 0).unwrap();
+    w.rename(&ROOT, "/b/f", "/one", RENAME_EXCHANGE).unwrap_err();
+    w.unlink(&ROOT, "/b/f").unwrap();
+    w.rename(&ROOT, "/one", "/b/one", 0).unwrap();
+    // A directory that goes takes its quota along.
+    w.rmdir(&ROOT, "/b/root").unwrap();
+    w.pass(1);
+    assert_eq!((all(&mut w).len(), used(&mut w, "/b")), (2, (4096, 3)));
+}
+
+#[test]
+fn df_tells_what_the_tree_may_have() {
+    let mut w = World::new();
+    let whole = statfs(&mut w, "/");
+    w.mkdir(&ROOT, "/t", 0o777).unwrap();
+    set(&mut w, "/t", 100 * 4096, 50).unwrap();
+    w.put(&ROOT, "/t/f", 0o644, &[1; 10 * 4096]).unwrap();
+    for path in ["/t", "/t/f"] {
+        let stats = statfs(&mut w, path);
+        assert_eq!((stats.blocks, stats.blocks_free, stats.blocks_available), (100, 90, 90));
+        assert_eq!((stats.files, stats.files_free), (50, 48));
+    }
+    assert_eq!(statfs(&mut w, "/").blocks, whole.blocks);
+    set(&mut w, "/", NO_LIMIT, 20).unwrap();
+    w.pass(1);
+    assert_eq!((statfs(&mut w, "/t").files, statfs(&mut w, "/t").files_free), (20, 17));
+    assert_eq!(statfs(&mut w, "/").blocks, whole.blocks);
+}
+
+#[test]
+fn nothing_is_put_off_where_a_quota_leaves_too_little_room() {
+    let mut w = World::new();
+    let writer = Client { cred: USER.cred, ..agent(1) };
+    w.mkdir(&ROOT, "/t", 0o777).unwrap();
+    for (bytes, may) in [(NO_LIMIT, true), (SOLE_SPACE - 4096, false), (SOLE_SPACE, true)] {
+        set(&mut w, "/t", bytes, NO_LIMIT).unwrap();
+        let ino = w.put(&ROOT, "/t/f", 0o666, b"").unwrap();
+        w.pass(2);
+        w.begin(&agent(1));
+        let (Opened { attr, fh }, _) = w.call(&writer, &Open { ino, flags: 1 }, &[]).unwrap();
+        assert_eq!(attr & attributes::SOLE != 0, may, "{bytes}");
+        w.release(&crate::tests::driver::File { fh, ino, client: writer }).unwrap();
+        // Its session lapses.
+        w.pass(10);
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Mkdir(String),
+    Put(String, u16),
+    Hold(String),
+    Release(usize),
+    Truncate(String, u16),
+    Link(String, String),
+    Unlink(String),
+    Rmdir(String),
+    Rename(String, String, u32),
+    Set(String, u64, u64),
+    Clear(String),
+    Tick,
+    Pass,
+    Restart,
+    Crash(Box<Op>),
+}
+
+fn a_path() -> impl Strategy<Value = String> {
+    proptest::collection::vec(prop_oneof![Just("a"), Just("b"), Just("c")], 1..4)
+        .prop_map(|names| names.iter().flat_map(|name| ["/", name]).collect())
+}
+
+fn an_op() -> impl Strategy<Value = Op> {
+    let limit = || prop_oneof![Just(NO_LIMIT), 0..9_u64];
+    let place = || prop_oneof![4 => a_path(), 1 => Just("/".to_owned())];
+    let change = prop_oneof![
+        4 => a_path().prop_map(Op::Mkdir),
+        4 => (a_path(), 0..12_000_u16).prop_map(|(path, size)| Op::Put(path, size)),
+        1 => a_path().prop_map(Op::Hold),
+        1 => any::<usize>().prop_map(Op::Release),
+        1 => (a_path(), 0..12_000_u16).prop_map(|(path, size)| Op::Truncate(path, size)),
+        2 => (a_path(), a_path()).prop_map(|(old, new)| Op::Link(old, new)),
+        2 => a_path().prop_map(Op::Unlink),
+        1 => a_path().prop_map(Op::Rmdir),
+        6 => (a_path(), a_path(), 0..3_u32).prop_map(|(old, new, flags)| Op::Rename(old, new, flags)),
+        4 => (place(), limit(), limit()).prop_map(|(path, blocks, inodes)| Op::Set(path, blocks, inodes)),
+        2 => place().prop_map(Op::Clear),
+        3 => Just(Op::Tick),
+        1 => Just(Op::Pass),
+    ]
+    .boxed();
+    let crash = change.clone().prop_map(|op| Op::Crash(Box::new(op)));
+    prop_oneof![16 => change, 1 => Just(Op::Restart), 2 => crash]
+}
+
+/// Does it, if it can be done.
+fn step(w: &mut World, files: &mut Vec<crate::tests::driver::File>, op: &Op) {
+    match op {
+        Op::Mkdir(path) => drop(w.mkdir(&ROOT, path, 0o777)),
+        Op::Put(path, size) => {
+            if let Ok(file) = w.create(&ROOT, path, 0o666, 2 | O_TRUNC) {
+                w.write(&file, 0, &vec![1; (*size).into()]).ok();
+                w.release(&file).unwrap();
+            }
+        }
+        Op::Hold(path) => files.extend(w.create(&ROOT, path, 0o666, 2 | O_TRUNC)),
+        Op::Release(index) if !files.is_empty() => {
+            let file = files.remove(index % files.len());
+            w.release(&file).unwrap();
+        }
+        Op::Release(_) => {}
+        Op::Truncate(path, size) => drop(w.truncate(&ROOT, path, (*size).into())),
+        Op::Link(old, new) => drop(w.link(&ROOT, old, new)),
+        Op::Unlink(path) => drop(w.unlink(&ROOT, path)),
+        Op::Rmdir(path) => drop(w.rmdir(&ROOT, path)),
+        Op::Rename(old, new, flags) => drop(w.rename(&ROOT, old, new, *flags)),
+        Op::Set(path, blocks, inodes) => {
+            set(w, path, blocks.saturating_mul(4096), *inodes).ok();
+        }
+        Op::Clear(path) => drop(clear(w, path)),
+        Op::Tick => {
+            w.clock = w.server.deadline().map_or(w.clock, |deadline| w.clock.max(deadline));
+            w.tick();
+        }
+        Op::Pass => w.pass(1),
+        Op::Restart => w.restart(),
+        Op::Crash(op) => {
+            let held = files.clone();
+            w.crash_in(|w| step(w, files, op));
+            *files = held;
+        }
+    }
+}
+
+/// What each tree has that has more than it may.
+fn excess(w: &mut World) -> Vec<(u64, u64, u64)> {
+    let over = |quota: &Quota| {
+        let (bytes, inodes) = (
+            quota.bytes.saturating_sub(quota.bytes_limit),
+            quota.inodes.saturating_sub(quota.inodes_limit),
+        );
+        (bytes > 0 || inodes > 0).then_some((quota.ino, bytes, inodes))
+    };
+    all(w).iter().filter_map(over).collect()
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_done_trees_count_what_is_in_them_and_nothing_grows_beyond_its_quota(
+        ops in proptest::collection::vec(an_op(), 1..80),
+    ) {
+        let mut w = World::new();
+        let mut files = Vec::new();
+        for op in &ops {
+            let before = excess(&mut w);
+            let is_counting = w.server.trees.deadline().is_some();
+            step(&mut w, &mut files, op);
+            fsck::check(&mut w);
+            let is_counting = is_counting || w.server.trees.deadline().is_some();
+            if !is_counting && !matches!(op, Op::Set(..) | Op::Clear(_) | Op::Crash(_) | Op::Restart) {
+                for (ino, bytes, inodes) in excess(&mut w) {
+                    let was = before.iter().any(|(tree, most, more)| {
+                        *tree == ino && bytes <= *most && inodes <= *more
+                    });
+                    assert!(was, "{op:?} made {ino} {bytes} bytes and {inodes} inodes too many");
+                }
+            }
+        }
+        for file in files {
+            w.release(&file).unwrap();
+        }
+        w.pass(10);
+        fsck::check(&mut w);
+        assert_eq!(w.server.trees.deadline(), None);
+        check_places(&mut w, "", 0);
+        // And all is forgotten with the last quota.
+        for quota in all(&mut w) {
+            w.call(&ADMIN, &SetQuota { ino: quota.ino, bytes: 0, inodes: 0, remove: 1 }, &[]).unwrap();
+        }
+        w.pass(10);
+        assert!(w.server.trees.is_empty());
+    }
+}
+
+/// Every name below `path` is counted in the innermost tree around it, which is `tree` for `path` itself.
+fn check_places(w: &mut World, path: &str, tree: u16) {
+    let here = w.stat(&ROOT, if path.is_empty() { "/" } else { path }).unwrap();
+    let own = all(w).into_iter().find(|quota| quota.ino == here.ino);
+    let tree = own.map_or(tree, |quota| quota.tree);
+    let inode = w.server.inodes.find(here.ino, &w.store).unwrap().unwrap();
+    assert!(inode.tree == tree || inode.is_spread(), "{path}: {inode:?}");
+    if inode.is_directory() {
+        for name in w.ls(&ROOT, if path.is_empty() { "/" } else { path }).unwrap() {
+            check_places(w, &format!("{path}/{name}"), tree);
+        }
+    }
+}
