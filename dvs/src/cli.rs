@@ -1,8 +1,8 @@
 //! The command line: what there is, and who does it.
 
 use crate::{
-    barrier, container, dc, demo, group, hold, init, ipcs, join, kv, lab, mount, node, ps, run,
-    scrub, server, state, token, top,
+    barrier, container, dc, demo, group, hold, init, ipcs, join, kv, lab, mount, node, ps, quota,
+    run, scrub, server, state, token, top,
 };
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
@@ -45,6 +45,12 @@ pub(crate) enum Command {
     /// Compare all files with their checksums
     #[command(after_help = scrub::HELP)]
     Scrub(scrub::Options),
+    /// What directories and all below them may have
+    #[command(after_help = quota::HELP)]
+    Quota {
+        #[command(subcommand)]
+        command: quota::QuotaCommand,
+    },
     /// How busy the nodes and distributed containers are
     Top(top::TopOptions),
     /// How busy a node has been in the last minutes
@@ -231,6 +237,7 @@ pub(crate) fn execute(command: Command) -> Result<u8> {
         Command::Ps(options) => ps::main(&options)?,
         Command::Ipcs(options) => ipcs::main(&options)?,
         Command::Scrub(options) => return scrub::main(&options),
+        Command::Quota { command } => quota::main(&command)?,
         Command::Top(options) => top::top(&options)?,
         Command::History(options) => top::history(&options)?,
         Command::Node { command: NodeCommand::Ls(options) } => node::list(options.json)?,

@@ -69,3 +69,5 @@ pub(crate) const NODE_ANSWER_MS: u32 = 2_000;
 
 /// How often `dvs scrub` asks how far it is.
 pub(crate) const SCRUB_LOOK: Duration = Duration::from_millis(100);
+/// How often `dvs quota set` asks whether all is counted: half a thousand names are looked at meanwhile.
+pub(crate) const QUOTA_LOOK: Duration = Duration::from_millis(5);

@@ -20,6 +20,7 @@ mod node;
 mod place;
 mod procfs;
 mod ps;
+mod quota;
 mod run;
 mod scrub;
 mod server;

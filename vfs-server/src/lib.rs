@@ -20,12 +20,12 @@
 //!    entry is in the store twice, under its name and under its cookie.
 //! 7. Every lock and every waiting call belongs to an open handle, every handle to an endpoint;
 //!    each goes with what it belongs to.
-//! 8. What a tree with a quota counts is the sum of its inodes, in every round.
-//! 9. A call by inode number whose inode is gone fails with ESTALE, so that a kernel looks the path
+//! 8. A call by inode number whose inode is gone fails with ESTALE, so that a kernel looks the path
 //!    up again; a name in a directory that is gone fails with ENOENT.
-//! 10. Permissions are checked where Linux checks them: search permission when a name is looked up,
+//! 9. Permissions are checked where Linux checks them: search permission when a name is looked up,
 //!    read and write permission when a file is opened. Who knows an inode's number is taken to have
 //!    been allowed to look it up.
+//! 10. What a tree with a quota counts is the sum of its inodes, in every round.
 //!
 //! Modules stand in reading order.
 

@@ -13,6 +13,7 @@ mod locks;
 mod mappings;
 mod messages;
 mod processes;
+mod quotas;
 mod semaphores;
 
 use legacy_tests::{World, lab};
@@ -54,6 +55,7 @@ const MODULES: &[&[Test]] = &[
     commands::TESTS,
     dvk::TESTS,
     faults::TESTS,
+    quotas::TESTS,
     group::TESTS,
     embedded::TESTS,
     labs::TESTS,
