@@ -72,9 +72,21 @@ impl Place {
     /// # Errors
     /// One sentence: nobody answers at the socket.
     pub(crate) fn connect(&self, lost: impl FnOnce() + Send + 'static) -> Result<Connected> {
-        let process = connect(&self.socket, door::kind::PROCESS)?;
+        self.connect_as(door::kind::PROCESS, lost)
+    }
+
+    /// As [`Place::connect`], as `kind` of `door::kind`.
+    ///
+    /// # Errors
+    /// As there, and this user may not.
+    pub(crate) fn connect_as(
+        &self,
+        kind: u32,
+        lost: impl FnOnce() + Send + 'static,
+    ) -> Result<Connected> {
+        let process = connect(&self.socket, kind)?;
         let over = Arc::new(AtomicBool::new(false));
-        watch(&self.socket, process.nonce(), Arc::clone(&over), lost)?;
+        watch(&self.socket, kind, process.nonce(), Arc::clone(&over), lost)?;
         Ok(Connected { process, over })
     }
 
@@ -140,6 +152,7 @@ pub(crate) fn connect(socket: &Path, kind: u32) -> Result<Process> {
 /// would else wait for ever: channels are memory, and memory does not tell who has died.
 fn watch(
     socket: &Path,
+    kind: u32,
     nonce: u64,
     over: Arc<AtomicBool>,
     lost: impl FnOnce() + Send + 'static,
@@ -149,7 +162,7 @@ fn watch(
         Failure::error(exit::NODE_DOWN, message)
     };
     let connection = Connection::connect(socket.as_os_str().as_bytes()).map_err(gone)?;
-    connection.hello(Ask::hello(door::kind::PROCESS, 0, nonce), None).map_err(gone)?;
+    connection.hello(Ask::hello(kind, 0, nonce), None).map_err(gone)?;
     std::thread::spawn(move || {
         while connection.hear().is_ok() {}
         if over.load(Ordering::Relaxed) {

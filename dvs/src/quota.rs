@@ -3,30 +3,32 @@
 use crate::cli::ListOptions;
 use crate::container::TREE;
 use crate::limits::QUOTA_LOOK;
-use crate::place::{self, Place};
+use crate::place::{self, Connected};
 use crate::table::{Cell, Table};
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow};
 use calls::vfs::{
     Attr, DirEntry, Lookup, NO_LIMIT, Open, Quota, Quotas, RESTART, ROOT_INO, Readdir, Release,
     SetQuota,
 };
 use calls::wire::Wire;
 use calls::{Row, call};
-use m3ipc::client::Process;
 use m3ipc::cred::CRED_SIZE_MAX;
 use m3ipc::door::kind;
 use m3ipc::errno::numbers::{ELOOP, ENOENT, ENOSPC, ENOTDIR};
 use m3ipc::limits::PAYLOAD_MAX;
 use m3ipc::{Cred, Endpoint, Errno, Wait};
 use rustix::termios::isatty;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Write, stderr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
+/// Directories that are looked through on the way up: a path has no more.
+const DEPTH_MAX: usize = 4096;
+
 pub(crate) const HELP: &str = "PATH is the directory's path in the container, below /dvs; the quota of /dvs is that of the whole container. Quotas may be \
     within each other, and each counts.\n\nWhoever goes beyond one is told EDQUOT. Counted are inodes, and bytes of files up to their ends, \
-    holes too, in blocks of 4 KiB. df(1) shows what is left. A directory that has something in it does not move into a directory with another \
+    holes too, in blocks of 4 KiB; not names, extended attributes and targets of links, which --inodes bounds. df(1) shows what is left. A directory that has something in it does not move into a directory with another \
     quota, or out of one: mv(1) copies it.\n\nOnly who runs this node's dvkd may ask.";
 
 #[derive(Debug, clap::Subcommand)]
@@ -121,12 +123,13 @@ fn list(files: &Files, json: bool) -> Result<()> {
         limit => Cell::number(limit / unit),
     };
     let quotas = files.quotas()?;
-    let mut known = BTreeMap::from([(ROOT_INO, TREE.as_bytes().to_vec())]);
+    let roots: Vec<u64> = quotas.iter().map(|quota| quota.ino).collect();
+    let places = files.places_of(&roots);
     for quota in &quotas {
-        let path = match files.path_of(quota.ino, &mut known) {
-            Ok(path) => String::from_utf8_lossy(&path).into_owned(),
-            // It has been removed or moved just now.
-            Err(_) => format!("inode {}", quota.ino),
+        let path = match path_of(quota.ino, &places) {
+            Some(path) => String::from_utf8_lossy(&path).into_owned(),
+            // It has been removed or moved just now, or is too deep.
+            None => format!("inode {}", quota.ino),
         };
         table.row(vec![
             Cell::text(path),
@@ -145,14 +148,13 @@ fn list(files: &Files, json: bool) -> Result<()> {
 
 /// A container's files, as the administrator sees them.
 struct Files {
-    port: Process,
+    port: Connected,
 }
 
 impl Files {
     fn reach(dc: Option<&str>, node: Option<&str>) -> Result<Files> {
-        let place = Place::required(dc, node)?;
-        let port = place::connect(&place.socket, kind::AGENT)?;
-        Ok(Files { port })
+        let place = place::Place::required(dc, node)?;
+        Ok(Files { port: place.connect_as(kind::AGENT, || ())? })
     }
 
     /// Makes a call as the DVS itself.
@@ -211,81 +213,129 @@ impl Files {
         let mut quotas: Vec<Quota> = Vec::new();
         loop {
             let after = quotas.last().map_or(0, |quota| quota.tree);
-            let (_, payload) = self
-                .call(&Quotas { after }, &[])
-                .map_err(|errno| anyhow!("vfs-server does not tell of quotas: {errno}"))?;
-            let batch = decode(&payload).context("vfs-server's answer is malformed")?;
+            let batch = self.quotas_behind(after)?;
             if batch.is_empty() {
                 return Ok(quotas);
             }
-            ensure!(batch[0].tree > after, "vfs-server's answer is malformed");
             quotas.extend(batch);
         }
     }
 
+    /// Those with greater numbers than `after`, as many as an answer has.
+    fn quotas_behind(&self, after: u16) -> Result<Vec<Quota>> {
+        let (_, payload) = self
+            .call(&Quotas { after }, &[])
+            .map_err(|errno| anyhow!("vfs-server does not tell of quotas: {errno}"))?;
+        decode(&payload, after).context("vfs-server's answer is malformed")
+    }
+
     /// Shows how far it is, as that may take a while.
     fn wait_until_counted(&self, ino: u64) -> Result<()> {
+        let quotas = self.quotas()?;
+        // It may be gone already.
+        let Some(quota) = quotas.iter().find(|quota| quota.ino == ino) else { return Ok(()) };
         let shows = isatty(stderr());
         loop {
-            let quotas = self.quotas()?;
-            let quota = quotas.iter().find(|quota| quota.ino == ino);
-            let Some(quota) = quota.filter(|quota| quota.is_counting != 0) else {
-                if shows {
-                    write!(stderr(), "\r\x1b[K")?;
-                }
-                return Ok(());
-            };
+            let now = self.quotas_behind(quota.tree - 1)?;
+            let now = now.first().filter(|now| now.ino == ino && now.is_counting != 0);
             if shows {
-                write!(stderr(), "\rcounting: {} inodes", quota.inodes)?;
+                match now {
+                    Some(now) => write!(stderr(), "\rcounting: {} inodes", now.inodes)?,
+                    None => write!(stderr(), "\r\x1b[K")?,
+                }
+            }
+            if now.is_none() {
+                return Ok(());
             }
             std::thread::sleep(QUOTA_LOOK);
         }
     }
 
-    /// The path of directory `ino`. `known` are paths of directories.
-    fn path_of(&self, ino: u64, known: &mut BTreeMap<u64, Vec<u8>>) -> Result<Vec<u8>, Errno> {
-        if let Some(path) = known.get(&ino) {
-            return Ok(path.clone());
+    /// The directories that `roots` are in, and those that these are in, as far as they can be found.
+    fn places_of(&self, roots: &[u64]) -> BTreeMap<u64, Place> {
+        let mut places = BTreeMap::new();
+        for root in roots {
+            let mut at = *root;
+            for _ in 0..DEPTH_MAX {
+                if at == ROOT_INO || places.contains_key(&at) {
+                    break;
+                }
+                let Ok(parent) = self.look(at, b"..") else { break };
+                places.insert(at, Place { parent: parent.ino, name: Vec::new() });
+                at = parent.ino;
+            }
         }
-        let parent = self.look(ino, b"..")?.ino;
-        let mut path = self.path_of(parent, known)?;
-        path.push(b'/');
-        path.extend(self.name_in(parent, ino)?);
-        known.insert(ino, path.clone());
-        Ok(path)
+        let parents: BTreeSet<u64> = places.values().map(|place| place.parent).collect();
+        for parent in parents {
+            // What is gone has no name.
+            self.name_those_in(parent, &mut places).ok();
+        }
+        places
     }
 
-    /// The name of `ino` in directory `parent`.
-    fn name_in(&self, parent: u64, ino: u64) -> Result<Vec<u8>, Errno> {
+    /// Reads the names of `places` in directory `parent`.
+    fn name_those_in(&self, parent: u64, places: &mut BTreeMap<u64, Place>) -> Result<(), Errno> {
         let flags = u32::try_from(libc::O_DIRECTORY).unwrap_or(0);
         let (opened, _) = self.call(&Open { ino: parent, flags }, &[])?;
         let size = u32::try_from(PAYLOAD_MAX).unwrap_or(u32::MAX);
         let mut row = Readdir { fh: opened.fh, ino: parent, offset: 0, size };
-        let found = loop {
+        let outcome = loop {
             let (listed, payload) = match self.call(&row, &[]) {
                 Ok(answer) => answer,
                 Err(errno) => break Err(errno),
             };
-            let mut rest = &payload[..];
-            let mut found = None;
-            while let Some(entry) = DirEntry::get(rest) {
-                let tail = &rest[DirEntry::SIZE..];
-                let Some((name, tail)) = tail.split_at_checked(entry.name_len.into()) else {
-                    break;
-                };
-                let is_own = name == b"." || name == b"..";
-                found = found.or_else(|| (entry.ino == ino && !is_own).then(|| name.to_vec()));
-                (row.offset, rest) = (entry.next, tail);
+            let before = row.offset;
+            for (entry, name) in entries(&payload) {
+                row.offset = entry.next;
+                let place = places.get_mut(&entry.ino).filter(|place| place.parent == parent);
+                if let Some(place) = place
+                    && !matches!(name, b"." | b"..")
+                {
+                    place.name = name.to_vec();
+                }
             }
-            match found {
-                Some(name) => break Ok(name),
-                None if listed.is_end != 0 || payload.is_empty() => break Err(Errno::new(ENOENT)),
-                None => {}
+            if listed.is_end != 0 || row.offset == before {
+                break Ok(());
             }
         };
         self.call(&Release { fh: opened.fh, ino: parent }, &[]).ok();
-        found
+        outcome
     }
+}
+
+/// The name of a directory, and which one it is in.
+#[derive(Debug, PartialEq, Eq)]
+struct Place {
+    parent: u64,
+    name: Vec<u8>,
+}
+
+/// The path of directory `ino`.
+fn path_of(mut ino: u64, places: &BTreeMap<u64, Place>) -> Option<Vec<u8>> {
+    let mut names = Vec::new();
+    while ino != ROOT_INO {
+        let place = places.get(&ino).filter(|place| !place.name.is_empty())?;
+        names.push(&place.name[..]);
+        ino = place.parent;
+        if names.len() > DEPTH_MAX {
+            return None;
+        }
+    }
+    names.push(TREE.as_bytes());
+    names.reverse();
+    Some(names.join(&b'/'))
+}
+
+/// What a listing tells.
+fn entries(mut payload: &[u8]) -> Vec<(DirEntry, &[u8])> {
+    let mut entries = Vec::new();
+    while let Some(entry) = DirEntry::get(payload) {
+        let tail = &payload[DirEntry::SIZE..];
+        let Some((name, rest)) = tail.split_at_checked(entry.name_len.into()) else { break };
+        entries.push((entry, name));
+        payload = rest;
+    }
+    entries
 }
 
 fn said(path: &Path, errno: Errno) -> anyhow::Error {
@@ -298,9 +348,11 @@ fn said(path: &Path, errno: Errno) -> anyhow::Error {
     }
 }
 
-/// `None`: it is cut.
-fn decode(payload: &[u8]) -> Option<Vec<Quota>> {
-    payload.chunks(Quota::SIZE).map(Quota::get).collect()
+/// `None`: it is cut, or not in the order of numbers behind `after`.
+fn decode(payload: &[u8], after: u16) -> Option<Vec<Quota>> {
+    let quotas: Vec<Quota> = payload.chunks(Quota::SIZE).map(Quota::get).collect::<Option<_>>()?;
+    let numbers = std::iter::once(after).chain(quotas.iter().map(|quota| quota.tree));
+    numbers.is_sorted_by(|before, number| before < number).then_some(quotas)
 }
 
 #[cfg(test)]
@@ -319,15 +371,42 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_is_cut_is_refused() {
-        let quota = Quota { ino: 7, tree: 3, ..Quota::default() };
-        let bytes = [quota.bytes(), quota.bytes()].concat();
+    fn an_answer_that_is_cut_or_goes_round_is_refused() {
+        let quota = |tree| Quota { ino: 7, tree, ..Quota::default() };
+        let bytes = [quota(3).bytes(), quota(5).bytes()].concat();
         for cut in 0..=bytes.len() {
             let whole = cut % Quota::SIZE == 0;
-            assert_eq!(
-                decode(&bytes[..cut]).map(|found| found.len()),
-                whole.then_some(cut / Quota::SIZE)
-            );
+            let found = decode(&bytes[..cut], 2).map(|found| found.len());
+            assert_eq!(found, whole.then_some(cut / Quota::SIZE));
+        }
+        assert!(decode(&bytes, 3).is_none());
+        assert!(decode(&[quota(3).bytes(), quota(3).bytes()].concat(), 2).is_none());
+    }
+
+    #[test]
+    fn a_path_that_cannot_be_found_is_none() {
+        let place = |parent, name: &str| Place { parent, name: name.into() };
+        let places = BTreeMap::from([
+            (2, place(1, "a")),
+            (3, place(2, "b")),
+            (4, place(9, "x")),
+            (5, place(6, "x")),
+            (6, place(5, "y")),
+            (7, place(1, "")),
+        ]);
+        assert_eq!(path_of(1, &places).unwrap(), b"/dvs");
+        assert_eq!(path_of(3, &places).unwrap(), b"/dvs/a/b");
+        for ino in [4, 5, 7, 8] {
+            assert_eq!(path_of(ino, &places), None, "{ino}");
+        }
+    }
+
+    #[test]
+    fn a_listing_may_be_cut_anywhere() {
+        let entry = DirEntry { ino: 7, next: 3, kind: 4, name_len: 2 };
+        let bytes = [&entry.bytes()[..], b"ab", &entry.bytes()[..], b"cd"].concat();
+        for cut in 0..=bytes.len() {
+            assert_eq!(entries(&bytes[..cut]).len(), cut / (DirEntry::SIZE + 2));
         }
     }
 }

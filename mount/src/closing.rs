@@ -69,18 +69,18 @@ impl Closing {
         std::mem::take(&mut self.state().closed)
     }
 
-    /// Waits until something is to be done. `None`: the thread is to end.
-    pub(crate) fn wait(&self) -> Option<Vec<Closed>> {
+    /// Waits until something is to be done. False: the thread is to end.
+    pub(crate) fn wait(&self) -> bool {
         let mut state = self.state();
         loop {
             if state.has_ended {
-                return None;
+                return false;
             }
             let now = Instant::now();
             state = match state.due {
                 Some(due) if due <= now => {
                     state.due = None;
-                    return Some(std::mem::take(&mut state.closed));
+                    return true;
                 }
                 Some(due) => {
                     let waited = self.changed.wait_timeout(state, due - now);

@@ -241,7 +241,8 @@ impl Soles {
             At::End => state.attr.size,
         };
         let end = offset.checked_add(data.len() as u64).filter(|end| *end <= FILE_SIZE_MAX)?;
-        if data.is_empty() || data.len() > PUT_OFF_SIZE_MAX {
+        // A hole is not paid for by the room that was promised.
+        if data.is_empty() || data.len() > PUT_OFF_SIZE_MAX || offset > state.attr.size {
             return None;
         }
         let now = self.open(desk, &sole, &mut state, cred, data.len(), false)?;
@@ -628,6 +629,7 @@ mod tests {
         assert_eq!(d.write(5, At::Offset(FILE_SIZE_MAX), b"x"), None, "that is EFBIG");
         assert_eq!(d.write(5, At::End, &[0; PUT_OFF_SIZE_MAX + 1]), None);
         assert_eq!(d.write(5, At::End, b""), None);
+        assert_eq!(d.write(5, At::Offset(attr().size + 1), b"x"), None, "it would make a hole");
         // Who has it open by what the mode was keeps it.
         d.promised.open(INO, 0, Cred::new(1, 8, 8)).unwrap();
         assert_eq!(d.set(0, mode(0o600)), None);

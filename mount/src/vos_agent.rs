@@ -27,15 +27,17 @@ use calls::vfs::{
     Getattr, Getlk, Getxattr, Leased, LetGo, Link, Listed, Listxattr, Lock, Lookup, Mkdir, Mknod,
     Offsets, Open, Opened, PAGE_SIZE, Paged, Parent, RESTART, Readdir, Readlink, Release,
     Removexattr, Rename, Renamed, Rmdir, Seek, SetAttr, Setattr, Setlk, Setxattr, Statfs, Symlink,
-    Tmpfile, Unlink, WRITE_APPEND, WRITE_AT, Write, pages, set,
+    Tmpfile, Unlink, WRITE_APPEND, WRITE_AT, Write, WriteStaged, pages, set,
 };
 use calls::wire::Wire;
 use m3ipc::cred::CRED_SIZE_MAX;
-use m3ipc::errno::numbers::{EAGAIN, EBADF, ENAMETOOLONG, ENODATA, ENOENT, ENOLCK, ENOSPC, EPROTO};
+use m3ipc::errno::numbers::{
+    EAGAIN, EBADF, EDQUOT, ENAMETOOLONG, ENODATA, ENOENT, ENOLCK, ENOSPC, EPROTO,
+};
 use m3ipc::{Cred, Endpoint, Errno, Interrupt, Sendrec, Wait};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 /// The agent that asks vfs-server. `P` is a port whose channel is trusted (`door::kind::AGENT`):
@@ -52,6 +54,8 @@ pub struct VosAgent<P> {
     owners: Owners,
     promised: Promised,
     closing: Closing,
+    /// Held by who tells the server of closed files.
+    telling: Mutex<()>,
     soles: Soles,
     pages: Pages,
     staging: Staging,
@@ -117,6 +121,7 @@ impl<P: Sendrec> VosAgent<P> {
             owners: Owners::default(),
             promised: Promised::default(),
             closing: Closing::default(),
+            telling: Mutex::default(),
             soles: Soles::default(),
             pages: Pages::default(),
             staging: Staging::default(),
@@ -140,7 +145,20 @@ impl<P: Sendrec> VosAgent<P> {
         receive: &mut [u8],
     ) -> Reply<R> {
         with_cred(cred, payload, |send| {
-            again(|| calls::call(&self.port, Endpoint::VFS, row, send, receive, Wait::FOREVER))
+            let mut call = || {
+                again(|| calls::call(&self.port, Endpoint::VFS, row, send, receive, Wait::FOREVER))
+            };
+            match call() {
+                // Something of what has been closed may have been removed. Parts of a large write are gone by now.
+                Err(error)
+                    if is_full(error)
+                        && R::NUMBER != WriteStaged::NUMBER
+                        && self.tell_all_closed() =>
+                {
+                    call()
+                }
+                outcome => outcome,
+            }
         })
     }
 
@@ -354,6 +372,11 @@ impl<P: Sendrec> VosAgent<P> {
     fn order<R: Row>(&self, cred: &Cred, row: &R, payload: [&[u8]; 2]) -> Result<R::Reply, Errno> {
         self.call(cred, row, payload, &mut []).map(|(reply, _)| reply)
     }
+}
+
+/// Is there no room for what was asked for?
+fn is_full(error: Errno) -> bool {
+    matches!(error.errno, ENOSPC | EDQUOT)
 }
 
 fn is_read_only(flags: u32) -> bool {
@@ -769,10 +792,8 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
             }
         };
         let written = match write() {
-            // Something of what has been closed may have been removed.
-            Err(error) if error.errno == ENOSPC && self.tell_closed(&self.closing.take()) => {
-                write()?
-            }
+            // As with any call.
+            Err(error) if is_full(error) && self.tell_all_closed() => write()?,
             outcome => outcome?,
         };
         if let Place::Offset(offset) = place {
@@ -1140,8 +1161,8 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
     }
 
     fn follow_up(&self) {
-        while let Some(closed) = self.closing.wait() {
-            self.tell_closed(&closed);
+        while self.closing.wait() {
+            self.tell_all_closed();
             // What was put off a moment ago as well: what is put off after this asks for the next time itself.
             self.write_back_all();
         }

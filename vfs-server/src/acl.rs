@@ -278,6 +278,8 @@ impl VfsServer {
         self.claim(&[(inode.ino, true)], call, cx)?;
         if acl.is_some() {
             self.take_metadata_space(cx)?;
+            // Who looks for room may have found this.
+            inode = self.inode(inode.ino, cx)?;
         }
         if name == DEFAULT {
             keep(&mut inode, DEFAULT, acl.as_ref(), cx.store);

@@ -62,7 +62,6 @@ impl VfsServer {
 
         if change.valid & set::SIZE != 0 {
             let is_cut = change.size < inode.size;
-            self.check_growth(&inode, change.size, cx)?;
             self.resize(&mut inode, change.size, cred, cx)?;
             if is_cut {
                 // Who still has some of these pages is about to give them back.

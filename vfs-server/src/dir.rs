@@ -328,7 +328,7 @@ impl VfsServer {
         cred: &Cred,
         cx: &mut Context<'_>,
     ) -> Result<Inode> {
-        self.check_new_inode(dir.tree, cx)?;
+        self.check_new_inode(dir.tree)?;
         self.take_metadata_space(cx)?;
         let now = time(cx.wall);
         let inherited = Inherited::of(dir, new.mode, new.umask, cx.store);
@@ -414,7 +414,7 @@ impl VfsServer {
             self.drop_quota_at(inode.ino, cx);
         }
         if inode.nlink == 0 && !self.opens.is_open(inode.ino) {
-            self.discard(inode.ino, cx);
+            self.discard(inode, cx);
             if is_forgotten {
                 self.let_go(inode.ino, call);
             }

@@ -79,6 +79,8 @@ pub(crate) mod mark {
     pub(crate) const ACL_DEFAULT: u16 = 8;
     /// It had several names when it came to be counted in another tree: they may be in different ones (`quota.rs`).
     pub(crate) const SPREAD: u16 = 16;
+    /// It is garbage (`G`), and no quota counts it any more.
+    pub(crate) const GARBAGE: u16 = 32;
 }
 
 pub(crate) const VERSION_KEY: &[u8] = b"V";

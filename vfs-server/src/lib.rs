@@ -113,7 +113,7 @@ impl std::fmt::Display for UnknownStore {
                 "the file store has layout version {version}; this vfs-server knows version {}",
                 keys::VERSION
             ),
-            _ => write!(f, "the file store's version or counters are damaged"),
+            _ => write!(f, "the file store's version, counters or quotas are damaged"),
         }
     }
 }
@@ -233,7 +233,7 @@ impl VfsServer {
             VfsCall::WriteStaged(row) => self.write_staged(row, call, cx).map(reply::<WriteStaged>),
             VfsCall::WriteBack(row) => self.write_back(row, call, cx).map(both::<WriteBack>),
             VfsCall::SetQuota(row) => self.set_quota(row, call, cx).map(reply::<SetQuota>),
-            VfsCall::Quotas(row) => self.quotas(row).map(payload::<Quotas>),
+            VfsCall::Quotas(row) => self.quotas(row, call).map(payload::<Quotas>),
             VfsCall::Scrub(row) => self.scrub(row, call, cx).map(both::<Scrub>),
             VfsCall::LetGo(row) => self.let_go_of_pages(row, call, cx).map(reply::<LetGo>),
         }

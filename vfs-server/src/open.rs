@@ -190,11 +190,13 @@ impl VfsServer {
         if flags & O_TRUNC != 0 && inode.is_regular() {
             let pages = PageClaim::change(inode.ino, 0..PAGES_END, Own::All);
             self.claim_all(&[(inode.ino, is_forgotten)], &[pages], call, cx)?;
-            self.resize(&mut inode, 0, call.cred, cx)?;
-            self.save(&inode, cx);
         }
         if inode.nlink == 0 && !self.opens.is_open(inode.ino) {
-            self.revive(inode.ino, cx);
+            self.revive(&mut inode, cx)?;
+        }
+        if flags & O_TRUNC != 0 && inode.is_regular() {
+            self.resize(&mut inode, 0, call.cred, cx)?;
+            self.save(&inode, cx);
         }
         Ok(self.new_handle(inode.ino, flags, call, cx))
     }
@@ -229,7 +231,7 @@ impl VfsServer {
             && let Ok(Some(inode)) = self.inodes.find(record.ino, cx.store)
             && inode.nlink == 0
         {
-            self.discard(record.ino, cx);
+            self.discard(inode, cx);
         }
         waited
     }

@@ -36,6 +36,10 @@ const BLOCK: u64 = STATFS_BLOCK_SIZE as u64;
 pub(crate) struct Trees {
     by_number: BTreeMap<u16, Tree>,
     by_root: BTreeMap<u64, u16>,
+    /// Directories whose entries are yet to be counted with them, and from which cookie on, in the order of their turns: the last has the
+    /// next.
+    walks: Vec<u64>,
+    cookies: BTreeMap<u64, u64>,
     /// When walks go on; `None`: there are none.
     due: Option<Nanos>,
 }
@@ -57,7 +61,16 @@ impl Trees {
                 _ => outcome = Err(Corrupt),
             }
         });
-        trees.due = first_walk(store).map(|_| 0);
+        keys::collect(store, &keys::walks(), |key, value| {
+            match (keys::numbers(key), u64::get(value)) {
+                (Some([dir]), Some(cookie)) => {
+                    trees.walks.push(dir);
+                    trees.cookies.insert(dir, cookie);
+                }
+                _ => outcome = Err(Corrupt),
+            }
+        });
+        trees.due = (!trees.walks.is_empty()).then_some(0);
         outcome.map(|()| trees)
     }
 
@@ -81,8 +94,11 @@ impl Trees {
         after: Option<&Inode>,
         store: &mut dyn Store,
     ) {
-        let part = |inode: &Inode| (inode.tree, blocks(inode));
-        let (before, after) = (before.map(part), after.map(part));
+        let part = |inode: &Inode| {
+            let is_counted = inode.marks & mark::GARBAGE == 0;
+            is_counted.then(|| (inode.tree, blocks(inode)))
+        };
+        let (before, after) = (before.and_then(part), after.and_then(part));
         if before == after {
             return;
         }
@@ -136,11 +152,16 @@ impl Trees {
         self.chain(tree).map(|(_, tree)| tree.free_inodes()).min().unwrap_or(u64::MAX)
     }
 
-    /// Is there room in `tree` for what has been counted in `from` so far?
-    fn has_room_for(&self, inode: &Inode, tree: u16, from: u16) -> bool {
-        self.chain(tree)
-            .filter(|(number, _)| !self.is_within(from, *number))
-            .all(|(_, tree)| tree.free_blocks() >= blocks(inode) && tree.free_inodes() > 0)
+    /// Is there room in `tree` for what has been counted in `from` so far, once `freed` is gone?
+    fn has_room_for(&self, inode: &Inode, tree: u16, from: u16, freed: Option<&Inode>) -> bool {
+        self.chain(tree).filter(|(number, _)| !self.is_within(from, *number)).all(
+            |(number, tree)| {
+                let freed = freed.filter(|freed| self.is_within(freed.tree, number));
+                let blocks_freed = freed.map_or(0, blocks);
+                let has_inode = freed.is_some() || tree.free_inodes() > 0;
+                has_inode && tree.free_blocks().saturating_add(blocks_freed) >= blocks(inode)
+            },
+        )
     }
 
     /// Adds to what `tree` has, and all around it; what is added may be negative (two's complement).
@@ -178,8 +199,26 @@ impl Trees {
 
     /// What is in directory `ino` is yet to be counted with it.
     fn walk(&mut self, ino: u64, cx: &mut Context<'_>) {
+        if self.cookies.insert(ino, 0).is_none() {
+            self.walks.push(ino);
+        }
         cx.store.put(&keys::walk(ino), &0_u64.to_le_bytes());
         self.due.get_or_insert(cx.now.saturating_add(TREE_WALK_INTERVAL));
+    }
+
+    /// The walk of directory `ino` goes on at `cookie`; `None`: it has ended.
+    fn walked(&mut self, ino: u64, cookie: Option<u64>, store: &mut dyn Store) {
+        match cookie {
+            Some(cookie) => {
+                store.put(&keys::walk(ino), &cookie.to_le_bytes());
+                self.cookies.insert(ino, cookie);
+            }
+            None => {
+                store.remove(&keys::walk(ino));
+                self.cookies.remove(&ino);
+                self.walks.retain(|walk| *walk != ino);
+            }
+        }
     }
 
     /// The quota of directory `ino` is gone.
@@ -198,10 +237,8 @@ impl Trees {
     /// # Errors
     /// ELOOP, ENOSPC.
     fn begin(&mut self, root: u64, parent: u16, store: &mut dyn Store) -> Result<u16> {
-        // Those below the new root will be within it.
-        let inside = self.by_number.keys().filter(|tree| self.is_within(**tree, parent));
-        let deepest = inside.map(|tree| self.chain(*tree).count()).max().unwrap_or(0);
-        if deepest >= TREE_DEPTH_MAX {
+        // Those below will be deeper by one: who begins with the innermost may have as many as there are directories around it.
+        if self.chain(parent).count() >= TREE_DEPTH_MAX {
             return err(ELOOP);
         }
         if self.by_number.len() >= TREES_MAX {
@@ -217,10 +254,16 @@ impl Trees {
 
 #[cfg(test)]
 impl Trees {
+    pub(crate) fn walk_count(&self) -> usize {
+        self.walks.len()
+    }
+
     /// Does it know the same, but for when it goes on?
     pub(crate) fn is_as(&self, other: &Trees) -> bool {
         self.by_number == other.by_number
             && self.by_root == other.by_root
+            && self.cookies == other.cookies
+            && self.walks.len() == other.walks.len()
             && self.due.is_some() == other.due.is_some()
     }
 }
@@ -251,19 +294,6 @@ impl Tree {
 /// Blocks that an inode counts.
 fn blocks(inode: &Inode) -> u64 {
     if inode.is_regular() { inode.size.div_ceil(BLOCK) } else { 0 }
-}
-
-/// A directory whose entries are yet to be counted with it, and from which cookie on.
-fn first_walk(store: &dyn Store) -> Option<(u64, u64)> {
-    let (from, to) = keys::walks();
-    let mut found = None;
-    store.range(&from, &to, &mut |key, value| {
-        if let (Some([dir]), Some(cookie)) = (keys::numbers(key), u64::get(value)) {
-            found = Some((dir, cookie));
-        }
-        ControlFlow::Break(())
-    });
-    found
 }
 
 impl VfsServer {
@@ -307,7 +337,11 @@ impl VfsServer {
         Ok(())
     }
 
-    pub(crate) fn quotas(&self, row: Quotas) -> Result<Vec<u8>> {
+    pub(crate) fn quotas(&self, row: Quotas, call: &Call<'_>) -> Result<Vec<u8>> {
+        // Numbers of inodes are for those who have looked up their names.
+        if (call.cred.pid, call.cred.uid) != (0, 0) {
+            return err(EPERM);
+        }
         let is_counting = self.trees.due.is_some().into();
         let behind = (std::ops::Bound::Excluded(row.after), std::ops::Bound::Unbounded);
         let alive = self.trees.by_number.range(behind).filter(|(_, tree)| tree.root != 0);
@@ -328,13 +362,10 @@ impl VfsServer {
     }
 
     /// How long file `inode` may become, at most `size`.
-    pub(crate) fn within_quota(&mut self, inode: &Inode, size: u64, cx: &mut Context<'_>) -> u64 {
+    pub(crate) fn within_quota(&self, inode: &Inode, size: u64) -> u64 {
         let (has, wants) = (blocks(inode), size.div_ceil(BLOCK));
         if inode.tree == 0 || wants <= has {
             return size;
-        }
-        if self.trees.free_blocks(inode.tree) < wants - has && self.has_garbage() {
-            self.reclaim_all(cx);
         }
         let free = self.trees.free_blocks(inode.tree);
         size.min(has.saturating_add(free).saturating_mul(BLOCK))
@@ -344,24 +375,27 @@ impl VfsServer {
     ///
     /// # Errors
     /// EDQUOT.
-    pub(crate) fn check_growth(
-        &mut self,
-        inode: &Inode,
-        size: u64,
-        cx: &mut Context<'_>,
-    ) -> Result<()> {
-        if self.within_quota(inode, size, cx) < size { err(EDQUOT) } else { Ok(()) }
+    pub(crate) fn check_growth(&self, inode: &Inode, size: u64) -> Result<()> {
+        if self.within_quota(inode, size) < size { err(EDQUOT) } else { Ok(()) }
     }
 
     /// May there be one more inode in `tree`?
     ///
     /// # Errors
     /// EDQUOT.
-    pub(crate) fn check_new_inode(&mut self, tree: u16, cx: &mut Context<'_>) -> Result<()> {
-        if tree != 0 && self.trees.free_inodes(tree) == 0 && self.has_garbage() {
-            self.reclaim_all(cx);
-        }
+    pub(crate) fn check_new_inode(&self, tree: u16) -> Result<()> {
         if tree != 0 && self.trees.free_inodes(tree) == 0 { err(EDQUOT) } else { Ok(()) }
+    }
+
+    /// May `inode`, which is garbage and is counted no more, be counted again?
+    ///
+    /// # Errors
+    /// ESTALE.
+    pub(crate) fn check_revival(&self, inode: &mut Inode) -> Result<()> {
+        if !self.trees.by_number.contains_key(&inode.tree) {
+            inode.tree = 0;
+        }
+        if self.trees.has_room_for(inode, inode.tree, 0, None) { Ok(()) } else { err(ESTALE) }
     }
 
     /// May `inode` get a name in `dir` beside those it has?
@@ -375,10 +409,10 @@ impl VfsServer {
         if from != to && !may_become_one && !inode.is_spread() {
             return err(EXDEV);
         }
-        if trees.has_room_for(inode, to, from) { Ok(()) } else { err(EDQUOT) }
+        if trees.has_room_for(inode, to, from, None) { Ok(()) } else { err(EDQUOT) }
     }
 
-    /// May `inode` move from directory `from` to directory `to`?
+    /// May `inode` move from directory `from` to directory `to`, where `freed` is gone then?
     ///
     /// # Errors
     /// EXDEV, EDQUOT.
@@ -387,7 +421,8 @@ impl VfsServer {
         from: &Inode,
         to: &Inode,
         inode: &Inode,
-        cx: &mut Context<'_>,
+        freed: Option<&Inode>,
+        cx: &Context<'_>,
     ) -> Result<()> {
         let is_settled = self.trees.due.is_none();
         if self.trees.is_empty() || from.ino == to.ino || is_settled && from.tree == to.tree {
@@ -401,11 +436,8 @@ impl VfsServer {
         if is_full || has_others || self.trees.by_root.contains_key(&inode.ino) {
             return err(EXDEV);
         }
-        let has_room = |trees: &Trees| trees.has_room_for(inode, to.tree, inode.tree);
-        if !has_room(&self.trees) && self.has_garbage() {
-            self.reclaim_all(cx);
-        }
-        if has_room(&self.trees) { Ok(()) } else { err(EDQUOT) }
+        let has_room = self.trees.has_room_for(inode, to.tree, inode.tree, freed);
+        if has_room { Ok(()) } else { err(EDQUOT) }
     }
 
     /// `inode` has a name in a directory that is counted in `tree`. The caller stores it.
@@ -421,6 +453,9 @@ impl VfsServer {
                 inode.marks |= mark::SPREAD;
             }
         }
+        if inode.nlink == 1 {
+            inode.marks &= !mark::SPREAD;
+        }
     }
 
     /// A directory has lost its last name.
@@ -433,50 +468,50 @@ impl VfsServer {
         if self.trees.due.is_none_or(|due| cx.now < due) {
             return;
         }
+        // Deep before wide, so that few are under way at once; but whoever begins one walk anew all the time holds up no other.
+        self.trees.walks.rotate_left(1);
         let mut budget = TREE_WALK_BATCH;
         while budget > 0 {
-            let Some((dir, cookie)) = first_walk(cx.store) else {
+            let Some(dir) = self.trees.walks.last().copied() else {
                 self.trees.due = None;
                 return;
             };
-            budget = budget.saturating_sub(1 + self.walk_on(dir, cookie, budget, cx));
+            budget = budget.saturating_sub(1 + self.walk_on(dir, budget, cx));
         }
         self.trees.due = Some(cx.now.saturating_add(TREE_WALK_INTERVAL));
     }
 
-    /// Counts entries of a directory with it, as many as `most`. Says how many it was.
-    fn walk_on(&mut self, dir: u64, cookie: u64, most: usize, cx: &mut Context<'_>) -> usize {
+    /// Counts entries of a directory with it, as many as `most`, until one is a directory that is walked itself. Says how many it was.
+    fn walk_on(&mut self, dir: u64, most: usize, cx: &mut Context<'_>) -> usize {
         let found = self.inodes.find(dir, cx.store).ok().flatten();
-        let Some(dir) = found.filter(Inode::is_directory) else {
-            cx.store.remove(&keys::walk(dir));
+        let Some(inode) = found.filter(Inode::is_directory) else {
+            self.trees.walked(dir, None, cx.store);
             return 0;
         };
-        let (from, to) = keys::places_from(dir.ino, cookie);
+        let cookie = self.trees.cookies.get(&dir).copied().unwrap_or(0);
+        let (from, to) = keys::places_from(dir, cookie);
         let mut entries = Vec::new();
-        let mut next = None;
         cx.store.range(&from, &to, &mut |key, value| {
-            let (Some([_, cookie]), Some(ino)) = (keys::numbers(key), u64::get(value)) else {
-                return ControlFlow::Continue(());
-            };
-            if entries.len() == most {
-                next = Some(cookie);
-                return ControlFlow::Break(());
+            if let (Some([_, cookie]), Some(ino)) = (keys::numbers(key), u64::get(value)) {
+                entries.push((cookie, ino));
             }
-            entries.push(ino);
-            ControlFlow::Continue(())
+            if entries.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         });
-        match next {
-            Some(cookie) => cx.store.put(&keys::walk(dir.ino), &cookie.to_le_bytes()),
-            None => cx.store.remove(&keys::walk(dir.ino)),
-        }
-        for ino in &entries {
-            let Some(mut inode) = self.inodes.find(*ino, cx.store).ok().flatten() else { continue };
-            let before = inode;
-            self.join_tree(&mut inode, dir.tree, cx);
-            if inode != before {
-                self.save(&inode, cx);
+        let walks = self.trees.walks.len();
+        for (count, (cookie, ino)) in entries.iter().enumerate() {
+            let Some(mut child) = self.inodes.find(*ino, cx.store).ok().flatten() else { continue };
+            let before = child;
+            self.join_tree(&mut child, inode.tree, cx);
+            if child != before {
+                self.save(&child, cx);
+            }
+            if self.trees.walks.len() > walks {
+                self.trees.walked(dir, Some(cookie + 1), cx.store);
+                return count + 1;
             }
         }
+        let next = entries.last().filter(|_| entries.len() == most).map(|(cookie, _)| cookie + 1);
+        self.trees.walked(dir, next, cx.store);
         entries.len()
     }
 

@@ -216,7 +216,7 @@ impl VfsServer {
         let whole = whole.min(FILE_SIZE_MAX - offset);
         let pages = PageClaim::change(inode.ino, pages_of(offset, whole), Own::All);
         self.claim_all(&[(inode.ino, true)], &[pages], call, cx)?;
-        let whole = self.within_quota(&inode, offset + whole, cx).saturating_sub(offset);
+        let whole = self.within_quota(&inode, offset + whole).saturating_sub(offset);
         if whole == 0 {
             return err(EDQUOT);
         }
@@ -230,6 +230,9 @@ impl VfsServer {
                 break;
             }
             let data = &part[..usize::try_from(count).unwrap_or(part.len())];
+            if written > 0 {
+                self.save_end(&mut inode, offset + written, cx);
+            }
             let outcome = self.take_space(count, cx);
             match outcome.and_then(|()| self.write_blob(inode.ino, offset + written, data, cx)) {
                 Ok(()) => written += count,
@@ -287,7 +290,7 @@ impl VfsServer {
             PageClaim::change(target.ino, pages_of(to, count), Own::All),
         ];
         self.claim_all(&[(target.ino, true)], &claims, call, cx)?;
-        let count = self.within_quota(&target, to + count, cx).saturating_sub(to);
+        let count = self.within_quota(&target, to + count).saturating_sub(to);
         if count == 0 {
             return err(EDQUOT);
         }
@@ -340,8 +343,8 @@ impl VfsServer {
         let pages = is_zeroed.then(|| PageClaim::change(inode.ino, pages, Own::All));
         self.claim_all(&[(inode.ino, true)], pages.as_slice(), call, cx)?;
         let keep_size = row.mode & FALLOC_FL_KEEP_SIZE != 0;
-        if !keep_size {
-            self.check_growth(&inode, end, cx)?;
+        if !keep_size && matches!(row.mode, 0 | FALLOC_FL_ZERO_RANGE) {
+            self.check_growth(&inode, end)?;
         }
         match row.mode & !FALLOC_FL_KEEP_SIZE {
             0 => self.check_room(&inode, row.offset, end, cx)?,
@@ -411,7 +414,7 @@ impl VfsServer {
     /// Makes a file longer or shorter. The caller checks permissions and stores the inode.
     ///
     /// # Errors
-    /// EFBIG, ENOSPC, EIO.
+    /// EFBIG, ENOSPC, EDQUOT, EIO.
     pub(crate) fn resize(
         &mut self,
         inode: &mut Inode,
@@ -425,6 +428,7 @@ impl VfsServer {
         if size > FILE_SIZE_MAX {
             return err(EFBIG);
         }
+        self.check_growth(inode, size)?;
         if size > inode.size {
             cut_behind_end(inode, cx.store)?;
         }
@@ -461,6 +465,14 @@ impl VfsServer {
     ) -> Result<()> {
         let used = cx.store.blob_used(inode.ino);
         self.take_space((end - offset).min(end.saturating_sub(used)), cx)
+    }
+
+    /// A file that is being written reaches to `end` by now: so much must not be cut off by who looks for room.
+    pub(crate) fn save_end(&mut self, inode: &mut Inode, end: u64, cx: &mut Context<'_>) {
+        if end > inode.size {
+            inode.size = end;
+            self.save(inode, cx);
+        }
     }
 
     pub(crate) fn write_blob(

@@ -12,7 +12,7 @@
 
 use crate::VfsServer;
 use crate::answer::{Result, err};
-use crate::keys::{self, Inode};
+use crate::keys::{self, Inode, mark};
 use crate::limits::{
     METADATA_COST, RECLAIM_BACKLOG_INTERVAL, RECLAIM_BATCH, RECLAIM_INTERVAL, SPACE_GRANT,
     SPACE_RESERVE,
@@ -71,15 +71,24 @@ impl Reclaim {
 }
 
 impl VfsServer {
-    /// The last name or the last handle of `ino` is gone.
-    pub(crate) fn discard(&mut self, ino: u64, cx: &mut Context<'_>) {
-        cx.store.put(&keys::garbage(ino), &[]);
-        self.reclaim.push(ino, cx.now);
+    /// The last name or the last handle of an inode is gone. No quota counts it from now on, so that there is room at once.
+    pub(crate) fn discard(&mut self, mut inode: Inode, cx: &mut Context<'_>) {
+        inode.marks |= mark::GARBAGE;
+        self.save(&inode, cx);
+        cx.store.put(&keys::garbage(inode.ino), &[]);
+        self.reclaim.push(inode.ino, cx.now);
     }
 
-    /// Somebody has opened an inode that has no name any more.
-    pub(crate) fn revive(&mut self, ino: u64, cx: &mut Context<'_>) {
-        cx.store.remove(&keys::garbage(ino));
+    /// Somebody opens an inode that has no name any more.
+    ///
+    /// # Errors
+    /// ESTALE: its room has been given to others.
+    pub(crate) fn revive(&mut self, inode: &mut Inode, cx: &mut Context<'_>) -> Result<()> {
+        self.check_revival(inode)?;
+        inode.marks &= !mark::GARBAGE;
+        self.save(inode, cx);
+        cx.store.remove(&keys::garbage(inode.ino));
+        Ok(())
     }
 
     /// File `ino` has become shorter.
@@ -122,11 +131,6 @@ impl VfsServer {
         }
         self.reclaim.granted -= bytes;
         Ok(())
-    }
-
-    /// Is there anything to reclaim?
-    pub(crate) fn has_garbage(&self) -> bool {
-        !self.reclaim.queue.is_empty()
     }
 
     /// Takes what a new name or inode costs.
@@ -182,7 +186,6 @@ impl VfsServer {
         for key in gone {
             cx.store.remove(&key);
         }
-        self.trees.count(Some(inode), None, cx.store);
         self.inodes.remove(ino, cx.store);
         if kind == S_IFREG {
             cx.store.blob_remove(ino);

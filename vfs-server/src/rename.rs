@@ -145,7 +145,7 @@ impl VfsServer {
         permission::remove_entry(&old_dir, &old.inode, call.cred, cx.store)?;
         permission::add_entry(&new_dir, call.cred, cx.store)?;
         check_move(&old_dir, &new_dir, &old.inode, call.cred, cx.store)?;
-        self.check_trees(&old_dir, &new_dir, &old.inode, cx)?;
+        self.check_trees(&old_dir, &new_dir, &old.inode, None, cx)?;
         if old.inode.is_directory()
             && old_dir.ino != new_dir.ino
             && new_dir.nlink >= SUBDIRECTORY_MAX
@@ -162,7 +162,7 @@ impl VfsServer {
             new_dir = old_dir;
         }
         self.enter(&mut new_dir, new_name, &old.inode, cx);
-        self.moved(&mut old.inode, &new_dir, cx);
+        self.moved(&mut old.inode, &old_dir, &new_dir, cx);
         Ok(())
     }
 
@@ -186,7 +186,9 @@ impl VfsServer {
         if new.inode.is_directory() && new.inode.size > 0 {
             return err(ENOTEMPTY);
         }
-        self.check_trees(&old_dir, &new_dir, &old.inode, cx)?;
+        let is_last = new.inode.nlink == 1 || new.inode.is_directory();
+        let freed = (is_last && !self.opens.is_open(new.inode.ino)).then_some(&new.inode);
+        self.check_trees(&old_dir, &new_dir, &old.inode, freed, cx)?;
         self.claim(
             &[
                 (old_dir.ino, true),
@@ -202,7 +204,7 @@ impl VfsServer {
             new_dir = old_dir;
         }
         self.repoint(&mut new_dir, new.name, &new.entry, &old.inode, cx);
-        self.moved(&mut old.inode, &new_dir, cx);
+        self.moved(&mut old.inode, &old_dir, &new_dir, cx);
         self.unlinked(new.inode, new.is_forgotten, call, cx);
         Ok(())
     }
@@ -220,8 +222,8 @@ impl VfsServer {
         permission::remove_entry(&new_dir, &new.inode, call.cred, cx.store)?;
         check_move(&old_dir, &new_dir, &old.inode, call.cred, cx.store)?;
         check_move(&old_dir, &new_dir, &new.inode, call.cred, cx.store)?;
-        self.check_trees(&old_dir, &new_dir, &old.inode, cx)?;
-        self.check_trees(&new_dir, &old_dir, &new.inode, cx)?;
+        self.check_trees(&old_dir, &new_dir, &old.inode, Some(&new.inode), cx)?;
+        self.check_trees(&new_dir, &old_dir, &new.inode, Some(&old.inode), cx)?;
         self.claim(
             &[
                 (old_dir.ino, true),
@@ -237,18 +239,21 @@ impl VfsServer {
             new_dir = old_dir;
         }
         self.repoint(&mut new_dir, new.name, &new.entry, &old.inode, cx);
-        self.moved(&mut old.inode, &new_dir, cx);
-        self.moved(&mut new.inode, &old_dir, cx);
+        self.moved(&mut old.inode, &old_dir, &new_dir, cx);
+        self.moved(&mut new.inode, &new_dir, &old_dir, cx);
         Ok(())
     }
 
-    /// `inode` has a name in `dir` now.
-    fn moved(&mut self, inode: &mut Inode, dir: &Inode, cx: &mut Context<'_>) {
+    /// `inode` has a name in `dir` now, and not any more in `from`.
+    fn moved(&mut self, inode: &mut Inode, from: &Inode, dir: &Inode, cx: &mut Context<'_>) {
         if inode.is_directory() {
             inode.parent = dir.ino;
         }
         inode.ctime = time(cx.wall);
-        self.join_tree(inode, dir.tree, cx);
+        // Of a file with names in several trees nothing says that it is to be counted in this one.
+        if !inode.is_spread() || from.tree != dir.tree || inode.tree == dir.tree {
+            self.join_tree(inode, dir.tree, cx);
+        }
         self.save(inode, cx);
     }
 }

@@ -145,7 +145,7 @@ impl VfsServer {
         available(cx.store).min(self.trees.free_bytes(inode.tree)) >= SOLE_SPACE
     }
 
-    /// It was promised when there was room, so no quota is asked.
+    /// Of bytes it was promised that there is room, so no quota is asked; of holes, which quotas count, it was not.
     fn write_part(
         &mut self,
         inode: &mut Inode,
@@ -161,11 +161,12 @@ impl VfsServer {
         let end = offset.checked_add(len).filter(|end| *end <= FILE_SIZE_MAX);
         let Some(end) = end else { return err(EFBIG) };
         if offset > inode.size {
+            self.check_growth(inode, end)?;
             crate::read_write::cut_behind_end(inode, cx.store)?;
         }
         self.take_space(len, cx)?;
         self.write_blob(inode.ino, offset, data, cx)?;
-        inode.size = inode.size.max(end);
+        self.save_end(inode, end, cx);
         inode.drop_privileges(call.cred, cx.store);
         Ok(())
     }

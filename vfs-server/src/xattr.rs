@@ -64,7 +64,7 @@ impl VfsServer {
         if value.len() > XATTR_SIZE_MAX {
             return err(E2BIG);
         }
-        let mut inode = self.inode(row.ino, cx)?;
+        let inode = self.inode(row.ino, cx)?;
         if namespace == Namespace::AccessControl {
             // As Linux has it, the flags mean nothing for these.
             return self.set_acl(inode, name, value, call, cx);
@@ -84,6 +84,8 @@ impl VfsServer {
         self.claim(&[(inode.ino, true)], call, cx)?;
         self.take_metadata_space(cx)?;
         self.take_space(value.len() as u64, cx)?;
+        // Who looks for room may have found this.
+        let mut inode = self.inode(row.ino, cx)?;
         cx.store.put(&key, value);
         if name == CAPABILITY {
             inode.marks |= mark::CAPABILITY;

@@ -72,8 +72,12 @@ fn small_disk(world: &World) {
     let outcome = world.outcome(0, &files);
     assert!(outcome.errors.contains("Disk quota exceeded"), "{outcome:?}");
     assert_eq!(used(world, &small).1, 8);
+    // Also what has just been closed and removed, by who goes on at once.
+    world.run(1, &["rm", &path("b"), &path("0"), &path("1"), &path("2")]);
+    let turn = "dd if=/dev/zero of=more bs=100k count=2 status=none && rm more || exit 1";
+    let again = format!("cd {small}; for turn in $(seq 30); do {turn}; done");
+    world.run(1, &["sh", "-c", &again]);
     // What moves in is counted, or does not move.
-    world.run(0, &["rm", &path("b"), &path("0"), &path("1"), &path("2")]);
     world.run(0, &["mkdir", &format!("{folder}/full")]);
     let inner = format!("{folder}/full/file");
     world.run(1, &["sh", "-c", &format!("echo content > {inner}")]);

@@ -6,6 +6,7 @@ use crate::cred;
 use crate::put_off::{At, Desk, Sole};
 use calls::vfs::{Attr, Closed, Releases, SetAttr, WriteBack, WrittenBack, attributes};
 use m3ipc::{Cred, Errno, Sendrec};
+use std::sync::{PoisonError, TryLockError};
 
 impl<P: Sendrec> VosAgent<P> {
     /// The server has opened a file for a program of this node, which is perhaps its sole writer's: then this is told what `is_current`.
@@ -68,8 +69,20 @@ impl<P: Sendrec> VosAgent<P> {
         self.soles.remove(file.ino, file.fh);
     }
 
+    /// Tells the server of all files that are closed. True: it knows of more than before.
+    pub(super) fn tell_all_closed(&self) -> bool {
+        let (_telling, has_waited) = match self.telling.try_lock() {
+            Ok(telling) => (telling, false),
+            Err(TryLockError::Poisoned(error)) => (error.into_inner(), false),
+            Err(TryLockError::WouldBlock) => {
+                (self.telling.lock().unwrap_or_else(PoisonError::into_inner), true)
+            }
+        };
+        self.tell_closed(&self.closing.take()) || has_waited
+    }
+
     /// Tells the server of files that are closed. True: there were some, and it knows.
-    pub(super) fn tell_closed(&self, closed: &[Closed]) -> bool {
+    fn tell_closed(&self, closed: &[Closed]) -> bool {
         let mut is_told = !closed.is_empty();
         for part in closed.chunks(CLOSED_MAX) {
             let payload: Vec<u8> = part.iter().flat_map(|closed| closed.bytes()).collect();

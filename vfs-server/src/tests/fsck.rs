@@ -1,7 +1,7 @@
 //! Checks everything that must hold in the store, and that the caches say the same.
 
 use crate::acl;
-use crate::keys::{self, Counters, Entry, Inode, LockRecord, OpenRecord, Place, Tree};
+use crate::keys::{self, Counters, Entry, Inode, LockRecord, OpenRecord, Place, Tree, mark};
 use crate::linux::S_IFLNK;
 use crate::tests::driver::World;
 use calls::vfs::ROOT_INO;
@@ -44,6 +44,7 @@ pub(crate) fn check(world: &mut World) {
         assert!(acl::is_in_step(inode, store), "{inode:?}");
         let garbage = store.get(&keys::garbage(ino)).is_some();
         assert_eq!(garbage, links == 0 && !held.contains(&ino), "{inode:?}");
+        assert_eq!(garbage, inode.marks & mark::GARBAGE != 0, "{inode:?}");
         assert_eq!(store.get(&keys::target(ino)).is_some(), inode.kind() == S_IFLNK);
     }
     check_ownership(store, &inodes, &opens);
@@ -84,7 +85,7 @@ fn check_trees(store: &dyn Store, inodes: &BTreeMap<u64, Inode>) {
         trees.insert(u16::try_from(number).unwrap(), Tree::get(value).unwrap());
     });
     let mut counted: BTreeMap<u16, (u64, u64)> = trees.keys().map(|tree| (*tree, (0, 0))).collect();
-    for inode in inodes.values() {
+    for inode in inodes.values().filter(|inode| inode.marks & mark::GARBAGE == 0) {
         let mut number = inode.tree;
         while number != 0 {
             let (blocks, inodes) = counted.get_mut(&number).expect("there is such a tree");

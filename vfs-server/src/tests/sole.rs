@@ -6,13 +6,14 @@ use crate::tests::driver::{ALIEN, Client, Got, MATE, ROOT, USER, World, attr};
 use crate::tests::errors::world;
 use crate::tests::leases::{agent, message};
 use calls::vfs::{
-    Attr, Closed, Created, Getattr, Lookup, Open, Opened, Paged, PutOff, ReadPages, Recalls,
-    Releases, SetAttr, Time, Unlink, WriteBack, WrittenBack, attributes, pages, set,
+    Attr, Closed, Created, Getattr, Lookup, NO_LIMIT, Open, Opened, Paged, PutOff, ReadPages,
+    Recalls, Releases, SetAttr, SetQuota, Time, Unlink, WriteBack, WrittenBack, attributes, pages,
+    set,
 };
 use calls::wire::Wire;
 use dvk::server::Gone;
 use dvk::store::Store;
-use m3ipc::errno::numbers::{EBADF, EFBIG, EINVAL, EIO, EPERM};
+use m3ipc::errno::numbers::{EBADF, EDQUOT, EFBIG, EINVAL, EIO, EPERM};
 use m3ipc::{CallId, Cred};
 
 const WRITE: u32 = 1;
@@ -71,6 +72,27 @@ impl World {
     fn size_told(&mut self, call: CallId) -> Option<u64> {
         self.answer(call).map(|told| attr(((), told.unwrap().1)).size)
     }
+}
+
+#[test]
+fn a_quota_is_not_asked_of_what_was_promised_but_of_holes() {
+    let mut w = World::new();
+    w.mkdir(&ROOT, "/t", 0o777).unwrap();
+    let tree = w.stat(&ROOT, "/t").unwrap().ino;
+    let quota = |bytes| SetQuota { ino: tree, bytes, inodes: NO_LIMIT, remove: 0 };
+    let admin = Client { cred: Cred::ROOT, ..ROOT };
+    w.call(&admin, &quota(1 << 30), &[]).unwrap();
+    let ino = w.put(&ROOT, "/t/f", 0o666, b"data").unwrap();
+    w.pass(10);
+    w.begin(&agent(1));
+    let (Opened { fh, attr }, _) =
+        w.call(&agent(1), &Open { ino, flags: READ_WRITE }, &[]).unwrap();
+    assert!(attr & attributes::SOLE != 0);
+    w.call(&admin, &quota(4096), &[]).unwrap();
+    let parts = [write(0, 4, &[1; 5000]), write(0, 1 << 40, b"x"), write(0, 0, b"y")];
+    let (reply, attr) = w.write_back(&agent(1), (ino, fh), &parts).unwrap();
+    assert_eq!((i32::from(reply.errno), attr.size), (EDQUOT, 5004));
+    assert_eq!(reply.attr & attributes::SOLE, 0, "nothing more is promised");
 }
 
 #[test]

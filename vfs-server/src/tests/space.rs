@@ -3,9 +3,10 @@
 use crate::limits::{RECLAIM_BATCH, SPACE_RESERVE};
 use crate::tests::driver::{ROOT, USER, World};
 use crate::tests::errors::world;
+use calls::vfs::Setxattr;
 use dvk::server::Server;
 use dvk::store::{Store, StoreError};
-use m3ipc::errno::numbers::{EIO, ENOSPC};
+use m3ipc::errno::numbers::{EIO, ENOSPC, ESTALE};
 
 #[test]
 fn the_reserve_is_refused_to_growing_calls_and_not_to_shrinking_ones() {
@@ -62,6 +63,31 @@ fn deleting_makes_room_for_the_next_write_at_once() {
     assert_eq!(w.write(&file, 0, &[0; 2_000]), Err(ENOSPC));
     w.store.free = Some(total);
     assert_eq!(w.write(&file, 0, &[0; 2_000]), Ok(2_000));
+}
+
+/// Who looks for room may find the inode that it is for.
+#[test]
+fn an_attribute_does_not_bring_an_inode_back() {
+    for name in ["user.a", "system.posix_acl_access"] {
+        let mut w = World::new();
+        let ino = w.put(&ROOT, "/f", 0o644, &[1; 100_000]).unwrap();
+        w.unlink(&ROOT, "/f").unwrap();
+        w.restart();
+        w.store.free = Some(0);
+        let row = Setxattr { ino, name_len: name.len().try_into().unwrap(), flags: 0 };
+        let value = [
+            &2_u32.to_le_bytes()[..],
+            &[1, 0, 6, 0],
+            &[0xff; 4],
+            &[4, 0, 4, 0],
+            &[0xff; 4],
+            &[32, 0, 4, 0],
+            &[0xff; 4],
+        ]
+        .concat();
+        let payload = [name.as_bytes(), &value].concat();
+        assert_eq!(w.call(&ROOT, &row, &payload).map(drop), Err(ESTALE), "{name}");
+    }
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! Writes that are too large for one message.
 #![expect(clippy::cast_possible_truncation, reason = "numbers of a few parts")]
 
-use crate::limits::{LEASE, STAGED_BYTES_MAX, STAGED_FOR, STAGED_PARTS_MAX, STAGED_PER_AGENT_MAX};
+use crate::limits::{
+    LEASE, SPACE_RESERVE, STAGED_BYTES_MAX, STAGED_FOR, STAGED_PARTS_MAX, STAGED_PER_AGENT_MAX,
+};
 use crate::tests::driver::{Client, Got, MATE, ROOT, World};
 use crate::tests::leases::{agent, message};
 use calls::vfs::{
@@ -73,6 +75,20 @@ fn parts_are_written_when_the_last_one_comes() {
     let row = WriteStaged { fh: 99, ..writer.row(2, 1, WRITE_AT) };
     assert_eq!(writer.w.call(&ROOT, &row, b"y").map(drop), Err(EBADF));
     assert_eq!(writer.write(2, 1, b"y"), Err(EAGAIN));
+}
+
+/// Who looks for room cuts what is behind the ends of files: of this one, not what has just been written.
+#[test]
+fn what_is_written_stays_when_the_disk_gets_full_behind_it() {
+    let mut writer = Writer::new();
+    let (ino, fh) = (writer.ino, writer.fh);
+    let file = crate::tests::driver::File { fh, ino, client: ROOT };
+    writer.w.restart(); // forgets how much was free
+    writer.w.store.free = Some(SPACE_RESERVE + 2000);
+    writer.w.ftruncate(&file, 2).unwrap();
+    writer.stage(&ROOT, 1, 0, &[7; 1000]).unwrap();
+    assert_eq!(writer.write(1, 1, &[8; 3000]), Ok(1000));
+    assert_eq!(writer.content(), [b"be", &[7; 1000][..]].concat());
 }
 
 #[test]
