@@ -302,7 +302,8 @@ calls! {
     /// the sole writer no more, and others may have seen the file.
     0x28 WriteBack { fh: u64, ino: u64, sync: u8 } -> WrittenBack, Once;
     /// Gives directory `ino` a quota, or another one, or with `remove` 1 none (ENOENT: it has none). What is there may be more. Growing beyond it is
-    /// EDQUOT; a directory with something in it, and a file with several names, do not move from one quota to another (EXDEV). EPERM:
+    /// EDQUOT; a directory with something in it or a quota, and a file with several names, do not move from one quota to another, nor do files get names
+    /// in several (EXDEV). EPERM:
     /// only process 0 of user 0 may; ELOOP: too many are within each other; ENOSPC: there are too many.
     0x29 SetQuota { ino: u64, bytes: u64, inodes: u64, remove: u8 } -> (), Once;
     /// All quotas behind tree `after` (0: from the first), as many as fit: a payload of [`Quota`]s, empty at the end. EPERM as above.

@@ -29,16 +29,17 @@ const DEPTH_MAX: usize = 4096;
 pub(crate) const HELP: &str = "PATH is the directory's path in the container, below /dvs; the quota of /dvs is that of the whole container. Quotas may be \
     within each other, and each counts.\n\nWhoever goes beyond one is told EDQUOT. Counted are inodes, and bytes of files up to their ends, \
     holes too, in blocks of 4 KiB; not names, extended attributes and targets of links, which --inodes bounds. df(1) shows what is left. A directory that has something in it does not move into a directory with another \
-    quota, or out of one: mv(1) copies it.\n\nOnly who runs this node's dvkd may ask.";
+    quota, or out of one, nor does one that has a quota: mv(1) copies it. Nor do files get names with several quotas.\n\nOnly who runs this node's dvkd may ask.";
+
+const SET_HELP: &str = "Both limits are set anew: one that is not given is none. What the directory has already may be more. All of it is counted in \
+    the background, and until then what is made in parts that are not counted yet may be too much; this is waited for.";
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum QuotaCommand {
     /// List all quotas, and what they count
     Ls(ListOptions),
     /// Give a directory a quota, or another one
-    #[command(
-        after_help = "What it has already may be more; it is counted in the background, which is waited for."
-    )]
+    #[command(after_help = SET_HELP)]
     Set(SetOptions),
     /// Take a directory's quota away
     Rm(RemoveOptions),

@@ -25,7 +25,7 @@ use calls::Row;
 use calls::vfs::{
     Access, Attr, Closed, CopyRange, Create, Created, DirEntry, Fallocate, Flush, FsStats, Fsync,
     Getattr, Getlk, Getxattr, Leased, LetGo, Link, Listed, Listxattr, Lock, Lookup, Mkdir, Mknod,
-    Offsets, Open, Opened, PAGE_SIZE, Paged, Parent, RESTART, Readdir, Readlink, Release,
+    Offsets, Open, Opened, PAGE_SIZE, Paged, Parent, RESTART, Readdir, Readlink, Release, Releases,
     Removexattr, Rename, Renamed, Rmdir, Seek, SetAttr, Setattr, Setlk, Setxattr, Statfs, Symlink,
     Tmpfile, Unlink, WRITE_APPEND, WRITE_AT, Write, WriteStaged, pages, set,
 };
@@ -36,7 +36,7 @@ use m3ipc::errno::numbers::{
 };
 use m3ipc::{Cred, Endpoint, Errno, Interrupt, Sendrec, Wait};
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -56,6 +56,8 @@ pub struct VosAgent<P> {
     closing: Closing,
     /// Held by who tells the server of closed files.
     telling: Mutex<()>,
+    /// How often it was told of some.
+    told: AtomicU64,
     soles: Soles,
     pages: Pages,
     staging: Staging,
@@ -122,6 +124,7 @@ impl<P: Sendrec> VosAgent<P> {
             promised: Promised::default(),
             closing: Closing::default(),
             telling: Mutex::default(),
+            told: AtomicU64::default(),
             soles: Soles::default(),
             pages: Pages::default(),
             staging: Staging::default(),
@@ -148,15 +151,12 @@ impl<P: Sendrec> VosAgent<P> {
             let mut call = || {
                 again(|| calls::call(&self.port, Endpoint::VFS, row, send, receive, Wait::FOREVER))
             };
+            let told = self.told.load(Ordering::Relaxed);
+            // Parts of a large write are gone by now; and who tells of closed files does not wait for who does.
+            let is_final = matches!(R::NUMBER, WriteStaged::NUMBER | Releases::NUMBER);
             match call() {
-                // Something of what has been closed may have been removed. Parts of a large write are gone by now.
-                Err(error)
-                    if is_full(error)
-                        && R::NUMBER != WriteStaged::NUMBER
-                        && self.tell_all_closed() =>
-                {
-                    call()
-                }
+                // Something of what has been closed may have been removed.
+                Err(error) if is_full(error) && !is_final && self.tell_all_closed(told) => call(),
                 outcome => outcome,
             }
         })
@@ -791,9 +791,10 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
                 self.write_large(&cred, file, offset, data)
             }
         };
+        let told = self.told.load(Ordering::Relaxed);
         let written = match write() {
             // As with any call.
-            Err(error) if is_full(error) && self.tell_all_closed() => write()?,
+            Err(error) if is_full(error) && self.tell_all_closed(told) => write()?,
             outcome => outcome?,
         };
         if let Place::Offset(offset) = place {
@@ -1162,7 +1163,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
 
     fn follow_up(&self) {
         while self.closing.wait() {
-            self.tell_all_closed();
+            self.tell_all_closed(0);
             // What was put off a moment ago as well: what is put off after this asks for the next time itself.
             self.write_back_all();
         }

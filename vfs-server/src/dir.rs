@@ -35,7 +35,7 @@ const COOKIE_DOT: u64 = 1;
 const COOKIE_DOT_DOT: u64 = 2;
 pub(crate) const FIRST_COOKIE: u64 = 3;
 
-const DT_DIR: u8 = 4;
+pub(crate) const DT_DIR: u8 = 4;
 
 /// What is to be made: its type and permissions, those that its maker does not give unless the directory says which, and a
 /// device's number.

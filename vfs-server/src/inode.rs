@@ -121,12 +121,18 @@ impl Inode {
         }
     }
 
+    /// Blocks of 512 bytes that it has. Of the many files that are empty the disk is not asked.
+    fn blocks(&self, store: &dyn Store) -> u64 {
+        let has_some = self.is_regular() && self.size > 0;
+        if has_some { store.blob_used(self.ino).div_ceil(512) } else { 0 }
+    }
+
     /// What stat(2) says.
     pub(crate) fn attr(&self, store: &dyn Store) -> Attr {
         Attr {
             ino: self.ino,
             size: self.size,
-            blocks: if self.is_regular() { store.blob_used(self.ino).div_ceil(512) } else { 0 },
+            blocks: self.blocks(store),
             atime: self.atime,
             mtime: self.mtime,
             ctime: self.ctime,
@@ -164,6 +170,22 @@ impl Inodes {
             self.keep(inode);
         }
         Ok(found)
+    }
+
+    /// As [`Inodes::find`], of one that will not be looked for again soon.
+    pub(crate) fn look(&self, ino: u64, store: &dyn Store) -> Result<Option<Inode>> {
+        match self.cache.get(&ino) {
+            Some(inode) => Ok(Some(*inode)),
+            None => Ok(keys::read::<Inode>(store, &keys::inode(ino))?),
+        }
+    }
+
+    /// As [`Inodes::put`], of one that will not be looked for soon.
+    pub(crate) fn put_past(&mut self, inode: &Inode, store: &mut dyn Store) {
+        store.put(&keys::inode(inode.ino), &inode.bytes());
+        if let Some(cached) = self.cache.get_mut(&inode.ino) {
+            *cached = *inode;
+        }
     }
 
     pub(crate) fn put(&mut self, inode: &Inode, store: &mut dyn Store) {

@@ -77,7 +77,7 @@ pub(crate) mod mark {
     pub(crate) const ACL_ACCESS: u16 = 4;
     /// It has one for what is made in it.
     pub(crate) const ACL_DEFAULT: u16 = 8;
-    /// It had several names when it came to be counted in another tree: they may be in different ones (`quota.rs`).
+    /// It had several names when it came to be counted in another tree: they may be in different ones (`quota.rs`). For whoever checks a store.
     pub(crate) const SPREAD: u16 = 16;
     /// It is garbage (`G`), and no quota counts it any more.
     pub(crate) const GARBAGE: u16 = 32;

@@ -104,6 +104,9 @@ pub const SPACE_RESERVE: u64 = 64 << 20;
 /// at most a quarter of the reserve, so that the reserve survives a stale answer.
 pub const SPACE_GRANT: u64 = 16 << 20;
 
+/// Nanoseconds for which the store is not asked again whether there are [`SOLE_SPACE`]: a disk takes less than a tenth of that meanwhile.
+pub const SPACE_KNOWN: u64 = 10_000_000;
+
 /// What a new name or inode is taken to cost in the store, in bytes.
 pub const METADATA_COST: u64 = 1024;
 
@@ -115,7 +118,7 @@ pub const TREES_MAX: usize = u16::MAX as usize;
 
 /// Names that are looked at in one go when a quota begins to count what is there already, or ends, and the nanoseconds to the next
 /// go: other calls wait for about a millisecond.
-pub const TREE_WALK_BATCH: usize = 256;
+pub const TREE_WALK_BATCH: usize = 128;
 pub const TREE_WALK_INTERVAL: u64 = 2_000_000;
 
 /// Nanoseconds from one reclaim of deleted inodes to the next. Long enough that a program on

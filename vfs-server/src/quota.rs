@@ -7,15 +7,16 @@
 //! When a directory gets a quota, or loses it, what is below is counted where it belongs little by little: a *walk* over its entries, and in turn
 //! over those of the directories among them. Until it has ended, an inode may be counted in a tree around its own, or in one that is
 //! gone; new ones are counted with the directory they are made in, which the walk comes to later, or has come to. What holds all
-//! the time, but for files with several names: an entry is counted with its directory, is itself the root of a tree, or the directory's walk has yet to come to it.
+//! the time, but for files that are spread: an entry is counted with its directory, is itself the root of a tree, or the directory's walk has yet to come to it.
 //!
 //! As with the project quotas of XFS a directory with something in it does not move from one tree to another (EXDEV), so that mv(1) copies
-//! it. A file with one name does, if there is room for it. One that had names in several trees before these had quotas is counted in one of
-//! them.
+//! it. A file with one name does, if there is room for it. One that had several names when it came to be counted in another tree is *spread*: they may
+//! be in several trees, and it is counted in the one that was walked last, also when its names there are gone, until its only name is moved.
 
 use crate::VfsServer;
 use crate::answer::{Result, err};
-use crate::keys::{self, Corrupt, Inode, Tree, mark};
+use crate::dir::DT_DIR;
+use crate::keys::{self, Corrupt, Inode, Place, Tree, mark};
 use crate::limits::{
     STATFS_BLOCK_SIZE, TREE_DEPTH_MAX, TREE_WALK_BATCH, TREE_WALK_INTERVAL, TREES_MAX,
 };
@@ -36,6 +37,8 @@ const BLOCK: u64 = STATFS_BLOCK_SIZE as u64;
 pub(crate) struct Trees {
     by_number: BTreeMap<u16, Tree>,
     by_root: BTreeMap<u64, u16>,
+    /// The number given out last.
+    last: u16,
     /// Directories whose entries are yet to be counted with them, and from which cookie on, in the order of their turns: the last has the
     /// next.
     walks: Vec<u64>,
@@ -53,6 +56,7 @@ impl Trees {
             let number = keys::numbers(key).and_then(|[number]| u16::try_from(number).ok());
             match (number, Tree::get(value)) {
                 (Some(number), Some(tree)) => {
+                    trees.last = trees.last.max(number);
                     trees.by_number.insert(number, tree);
                     if tree.root != 0 {
                         trees.by_root.insert(tree.root, number);
@@ -198,7 +202,7 @@ impl Trees {
     }
 
     /// What is in directory `ino` is yet to be counted with it.
-    fn walk(&mut self, ino: u64, cx: &mut Context<'_>) {
+    pub(crate) fn walk(&mut self, ino: u64, cx: &mut Context<'_>) {
         if self.cookies.insert(ino, 0).is_none() {
             self.walks.push(ino);
         }
@@ -244,8 +248,13 @@ impl Trees {
         if self.by_number.len() >= TREES_MAX {
             return err(ENOSPC);
         }
-        let free = (1..=u16::MAX).find(|number| !self.by_number.contains_key(number));
-        let Some(number) = free else { return err(ENOSPC) };
+        // The one that has been free for longest: what was garbage when its tree went may still carry its number.
+        let behind = self.last.checked_add(1).unwrap_or(1);
+        let mut numbers = (behind..=u16::MAX).chain(1..behind);
+        let Some(number) = numbers.find(|number| !self.by_number.contains_key(number)) else {
+            return err(ENOSPC);
+        };
+        self.last = number;
         self.put(number, Tree { root, parent, ..Tree::default() }, store);
         self.by_root.insert(root, number);
         Ok(number)
@@ -268,8 +277,9 @@ impl Trees {
     }
 }
 
+#[cfg(test)]
 impl Inode {
-    /// May its names be in several trees?
+    /// May it be counted in another tree than its names are in?
     pub(crate) fn is_spread(&self) -> bool {
         self.marks & mark::SPREAD != 0
     }
@@ -404,9 +414,10 @@ impl VfsServer {
     /// EXDEV, EDQUOT.
     pub(crate) fn check_link(&self, inode: &Inode, dir: &Inode) -> Result<()> {
         let (trees, from, to) = (&self.trees, inode.tree, dir.tree);
-        let may_become_one =
-            trees.due.is_some() && (trees.is_within(from, to) || trees.is_within(to, from));
-        if from != to && !may_become_one && !inode.is_spread() {
+        // The walk of its directory may have yet to come to it.
+        let is_gone = trees.by_number.get(&from).is_some_and(|tree| tree.root == 0);
+        let is_to_come = trees.due.is_some() && (is_gone || trees.is_within(to, from));
+        if from != to && inode.nlink > 0 && !is_to_come {
             return err(EXDEV);
         }
         if trees.has_room_for(inode, to, from, None) { Ok(()) } else { err(EDQUOT) }
@@ -424,20 +435,38 @@ impl VfsServer {
         freed: Option<&Inode>,
         cx: &Context<'_>,
     ) -> Result<()> {
-        let is_settled = self.trees.due.is_none();
-        if self.trees.is_empty() || from.ino == to.ino || is_settled && from.tree == to.tree {
+        if self.trees.is_empty() {
             return Ok(());
         }
-        if self.tree_of(from, cx)? == self.tree_of(to, cx)? {
-            return Ok(());
-        }
+        let (is_settled, is_root) =
+            (self.is_settled(), self.trees.by_root.contains_key(&inode.ino));
         let is_full = inode.is_directory() && inode.size > 0;
-        let has_others = !inode.is_directory() && inode.nlink > 1 && !inode.is_spread();
-        if is_full || has_others || self.trees.by_root.contains_key(&inode.ino) {
+        let has_others = !inode.is_directory() && inode.nlink > 1;
+        let has_same_mark = from.ino == to.ino || is_settled && from.tree == to.tree;
+        let is_same = has_same_mark || self.tree_of(from, cx)? == self.tree_of(to, cx)?;
+        if !is_same && (is_full || has_others || is_root) {
             return err(EXDEV);
         }
-        let has_room = self.trees.has_room_for(inode, to.tree, inode.tree, freed);
-        if has_room { Ok(()) } else { err(EDQUOT) }
+        // Else a walk that has been there would have to come again, for as long as somebody likes.
+        if is_full
+            && !is_root
+            && from.ino != to.ino
+            && inode.tree != to.tree
+            && self.tree_of(to, cx)? != to.tree
+        {
+            return err(EXDEV);
+        }
+        let is_recounted = !is_same || is_settled && !has_others && !is_root;
+        if !is_recounted || self.trees.has_room_for(inode, to.tree, inode.tree, freed) {
+            Ok(())
+        } else {
+            err(EDQUOT)
+        }
+    }
+
+    /// Is all counted where it belongs?
+    pub(crate) fn is_settled(&self) -> bool {
+        self.trees.due.is_none()
     }
 
     /// `inode` has a name in a directory that is counted in `tree`. The caller stores it.
@@ -469,49 +498,51 @@ impl VfsServer {
             return;
         }
         // Deep before wide, so that few are under way at once; but whoever begins one walk anew all the time holds up no other.
-        self.trees.walks.rotate_left(1);
+        let first = self.trees.walks.len().min(1);
+        self.trees.walks.rotate_left(first);
         let mut budget = TREE_WALK_BATCH;
-        while budget > 0 {
-            let Some(dir) = self.trees.walks.last().copied() else {
-                self.trees.due = None;
-                return;
-            };
+        while budget > 0
+            && let Some(dir) = self.trees.walks.last().copied()
+        {
             budget = budget.saturating_sub(1 + self.walk_on(dir, budget, cx));
         }
-        self.trees.due = Some(cx.now.saturating_add(TREE_WALK_INTERVAL));
+        let has_more = !self.trees.walks.is_empty();
+        self.trees.due = has_more.then(|| cx.now.saturating_add(TREE_WALK_INTERVAL));
     }
 
-    /// Counts entries of a directory with it, as many as `most`, until one is a directory that is walked itself. Says how many it was.
+    /// Counts entries of a directory with it, as many as `most`, up to the first that is a directory. Says how many it was.
     fn walk_on(&mut self, dir: u64, most: usize, cx: &mut Context<'_>) -> usize {
-        let found = self.inodes.find(dir, cx.store).ok().flatten();
-        let Some(inode) = found.filter(Inode::is_directory) else {
+        let found = self.inodes.look(dir, cx.store).ok().flatten();
+        let Some(tree) = found.filter(Inode::is_directory).map(|dir| dir.tree) else {
             self.trees.walked(dir, None, cx.store);
             return 0;
         };
         let cookie = self.trees.cookies.get(&dir).copied().unwrap_or(0);
         let (from, to) = keys::places_from(dir, cookie);
         let mut entries = Vec::new();
+        let mut next = None;
         cx.store.range(&from, &to, &mut |key, value| {
-            if let (Some([_, cookie]), Some(ino)) = (keys::numbers(key), u64::get(value)) {
-                entries.push((cookie, ino));
+            let (Some([_, cookie]), Some(place)) = (keys::numbers(key), Place::get(value)) else {
+                return ControlFlow::Continue(());
+            };
+            entries.push(place.ino);
+            if entries.len() < most && place.kind != DT_DIR {
+                return ControlFlow::Continue(());
             }
-            if entries.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            next = cookie.checked_add(1);
+            ControlFlow::Break(())
         });
-        let walks = self.trees.walks.len();
-        for (count, (cookie, ino)) in entries.iter().enumerate() {
-            let Some(mut child) = self.inodes.find(*ino, cx.store).ok().flatten() else { continue };
+        // Before a walk of what is found in it begins, which may be of this one.
+        self.trees.walked(dir, next, cx.store);
+        for ino in &entries {
+            let Some(mut child) = self.inodes.look(*ino, cx.store).ok().flatten() else { continue };
             let before = child;
-            self.join_tree(&mut child, inode.tree, cx);
+            self.join_tree(&mut child, tree, cx);
             if child != before {
-                self.save(&child, cx);
-            }
-            if self.trees.walks.len() > walks {
-                self.trees.walked(dir, Some(cookie + 1), cx.store);
-                return count + 1;
+                self.trees.count(Some(&before), Some(&child), cx.store);
+                self.inodes.put_past(&child, cx.store);
             }
         }
-        let next = entries.last().filter(|_| entries.len() == most).map(|(cookie, _)| cookie + 1);
-        self.trees.walked(dir, next, cx.store);
         entries.len()
     }
 

@@ -433,7 +433,7 @@ impl VfsServer {
             cut_behind_end(inode, cx.store)?;
         }
         if size < inode.size {
-            self.cut_later(inode.ino, cx);
+            self.cut_later(inode.ino, size, cx);
         }
         inode.size = size;
         inode.drop_privileges(cred, cx.store);

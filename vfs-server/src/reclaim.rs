@@ -15,7 +15,7 @@ use crate::answer::{Result, err};
 use crate::keys::{self, Inode, mark};
 use crate::limits::{
     METADATA_COST, RECLAIM_BACKLOG_INTERVAL, RECLAIM_BATCH, RECLAIM_INTERVAL, SPACE_GRANT,
-    SPACE_RESERVE,
+    SPACE_KNOWN, SPACE_RESERVE,
 };
 use crate::linux::{S_IFLNK, S_IFREG};
 use dvk::server::{Context, Nanos};
@@ -32,12 +32,15 @@ pub(crate) struct Reclaim {
     due: Option<Nanos>,
     /// Bytes that may be used without asking the store.
     granted: u64,
+    /// What was [`available`], and until when that is taken to be so.
+    lately: (u64, Nanos),
 }
 
-/// An inode to destroy, or whose blob to cut at the inode's size, and the tick it arose after.
+/// An inode to destroy, or whose blob to cut at `size`, which it had then, and the tick it arose after.
 #[derive(Clone, Copy, Debug)]
 struct Garbage {
     ino: u64,
+    size: u64,
     tick: u64,
 }
 
@@ -47,7 +50,7 @@ impl Reclaim {
         let mut reclaim = Reclaim { ticks: 2, ..Reclaim::default() };
         keys::collect(store, &keys::all_garbage(), |key, _| {
             if let Some([ino]) = keys::numbers(key) {
-                reclaim.queue.push_back(Garbage { ino, tick: 0 });
+                reclaim.queue.push_back(Garbage { ino, size: u64::MAX, tick: 0 });
             }
         });
         reclaim.due = (!reclaim.queue.is_empty()).then_some(0);
@@ -58,15 +61,15 @@ impl Reclaim {
         self.due
     }
 
-    fn push(&mut self, ino: u64, now: Nanos) {
-        self.queue.push_back(Garbage { ino, tick: self.ticks });
+    fn push(&mut self, ino: u64, size: u64, now: Nanos) {
+        self.queue.push_back(Garbage { ino, size, tick: self.ticks });
         self.due.get_or_insert(now.saturating_add(RECLAIM_INTERVAL));
     }
 
     /// The next inode that became garbage at least two ticks ago.
-    fn pop_ripe(&mut self) -> Option<u64> {
+    fn pop_ripe(&mut self) -> Option<Garbage> {
         let ripe = self.queue.front().is_some_and(|garbage| garbage.tick + 2 <= self.ticks);
-        if ripe { self.queue.pop_front().map(|garbage| garbage.ino) } else { None }
+        if ripe { self.queue.pop_front() } else { None }
     }
 }
 
@@ -76,7 +79,7 @@ impl VfsServer {
         inode.marks |= mark::GARBAGE;
         self.save(&inode, cx);
         cx.store.put(&keys::garbage(inode.ino), &[]);
-        self.reclaim.push(inode.ino, cx.now);
+        self.reclaim.push(inode.ino, u64::MAX, cx.now);
     }
 
     /// Somebody opens an inode that has no name any more.
@@ -91,9 +94,9 @@ impl VfsServer {
         Ok(())
     }
 
-    /// File `ino` has become shorter.
-    pub(crate) fn cut_later(&mut self, ino: u64, cx: &Context<'_>) {
-        self.reclaim.push(ino, cx.now);
+    /// File `ino` has become shorter: `size`.
+    pub(crate) fn cut_later(&mut self, ino: u64, size: u64, cx: &Context<'_>) {
+        self.reclaim.push(ino, size, cx.now);
     }
 
     /// The clock's part: reclaims what has waited long enough.
@@ -104,9 +107,9 @@ impl VfsServer {
         self.reclaim.ticks += 1;
         let mut budget = RECLAIM_BATCH;
         while budget > 0
-            && let Some(ino) = self.reclaim.pop_ripe()
+            && let Some(garbage) = self.reclaim.pop_ripe()
         {
-            self.reclaim_one(ino, cx);
+            self.reclaim_one(garbage, cx);
             budget -= 1;
         }
         let pause = if budget == 0 { RECLAIM_BACKLOG_INTERVAL } else { RECLAIM_INTERVAL };
@@ -133,6 +136,14 @@ impl VfsServer {
         Ok(())
     }
 
+    /// What is [`available`], or was a moment ago: the disk is not asked for each file that is opened.
+    pub(crate) fn available_lately(&mut self, cx: &Context<'_>) -> u64 {
+        if self.reclaim.lately.1 <= cx.now {
+            self.reclaim.lately = (available(cx.store), cx.now.saturating_add(SPACE_KNOWN));
+        }
+        self.reclaim.lately.0
+    }
+
     /// Takes what a new name or inode costs.
     ///
     /// # Errors
@@ -153,24 +164,28 @@ impl VfsServer {
     /// be the more common harm.
     pub(crate) fn reclaim_all(&mut self, cx: &mut Context<'_>) -> u64 {
         let mut freed = 0;
-        while let Some(Garbage { ino, .. }) = self.reclaim.queue.pop_front() {
-            let used = cx.store.blob_used(ino);
-            self.reclaim_one(ino, cx);
-            freed += used.saturating_sub(cx.store.blob_used(ino));
+        while let Some(garbage) = self.reclaim.queue.pop_front() {
+            let used = cx.store.blob_used(garbage.ino);
+            self.reclaim_one(garbage, cx);
+            freed += used.saturating_sub(cx.store.blob_used(garbage.ino));
         }
         freed
     }
 
     /// Looks again at what was garbage: it may have been opened, or be gone already.
-    fn reclaim_one(&mut self, ino: u64, cx: &mut Context<'_>) {
+    fn reclaim_one(&mut self, Garbage { ino, size, .. }: Garbage, cx: &mut Context<'_>) {
         let Ok(Some(inode)) = self.inodes.find(ino, cx.store) else { return };
         if inode.nlink == 0 && !self.opens.is_open(ino) {
             self.destroy(&inode, cx);
             self.recall_late(ino, None, cx);
             self.recall_pages_late(ino, cx);
-        } else if inode.is_regular() && extends_beyond(cx.store, ino, inode.size) {
+            return;
+        }
+        // What it has lost since then is not committed yet, and has garbage of its own.
+        let end = inode.size.max(size);
+        if inode.is_regular() && extends_beyond(cx.store, ino, end) {
             // A blob that cannot be cut now is cut before the file grows again, or never needs to be.
-            cx.store.blob_truncate(ino, inode.size).ok();
+            cx.store.blob_truncate(ino, end).ok();
             // It takes less room now.
             self.recall_late(ino, None, cx);
         }

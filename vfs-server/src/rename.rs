@@ -251,7 +251,8 @@ impl VfsServer {
         }
         inode.ctime = time(cx.wall);
         // Of a file with names in several trees nothing says that it is to be counted in this one.
-        if !inode.is_spread() || from.tree != dir.tree || inode.tree == dir.tree {
+        let is_elsewhere = !inode.is_directory() && inode.nlink > 1 && from.tree == dir.tree;
+        if !is_elsewhere || !self.is_settled() {
             self.join_tree(inode, dir.tree, cx);
         }
         self.save(inode, cx);

@@ -16,7 +16,6 @@ use crate::answer::{Result, err};
 use crate::inode::time;
 use crate::keys::Inode;
 use crate::limits::{FILE_SIZE_MAX, SOLE_MAX, SOLE_SPACE};
-use crate::reclaim::available;
 use calls::vfs::{Attr, PutOff, SetAttr, Time, VfsCall, WriteBack, WrittenBack, attributes, set};
 use calls::wire::Wire;
 use dvk::server::{Call, Context};
@@ -141,8 +140,8 @@ impl VfsServer {
     }
 
     /// Is there room for all that may be put off?
-    fn has_sole_space(&self, inode: &Inode, cx: &Context<'_>) -> bool {
-        available(cx.store).min(self.trees.free_bytes(inode.tree)) >= SOLE_SPACE
+    fn has_sole_space(&mut self, inode: &Inode, cx: &Context<'_>) -> bool {
+        self.trees.free_bytes(inode.tree) >= SOLE_SPACE && self.available_lately(cx) >= SOLE_SPACE
     }
 
     /// Of bytes it was promised that there is room, so no quota is asked; of holes, which quotas count, it was not.

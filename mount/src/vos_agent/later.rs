@@ -6,7 +6,8 @@ use crate::cred;
 use crate::put_off::{At, Desk, Sole};
 use calls::vfs::{Attr, Closed, Releases, SetAttr, WriteBack, WrittenBack, attributes};
 use m3ipc::{Cred, Errno, Sendrec};
-use std::sync::{PoisonError, TryLockError};
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 impl<P: Sendrec> VosAgent<P> {
     /// The server has opened a file for a program of this node, which is perhaps its sole writer's: then this is told what `is_current`.
@@ -69,16 +70,13 @@ impl<P: Sendrec> VosAgent<P> {
         self.soles.remove(file.ino, file.fh);
     }
 
-    /// Tells the server of all files that are closed. True: it knows of more than before.
-    pub(super) fn tell_all_closed(&self) -> bool {
-        let (_telling, has_waited) = match self.telling.try_lock() {
-            Ok(telling) => (telling, false),
-            Err(TryLockError::Poisoned(error)) => (error.into_inner(), false),
-            Err(TryLockError::WouldBlock) => {
-                (self.telling.lock().unwrap_or_else(PoisonError::into_inner), true)
-            }
-        };
-        self.tell_closed(&self.closing.take()) || has_waited
+    /// Tells the server of all files that are closed. True: it has been told of some, by anybody, since it had been `told` so often.
+    pub(super) fn tell_all_closed(&self, told: u64) -> bool {
+        let _telling = self.telling.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.tell_closed(&self.closing.take()) {
+            self.told.fetch_add(1, Ordering::Relaxed);
+        }
+        self.told.load(Ordering::Relaxed) != told
     }
 
     /// Tells the server of files that are closed. True: there were some, and it knows.

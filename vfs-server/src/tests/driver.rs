@@ -227,7 +227,7 @@ impl World {
         self.clock = end;
     }
 
-    fn input(&mut self, input: impl FnOnce(&mut VfsServer, &mut Context<'_>)) {
+    pub(crate) fn input(&mut self, input: impl FnOnce(&mut VfsServer, &mut Context<'_>)) {
         self.clock += 1000;
         let mut answers = Answers::default();
         let mut cx = Context {

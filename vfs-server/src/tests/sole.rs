@@ -1,6 +1,6 @@
 //! Sole writers: who becomes one, what it may do later, and what becomes of that.
 
-use crate::limits::{FILE_SIZE_MAX, LEASE, SOLE_SPACE};
+use crate::limits::{FILE_SIZE_MAX, LEASE, SOLE_SPACE, SPACE_KNOWN};
 use crate::linux::{O_CREAT, O_DIRECT, O_DSYNC};
 use crate::tests::driver::{ALIEN, Client, Got, MATE, ROOT, USER, World, attr};
 use crate::tests::errors::world;
@@ -210,11 +210,14 @@ fn nobody_is_the_sole_writer_of_what_others_know() {
     w.begin(&a);
     let (_, free) = w.store.space();
     w.store.free = Some(SOLE_SPACE);
+    w.clock += SPACE_KNOWN;
     assert!(!w.open_sole(&a, ino, WRITE).1, "some of that is kept back");
     w.store.free = Some(free);
+    w.clock += SPACE_KNOWN;
     let (fh, is_sole) = w.open_sole(&a, ino, WRITE);
     assert!(is_sole);
     w.store.free = Some(SOLE_SPACE);
+    w.clock += SPACE_KNOWN;
     let (written, _) = w.write_back(&a, (ino, fh), &[write(0, 0, b"x")]).unwrap();
     assert_eq!((written.errno, written.attr & attributes::SOLE), (0, 0), "no more is put off");
     assert_eq!(w.write_back(&a, (ino, fh), &[write(0, 0, b"x")]), Err(EIO));

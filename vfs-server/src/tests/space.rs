@@ -123,6 +123,22 @@ fn garbage_is_reclaimed_in_later_ticks_a_few_at_a_time_and_then_the_server_is_id
     assert_eq!(w.server.deadline(), None);
 }
 
+/// A crash in the round that makes it shorter once more, and that gives back what it lost the first time, must not cost what is committed.
+#[test]
+fn only_what_was_given_up_long_ago_is_cut() {
+    let mut w = World::new();
+    w.put(&USER, "/f", 0o644, &[1; 100]).unwrap();
+    w.truncate(&USER, "/f", 50).unwrap();
+    w.clock = w.server.deadline().unwrap();
+    w.tick();
+    w.clock = w.server.deadline().unwrap();
+    w.crash_in(|w| {
+        w.truncate(&USER, "/f", 10).unwrap();
+        w.tick();
+    });
+    assert_eq!(w.cat(&USER, "/f").unwrap(), [1; 50]);
+}
+
 #[test]
 fn a_shortened_file_gives_back_its_space() {
     let mut w = World::new();
