@@ -107,7 +107,7 @@ impl Cost {
 }
 
 /// Resident memory of a process in KiB.
-fn memory(process: u32) -> Result<u64> {
+pub(crate) fn memory(process: u32) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{process}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib = line.and_then(|line| line.split_whitespace().next()).context("no VmRSS")?;

@@ -19,6 +19,7 @@ mod plot;
 mod queue;
 mod report;
 mod rounds;
+mod scale;
 mod shared;
 mod slow;
 mod stream;
@@ -52,6 +53,9 @@ struct Arguments {
     /// Measure only this group of rows; may be given several times
     #[arg(long, value_enum, value_name = "GROUP")]
     only: Vec<Group>,
+    /// Files that the last group of rows makes
+    #[arg(long, default_value_t = 1_000_000)]
+    files: u64,
     /// End with status 1 unless every budget is met; a budget whose rows were not measured is not
     #[arg(long)]
     check: bool,
@@ -79,6 +83,9 @@ enum Role {
     /// Does what standard input says, and prints how long it took
     #[command(hide = true)]
     Worker { folder: PathBuf },
+    /// A file server with many files: makes them, or serves them
+    #[command(hide = true)]
+    Scale { role: String, files: u64, folder: PathBuf },
     /// A file system in memory, until it is unmounted
     #[command(hide = true)]
     EmptyFuse { folder: PathBuf },
@@ -92,6 +99,7 @@ fn main() -> Result<ExitCode> {
         Some(Role::Echo { address, tls: None }) => stream::serve(address)?,
         Some(Role::Worker { folder }) => worker::work(&folder)?,
         Some(Role::EmptyFuse { folder }) => empty_fuse::serve(&folder)?,
+        Some(Role::Scale { role, files, folder }) => scale::work(&role, files, &folder)?,
         None => return measure(&arguments),
     }
     Ok(ExitCode::SUCCESS)
@@ -120,6 +128,8 @@ fn measure(arguments: &Arguments) -> Result<ExitCode> {
         idle::rows(system, &report)?;
         slow::rows(arguments.rounds, &report)?;
     }
+    drop(system);
+    scale::rows(arguments.files, &report)?;
     if let Some(path) = &arguments.plot {
         report.draw(path)?;
     }

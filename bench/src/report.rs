@@ -29,6 +29,8 @@ pub(crate) enum Group {
     Idle,
     /// Copies over slow links, compressed and not
     Slow,
+    /// A file server with very many files
+    Scale,
 }
 
 /// Where rows go.

@@ -22,6 +22,7 @@ use crate::lock_file;
 use crate::server::Nanos;
 use crate::store::{Health, MemoryStore, Store, StoreError};
 use anyhow::{Context, Result, ensure};
+use fjall::config::PartitioningPolicy;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -192,7 +193,8 @@ impl DiskStore {
                 .with_context(|| format!("cannot write {}", scrubbed.display()))?;
         }
         let database = Database::builder(&path)
-            .worker_threads(1)
+            // Else what is in memory waits for compactions, and grows.
+            .worker_threads(2)
             .cache_size(MAP_CACHE)
             .max_journaling_size(MAP_JOURNALS)
             // The round's commit says when.
@@ -200,9 +202,14 @@ impl DiskStore {
             .open()
             .with_context(|| format!("cannot open the map in {}", path.display()))?;
         let options = || {
+            // In one piece, as they are by default in all tables but the largest, filters have megabytes: a cache has room for a
+            // few, and each look for what is not there would read one.
+            let in_parts = PartitioningPolicy::new([false, true]);
             KeyspaceCreateOptions::default()
                 .max_memtable_size(memtable)
                 .manual_journal_persist(true)
+                .filter_block_partitioning_policy(in_parts.clone())
+                .index_block_partitioning_policy(in_parts)
         };
         let map = database
             .keyspace("map", options)

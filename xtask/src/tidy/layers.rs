@@ -36,7 +36,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("legacy-tests", &[]),
-    ("bench", &["legacy-tests", "calls", "libdvk", "m3ipc"]),
+    ("bench", &["legacy-tests", "calls", "dvk", "libdvk", "m3ipc", "vfs-server"]),
     ("xtask", &[]),
     (
         "fuzz",
