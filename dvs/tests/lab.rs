@@ -525,10 +525,10 @@ fn an_interrupted_up_leaves_nothing() {
 #[test]
 fn a_daemon_that_fails_is_named_with_its_last_words() {
     let Some(lab) = Lab::prepared() else { return };
-    // A socket's path has 108 bytes at most (unix(7)).
+    // A socket's path has 108 bytes at most (unix(7)). Of several daemons any may be the first to fail.
     let long = lab.directory.path().join("x".repeat(100)).join("lab");
     let output =
-        lab.dvs(&["lab", "up", "--nodes", "2"]).env("DVS_LAB_DIR", &long).output().unwrap();
+        lab.dvs(&["lab", "up", "--nodes", "1"]).env("DVS_LAB_DIR", &long).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("dvkd of node n1 has ended"), "{output:?}");
     assert!(!long.exists());
