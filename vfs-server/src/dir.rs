@@ -411,7 +411,7 @@ impl VfsServer {
         inode.ctime = time(cx.wall);
         self.save(&inode, cx);
         if inode.is_directory() {
-            self.drop_quota_at(inode.ino, cx);
+            self.trees.end(inode.ino, cx.store);
         }
         if inode.nlink == 0 && !self.opens.is_open(inode.ino) {
             self.discard(inode, cx);

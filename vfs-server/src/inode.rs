@@ -173,7 +173,7 @@ impl Inodes {
     }
 
     /// As [`Inodes::find`], of one that will not be looked for again soon.
-    pub(crate) fn look(&self, ino: u64, store: &dyn Store) -> Result<Option<Inode>> {
+    pub(crate) fn peek(&self, ino: u64, store: &dyn Store) -> Result<Option<Inode>> {
         match self.cache.get(&ino) {
             Some(inode) => Ok(Some(*inode)),
             None => Ok(keys::read::<Inode>(store, &keys::inode(ino))?),
@@ -181,7 +181,7 @@ impl Inodes {
     }
 
     /// As [`Inodes::put`], of one that will not be looked for soon.
-    pub(crate) fn put_past(&mut self, inode: &Inode, store: &mut dyn Store) {
+    pub(crate) fn put_uncached(&mut self, inode: &Inode, store: &mut dyn Store) {
         store.put(&keys::inode(inode.ino), &inode.bytes());
         if let Some(cached) = self.cache.get_mut(&inode.ino) {
             *cached = *inode;

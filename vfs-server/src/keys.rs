@@ -14,7 +14,7 @@
 //! H endpoint                               → nothing: a file agent that may hold leases
 //! P inode endpoint                         → nothing: it may hold pages of that file which nobody else has
 //! Q tree                                   → Tree                   what a quota counts
-//! W dir                                    → cookie: what is in it from there on is yet to be counted as it is
+//! W dir                                    → cookie: what is in it from there on is yet to be counted with it
 //! ```
 //! The tag is one byte; numbers in keys are big-endian, so ranges are in their order; records are
 //! little-endian. File data are blobs, numbered by inode.

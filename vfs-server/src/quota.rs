@@ -120,7 +120,7 @@ impl Trees {
     }
 
     /// What statfs(2) says below a directory that is counted in `tree`.
-    pub(crate) fn within(&self, tree: u16, mut stats: FsStats) -> FsStats {
+    pub(crate) fn bound(&self, tree: u16, mut stats: FsStats) -> FsStats {
         for (_, tree) in self.chain(tree) {
             if tree.blocks_limit != NO_LIMIT {
                 let free = tree.blocks_limit.saturating_sub(tree.blocks);
@@ -225,13 +225,12 @@ impl Trees {
         }
     }
 
-    /// The quota of directory `ino` is gone.
-    fn end(&mut self, ino: u64, store: &mut dyn Store) -> bool {
+    /// Directory `ino` has no quota any more, or is gone. False: it had none.
+    pub(crate) fn end(&mut self, ino: u64, store: &mut dyn Store) -> bool {
         let Some(number) = self.by_root.remove(&ino) else { return false };
         if let Some(tree) = self.by_number.get(&number).copied() {
-            let limits = (NO_LIMIT, NO_LIMIT);
-            let (blocks_limit, inodes_limit) = limits;
-            self.put(number, Tree { root: 0, blocks_limit, inodes_limit, ..tree }, store);
+            let unlimited = Tree { blocks_limit: NO_LIMIT, inodes_limit: NO_LIMIT, ..tree };
+            self.put(number, Tree { root: 0, ..unlimited }, store);
         }
         true
     }
@@ -487,11 +486,6 @@ impl VfsServer {
         }
     }
 
-    /// A directory has lost its last name.
-    pub(crate) fn drop_quota_at(&mut self, ino: u64, cx: &mut Context<'_>) {
-        self.trees.end(ino, cx.store);
-    }
-
     /// The clock's part: goes on with the walks.
     pub(crate) fn quota_tick(&mut self, cx: &mut Context<'_>) {
         if self.trees.due.is_none_or(|due| cx.now < due) {
@@ -512,7 +506,7 @@ impl VfsServer {
 
     /// Counts entries of a directory with it, as many as `most`, up to the first that is a directory. Says how many it was.
     fn walk_on(&mut self, dir: u64, most: usize, cx: &mut Context<'_>) -> usize {
-        let found = self.inodes.look(dir, cx.store).ok().flatten();
+        let found = self.inodes.peek(dir, cx.store).ok().flatten();
         let Some(tree) = found.filter(Inode::is_directory).map(|dir| dir.tree) else {
             self.trees.walked(dir, None, cx.store);
             return 0;
@@ -535,12 +529,12 @@ impl VfsServer {
         // Before a walk of what is found in it begins, which may be of this one.
         self.trees.walked(dir, next, cx.store);
         for ino in &entries {
-            let Some(mut child) = self.inodes.look(*ino, cx.store).ok().flatten() else { continue };
+            let Some(mut child) = self.inodes.peek(*ino, cx.store).ok().flatten() else { continue };
             let before = child;
             self.join_tree(&mut child, tree, cx);
             if child != before {
                 self.trees.count(Some(&before), Some(&child), cx.store);
-                self.inodes.put_past(&child, cx.store);
+                self.inodes.put_uncached(&child, cx.store);
             }
         }
         entries.len()

@@ -22,6 +22,6 @@ impl VfsServer {
             block_size: STATFS_BLOCK_SIZE,
             name_max: u32::try_from(NAME_MAX).expect("a name has 255 bytes"),
         };
-        Ok(self.trees.within(inode.tree, stats).bytes().into())
+        Ok(self.trees.bound(inode.tree, stats).bytes().into())
     }
 }

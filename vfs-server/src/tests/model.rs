@@ -182,7 +182,7 @@ enum Op {
     Crash(Box<Op>),
 }
 
-fn a_path() -> impl Strategy<Value = String> {
+pub(crate) fn a_path() -> impl Strategy<Value = String> {
     proptest::collection::vec(prop_oneof![Just("a"), Just("b"), Just("c")], 1..4)
         .prop_map(|names| names.iter().flat_map(|name| ["/", name]).collect())
 }

@@ -6,6 +6,7 @@ use crate::linux::{O_TRUNC, RENAME_EXCHANGE};
 use crate::tests::driver::{Client, Got, ROOT, USER, World};
 use crate::tests::fsck;
 use crate::tests::leases::agent;
+use crate::tests::model::a_path;
 use calls::vfs::{
     FILE_SIZE_MAX, FsStats, NO_LIMIT, Open, Opened, Quota, Quotas, SetAttr, SetQuota, Setattr,
     Statfs, attributes, set,
@@ -454,11 +455,6 @@ enum Op {
     Pass,
     Restart,
     Crash(Box<Op>),
-}
-
-fn a_path() -> impl Strategy<Value = String> {
-    proptest::collection::vec(prop_oneof![Just("a"), Just("b"), Just("c")], 1..4)
-        .prop_map(|names| names.iter().flat_map(|name| ["/", name]).collect())
 }
 
 fn an_op() -> impl Strategy<Value = Op> {
