@@ -151,15 +151,19 @@ impl<P: Sendrec> VosAgent<P> {
             let mut call = || {
                 again(|| calls::call(&self.port, Endpoint::VFS, row, send, receive, Wait::FOREVER))
             };
-            let told = self.told.load(Ordering::Relaxed);
             // Parts of a large write are gone by now; and who tells of closed files does not wait for who does.
             let is_final = matches!(R::NUMBER, WriteStaged::NUMBER | Releases::NUMBER);
-            match call() {
-                // Something of what has been closed may have been removed.
-                Err(error) if is_full(error) && !is_final && self.tell_all_closed(told) => call(),
-                outcome => outcome,
-            }
+            if is_final { call() } else { self.with_room(call) }
         })
+    }
+
+    /// Does it, and once more if there was no room before the server knew of all closed files: some of them may have been removed.
+    fn with_room<T>(&self, mut attempt: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+        let told = self.told.load(Ordering::Relaxed);
+        match attempt() {
+            Err(error) if is_full(error) && self.tell_all_closed(told) => attempt(),
+            outcome => outcome,
+        }
     }
 
     /// A call whose answer's payload is one fixed struct.
@@ -784,18 +788,10 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
             Place::Offset(offset) | Place::Page(offset) => offset | WRITE_AT,
             Place::End => WRITE_APPEND,
         };
-        let write = || {
-            if data.len() <= CALL_SIZE_MAX {
-                self.order(&cred, &Write { fh: file.fh, ino: file.ino, offset }, [data, &[]])
-            } else {
-                self.write_large(&cred, file, offset, data)
-            }
-        };
-        let told = self.told.load(Ordering::Relaxed);
-        let written = match write() {
-            // As with any call.
-            Err(error) if is_full(error) && self.tell_all_closed(told) => write()?,
-            outcome => outcome?,
+        let written = if data.len() <= CALL_SIZE_MAX {
+            self.order(&cred, &Write { fh: file.fh, ino: file.ino, offset }, [data, &[]])?
+        } else {
+            self.with_room(|| self.write_large(&cred, file, offset, data))?
         };
         if let Place::Offset(offset) = place {
             self.pages.has_written(file.ino, offset.saturating_add(written.count));
