@@ -53,8 +53,8 @@ struct Arguments {
     /// Measure only this group of rows; may be given several times
     #[arg(long, value_enum, value_name = "GROUP")]
     only: Vec<Group>,
-    /// Files that the last group of rows makes
-    #[arg(long, default_value_t = 1_000_000)]
+    /// Files that "--only scale" makes
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
     files: u64,
     /// End with status 1 unless every budget is met; a budget whose rows were not measured is not
     #[arg(long)]
@@ -85,7 +85,7 @@ enum Role {
     Worker { folder: PathBuf },
     /// A file server with many files: makes them, or serves them
     #[command(hide = true)]
-    Scale { role: String, files: u64, folder: PathBuf },
+    Scale { part: scale::Part, files: u64, folder: PathBuf },
     /// A file system in memory, until it is unmounted
     #[command(hide = true)]
     EmptyFuse { folder: PathBuf },
@@ -99,7 +99,7 @@ fn main() -> Result<ExitCode> {
         Some(Role::Echo { address, tls: None }) => stream::serve(address)?,
         Some(Role::Worker { folder }) => worker::work(&folder)?,
         Some(Role::EmptyFuse { folder }) => empty_fuse::serve(&folder)?,
-        Some(Role::Scale { role, files, folder }) => scale::work(&role, files, &folder)?,
+        Some(Role::Scale { part, files, folder }) => scale::work(part, files, &folder)?,
         None => return measure(&arguments),
     }
     Ok(ExitCode::SUCCESS)

@@ -7,6 +7,7 @@
 )]
 
 use crate::idle::memory;
+use crate::place;
 use crate::report::{Group, Report};
 use anyhow::{Context as _, Result, ensure};
 use calls::Row;
@@ -30,17 +31,36 @@ const PER_ROUND: usize = 4;
 /// (`--only files`).
 const PACED: u64 = 100_000;
 const PER_SECOND: u64 = 4000;
+/// Before that nothing is done: what was written in a burst is still being sorted.
 const REST: Duration = Duration::from_secs(10);
 /// Files that are looked up when all are there.
 const LOOKS: u64 = 20_000;
+
+/// What a process of its own measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Part {
+    /// Making the files
+    Fill,
+    /// A server that has them
+    Serve,
+}
+
+impl Part {
+    fn name(self) -> &'static str {
+        match self {
+            Part::Fill => "fill",
+            Part::Serve => "serve",
+        }
+    }
+}
 
 /// Makes many files, and starts a server that has them.
 pub(crate) fn rows(files: u64, report: &Report) -> Result<()> {
     if !report.wants(Group::Scale) {
         return Ok(());
     }
-    let folder = tempfile::tempdir_in(".").context("no folder for the files can be made here")?;
-    for role in ["fill", "serve"] {
+    let folder = tempfile::Builder::new().prefix("dvs-bench-").tempdir_in(place::target()?)?;
+    for role in [Part::Fill, Part::Serve] {
         for (name, value, unit) in part(role, folder.path(), files)? {
             report.figure(&format!("{files} files, {name}"), value, &unit);
         }
@@ -49,12 +69,12 @@ pub(crate) fn rows(files: u64, report: &Report) -> Result<()> {
 }
 
 /// What a process of its own has measured.
-fn part(role: &str, folder: &Path, files: u64) -> Result<Vec<(String, f64, String)>> {
+fn part(role: Part, folder: &Path, files: u64) -> Result<Vec<(String, f64, String)>> {
     let program = std::env::current_exe().context("this program has no path")?;
     let mut command = Command::new(program);
-    command.args(["scale", role, &files.to_string()]).arg(folder).stderr(Stdio::inherit());
+    command.args(["scale", role.name(), &files.to_string()]).arg(folder).stderr(Stdio::inherit());
     let output = command.output().context("it cannot start itself")?;
-    ensure!(output.status.success(), "{role}: {}", output.status);
+    ensure!(output.status.success(), "{}: {}", role.name(), output.status);
     let lines = String::from_utf8(output.stdout).context("figures are text")?;
     let figure = |line: &str| {
         let mut fields = line.splitn(3, ' ');
@@ -68,8 +88,11 @@ fn part(role: &str, folder: &Path, files: u64) -> Result<Vec<(String, f64, Strin
 ///
 /// # Errors
 /// The disk is full, or a server says something unexpected.
-pub(crate) fn work(role: &str, files: u64, folder: &Path) -> Result<()> {
-    if role == "fill" { fill(files, folder) } else { serve(files, folder) }
+pub(crate) fn work(role: Part, files: u64, folder: &Path) -> Result<()> {
+    match role {
+        Part::Fill => fill(files, folder),
+        Part::Serve => serve(files, folder),
+    }
 }
 
 fn say(name: &str, value: f64, unit: &str) {
@@ -96,14 +119,14 @@ fn fill(files: u64, folder: &Path) -> Result<()> {
     say("made and closed in", micros(start.elapsed()) / files as f64, "us");
     let kib = memory(std::process::id())?;
     say("memory of the server that has made them", kib as f64 / 1024.0, "MiB");
-    // What is written goes on being sorted for a while.
     std::thread::sleep(REST);
     let mut rounds = paced(files, &mut host)?;
     rounds.sort_unstable();
     let but_for = |rest: usize| micros(rounds[rounds.len() - 1 - rest]) / 1e3;
-    say("then 4000 a second: a round, median", but_for(rounds.len() / 2), "ms");
-    say("then 4000 a second: a round, one of 1000", but_for(rounds.len() / 1000), "ms");
-    say("then 4000 a second: a round, longest", but_for(0), "ms");
+    let then = format!("then {PER_SECOND} a second: a round");
+    say(&format!("{then}, median"), but_for(rounds.len() / 2), "ms");
+    say(&format!("{then}, one of 1000"), but_for(rounds.len() / 1000), "ms");
+    say(&format!("{then}, longest"), but_for(0), "ms");
     Ok(())
 }
 
