@@ -253,7 +253,7 @@ impl Files {
     }
 
     /// The directories that `roots` are in, and those that these are in, as far as they can be found.
-    fn places_of(&self, roots: &[u64]) -> BTreeMap<u64, Place> {
+    fn places_of(&self, roots: &[u64]) -> BTreeMap<u64, Entry> {
         let mut places = BTreeMap::new();
         for root in roots {
             let mut at = *root;
@@ -262,7 +262,7 @@ impl Files {
                     break;
                 }
                 let Ok(parent) = self.look(at, b"..") else { break };
-                places.insert(at, Place { parent: parent.ino, name: Vec::new() });
+                places.insert(at, Entry { parent: parent.ino, name: Vec::new() });
                 at = parent.ino;
             }
         }
@@ -275,7 +275,7 @@ impl Files {
     }
 
     /// Reads the names of `places` in directory `parent`.
-    fn name_those_in(&self, parent: u64, places: &mut BTreeMap<u64, Place>) -> Result<(), Errno> {
+    fn name_those_in(&self, parent: u64, places: &mut BTreeMap<u64, Entry>) -> Result<(), Errno> {
         let flags = u32::try_from(libc::O_DIRECTORY).unwrap_or(0);
         let (opened, _) = self.call(&Open { ino: parent, flags }, &[])?;
         let size = u32::try_from(PAYLOAD_MAX).unwrap_or(u32::MAX);
@@ -306,13 +306,13 @@ impl Files {
 
 /// The name of a directory, and which one it is in.
 #[derive(Debug, PartialEq, Eq)]
-struct Place {
+struct Entry {
     parent: u64,
     name: Vec<u8>,
 }
 
 /// The path of directory `ino`.
-fn path_of(mut ino: u64, places: &BTreeMap<u64, Place>) -> Option<Vec<u8>> {
+fn path_of(mut ino: u64, places: &BTreeMap<u64, Entry>) -> Option<Vec<u8>> {
     let mut names = Vec::new();
     while ino != ROOT_INO {
         let place = places.get(&ino).filter(|place| !place.name.is_empty())?;
@@ -386,7 +386,7 @@ mod tests {
 
     #[test]
     fn a_path_that_cannot_be_found_is_none() {
-        let place = |parent, name: &str| Place { parent, name: name.into() };
+        let place = |parent, name: &str| Entry { parent, name: name.into() };
         let places = BTreeMap::from([
             (2, place(1, "a")),
             (3, place(2, "b")),
