@@ -151,7 +151,7 @@ fn paced(files: u64, host: &mut Host) -> Result<Vec<Duration>> {
 #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
 fn serve(files: u64, folder: &Path) -> Result<()> {
     let bytes = size_of_all(folder)?;
-    say("each on the disk", bytes as f64 / files as f64, "bytes");
+    say("each on the disk", bytes as f64 / (files + PACED) as f64, "bytes");
     let start = Instant::now();
     let mut host = Host::open(folder)?;
     say("ready after", start.elapsed().as_secs_f64(), "s");
