@@ -29,6 +29,12 @@ pub const PAGE_SIZE: u64 = 4096;
 /// [`Health::percent`] when no scrub is under way.
 pub const NO_SCRUB: u8 = 255;
 
+/// Name of the directory in the root directory that the snapshots are in. No listing of the root directory shows it.
+pub const SNAPSHOTS_NAME: &[u8] = b".snapshots";
+
+/// Bit of the numbers of inodes that belong to snapshots, and of that directory: what has one never changes.
+pub const IN_SNAPSHOT: u64 = 1 << 62;
+
 /// A limit of a [`SetQuota`] that is none.
 pub const NO_LIMIT: u64 = u64::MAX;
 
@@ -129,6 +135,10 @@ wire_structs! {
     pub struct Quota {
         pub ino: u64, pub bytes_limit: u64, pub inodes_limit: u64, pub bytes: u64, pub inodes: u64, pub tree: u16, pub is_counting: u8,
     }
+
+    /// A snapshot of the tree, the `number`th, taken at `taken`; `name_len` bytes of name follow. `is_going` 1: it has been removed, and its storage is being
+    /// freed.
+    pub struct SnapshotHead { pub number: u64, pub taken: Time, pub is_going: u8, pub name_len: u8 }
 
     /// Whether the entries in the payload are the last (1), and an agent may remember them (1).
     pub struct Listed { pub is_end: u8, pub kept: u8 }
@@ -308,4 +318,10 @@ calls! {
     0x29 SetQuota { ino: u64, bytes: u64, inodes: u64, remove: u8 } -> (), Once;
     /// All quotas behind tree `after` (0: from the first), as many as fit: a payload of [`Quota`]s, empty at the end. EPERM as above.
     0x2a Quotas { after: u16 } -> (), Safe;
+    /// Keeps the tree as it is now, for [`SNAPSHOTS_NAME`]. Payload: name. EEXIST; ENOSPC: there are too many. EPERM as above.
+    0x2b TakeSnapshot {} -> (), Once;
+    /// Removes a snapshot: it is not found any more, and its storage is freed little by little. Payload: name. ENOENT. EPERM as above.
+    0x2c RemoveSnapshot {} -> (), Once;
+    /// Snapshots behind number `after` (0: from the first), as many as fit: a payload of [`SnapshotHead`]s and names, empty at the end. Everybody may ask.
+    0x2d Snapshots { after: u64 } -> (), Safe;
 }

@@ -42,6 +42,11 @@ pub trait Store {
     /// The blob's data is to be on stable storage when the answers of this round leave.
     fn blob_sync(&mut self, blob: u64);
 
+    /// May a change of the blob's bytes take more room than they do, as others have the same?
+    fn blob_is_shared(&self, _: u64) -> bool {
+        false
+    }
+
     /// Bytes in all, and bytes free.
     fn space(&self) -> (u64, u64);
 

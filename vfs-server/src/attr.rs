@@ -8,6 +8,7 @@ use crate::keys::Inode;
 use crate::linux::{R_OK, S_IALLUGO, S_IFDIR, S_IFLNK, S_IFREG, S_ISGID, W_OK, X_OK};
 use crate::pages::{Own, PAGES_END, PageClaim};
 use crate::permission;
+use crate::snapshot::refuse_change;
 use calls::vfs::{Access, Getattr, Leased, PAGE_SIZE, SetAttr, Setattr, Time, set};
 use calls::wire::Wire;
 use dvk::server::{Call, Context};
@@ -86,7 +87,11 @@ impl VfsServer {
         if row.mask & !(R_OK | W_OK | X_OK) != 0 {
             return err(EINVAL);
         }
-        permission::access(&self.inode(row.ino, cx)?, call.cred, row.mask, cx.store)
+        let inode = self.inode(row.ino, cx)?;
+        if row.mask & W_OK != 0 && matches!(inode.kind(), S_IFREG | S_IFDIR) {
+            refuse_change(inode.ino)?;
+        }
+        permission::access(&inode, call.cred, row.mask, cx.store)
     }
 
     /// ftruncate(2) was allowed when the file was opened; truncate(2) is now.

@@ -43,6 +43,11 @@ impl Numbers {
         self.save(store);
     }
 
+    /// No inode has had this number, or a greater one.
+    pub(crate) fn ino_end(&self) -> u64 {
+        self.next_ino
+    }
+
     /// The number of a new handle.
     pub(crate) fn new_handle(&mut self, store: &mut dyn Store) -> u64 {
         let fh = self.next_fh;

@@ -17,6 +17,7 @@ use crate::linux::{
 };
 use crate::name::{self, Name};
 use crate::permission;
+use crate::snapshot::is_in_snapshot;
 use calls::vfs::{
     Attr, DirEntry, Leased, Link, Listed, Lookup, Mkdir, Mknod, NAME_MAX, Readdir, Readlink, Rmdir,
     Symlink, Unlink,
@@ -25,7 +26,7 @@ use calls::wire::Wire;
 use dvk::server::{Call, Context};
 use m3ipc::Cred;
 use m3ipc::errno::numbers::{
-    EEXIST, EINVAL, EIO, EISDIR, EMLINK, ENAMETOOLONG, ENOENT, ENOTDIR, ENOTEMPTY, EPERM,
+    EEXIST, EINVAL, EIO, EISDIR, EMLINK, ENAMETOOLONG, ENOENT, ENOTDIR, ENOTEMPTY, EPERM, EXDEV,
 };
 use m3ipc::limits::PAYLOAD_MAX;
 use std::ops::ControlFlow;
@@ -150,6 +151,9 @@ impl VfsServer {
         let mut inode = self.inode(row.ino, cx)?;
         self.missing(&dir, name, cx)?;
         permission::add_entry(&dir, call.cred, cx.store)?;
+        if is_in_snapshot(inode.ino) {
+            return err(EXDEV);
+        }
         match inode {
             Inode { nlink: 0, marks, .. }
                 if marks & mark::LINKABLE == 0 || !self.opens.is_open(inode.ino) =>

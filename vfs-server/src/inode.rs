@@ -6,6 +6,7 @@ use crate::keys::{self, Inode, mark};
 use crate::limits::{INODE_CACHE_MAX, PREFERRED_IO_SIZE};
 use crate::linux::{S_IFDIR, S_IFMT, S_IFREG, S_ISGID, S_ISUID, S_IXGRP};
 use crate::permission;
+use crate::snapshot::is_in_snapshot;
 use calls::vfs::{Attr, Time};
 use dvk::server::Context;
 use dvk::store::Store;
@@ -196,6 +197,16 @@ impl Inodes {
     pub(crate) fn remove(&mut self, ino: u64, store: &mut dyn Store) {
         store.remove(&keys::inode(ino));
         self.cache.remove(&ino);
+    }
+
+    /// Inode `ino` has changed in the store.
+    pub(crate) fn forget(&mut self, ino: u64) {
+        self.cache.remove(&ino);
+    }
+
+    /// As [`Inodes::forget`], of those in snapshots.
+    pub(crate) fn forget_snapshots(&mut self) {
+        self.cache.retain(|ino, _| !is_in_snapshot(*ino));
     }
 
     /// A full cache is emptied: those in use are back after one `get` each, and nothing needs to

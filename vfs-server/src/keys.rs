@@ -15,9 +15,16 @@
 //! P inode endpoint                         → nothing: it may hold pages of that file which nobody else has
 //! Q tree                                   → Tree                   what a quota counts
 //! W dir                                    → cookie: what is in it from there on is yet to be counted with it
+//! K                                        → SnapshotCounters       there was one once
+//! S snapshot                               → Snapshot, name
+//! Z snapshot key                           → 0, or 1 and value: what was under a key of I, N, R, T, X or B then
+//! B ino                                    → Bytes                  which blob has a file's bytes; none: that of its number
+//! A blob                                   → Layer
+//! M blob group                             → bitmap: which of its chunks (of 128 KiB, 1024 in a group) are not its parent's
+//! J blob                                   → nothing: what it has for the blob that it is the parent of is to go there
 //! ```
 //! The tag is one byte; numbers in keys are big-endian, so ranges are in their order; records are
-//! little-endian. File data are blobs, numbered by inode.
+//! little-endian. File data are blobs, numbered by inode, until a snapshot keeps one (`snapshot/layers.rs`).
 
 use calls::vfs::Time;
 use calls::wire::Wire;
@@ -27,8 +34,8 @@ use m3ipc::Endpoint;
 use std::ops::ControlFlow;
 
 /// Version of this layout. A store of another version is refused, but for those since [`OLDEST_VERSION`].
-pub const VERSION: u32 = 3;
-/// The same without access control lists (2) and without quotas (3), which a server of that time would not obey.
+pub const VERSION: u32 = 4;
+/// The same without access control lists (2), without quotas (3) and without snapshots (4), which a server of that time would not obey.
 pub const OLDEST_VERSION: u32 = 1;
 
 wire_structs! {
@@ -65,6 +72,19 @@ wire_structs! {
 
     /// `ino_limit` and `fh_limit`: no number from there on was ever given out. `inodes` exist.
     pub struct Counters { pub ino_limit: u64, pub fh_limit: u64, pub inodes: u64 }
+
+    /// The number of the last snapshot, and that of the next blob that is not a file's own.
+    pub struct SnapshotCounters { pub last: u64, pub next_blob: u64 }
+
+    /// A snapshot, taken at `taken`, when no inode had a number from `ino_limit` on. `stage` is of [`stage`].
+    pub struct Snapshot { pub ino_limit: u64, pub taken: Time, pub stage: u8 }
+
+    /// A file's bytes are in `blob`, since there was no later snapshot than `since`.
+    pub struct Bytes { pub blob: u64, pub since: u64 }
+
+    /// A blob that is one layer of the bytes of file `ino`: what is not its own below byte `limit` is as in blob `parent` (0: nothing is). It may be the
+    /// parent of blob `child`. With `is_used` 1 it is what the file has, or had in a snapshot.
+    pub struct Layer { pub ino: u64, pub parent: u64, pub limit: u64, pub child: u64, pub is_used: u8 }
 }
 
 /// Bits of [`Inode::marks`].
@@ -81,6 +101,15 @@ pub(crate) mod mark {
     pub(crate) const SPREAD: u16 = 16;
     /// It is garbage (`G`), and no quota counts it any more.
     pub(crate) const GARBAGE: u16 = 32;
+}
+
+/// Values of [`Snapshot::stage`].
+pub(crate) mod stage {
+    pub(crate) const THERE: u8 = 0;
+    /// Nobody can find it any more.
+    pub(crate) const REMOVED: u8 = 1;
+    /// And what it alone keeps goes.
+    pub(crate) const GOING: u8 = 2;
 }
 
 pub(crate) const VERSION_KEY: &[u8] = b"V";
@@ -176,6 +205,62 @@ pub(crate) fn walk(dir: u64) -> Vec<u8> {
 
 pub(crate) fn walks() -> (Vec<u8>, Vec<u8>) {
     (vec![b'W'], vec![b'W' + 1])
+}
+
+pub(crate) const SNAPSHOT_COUNTERS: &[u8] = b"K";
+
+pub(crate) fn snapshot(number: u64) -> Vec<u8> {
+    key(b'S', &[number], &[])
+}
+
+pub(crate) fn snapshots() -> (Vec<u8>, Vec<u8>) {
+    (vec![b'S'], vec![b'S' + 1])
+}
+
+/// What snapshot `number` keeps of `kept`.
+pub(crate) fn kept(number: u64, kept: &[u8]) -> Vec<u8> {
+    key(b'Z', &[number], kept)
+}
+
+/// All that snapshot `number` keeps.
+pub(crate) fn all_kept(number: u64) -> (Vec<u8>, Vec<u8>) {
+    (kept(number, &[]), kept(number + 1, &[]))
+}
+
+/// The key that was given to [`kept`].
+pub(crate) fn kept_key(key: &[u8]) -> &[u8] {
+    key.get(9..).unwrap_or_default()
+}
+
+/// Whose a key of I, N, R, T, X or B is; `None`: it is none of these, or cut.
+pub(crate) fn owner(key: &[u8]) -> Option<u64> {
+    let (tag, rest) = key.split_first()?;
+    let number = rest.first_chunk()?;
+    matches!(tag, b'I' | b'N' | b'R' | b'T' | b'X' | b'B').then(|| u64::from_be_bytes(*number))
+}
+
+pub(crate) fn bytes(ino: u64) -> Vec<u8> {
+    key(b'B', &[ino], &[])
+}
+
+pub(crate) fn layer(blob: u64) -> Vec<u8> {
+    key(b'A', &[blob], &[])
+}
+
+pub(crate) fn own_chunks(blob: u64, group: u64) -> Vec<u8> {
+    key(b'M', &[blob, group], &[])
+}
+
+pub(crate) fn all_own_chunks(blob: u64) -> (Vec<u8>, Vec<u8>) {
+    (key(b'M', &[blob], &[]), key(b'M', &[blob + 1], &[]))
+}
+
+pub(crate) fn merge(blob: u64) -> Vec<u8> {
+    key(b'J', &[blob], &[])
+}
+
+pub(crate) fn merges() -> (Vec<u8>, Vec<u8>) {
+    (vec![b'J'], vec![b'J' + 1])
 }
 
 /// The numbers in a key behind its tag; `None` if there are not exactly `N`.

@@ -25,11 +25,13 @@ use crate::limits::{
     LEASES_PER_AGENT_MAX, POLL_TIME, PUT_OFF_BYTES_MAX, PUT_OFF_MAX, RECALLS_PER_ANSWER,
 };
 use crate::pages::{Own, PageClaim, Pages, is_behind};
+use crate::reclaim::is_nearly_full;
+use crate::snapshot::{is_in_snapshot, refuse_change};
 use calls::answer;
 use calls::vfs::{FAREWELL, Forget, Leased, Parent, Recalled, Recalls, attributes, search};
 use dvk::server::{Call, Context, Gone, Nanos};
 use dvk::store::Store;
-use m3ipc::errno::numbers::{ENOLCK, EPERM};
+use m3ipc::errno::numbers::{ENOLCK, ENOSPC, EPERM};
 use m3ipc::{CallId, Cred, Endpoint, IpcError, Message};
 use rangemap::RangeSet;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -211,8 +213,24 @@ impl VfsServer {
     /// As [`VfsServer::claim`], with pages that are read or changed.
     ///
     /// # Errors
-    /// As there.
+    /// As there; EROFS: one of the inodes belongs to a snapshot; ENOSPC: the disk is full, and snapshots would have to keep what changes.
     pub(crate) fn claim_all(
+        &mut self,
+        inodes: &[(u64, bool)],
+        pages: &[PageClaim],
+        call: &Call<'_>,
+        cx: &mut Context<'_>,
+    ) -> Result<()> {
+        inodes.iter().try_for_each(|(ino, _)| refuse_change(*ino))?;
+        if !inodes.is_empty() && self.has_snapshots && is_nearly_full(cx.store) {
+            // What is kept of what changes takes room, also if something is removed.
+            return err(ENOSPC);
+        }
+        self.wait_for(inodes, pages, call, cx)
+    }
+
+    /// As [`VfsServer::claim_all`], of who only looks.
+    pub(crate) fn wait_for(
         &mut self,
         inodes: &[(u64, bool)],
         pages: &[PageClaim],
@@ -253,6 +271,9 @@ impl VfsServer {
 
     /// As [`VfsServer::save`] of an inode whose access time has changed. No reader waits for others to forget it.
     pub(crate) fn save_accessed(&mut self, inode: &Inode, call: &Call<'_>, cx: &mut Context<'_>) {
+        if is_in_snapshot(inode.ino) || self.has_snapshots && is_nearly_full(cx.store) {
+            return;
+        }
         self.save(inode, cx);
         self.recall_late(inode.ino, Some(call.id.source), cx);
     }
@@ -508,6 +529,10 @@ impl Leases {
     }
 
     fn lease(&mut self, ino: u64, source: Endpoint, now: Nanos) -> bool {
+        // Nobody is told when a snapshot is removed.
+        if is_in_snapshot(ino) {
+            return false;
+        }
         let Some(agent) = self.agents.get_mut(&source) else { return false };
         if agent.session == 0 || agent.until <= now {
             return false;

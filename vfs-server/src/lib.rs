@@ -26,6 +26,7 @@
 //!    read and write permission when a file is opened. Who knows an inode's number is taken to have
 //!    been allowed to look it up.
 //! 10. What a tree with a quota counts is the sum of its inodes, in every round.
+//! 11. What a snapshot shows never changes. Handlers see it as part of the store (`snapshot.rs`), so all that they do they do through [`Context::store`].
 //!
 //! Modules stand in reading order.
 
@@ -50,6 +51,7 @@ mod read_write;
 mod reclaim;
 mod rename;
 mod scrub;
+mod snapshot;
 mod sole;
 mod staged;
 mod statfs;
@@ -61,9 +63,9 @@ use answer::{Outcome, RESTART, Result, both, err, payload, reply};
 use calls::vfs::{
     Access, Attr, CopyRange, Create, Fallocate, Flush, Fsync, Getattr, Getlk, Getxattr, Leased,
     LetGo, Link, Listxattr, Lookup, Mkdir, Mknod, Open, Quotas, ROOT_INO, Read, ReadPages, Readdir,
-    Readlink, Release, Releases, Removexattr, Rename, Rmdir, Scrub, Seek, SetQuota, Setattr,
-    Setxattr, Stage, Statfs, Symlink, Tmpfile, Unlink, VfsCall, Write, WriteBack, WritePages,
-    WriteStaged,
+    Readlink, Release, Releases, RemoveSnapshot, Removexattr, Rename, Rmdir, Scrub, Seek, SetQuota,
+    Setattr, Setxattr, Stage, Statfs, Symlink, TakeSnapshot, Tmpfile, Unlink, VfsCall, Write,
+    WriteBack, WritePages, WriteStaged,
 };
 use calls::wire::Wire;
 use calls::{Retry, Row};
@@ -80,6 +82,7 @@ use m3ipc::{CallId, Endpoint, Message};
 use open::Opens;
 use quota::Trees;
 use reclaim::Reclaim;
+use snapshot::Snapshots;
 use staged::Staged;
 
 /// Mode of the root directory: everybody may make files in it, as in /tmp, and keep them.
@@ -96,6 +99,11 @@ pub struct VfsServer {
     leases: Leases,
     staged: Staged,
     trees: Trees,
+    snapshots: Snapshots,
+    /// There are some.
+    has_snapshots: bool,
+    /// A snapshot waits until nobody has put anything off: until then there are no new sole writers.
+    no_soles_until: Nanos,
 }
 
 /// A store that is not, or not of this version, of a file server. Nothing was changed in it.
@@ -113,7 +121,7 @@ impl std::fmt::Display for UnknownStore {
                 "the file store has layout version {version}; this vfs-server knows version {}",
                 keys::VERSION
             ),
-            _ => write!(f, "the file store's version, counters or quotas are damaged"),
+            _ => write!(f, "the file store's version, counters, quotas or snapshots are damaged"),
         }
     }
 }
@@ -144,6 +152,9 @@ impl VfsServer {
             leases: Leases::open(store),
             staged: Staged::default(),
             trees: Trees::open(store).map_err(|_| UnknownStore { version })?,
+            snapshots: Snapshots::open(store).map_err(|_| UnknownStore { version })?,
+            has_snapshots: false,
+            no_soles_until: 0,
         };
         if found.is_none() {
             server.make_root(store, wall);
@@ -234,6 +245,13 @@ impl VfsServer {
             VfsCall::WriteBack(row) => self.write_back(row, call, cx).map(both::<WriteBack>),
             VfsCall::SetQuota(row) => self.set_quota(row, call, cx).map(reply::<SetQuota>),
             VfsCall::Quotas(row) => self.quotas(row, call).map(payload::<Quotas>),
+            VfsCall::TakeSnapshot(_) => self.take_snapshot(call, cx).map(reply::<TakeSnapshot>),
+            VfsCall::RemoveSnapshot(_) => {
+                self.remove_snapshot(call, cx).map(reply::<RemoveSnapshot>)
+            }
+            VfsCall::Snapshots(row) => {
+                self.snapshots(row, cx).map(payload::<calls::vfs::Snapshots>)
+            }
             VfsCall::Scrub(row) => self.scrub(row, call, cx).map(both::<Scrub>),
             VfsCall::LetGo(row) => self.let_go_of_pages(row, call, cx).map(reply::<LetGo>),
         }
@@ -272,30 +290,42 @@ impl Server for VfsServer {
         self.leases.date(cx.now);
         // It may come again while it waits.
         if !self.leases.is_put_off(call.id) {
-            self.serve_call(call, cx);
+            self.with_snapshots(cx, |server, cx| server.serve_call(call, cx));
         }
     }
 
     fn cancel(&mut self, id: CallId, cx: &mut Context<'_>) {
-        if !self.cancel_put_off(id, cx) {
-            self.cancel_wait(id, cx);
-        }
+        self.with_snapshots(cx, |server, cx| {
+            if !server.cancel_put_off(id, cx) {
+                server.cancel_wait(id, cx);
+            }
+        });
     }
 
     fn gone(&mut self, gone: Gone, cx: &mut Context<'_>) {
-        self.drop_calls_of(gone, cx);
-        self.staged.drop_of(gone);
-        self.close_all_of(gone, cx);
+        self.with_snapshots(cx, |server, cx| {
+            server.drop_calls_of(gone, cx);
+            server.staged.drop_of(gone);
+            server.close_all_of(gone, cx);
+        });
     }
 
     fn tick(&mut self, cx: &mut Context<'_>) {
-        self.reclaim_tick(cx);
-        self.lease_tick(cx);
-        self.quota_tick(cx);
+        self.with_snapshots(cx, |server, cx| {
+            server.reclaim_tick(cx);
+            server.lease_tick(cx);
+            server.quota_tick(cx);
+        });
+        self.snapshot_tick(cx);
     }
 
     fn deadline(&self) -> Option<Nanos> {
-        let deadlines = [self.reclaim.deadline(), self.leases.deadline(), self.trees.deadline()];
+        let deadlines = [
+            self.reclaim.deadline(),
+            self.leases.deadline(),
+            self.trees.deadline(),
+            self.snapshots.deadline(),
+        ];
         deadlines.into_iter().flatten().min()
     }
 

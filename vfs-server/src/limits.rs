@@ -121,6 +121,26 @@ pub const TREES_MAX: usize = u16::MAX as usize;
 pub const TREE_WALK_BATCH: usize = 128;
 pub const TREE_WALK_INTERVAL: u64 = 2_000_000;
 
+/// Snapshots of a tree: what is looked for in one may have to be looked for in all later ones (ENOSPC).
+pub const SNAPSHOTS_MAX: usize = 64;
+
+/// Blobs that are to be merged, above which no snapshot is taken (EBUSY): so many may be in one line, all of which a read may have to ask.
+pub const MERGES_MAX: usize = 4096;
+
+/// A file of at most so many bytes is copied when it changes after a snapshot.
+pub const SNAPSHOT_COPY_MAX: u64 = if cfg!(test) { 64 } else { 256 << 10 };
+
+/// What is done in one go of what is left of removed snapshots, in keys and in chunks of 128 KiB, and the nanoseconds to the next go: other calls wait for
+/// a few milliseconds. After an error (the disk is full) it goes on that much later, twice as late each time.
+pub const SNAPSHOT_KEYS_BATCH: usize = if cfg!(test) { 4 } else { 128 };
+pub const SNAPSHOT_CHUNKS_BATCH: usize = if cfg!(test) { 3 } else { 8 };
+pub const SNAPSHOT_INTERVAL: u64 = 5_000_000;
+pub const SNAPSHOT_RETRY: u64 = 1_000_000_000;
+pub const SNAPSHOT_RETRY_MAX: u64 = 300_000_000_000;
+
+/// For how long no agent becomes a sole writer while a snapshot waits until all have said what they have put off: longer than a lease.
+pub const SNAPSHOT_WAIT: u64 = 2 * LEASE;
+
 /// Nanoseconds from one reclaim of deleted inodes to the next. Long enough that a program on
 /// another node that has just looked a name up can still open what it found.
 pub const RECLAIM_INTERVAL: u64 = 100_000_000;

@@ -16,6 +16,7 @@ use crate::linux::{
 use crate::name;
 use crate::pages::{Own, PAGES_END, PageClaim};
 use crate::permission;
+use crate::snapshot::refuse_change;
 use calls::Row;
 use calls::vfs::{Closed, Create, Created, Leased, Open, Opened, Release, Setlk, Tmpfile};
 use calls::wire::Wire;
@@ -178,6 +179,9 @@ impl VfsServer {
             _ if flags & O_DIRECTORY != 0 => return err(ENOTDIR),
             _ => {}
         }
+        if mask & W_OK != 0 {
+            refuse_change(inode.ino)?;
+        }
         permission::access(&inode, call.cred, mask, cx.store)?;
         if flags & O_NOATIME != 0 && !permission::owner(&inode, call.cred) {
             return err(EPERM);
@@ -331,6 +335,11 @@ impl Opens {
     pub(crate) fn soles_of(&self, source: Endpoint) -> Vec<u64> {
         let owner = |fh: &u64| self.by_handle.get(fh).map(|record| record.owner);
         self.sole.iter().filter(|(_, fh)| owner(fh) == Some(source)).map(|(ino, _)| *ino).collect()
+    }
+
+    /// The inodes that have a sole writer.
+    pub(crate) fn soles(&self) -> impl Iterator<Item = u64> {
+        self.sole.keys().copied()
     }
 
     /// Would handle `fh` do as a sole writer's, if there are fewer than `most`? Whose writes are durable when they return does not put them off, nor who wants

@@ -5,6 +5,7 @@ use crate::acl;
 use crate::answer::{Result, err};
 use crate::keys::Inode;
 use crate::linux::{R_OK, S_IFDIR, S_IFMT, S_IRWXG, S_ISGID, S_ISVTX, S_IXGRP, W_OK, X_OK};
+use crate::snapshot::refuse_change;
 use dvk::store::Store;
 use m3ipc::Cred;
 use m3ipc::errno::numbers::{EACCES, ENOENT, EPERM};
@@ -41,8 +42,9 @@ fn superuser_bits(inode: &Inode) -> u32 {
 /// May `cred` make a name in `dir`?
 ///
 /// # Errors
-/// ENOENT if the directory itself has been removed, EACCES.
+/// ENOENT if the directory itself has been removed, EROFS, EACCES.
 pub(crate) fn add_entry(dir: &Inode, cred: &Cred, store: &dyn Store) -> Result<()> {
+    refuse_change(dir.ino)?;
     if dir.nlink == 0 {
         return err(ENOENT);
     }

@@ -18,8 +18,11 @@ use crate::answer::{Result, err};
 use crate::dir::DT_DIR;
 use crate::keys::{self, Corrupt, Inode, Place, Tree, mark};
 use crate::limits::{
-    STATFS_BLOCK_SIZE, TREE_DEPTH_MAX, TREE_WALK_BATCH, TREE_WALK_INTERVAL, TREES_MAX,
+    SNAPSHOT_RETRY, STATFS_BLOCK_SIZE, TREE_DEPTH_MAX, TREE_WALK_BATCH, TREE_WALK_INTERVAL,
+    TREES_MAX,
 };
+use crate::reclaim::is_nearly_full;
+use crate::snapshot::refuse_change;
 use calls::vfs::{FsStats, NO_LIMIT, Quota, Quotas, ROOT_INO, SetQuota};
 use calls::wire::Wire;
 use dvk::server::{Call, Context, Nanos};
@@ -315,6 +318,7 @@ impl VfsServer {
         if (call.cred.pid, call.cred.uid) != (0, 0) {
             return err(EPERM);
         }
+        refuse_change(row.ino)?;
         let mut dir = self.inode(row.ino, cx)?;
         if !dir.is_directory() {
             return err(ENOTDIR);
@@ -489,6 +493,11 @@ impl VfsServer {
     /// The clock's part: goes on with the walks.
     pub(crate) fn quota_tick(&mut self, cx: &mut Context<'_>) {
         if self.trees.due.is_none_or(|due| cx.now < due) {
+            return;
+        }
+        if self.has_snapshots && is_nearly_full(cx.store) {
+            // What it changes they would keep.
+            self.trees.due = Some(cx.now.saturating_add(SNAPSHOT_RETRY));
             return;
         }
         // Deep before wide, so that few are under way at once; but whoever begins one walk anew all the time holds up no other.

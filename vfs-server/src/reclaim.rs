@@ -163,12 +163,21 @@ impl VfsServer {
     /// files deleted in the same round; refusing to write to a disk that has just been cleared would
     /// be the more common harm.
     pub(crate) fn reclaim_all(&mut self, cx: &mut Context<'_>) -> u64 {
-        let mut freed = 0;
+        let (mut freed, mut later) = (0, VecDeque::new());
         while let Some(garbage) = self.reclaim.queue.pop_front() {
+            // What a snapshot has as well does not become free, and to cut it takes room.
+            let is_shared = cx.store.blob_is_shared(garbage.ino);
+            if is_shared && garbage.size != u64::MAX {
+                later.push_back(garbage);
+                continue;
+            }
             let used = cx.store.blob_used(garbage.ino);
             self.reclaim_one(garbage, cx);
-            freed += used.saturating_sub(cx.store.blob_used(garbage.ino));
+            if !is_shared {
+                freed += used.saturating_sub(cx.store.blob_used(garbage.ino));
+            }
         }
+        self.reclaim.queue = later;
         freed
     }
 
@@ -214,12 +223,18 @@ pub(crate) fn extends_beyond(store: &dyn Store, blob: u64, size: u64) -> bool {
     store.blob_seek(blob, size, true).is_some()
 }
 
+/// Is so much of the reserve gone that what changes things must not take more of it?
+pub(crate) fn is_nearly_full(store: &dyn Store) -> bool {
+    let (total, free) = store.space();
+    free < reserve(total) / 2
+}
+
 /// Bytes that callers may use.
 pub(crate) fn available(store: &dyn Store) -> u64 {
     let (total, free) = store.space();
     free.saturating_sub(reserve(total))
 }
 
-fn reserve(total: u64) -> u64 {
+pub(crate) fn reserve(total: u64) -> u64 {
     SPACE_RESERVE.min(total / 16)
 }

@@ -39,6 +39,8 @@ impl VfsServer {
         cx: &mut Context<'_>,
     ) -> u8 {
         let may_be = inode.is_regular()
+            && cx.now >= self.no_soles_until
+            && !cx.store.blob_is_shared(inode.ino)
             && inode.is_plain()
             && self.opens.may_be_sole(fh, SOLE_MAX)
             && self.leases.is_of_nobody_but(inode.ino, call.id.source)
@@ -58,7 +60,9 @@ impl VfsServer {
     /// As [`VfsServer::claim`]: somebody else may have put off changes of it.
     pub(crate) fn look(&mut self, ino: u64, call: &Call<'_>, cx: &mut Context<'_>) -> Result<()> {
         match self.opens.sole(ino) {
-            Some((_, writer)) if writer != call.id.source => self.claim(&[(ino, false)], call, cx),
+            Some((_, writer)) if writer != call.id.source => {
+                self.wait_for(&[(ino, false)], &[], call, cx)
+            }
             _ => Ok(()),
         }
     }
@@ -217,6 +221,9 @@ fn looked_at(row: &VfsCall) -> [u64; 2] {
         | VfsCall::WriteBack(_)
         | VfsCall::SetQuota(_)
         | VfsCall::Quotas(_)
+        | VfsCall::TakeSnapshot(_)
+        | VfsCall::RemoveSnapshot(_)
+        | VfsCall::Snapshots(_)
         | VfsCall::Scrub(_) => [0, 0],
     }
 }

@@ -13,6 +13,7 @@ mod pages;
 mod permissions;
 mod quota;
 mod restart;
+mod snapshot;
 mod sole;
 mod space;
 mod staged;

@@ -14,7 +14,7 @@ use calls::wire::Wire;
 use dvk::server::{Answers, Call, Context, Gone, Server};
 use dvk::store::{MemoryStore, Store, StoreError};
 use m3ipc::{CallId, Cred, Endpoint, IpcError, Message, NodeId, Tag};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
 /// What a call gives: a value, or the errno.
@@ -45,14 +45,44 @@ pub(crate) struct TestStore {
     pub blobs: Box<dyn Store>,
     /// Free bytes to claim.
     pub free: Option<u64>,
-    /// What every change of a blob's bytes fails with.
+    /// What every change of a blob's bytes fails with, and how many succeed before.
     pub broken: Option<StoreError>,
+    pub breaks_after: u32,
+    /// A blob that cannot be read.
+    pub unreadable: Option<u64>,
     pub synced: Vec<u64>,
+    /// Blobs that are there, and those that go when the round is committed.
+    pub present: BTreeSet<u64>,
+    pub removed: Vec<u64>,
+    /// Rounds are not committed.
+    pub crashes: bool,
+    /// Blobs that were made in such: the map may not know of them.
+    pub lost: BTreeSet<u64>,
+    /// Zeros are holes.
+    pub is_sparse: bool,
 }
 
+/// Bytes of a hole, at least.
+const HOLE: u64 = 16;
+
 impl TestStore {
-    fn check(&self) -> Result<(), StoreError> {
-        self.broken.map_or(Ok(()), Err)
+    fn note(&mut self, blob: u64) {
+        if self.present.insert(blob) && self.crashes {
+            self.lost.insert(blob);
+        } else if !self.crashes {
+            self.lost.remove(&blob);
+        }
+    }
+
+    fn check(&mut self) -> Result<(), StoreError> {
+        match self.broken {
+            Some(error) if self.breaks_after == 0 => Err(error),
+            Some(_) => {
+                self.breaks_after -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -75,14 +105,19 @@ impl Store for TestStore {
         self.map.range(from, to, visit);
     }
     fn blob_read(&self, blob: u64, offset: u64, buffer: &mut [u8]) -> Result<usize, StoreError> {
+        if self.unreadable == Some(blob) {
+            return Err(StoreError::Io);
+        }
         self.blobs.blob_read(blob, offset, buffer)
     }
     fn blob_write(&mut self, blob: u64, offset: u64, data: &[u8]) -> Result<(), StoreError> {
         self.check()?;
+        self.note(blob);
         self.blobs.blob_write(blob, offset, data)
     }
     fn blob_truncate(&mut self, blob: u64, length: u64) -> Result<(), StoreError> {
         self.check()?;
+        self.note(blob);
         self.blobs.blob_truncate(blob, length)
     }
     fn blob_punch(&mut self, blob: u64, offset: u64, length: u64) -> Result<(), StoreError> {
@@ -90,13 +125,27 @@ impl Store for TestStore {
         self.blobs.blob_punch(blob, offset, length)
     }
     fn blob_seek(&self, blob: u64, offset: u64, hole: bool) -> Option<u64> {
-        self.blobs.blob_seek(blob, offset, hole)
+        if !self.is_sparse {
+            return self.blobs.blob_seek(blob, offset, hole);
+        }
+        let len = self.blobs.blob_seek(blob, 0, true).filter(|len| offset < *len)?;
+        let mut at = offset;
+        while at < len {
+            let end = (at / HOLE * HOLE + HOLE).min(len);
+            let mut data = vec![0; (end - at) as usize];
+            self.blobs.blob_read(blob, at, &mut data).unwrap();
+            if data.iter().all(|byte| *byte == 0) == hole {
+                return Some(at);
+            }
+            at = end;
+        }
+        hole.then_some(len)
     }
     fn blob_used(&self, blob: u64) -> u64 {
-        self.blobs.blob_used(blob)
+        if self.removed.contains(&blob) { 0 } else { self.blobs.blob_used(blob) }
     }
     fn blob_remove(&mut self, blob: u64) {
-        self.blobs.blob_remove(blob);
+        self.removed.push(blob);
     }
     fn blob_sync(&mut self, blob: u64) {
         self.synced.push(blob);
@@ -129,7 +178,20 @@ impl World {
     /// A world whose files' bytes are elsewhere.
     pub(crate) fn with_blobs(blobs: Box<dyn Store>) -> World {
         let map = MemoryStore::default();
-        let mut store = TestStore { map, blobs, free: None, broken: None, synced: Vec::new() };
+        let mut store = TestStore {
+            map,
+            blobs,
+            free: None,
+            broken: None,
+            breaks_after: 0,
+            unreadable: None,
+            synced: Vec::new(),
+            present: BTreeSet::new(),
+            removed: Vec::new(),
+            crashes: false,
+            lost: BTreeSet::new(),
+            is_sparse: false,
+        };
         let clock = 1_000_000_000_000;
         let server = VfsServer::open(&mut store, clock).unwrap();
         World {
@@ -151,7 +213,10 @@ impl World {
     /// Runs `round`, and crashes before its changes of the map are committed.
     pub(crate) fn crash_in(&mut self, round: impl FnOnce(&mut World)) {
         let map = self.store.map.clone();
+        self.store.crashes = true;
         round(self);
+        self.store.crashes = false;
+        self.store.removed.clear();
         self.store.map = map;
         self.restart();
     }
@@ -239,6 +304,12 @@ impl World {
         };
         input(&mut self.server, &mut cx);
         self.sync = answers.sync;
+        if !self.store.crashes {
+            for blob in std::mem::take(&mut self.store.removed) {
+                self.store.present.remove(&blob);
+                self.store.blobs.blob_remove(blob);
+            }
+        }
         for answer in answers.list {
             self.answered.push(answer.to);
             let before = self.answers.insert(answer.to, (answer.message, answer.payload));

@@ -1,10 +1,12 @@
 //! Checks everything that must hold in the store, and that the caches say the same.
 
 use crate::acl;
-use crate::keys::{self, Counters, Entry, Inode, LockRecord, OpenRecord, Place, Tree, mark};
+use crate::keys::{
+    self, Bytes, Counters, Entry, Inode, Layer, LockRecord, OpenRecord, Place, Tree, mark,
+};
 use crate::linux::S_IFLNK;
-use crate::tests::driver::World;
-use calls::vfs::ROOT_INO;
+use crate::tests::driver::{TestStore, World};
+use calls::vfs::{IN_SNAPSHOT, ROOT_INO};
 use calls::wire::Wire;
 use dvk::store::Store;
 use std::collections::{BTreeMap, BTreeSet};
@@ -49,6 +51,7 @@ pub(crate) fn check(world: &mut World) {
     }
     check_ownership(store, &inodes, &opens);
     check_trees(store, &inodes);
+    check_snapshots(store, &inodes);
     let counters: Counters = keys::read(store, keys::COUNTERS).unwrap().unwrap();
     assert_eq!(counters.inodes, inodes.len() as u64);
     assert!(inodes.keys().all(|ino| *ino < counters.ino_limit));
@@ -113,6 +116,55 @@ fn check_trees(store: &dyn Store, inodes: &BTreeMap<u64, Inode>) {
     }
 }
 
+/// Each blob is a file's, or a snapshot's, or the parent of one; and nothing else is kept.
+fn check_snapshots(store: &TestStore, inodes: &BTreeMap<u64, Inode>) {
+    let all = |tag: u8| {
+        let mut pairs = Vec::new();
+        keys::collect(store, &(vec![tag], vec![tag + 1]), |key, value| {
+            pairs.push((key.to_vec(), value.to_vec()));
+        });
+        pairs
+    };
+    let number = |key: &[u8]| u64::from_be_bytes(key[1..9].try_into().unwrap());
+    let snapshots: BTreeSet<u64> = all(b'S').iter().map(|(key, _)| number(key)).collect();
+    let regular = |inode: &&Inode| inode.is_regular();
+    let mut used: BTreeSet<u64> = inodes.values().filter(regular).map(|inode| inode.ino).collect();
+    for (key, value) in all(b'B') {
+        let (ino, blob) = (number(&key), Bytes::get(&value).unwrap().blob);
+        assert!(used.remove(&ino), "{ino} is no file");
+        assert!(used.insert(blob), "blob {blob:x} is two files'");
+    }
+    for (key, value) in all(b'Z') {
+        assert!(snapshots.contains(&number(&key)), "kept for nothing: {key:?}");
+        let kept = keys::kept_key(&key);
+        if kept[0] == b'B' {
+            let blob = match value[0] {
+                0 => number(kept),
+                _ => Bytes::get(&value[1..]).unwrap().blob,
+            };
+            assert!(used.insert(blob), "blob {blob:x} is kept twice");
+        }
+    }
+    let merges: BTreeSet<u64> = all(b'J').iter().map(|(key, _)| number(key)).collect();
+    let layers: BTreeMap<u64, Layer> =
+        all(b'A').iter().map(|(key, value)| (number(key), Layer::get(value).unwrap())).collect();
+    for (blob, layer) in &layers {
+        assert_eq!(layer.is_used != 0, used.contains(blob), "{blob:x} {layer:?}");
+        assert_eq!(layer.is_used == 0, merges.contains(blob), "{blob:x} {layer:?}");
+        assert!(layer.is_used != 0 || layer.child != 0, "{blob:x} {layer:?}");
+        assert!(layer.parent == 0 || layers[&layer.parent].child == *blob, "{blob:x} {layer:?}");
+        assert!(layer.child == 0 || layers[&layer.child].parent == *blob, "{blob:x} {layer:?}");
+    }
+    assert!(merges.iter().all(|blob| layers.contains_key(blob)));
+    for (key, _) in all(b'M') {
+        assert!(layers[&number(&key)].parent != 0, "a bitmap of no layer");
+    }
+    used.extend(merges);
+    used.extend(&store.lost);
+    let left: Vec<&u64> = store.present.difference(&used).collect();
+    assert!(left.is_empty(), "blobs of nobody: {left:x?}");
+}
+
 /// Attributes and open files have an inode, locks have a handle.
 fn check_ownership(
     store: &dyn Store,
@@ -127,7 +179,7 @@ fn check_ownership(
         let [ino] = keys::numbers(key).unwrap();
         assert!(inodes.contains_key(&ino), "garbage {ino}");
     });
-    for open in opens.values() {
+    for open in opens.values().filter(|open| open.ino & IN_SNAPSHOT == 0) {
         assert!(inodes.contains_key(&open.ino), "{open:?}");
     }
     keys::collect(store, &keys::locks(), |key, value| {
@@ -155,6 +207,7 @@ fn check_caches(
         opens.keys().all(|fh| format!("{:?}", fresh.opens).contains(&format!("{fh}: OpenRecord")))
     );
     assert!(fresh.trees.is_as(&world.server.trees));
+    assert!(fresh.snapshots.is_as(&world.server.snapshots));
     assert_eq!(fresh.locks.all_held(), world.server.locks.all_held());
 }
 

@@ -2,9 +2,11 @@
 
 use crate::linux::{O_APPEND, O_EXCL, O_TRUNC, RENAME_EXCHANGE, RENAME_NOREPLACE};
 use crate::tests::driver::{File, Got, ROOT, World};
+use crate::tests::{fsck, snapshot};
 use dvk::host::disk::DiskStore;
+use dvk::server::Server;
 use m3ipc::errno::numbers::{
-    EBADF, EEXIST, EINVAL, EISDIR, ELOOP, ENOENT, ENOTDIR, ENOTEMPTY, EPERM,
+    EBADF, EEXIST, EINVAL, EISDIR, ELOOP, ENOENT, ENOSPC, ENOTDIR, ENOTEMPTY, EPERM,
 };
 use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop_oneof, proptest};
 use std::collections::BTreeMap;
@@ -178,6 +180,10 @@ enum Op {
     Release(usize),
     Pass,
     Restart,
+    TakeSnapshot,
+    RemoveSnapshot(usize),
+    /// A little of what is to be done in the background.
+    Tick,
     /// The operation happens, and then a crash undoes what the map has not committed.
     Crash(Box<Op>),
 }
@@ -214,17 +220,40 @@ fn an_op() -> impl Strategy<Value = Op> {
     prop_oneof![10 => change, 4 => write, 1 => punch, 1 => Just(Op::Restart), 2 => crash]
 }
 
-/// The server, the model, and the files open in both.
+/// As [`an_op`], with snapshots.
+fn an_op_with_snapshots() -> impl Strategy<Value = Op> {
+    let snapshot = prop_oneof![
+        3 => Just(Op::TakeSnapshot),
+        2 => any::<usize>().prop_map(Op::RemoveSnapshot),
+        3 => Just(Op::Tick),
+    ]
+    .boxed();
+    let write = (any::<usize>(), 0..2000_u16, any::<u8>(), 1..250_u8)
+        .prop_map(|(file, offset, byte, len)| Op::Write(file, offset, byte, len))
+        .boxed();
+    let punch = (any::<usize>(), 0..2000_u16, 1..1000_u16)
+        .prop_map(|(file, at, len)| Op::Punch(file, at, len))
+        .boxed();
+    let truncate =
+        (a_path(), 0..2500_u16).prop_map(|(path, size)| Op::Truncate(path, size)).boxed();
+    let change = prop_oneof![6 => snapshot, 12 => write, 3 => punch, 3 => truncate].boxed();
+    let crash = change.clone().prop_map(|op| Op::Crash(Box::new(op)));
+    prop_oneof![12 => an_op(), 20 => change, 2 => crash]
+}
+
+/// The server, the model, and the files open in both; and the trees that snapshots have.
 struct Pair {
     world: World,
     model: Model,
     files: Vec<(File, usize, u32)>,
+    snapshots: Vec<(String, Model)>,
+    taken: usize,
 }
 
 impl Pair {
     /// Does it in both, and compares what comes of it.
     fn step(&mut self, op: &Op) {
-        let Pair { world, model, files } = self;
+        let Pair { world, model, files, snapshots, taken } = self;
         match op {
             Op::Mkdir(path) => {
                 let made = model.make(path, Node::Dir(BTreeMap::new())).map(drop);
@@ -293,23 +322,52 @@ impl Pair {
                 assert_eq!(world.read(&file, 0, 1), Err(EBADF));
             }
             Op::Write(..) | Op::Punch(..) | Op::Release(_) => {}
+            Op::TakeSnapshot => {
+                *taken += 1;
+                let name = format!("s{taken}");
+                match snapshot::take(world, &name) {
+                    Err(ENOSPC) => {}
+                    outcome => {
+                        outcome.unwrap();
+                        snapshots.push((name, model.clone()));
+                    }
+                }
+            }
+            Op::RemoveSnapshot(index) if !snapshots.is_empty() => {
+                let (name, _) = snapshots.remove(index % snapshots.len());
+                snapshot::remove(world, &name).unwrap();
+            }
+            Op::RemoveSnapshot(_) => {}
+            Op::Tick => {
+                world.clock = world.clock.max(world.server.deadline().unwrap_or(0));
+                world.tick();
+            }
             Op::Pass => world.pass(1),
             Op::Restart => world.restart(),
-            // Of a write within the file a crash may leave the bytes.
+            // Of a write within the file a crash may leave the bytes, and of a hole the zeros.
             Op::Crash(op) if self.writes_within(op) => {}
+            // Its rounds were committed, but perhaps the last.
+            Op::Crash(op) if matches!(**op, Op::Pass) => self.step(&Op::Crash(Box::new(Op::Tick))),
             Op::Crash(op) => {
                 let (model, files) = (self.model.clone(), self.files.clone());
-                let map = self.world.store.map.clone();
+                let snapshots = self.snapshots.clone();
+                let (map, clock) = (self.world.store.map.clone(), self.world.clock);
+                let taken = self.taken;
+                self.world.store.crashes = true;
                 self.step(op);
+                self.world.store.crashes = false;
+                self.world.store.removed.clear();
                 self.world.store.map = map;
+                self.world.clock = self.world.clock.max(clock);
                 self.world.restart();
-                (self.model, self.files) = (model, files);
+                (self.model, self.files, self.snapshots) = (model, files, snapshots);
+                self.taken = taken;
             }
         }
     }
 
     fn writes_within(&mut self, op: &Op) -> bool {
-        let Op::Write(index, offset, ..) = op else { return false };
+        let Op::Write(index, offset, ..) = op else { return matches!(op, Op::Punch(..)) };
         let Some((_, node, flags)) = self.files.get(index % self.files.len().max(1)).copied()
         else {
             return false;
@@ -318,15 +376,15 @@ impl Pair {
     }
 
     /// Both trees are the same, and so are the open files, those without a name too.
-    fn compare(&mut self, path: &str, node: usize) {
-        match self.model.nodes[node].clone() {
+    fn compare(&mut self, path: &str, model: &Model, node: usize) {
+        match model.nodes[node].clone() {
             Node::Dir(entries) => {
                 let mut names =
                     self.world.ls(&ROOT, if path.is_empty() { "/" } else { path }).unwrap();
                 names.sort();
                 assert_eq!(names, entries.keys().cloned().collect::<Vec<_>>(), "{path}");
                 for (name, child) in entries {
-                    self.compare(&format!("{path}/{name}"), child);
+                    self.compare(&format!("{path}/{name}"), model, child);
                 }
             }
             Node::File(data) => assert_eq!(self.world.cat(&ROOT, path), Ok(data), "{path}"),
@@ -339,18 +397,28 @@ impl Pair {
     fn compare_files(&mut self) {
         for (file, node, _) in self.files.clone() {
             let want = self.model.data(node).clone();
-            assert_eq!(self.world.read(&file, 0, 1 << 16), Ok(want), "{file:?}");
+            let found = self.world.read(&file, 0, 1 << 16).unwrap();
+            let differs =
+                (0..found.len().max(want.len())).find(|at| found.get(*at) != want.get(*at));
+            assert_eq!(differs, None, "of {}, found {}: {file:?}", want.len(), found.len());
         }
     }
 }
 
 fn check(world: World, ops: &[Op]) {
-    let mut pair = Pair { world, model: Model::new(), files: Vec::new() };
-    for op in ops {
+    let (files, snapshots) = (Vec::new(), Vec::new());
+    let mut pair = Pair { world, model: Model::new(), files, snapshots, taken: 0 };
+    for (at, op) in ops.iter().enumerate() {
         pair.step(op);
         pair.compare_files();
+        let looks_back = at % 8 == 7 || at + 1 == ops.len();
+        for (name, model) in pair.snapshots.clone().into_iter().filter(|_| looks_back) {
+            pair.compare(&format!("/.snapshots/{name}"), &model, 0);
+        }
+        fsck::check(&mut pair.world);
     }
-    pair.compare("", 0);
+    let model = pair.model.clone();
+    pair.compare("", &model, 0);
     let open = pair.files.len();
     assert_eq!(pair.world.server.holders().len(), open.min(1));
 }
@@ -363,7 +431,22 @@ proptest! {
 }
 
 proptest! {
+    #[test]
+    fn snapshots_stay_as_they_were_whatever_happens(ops in proptest::collection::vec(an_op_with_snapshots(), 1..120)) {
+        let mut world = World::new();
+        world.store.is_sparse = true;
+        check(world, &ops);
+    }
+}
+
+proptest! {
     #![proptest_config(ProptestConfig::with_cases(16))]
+    #[test]
+    fn snapshots_do_so_with_blobs_in_sparse_files(ops in proptest::collection::vec(an_op_with_snapshots(), 1..120)) {
+        let directory = tempfile::tempdir().unwrap();
+        check(World::with_blobs(Box::new(DiskStore::open(directory.path()).unwrap())), &ops);
+    }
+
     #[test]
     fn they_do_the_same_with_blobs_in_sparse_files(ops in proptest::collection::vec(an_op(), 1..80)) {
         let directory = tempfile::tempdir().unwrap();

@@ -7,8 +7,8 @@ use crate::tests::errors::world;
 use crate::tests::leases::{agent, message};
 use calls::vfs::{
     Attr, Closed, Created, Getattr, Lookup, NO_LIMIT, Open, Opened, Paged, PutOff, ReadPages,
-    Recalls, Releases, SetAttr, SetQuota, Time, Unlink, WriteBack, WrittenBack, attributes, pages,
-    set,
+    Recalls, Releases, SetAttr, SetQuota, TakeSnapshot, Time, Unlink, WriteBack, WrittenBack,
+    attributes, pages, set,
 };
 use calls::wire::Wire;
 use dvk::server::Gone;
@@ -170,6 +170,43 @@ fn whoever_looks_waits_until_it_is_written_back() {
     // It is over.
     assert_eq!(w.write_back(&a, (ino, fh), &[write(0, 0, b"x")]), Err(EIO));
     assert_eq!(w.cat(&ROOT, "/u/new").unwrap(), b"seven..");
+}
+
+#[test]
+fn a_snapshot_waits_for_all_that_was_put_off_and_nothing_more_is_put_off_meanwhile() {
+    let mut w = world();
+    let (a, b) = (agent(1), agent(2));
+    let session = w.begin(&a);
+    w.begin(&b);
+    let ino = w.stat(&ROOT, "/u/f").unwrap().ino;
+    let other = w.stat(&ROOT, "/r/f").unwrap().ino;
+    let (fh, is_sole) = w.open_sole(&a, ino, READ_WRITE);
+    assert!(is_sole);
+    let poll = w.send(&a, message(&Recalls { session, forgotten: 0 }), &[]);
+    let admin = Client { cred: Cred::ROOT, ..ALIEN };
+    let taken = w.send(&admin, message(&TakeSnapshot {}), b"s");
+    assert!(w.answer(taken).is_none());
+    let (second, is_sole) = w.open_sole(&b, other, READ_WRITE);
+    assert!(!is_sole, "or it would have to be waited for, too");
+    w.call(&b, &calls::vfs::Release { fh: second, ino: other }, &[]).unwrap();
+    let (told, _) = w.answer(poll).unwrap().unwrap();
+    let batch = calls::vfs::Recalled::get(&told.args).unwrap().batch;
+    w.write_back(&a, (ino, fh), &[write(0, 0, b"HE")]).unwrap();
+    assert!(w.answer(taken).is_none(), "it has not forgotten it");
+    w.send(&a, message(&Recalls { session, forgotten: batch }), &[]);
+    w.answer(taken).unwrap().unwrap();
+    w.put(&USER, "/u/f", 0o644, b"later").unwrap();
+    assert_eq!(w.cat(&USER, "/.snapshots/s/u/f").unwrap(), b"HEllo");
+    assert!(!w.open_sole(&b, other, READ_WRITE).1, "a change of it needs room of its own");
+    let new = w.put(&USER, "/u/new", 0o644, b"").unwrap();
+    assert!(w.open_sole(&b, new, READ_WRITE).1, "it is over");
+    // Who asked for it goes, or an agent: others may put off again some time.
+    w.send(&admin, message(&TakeSnapshot {}), b"t");
+    w.gone(Gone::Endpoint(admin.endpoint));
+    w.pass(10);
+    let new = w.put(&USER, "/u/newer", 0o644, b"").unwrap();
+    w.begin(&a);
+    assert!(w.open_sole(&a, new, READ_WRITE).1);
 }
 
 #[test]

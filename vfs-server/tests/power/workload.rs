@@ -2,8 +2,9 @@
 
 use calls::Row;
 use calls::vfs::{
-    Attr, CopyRange, Create, Fallocate, Fsync, Link, Lookup, Mkdir, Offsets, ROOT_INO, Release,
-    Rename, Rmdir, SetAttr, Setattr, Setxattr, Symlink, Unlink, WRITE_AT, Write, set,
+    Attr, CopyRange, Create, Fallocate, Fsync, Link, Lookup, Mkdir, Offsets, ROOT_INO, Read,
+    Release, RemoveSnapshot, Rename, Rmdir, SetAttr, Setattr, Setxattr, Symlink, TakeSnapshot,
+    Unlink, WRITE_AT, Write, set,
 };
 use calls::wire::Wire;
 use dvk::host::disk::DiskStore;
@@ -25,8 +26,11 @@ const PACE: u64 = 30_000_000;
 /// Bytes of the map in memory that become a table: so few that there are many tables.
 const MEMTABLE: u64 = 16 << 10;
 
-/// No file gets longer.
+/// Of blobs that are longer only so much is looked at.
 pub(crate) const SIZE_MAX: usize = 1 << 16;
+
+/// Bytes that are read at once.
+pub(crate) const PART: u32 = 1 << 17;
 
 const O_RDWR: u32 = 2;
 const O_CREAT: u32 = 0o100;
@@ -43,6 +47,27 @@ pub(crate) struct Truth {
     /// The rounds that changed a file's bytes, and the one that removed them.
     pub(crate) changed: BTreeMap<u64, Vec<usize>>,
     pub(crate) removed: BTreeMap<u64, usize>,
+    /// What programs know of files and snapshots, in its order.
+    pub(crate) history: Vec<(usize, Happened)>,
+}
+
+/// Something that happened to a file, or a snapshot.
+#[derive(Clone, Debug)]
+pub(crate) enum Happened {
+    /// The file has been synced, and has these bytes.
+    Synced {
+        ino: u64,
+        content: Vec<u8>,
+    },
+    Changed {
+        ino: u64,
+    },
+    Taken {
+        number: u64,
+    },
+    Removed {
+        number: u64,
+    },
 }
 
 /// A store of which is noted what is done to blobs.
@@ -142,6 +167,11 @@ struct Program {
     directories: Vec<u64>,
     /// Open files: handle and inode.
     files: Vec<(u64, u64)>,
+    /// Numbers of snapshots, which are their names; and how many were taken.
+    snapshots: Vec<u64>,
+    taken: u64,
+    round: usize,
+    history: Vec<(usize, Happened)>,
 }
 
 impl<S: Store> Run<S> {
@@ -172,6 +202,15 @@ impl<S: Store> Run<S> {
     }
 
     fn call<R: Row>(&mut self, row: &R, payload: &[u8]) -> Option<(R::Reply, Vec<u8>)> {
+        self.call_as(Cred::new(7, 0, 0), row, payload)
+    }
+
+    fn call_as<R: Row>(
+        &mut self,
+        cred: Cred,
+        row: &R,
+        payload: &[u8],
+    ) -> Option<(R::Reply, Vec<u8>)> {
         self.program.calls += 1;
         let source = Endpoint::new(NodeId(1), 1, 1);
         let id = CallId { source, tag: Tag::new(0, self.program.calls) };
@@ -179,13 +218,28 @@ impl<S: Store> Run<S> {
         row.put(&mut message.args);
         (message.source, message.tag) = (id.source, id.tag);
         message.payload_len = payload.len().try_into().unwrap();
-        let cred = Cred::new(7, 0, 0);
         let answers = self.input(|server, cx| {
             server.serve(&Call { id, cred: &cred, message: &message, payload }, cx);
         });
         let answer = answers.list.into_iter().next().unwrap();
         answer.message.outcome().unwrap().ok()?;
         Some((R::Reply::get(&answer.message.args).unwrap(), answer.payload))
+    }
+
+    fn note(&mut self, happened: Happened) {
+        self.program.history.push((self.program.round, happened));
+    }
+
+    /// All bytes of an open file.
+    fn content(&mut self, fh: u64, ino: u64) -> Vec<u8> {
+        let mut content = Vec::new();
+        loop {
+            let row = Read { fh, ino, offset: content.len() as u64, size: PART };
+            match self.call(&row, &[]) {
+                Some((_, data)) if !data.is_empty() => content.extend(data),
+                _ => return content,
+            }
+        }
     }
 
     fn directory(&mut self) -> u64 {
@@ -223,13 +277,14 @@ impl<S: Store> Run<S> {
     fn step(&mut self) {
         let parent = self.directory();
         let name = self.name();
-        match self.program.random.below(24) {
+        match self.program.random.below(27) {
             0..=4 => {
                 let sync = if self.program.random.below(4) == 0 { O_SYNC } else { 0 };
                 let trunc = if self.program.random.below(4) == 0 { O_TRUNC } else { 0 };
                 let flags = O_RDWR | O_CREAT | sync | trunc;
                 let row = Create { parent, forgotten: 0, mode: 0o644, umask: 0, flags };
                 if let Some((opened, attr)) = self.call(&row, &name) {
+                    self.note(Happened::Changed { ino: Attr::get(&attr).unwrap().ino });
                     self.program.files.push((opened.fh, Attr::get(&attr).unwrap().ino));
                 }
                 if self.program.files.len() > 8 {
@@ -239,18 +294,26 @@ impl<S: Store> Run<S> {
             }
             5..=10 => {
                 let (data, offset) = (self.data(), self.program.random.below(12_000));
+                // Some are so long that they are not copied as a whole.
+                let far = [0, 0, 0, 128 << 10, 300_000];
+                let offset = offset + far[usize::try_from(self.program.random.below(5)).unwrap()];
                 if let Some((fh, ino)) = self.file() {
+                    self.note(Happened::Changed { ino });
                     self.call(&Write { fh, ino, offset: offset | WRITE_AT }, &data);
                 }
             }
             11 | 12 => {
-                if let Some((fh, ino)) = self.file() {
-                    self.call(&Fsync { fh, ino, datasync: 0 }, &[]);
+                if let Some((fh, ino)) = self.file()
+                    && self.call(&Fsync { fh, ino, datasync: 0 }, &[]).is_some()
+                {
+                    let content = self.content(fh, ino);
+                    self.note(Happened::Synced { ino, content });
                 }
             }
             13 => {
                 let size = self.program.random.below(12_000);
                 if let Some((_, ino)) = self.file() {
+                    self.note(Happened::Changed { ino });
                     let change = SetAttr { valid: set::SIZE, size, ..SetAttr::default() };
                     self.call(&Setattr { ino, fh: 0 }, &change.bytes());
                 }
@@ -259,12 +322,14 @@ impl<S: Store> Run<S> {
                 let (offset, length) =
                     (self.program.random.below(12_000), 1 + self.program.random.below(9000));
                 if let Some((fh, ino)) = self.file() {
+                    self.note(Happened::Changed { ino });
                     // FALLOC_FL_PUNCH_HOLE with FALLOC_FL_KEEP_SIZE.
                     self.call(&Fallocate { fh, ino, offset, length, mode: 3 }, &[]);
                 }
             }
             15 => {
                 if let (Some((fh, ino)), Some((to_fh, to_ino))) = (self.file(), self.file()) {
+                    self.note(Happened::Changed { ino: to_ino });
                     let row = CopyRange { fh, ino, to_fh, to_ino, length: 5000 };
                     self.call(&row, &Offsets { from: 0, to: 6000 }.bytes());
                 }
@@ -296,6 +361,28 @@ impl<S: Store> Run<S> {
             22 => {
                 if let Some((_, ino)) = self.file() {
                     self.call(&Link { ino, new_parent: parent }, &name);
+                }
+            }
+            23 | 24 => {
+                if self.program.snapshots.len() < 4 {
+                    let number = self.program.taken + 1;
+                    let name = number.to_string();
+                    let taken = self.call_as(Cred::ROOT, &TakeSnapshot {}, name.as_bytes());
+                    if taken.is_some() {
+                        self.program.taken = number;
+                        self.program.snapshots.push(number);
+                        self.note(Happened::Taken { number });
+                    }
+                }
+            }
+            25 => {
+                let count = self.program.snapshots.len();
+                if count > 0 {
+                    let index = usize::try_from(self.program.random.below(count as u64)).unwrap();
+                    let number = self.program.snapshots.remove(index);
+                    let name = number.to_string();
+                    self.call_as(Cred::ROOT, &RemoveSnapshot {}, name.as_bytes()).unwrap();
+                    self.note(Happened::Removed { number });
                 }
             }
             _ => {
@@ -335,7 +422,7 @@ fn play<S: Store>(
     rounds: usize,
     mut open: impl FnMut(Option<S>) -> S,
     mut moment: impl FnMut(Moment, &mut Noting<S>),
-) {
+) -> Vec<(usize, Happened)> {
     let program = Program {
         random: Random(seed),
         clock: START,
@@ -343,10 +430,14 @@ fn play<S: Store>(
         sync: false,
         directories: vec![ROOT_INO],
         files: Vec::new(),
+        snapshots: Vec::new(),
+        taken: 0,
+        round: 0,
+        history: Vec::new(),
     };
     let mut run = Run::new(open(None), program);
     for round in 1..=rounds {
-        run.store.round = round;
+        (run.store.round, run.program.round) = (round, round);
         moment(Moment::Begin, &mut run.store);
         run.round();
         let sync = run.program.sync;
@@ -356,6 +447,7 @@ fn play<S: Store>(
             run = Run::new(open(Some(run.store.store)), run.program);
         }
     }
+    run.program.history
 }
 
 /// The run that is recorded.
@@ -390,7 +482,7 @@ pub(crate) fn in_memory(seed: u64, rounds: usize) -> Truth {
     let mut truth = Truth::default();
     truth.rounds.insert(hash(&MemoryStore::default()), vec![0]);
     let open = |old: Option<MemoryStore>| old.unwrap_or_default();
-    play(seed, rounds, open, |moment, noting| {
+    let history = play(seed, rounds, open, |moment, noting| {
         let Moment::End { .. } = moment else { return };
         let round = noting.round;
         truth.rounds.entry(hash(&noting.store)).or_default().push(round);
@@ -402,6 +494,7 @@ pub(crate) fn in_memory(seed: u64, rounds: usize) -> Truth {
             truth.synced.entry(ino).or_default().push((round, bytes(&noting.store, ino)));
         }
     });
+    truth.history = history;
     truth
 }
 
