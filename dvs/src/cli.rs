@@ -2,7 +2,7 @@
 
 use crate::{
     barrier, container, dc, demo, group, hold, init, ipcs, join, kv, lab, mount, node, ps, quota,
-    run, scrub, server, state, token, top,
+    run, scrub, server, snapshot, state, token, top,
 };
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
@@ -50,6 +50,12 @@ pub(crate) enum Command {
     Quota {
         #[command(subcommand)]
         command: quota::QuotaCommand,
+    },
+    /// The files as they were
+    #[command(after_help = snapshot::HELP)]
+    Snapshot {
+        #[command(subcommand)]
+        command: snapshot::SnapshotCommand,
     },
     /// How busy the nodes and distributed containers are
     Top(top::TopOptions),
@@ -238,6 +244,7 @@ pub(crate) fn execute(command: Command) -> Result<u8> {
         Command::Ipcs(options) => ipcs::main(&options)?,
         Command::Scrub(options) => return scrub::main(&options),
         Command::Quota { command } => quota::main(&command)?,
+        Command::Snapshot { command } => snapshot::main(&command)?,
         Command::Top(options) => top::top(&options)?,
         Command::History(options) => top::history(&options)?,
         Command::Node { command: NodeCommand::Ls(options) } => node::list(options.json)?,

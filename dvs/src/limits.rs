@@ -69,5 +69,9 @@ pub(crate) const NODE_ANSWER_MS: u32 = 2_000;
 
 /// How often `dvs scrub` asks how far it is.
 pub(crate) const SCRUB_LOOK: Duration = Duration::from_millis(100);
+/// How long a call waits that vfs-server has no room to keep.
+pub(crate) const RESTART_PAUSE: Duration = Duration::from_millis(5);
+/// How often `dvs snapshot rm` asks whether all is freed.
+pub(crate) const SNAPSHOT_LOOK: Duration = Duration::from_millis(50);
 /// How often `dvs quota set` asks whether all is counted: half a thousand names are looked at meanwhile.
 pub(crate) const QUOTA_LOOK: Duration = Duration::from_millis(5);

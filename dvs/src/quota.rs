@@ -2,21 +2,17 @@
 
 use crate::cli::ListOptions;
 use crate::container::TREE;
+use crate::files::Files;
 use crate::limits::QUOTA_LOOK;
-use crate::place::{self, Connected};
 use crate::table::{Cell, Table};
 use anyhow::{Context, Result, anyhow};
 use calls::vfs::{
-    Attr, DirEntry, Lookup, NO_LIMIT, Open, Quota, Quotas, RESTART, ROOT_INO, Readdir, Release,
-    SetQuota,
+    Attr, DirEntry, Lookup, NO_LIMIT, Open, Quota, Quotas, ROOT_INO, Readdir, Release, SetQuota,
 };
 use calls::wire::Wire;
-use calls::{Row, call};
-use m3ipc::cred::CRED_SIZE_MAX;
-use m3ipc::door::kind;
+use m3ipc::Errno;
 use m3ipc::errno::numbers::{ELOOP, ENOENT, ENOSPC, ENOTDIR};
 use m3ipc::limits::PAYLOAD_MAX;
-use m3ipc::{Cred, Endpoint, Errno, Wait};
 use rustix::termios::isatty;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Write, stderr};
@@ -147,35 +143,7 @@ fn list(files: &Files, json: bool) -> Result<()> {
     Ok(())
 }
 
-/// A container's files, as the administrator sees them.
-struct Files {
-    port: Connected,
-}
-
 impl Files {
-    fn reach(dc: Option<&str>, node: Option<&str>) -> Result<Files> {
-        let place = place::Place::required(dc, node)?;
-        Ok(Files { port: place.connect_as(kind::AGENT, || ())? })
-    }
-
-    /// Makes a call as the DVS itself.
-    fn call<R: Row>(&self, row: &R, payload: &[u8]) -> Result<(R::Reply, Vec<u8>), Errno> {
-        let mut cred = [0; CRED_SIZE_MAX];
-        let len = Cred::ROOT.encode(&mut cred);
-        let send = [&cred[..len], payload];
-        let mut received = vec![0; PAYLOAD_MAX];
-        loop {
-            match call(&self.port, Endpoint::VFS, row, &send, &mut received, Wait::FOREVER) {
-                Err(error) if error.errno == RESTART => std::thread::sleep(QUOTA_LOOK),
-                Err(error) => return Err(error),
-                Ok((reply, len)) => {
-                    received.truncate(len);
-                    return Ok((reply, received));
-                }
-            }
-        }
-    }
-
     fn look(&self, parent: u64, name: &[u8]) -> Result<Attr, Errno> {
         let (_, payload) = self.call(&Lookup { parent }, name)?;
         // With number 0 the name is not there.

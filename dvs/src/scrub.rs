@@ -1,22 +1,22 @@
 //! `dvs scrub`: compares all files of a DC with their checksums, and says what is damaged.
 
 use crate::cli::ListOptions;
+use crate::files::Files;
 use crate::limits::SCRUB_LOOK;
 use crate::place::Place;
 use crate::table::{self, Cell, Table};
-use anyhow::{Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use calls::call;
 use calls::vfs::{Damaged, Health, NO_SCRUB, Scrub};
 use calls::wire::Wire;
-use m3ipc::errno::numbers::EPERM;
 use m3ipc::limits::PAYLOAD_MAX;
-use m3ipc::{Endpoint, Sendrec, Wait};
+use m3ipc::{Endpoint, Errno, Sendrec, Wait};
 use rustix::termios::isatty;
 use std::io::{Write, stderr};
 
 pub(crate) const HELP: &str = "A scrub also begins by itself a week after the last one, and then leaves the disk to others for most of the \
-    time.\n\nA damaged block is read as an error (EIO) until it is written anew, or its file is replaced. \"find /dvs -inum INODE\" \
-    finds the names of its file.\n\nExit status: 0 all is well, 1 something is damaged or was not compared.";
+    time.\n\nA damaged block is read as an error (EIO) until it is written anew, or its file is replaced. \"find /dvs /dvs/.snapshots -inum INODE\" \
+    finds the names of its file.\n\nOnly who runs this node's dvkd may begin one; --status is for everybody.\n\nExit status: 0 all is well, 1 something is damaged or was not compared.";
 
 /// What to scrub.
 #[derive(Debug, clap::Args)]
@@ -33,9 +33,12 @@ pub(crate) struct Options {
 /// # Errors
 /// One sentence: no DVS, it does not answer, this user may not, or the server was restarted.
 pub(crate) fn main(options: &Options) -> Result<u8> {
-    let place = Place::required(options.list.dc.as_deref(), options.list.node.as_deref())?;
-    let port = place.connect(|| ())?;
-    let state = if options.status { ask(&port, false)? } else { scrub(&port)? };
+    let (dc, node) = (options.list.dc.as_deref(), options.list.node.as_deref());
+    let state = if options.status {
+        ask(&Place::required(dc, node)?.connect(|| ())?)?
+    } else {
+        scrub(&Files::reach(dc, node)?)?
+    };
     let (health, damaged) = &state;
     print(health, damaged, options.list.json.json)?;
     let is_well = damaged.is_empty() && health.map_damaged == 0 && health.unchecked == 0;
@@ -43,15 +46,19 @@ pub(crate) fn main(options: &Options) -> Result<u8> {
 }
 
 /// Waits until a scrub that begins now, or is under way, has ended.
-fn scrub(port: &impl Sendrec) -> Result<(Health, Vec<Damaged>)> {
-    let (before, damaged) = ask(port, true)?;
+fn scrub(files: &Files) -> Result<(Health, Vec<Damaged>)> {
+    let ask = |begin: bool| {
+        let asked = files.call(&Scrub { begin: begin.into() }, &[]);
+        told(asked.map(|(_, payload)| payload))
+    };
+    let (before, damaged) = ask(true)?;
     if before.percent == NO_SCRUB {
         // A store in memory has nothing to compare.
         return Ok((before, damaged));
     }
     let shows = isatty(stderr());
     loop {
-        let (health, damaged) = ask(port, false)?;
+        let (health, damaged) = ask(false)?;
         if health.scrubs > before.scrubs {
             if shows {
                 write!(stderr(), "\r\x1b[K")?;
@@ -69,22 +76,17 @@ fn scrub(port: &impl Sendrec) -> Result<(Health, Vec<Damaged>)> {
     }
 }
 
-fn ask(port: &impl Sendrec, begin: bool) -> Result<(Health, Vec<Damaged>)> {
+/// What is known, which everybody may ask.
+fn ask(port: &impl Sendrec) -> Result<(Health, Vec<Damaged>)> {
     let mut payload = vec![0; PAYLOAD_MAX];
-    let row = Scrub { begin: begin.into() };
-    let (_, len) =
-        call(port, Endpoint::VFS, &row, &[], &mut payload, Wait::FOREVER).map_err(|errno| {
-            match errno.errno {
-                EPERM => {
-                    anyhow!("only user 0 may have the files compared; --status is for everybody")
-                }
-                _ => anyhow!("vfs-server does not compare its files: {errno}"),
-            }
-        })?;
-    match decode(&payload[..len]) {
-        Some(state) => Ok(state),
-        None => bail!("vfs-server's answer is malformed"),
-    }
+    let asked = call(port, Endpoint::VFS, &Scrub { begin: 0 }, &[], &mut payload, Wait::FOREVER);
+    told(asked.map(|(_, len)| payload[..len].to_vec()))
+}
+
+fn told(answer: Result<Vec<u8>, Errno>) -> Result<(Health, Vec<Damaged>)> {
+    let payload =
+        answer.map_err(|errno| anyhow!("vfs-server does not compare its files: {errno}"))?;
+    decode(&payload).context("vfs-server's answer is malformed")
 }
 
 fn decode(payload: &[u8]) -> Option<(Health, Vec<Damaged>)> {

@@ -273,11 +273,14 @@ fn not_root(world: &World) {
         trap '\"$DVS\" lab down >&2' EXIT
         \"$DVS\" run --node n1 -- sh -c 'echo written; echo shared >/dvs/file'
         \"$DVS\" run --node n3 -- cat /dvs/file
+        \"$DVS\" snapshot create s
+        \"$DVS\" run --node n2 -- sh -c 'echo later >/dvs/file; cat /dvs/.snapshots/s/file'
+        \"$DVS\" scrub >&2
         \"$DVS\" lab status >&2";
     let user =
         ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "sh", "-c", script];
     let output = apart(world, &device, &user, &directory.path().join("home/lab"));
     let (shown, errors) = (text(&output.stdout), text(&output.stderr));
-    assert_eq!(shown, "written\nshared\n", "{errors}");
+    assert_eq!(shown, "written\nshared\nshared\n", "{errors}");
     assert!(output.status.success(), "{errors}");
 }

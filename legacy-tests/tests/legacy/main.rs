@@ -15,6 +15,7 @@ mod messages;
 mod processes;
 mod quotas;
 mod semaphores;
+mod snapshots;
 
 use legacy_tests::{World, lab};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -56,6 +57,7 @@ const MODULES: &[&[Test]] = &[
     dvk::TESTS,
     faults::TESTS,
     quotas::TESTS,
+    snapshots::TESTS,
     group::TESTS,
     embedded::TESTS,
     labs::TESTS,
