@@ -395,3 +395,34 @@ for i in range(20):
 ",
     );
 }
+
+#[test]
+fn inotify_tells_what_programs_of_the_node_do() {
+    let Some(world) = World::new(1) else { return };
+    let told = world.python(
+        "
+import ctypes, struct
+libc = ctypes.CDLL(None, use_errno=True)
+os.mkdir('d')
+watcher = libc.inotify_init1(os.O_NONBLOCK)
+assert libc.inotify_add_watch(watcher, b'd', 0xfff) == 1
+with open('d/f', 'w') as file:
+    file.write('text')
+open('d/f').read()
+os.chmod('d/f', 0o600)
+os.rename('d/f', 'd/g')
+os.mkdir('d/e')
+os.unlink('d/g')
+data, at, names = os.read(watcher, 65536), 0, {}
+kinds = {1: 'access', 2: 'modify', 4: 'attrib', 8: 'close_write', 0x10: 'close', 0x20: 'open',
+         0x40: 'from', 0x80: 'to', 0x100: 'create', 0x200: 'delete'}
+while at < len(data):
+    _, mask, _, size = struct.unpack_from('iIII', data, at)
+    name = data[at + 16:at + 16 + size].rstrip(b'\\0').decode()
+    print(kinds[mask & 0xfff] + ':' + name, end=' ')
+    at += 16 + size
+",
+    );
+    let want = "create:f open:f modify:f close_write:f open:f access:f close:f attrib:f from:f to:g create:e delete:g";
+    assert_eq!(told.trim(), want);
+}
