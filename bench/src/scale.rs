@@ -11,7 +11,10 @@ use crate::place;
 use crate::report::{Group, Report};
 use anyhow::{Context as _, Result, ensure};
 use calls::Row;
-use calls::vfs::{Attr, Create, Created, Lookup, Mkdir, ROOT_INO, Release};
+use calls::vfs::{
+    Attr, Create, Created, IN_SNAPSHOT, Lookup, Mkdir, ROOT_INO, Release, RemoveSnapshot,
+    SNAPSHOTS_NAME, SetAttr, Setattr, TakeSnapshot, Write, set,
+};
 use calls::wire::Wire;
 use dvk::host::disk::{DiskStore, Durable};
 use dvk::lanes::Hosted;
@@ -35,6 +38,11 @@ const PER_SECOND: u64 = 4000;
 const REST: Duration = Duration::from_secs(10);
 /// Files that are looked up when all are there.
 const LOOKS: u64 = 20_000;
+/// Files that are changed before and after a snapshot.
+const CHANGES: u64 = 10_000;
+/// Bytes of a file that is changed then, and from one place that is to the next.
+const LARGE: u64 = 128 << 20;
+const APART: u64 = 256 << 10;
 
 /// What a process of its own measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -161,11 +169,7 @@ fn serve(files: u64, folder: &Path) -> Result<()> {
         // Steps of a fixed size through all, as far apart as can be.
         number = (number + files * 618 / 1000 + 1) % files;
         let look = Instant::now();
-        let directory = name('d', number / PER_DIRECTORY);
-        let (_, payload) = host.call(&Lookup { parent: ROOT_INO }, directory.as_bytes())?;
-        let parent = Attr::get(&payload).context("an attribute")?.ino;
-        let (_, payload) = host.call(&Lookup { parent }, name('f', number).as_bytes())?;
-        ensure!(Attr::get(&payload).is_some_and(|attr| attr.ino != 0), "file {number} is gone");
+        ensure!(host.find(ROOT_INO, number)?.ino != 0, "file {number} is gone");
         looks.push(look.elapsed());
         host.commit()?;
     }
@@ -174,7 +178,86 @@ fn serve(files: u64, folder: &Path) -> Result<()> {
     say("one of a hundred in", micros(looks[looks.len() - 1 - looks.len() / 100]), "us");
     let kib = memory(std::process::id())?;
     say("memory of a server that serves them", kib as f64 / 1024.0, "MiB");
+    snapshot(files, &mut host)
+}
+
+/// What a snapshot of all files costs, and what a change costs then.
+fn snapshot(files: u64, host: &mut Host) -> Result<()> {
+    let before = change(files, host)?;
+    let start = Instant::now();
+    host.call(&TakeSnapshot {}, b"bench")?;
+    host.store.commit_sync()?;
+    say("a snapshot of all is taken in", micros(start.elapsed()) / 1e3, "ms");
+    let (first, next) = (change(files, host)?, change(files, host)?);
+    say("a change of one, when there was no snapshot", before, "us");
+    say("the first change after one", first, "us");
+    say("the next", next, "us");
+    let (_, all) = host.call(&Lookup { parent: ROOT_INO }, SNAPSHOTS_NAME)?;
+    let parent = Attr::get(&all).context("an attribute")?.ino;
+    let (_, root) = host.call(&Lookup { parent }, b"bench")?;
+    let root = Attr::get(&root).context("an attribute")?.ino;
+    let mut looks = Vec::new();
+    for number in changed(files) {
+        let look = Instant::now();
+        let ino = host.find(root, number)?.ino;
+        ensure!(ino & IN_SNAPSHOT != 0, "file {number} is another");
+        looks.push(look.elapsed());
+    }
+    looks.sort_unstable();
+    say("one is found in the snapshot in", micros(looks[looks.len() / 2]), "us");
+    let start = Instant::now();
+    host.call(&RemoveSnapshot {}, b"bench")?;
+    let mut longest = Duration::ZERO;
+    while let Some(wait) = host.wait() {
+        std::thread::sleep(wait);
+        let tick = Instant::now();
+        host.tick()?;
+        longest = longest.max(tick.elapsed());
+    }
+    let kept = format!("what it had of {} changed files is gone", changed(files).count());
+    say(&format!("{kept} after"), micros(start.elapsed()) / 1e3, "ms");
+    say("the longest round of that", micros(longest) / 1e3, "ms");
+    large(host)
+}
+
+/// What changes of a large file cost after a snapshot.
+fn large(host: &mut Host) -> Result<()> {
+    let row = Create { parent: ROOT_INO, forgotten: 0, mode: 0o644, umask: 0, flags: 2 };
+    let (Created { fh, .. }, payload) = host.call(&row, b"large")?;
+    let ino = Attr::get(&payload).context("an attribute")?.ino;
+    let part = vec![1; 1 << 17];
+    for offset in (0..LARGE).step_by(part.len()) {
+        host.call(&Write { fh, ino, offset }, &part)?;
+        host.commit()?;
+    }
+    host.store.commit_sync()?;
+    let of = |what: &str| format!("4 KiB written to a file of {} MiB, {what}", LARGE >> 20);
+    say(&of("when there was no snapshot"), host.write((fh, ino), 0)?, "us");
+    host.call(&TakeSnapshot {}, b"large")?;
+    host.commit()?;
+    say(&of("after one"), host.write((fh, ino), 8192)?, "us");
+    say(&of("after one, beside the first"), host.write((fh, ino), 16_384)?, "us");
     Ok(())
+}
+
+/// Some files, far apart.
+fn changed(files: u64) -> impl Iterator<Item = u64> {
+    (0..CHANGES.min(files)).map(move |change| change * (files / CHANGES.min(files)))
+}
+
+/// Changes the mode of some files, and returns the median of how long one takes, in microseconds.
+fn change(files: u64, host: &mut Host) -> Result<f64> {
+    let mut times = Vec::new();
+    for number in changed(files) {
+        let ino = host.find(ROOT_INO, number)?.ino;
+        let change = SetAttr { valid: set::MODE, mode: 0o600, ..SetAttr::default() };
+        let start = Instant::now();
+        host.call(&Setattr { ino, fh: 0 }, &change.bytes())?;
+        host.commit()?;
+        times.push(start.elapsed());
+    }
+    times.sort_unstable();
+    Ok(micros(times[times.len() / 2]))
 }
 
 fn micros(time: Duration) -> f64 {
@@ -204,6 +287,8 @@ struct Host {
     start: Instant,
     source: Endpoint,
     calls: u64,
+    /// The round must end on stable storage.
+    must_sync: bool,
 }
 
 impl Host {
@@ -216,7 +301,7 @@ impl Host {
         let hosted = Hosted::open(server, &store)?;
         // Another life, another endpoint.
         let source = Endpoint::new(NodeId(1), 1, std::process::id());
-        Ok(Host { store, hosted, start: Instant::now(), source, calls: 0 })
+        Ok(Host { store, hosted, start: Instant::now(), source, calls: 0, must_sync: false })
     }
 
     /// Makes a call, and takes the answer.
@@ -235,9 +320,36 @@ impl Host {
         let mut cx = Context { now, wall: now, entropy: 0, store, answers: answers_of };
         self.hosted.request(&call, &mut cx);
         let answer = answers.list.pop().context("no answer")?;
+        self.must_sync |= answers.sync;
         let is_good = matches!(answer.message.outcome(), Ok(Ok(())));
         ensure!(is_good, "{}: {:?}", R::NAME, answer.message.outcome());
         Ok((R::Reply::get(&answer.message.args).context("a reply")?, answer.payload))
+    }
+
+    /// File `number` below a root directory.
+    fn find(&mut self, root: u64, number: u64) -> Result<Attr> {
+        let directory = name('d', number / PER_DIRECTORY);
+        let (_, payload) = self.call(&Lookup { parent: root }, directory.as_bytes())?;
+        let parent = Attr::get(&payload).context("an attribute")?.ino;
+        let (_, payload) = self.call(&Lookup { parent }, name('f', number).as_bytes())?;
+        Attr::get(&payload).context("an attribute")
+    }
+
+    /// How long until the server wants to do something by itself; `None`: it does not.
+    fn wait(&self) -> Option<Duration> {
+        let now = u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.hosted.deadline().map(|at| Duration::from_nanos(at.saturating_sub(now)))
+    }
+
+    /// Lets it.
+    fn tick(&mut self) -> Result<()> {
+        let mut answers = Answers::default();
+        let now = u64::try_from(self.start.elapsed().as_nanos())?;
+        let (store, answers_of) = (&mut self.store, &mut answers);
+        let mut cx = Context { now, wall: now, entropy: 0, store, answers: answers_of };
+        self.hosted.tick(&mut cx);
+        self.must_sync |= answers.sync;
+        self.commit()
     }
 
     /// Makes directory `number`.
@@ -267,6 +379,24 @@ impl Host {
         if self.store.keep_up_at().is_some_and(|at| at <= now) {
             self.store.keep_up(now)?;
         }
-        self.store.commit()
+        if std::mem::take(&mut self.must_sync) {
+            self.store.commit_sync()
+        } else {
+            self.store.commit()
+        }
+    }
+
+    /// Writes 4 KiB to places of an open file of [`LARGE`] bytes that are far apart, and returns the median of how long one takes, in microseconds.
+    fn write(&mut self, (fh, ino): (u64, u64), first: u64) -> Result<f64> {
+        let (data, mut times) = ([7; 4096], Vec::new());
+        for place in 0..LARGE / APART {
+            let offset = place * APART + first;
+            let start = Instant::now();
+            self.call(&Write { fh, ino, offset }, &data)?;
+            self.commit()?;
+            times.push(start.elapsed());
+        }
+        times.sort_unstable();
+        Ok(micros(times[times.len() / 2]))
     }
 }
