@@ -616,3 +616,53 @@ fn a_directory_of_that_name_that_an_older_server_has_made_is_in_the_way() {
     w.store.remove(&crate::keys::entry(1, b".snapshots"));
     take(&mut w, "s").unwrap();
 }
+
+#[test]
+fn holes_are_merged_as_holes() {
+    let mut w = World::new();
+    w.store.is_sparse = true;
+    let file = w.create(&USER, "/f", 0o644, 2).unwrap();
+    w.write(&file, 0, &[1; 500]).unwrap();
+    take(&mut w, "one").unwrap();
+    w.fallocate(&file, 64, 96, 3).unwrap();
+    take(&mut w, "two").unwrap();
+    w.write(&file, 400, &[2]).unwrap();
+    // Something in a chunk that is not the layer's own.
+    w.crash_in(|w| assert_eq!(w.write(&file, 70, &[7; 20]), Ok(20)));
+    let before = w.cat(&USER, "/f").unwrap();
+    assert!(before[64..160] == [0; 96] && before[160..400] == [1; 240]);
+    remove(&mut w, "two").unwrap();
+    w.pass(5);
+    assert!(w.server.snapshots.is_idle());
+    assert_eq!(w.cat(&USER, "/f").unwrap(), before);
+    assert_eq!(w.cat(&USER, "/.snapshots/one/f").unwrap(), [1; 500]);
+    // The same where there is nothing below.
+    let file = w.create(&USER, "/g", 0o644, 2).unwrap();
+    w.ftruncate(&file, 500).unwrap();
+    take(&mut w, "three").unwrap();
+    w.write(&file, 400, &[2]).unwrap();
+    w.crash_in(|w| assert_eq!(w.write(&file, 70, &[7; 20]), Ok(20)));
+    remove(&mut w, "three").unwrap();
+    w.pass(5);
+    let data = w.cat(&USER, "/g").unwrap();
+    assert_eq!(data.iter().position(|byte| *byte != 0), Some(400));
+}
+
+#[test]
+fn what_was_cut_and_appended_between_two_snapshots_is_merged_as_it_is() {
+    let mut w = World::new();
+    let file = w.create(&USER, "/f", 0o644, 2).unwrap();
+    w.write(&file, 0, &[1; 500]).unwrap();
+    take(&mut w, "one").unwrap();
+    w.truncate(&USER, "/f", 300).unwrap();
+    w.write(&file, 300, &[2; 100]).unwrap();
+    take(&mut w, "two").unwrap();
+    w.write(&file, 10, &[3]).unwrap();
+    let before = w.cat(&USER, "/f").unwrap();
+    assert!(before[11..300] == [1; 289] && before[300..] == [2; 100]);
+    remove(&mut w, "two").unwrap();
+    w.pass(5);
+    assert!(w.server.snapshots.is_idle());
+    assert_eq!(w.cat(&USER, "/f").unwrap(), before);
+    assert_eq!(w.cat(&USER, "/.snapshots/one/f").unwrap(), [1; 500]);
+}
