@@ -6,7 +6,8 @@ use crate::tests::driver::{ALIEN, Client, Got, MATE, ROOT, USER, World};
 use crate::tests::fsck;
 use crate::tests::leases::agent;
 use calls::vfs::{
-    IN_SNAPSHOT, Lookup, NO_LIMIT, RemoveSnapshot, SetQuota, SnapshotHead, Snapshots, TakeSnapshot,
+    IN_SNAPSHOT, Lookup, NO_LIMIT, RemoveSnapshot, SetQuota, Setxattr, SnapshotHead, Snapshots,
+    TakeSnapshot,
 };
 use calls::wire::Wire;
 use dvk::server::Server;
@@ -464,11 +465,17 @@ fn what_had_no_name_or_was_made_later_is_not_in_a_snapshot() {
     }
     // What is written to it now is kept for nobody.
     w.write(&file, 100, b"x").unwrap();
+    let row = Setxattr { ino: file.ino, name_len: 6, flags: 0 };
+    w.call(&USER, &row, b"user.ay").unwrap();
     w.write(&unnamed, 100, b"x").unwrap();
     assert!(!w.sync && count(&w, b'B') == 0, "nothing was copied");
     w.release(&file).unwrap();
     w.pass(10);
     assert!(!w.store.present.contains(&file.ino), "it is kept for nobody");
+    crate::keys::collect(&w.store, &(vec![b'Z'], vec![b'Z' + 1]), |key, _| {
+        let kept = crate::keys::kept_key(key);
+        assert_ne!(crate::keys::owner(kept), Some(file.ino), "{kept:?}");
+    });
     let then = IN_SNAPSHOT | 1 << 40 | unnamed.ino;
     assert_eq!(w.getattr(&USER, then).map(drop), Err(ESTALE), "it had no name then");
     assert_eq!((count(&w, b'X'), count(&w, b'G')), (0, 0));
