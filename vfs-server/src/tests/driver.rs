@@ -132,7 +132,7 @@ impl Store for TestStore {
         let mut at = offset;
         while at < len {
             let end = (at / HOLE * HOLE + HOLE).min(len);
-            let mut data = vec![0; (end - at) as usize];
+            let mut data = vec![0; usize::try_from(end - at).unwrap()];
             self.blobs.blob_read(blob, at, &mut data).unwrap();
             if data.iter().all(|byte| *byte == 0) == hole {
                 return Some(at);

@@ -673,3 +673,33 @@ fn what_was_cut_and_appended_between_two_snapshots_is_merged_as_it_is() {
     assert_eq!(w.cat(&USER, "/f").unwrap(), before);
     assert_eq!(w.cat(&USER, "/.snapshots/one/f").unwrap(), [1; 500]);
 }
+
+#[test]
+fn a_long_directory_is_listed_once_and_in_its_order() {
+    let mut w = World::new();
+    let name = |number: u32| format!("f{number:02}");
+    for number in 0..40 {
+        w.put(&USER, &format!("/{}", name(number)), 0o644, b"").unwrap();
+    }
+    take(&mut w, "one").unwrap();
+    for number in (0..40).step_by(2) {
+        w.unlink(&USER, &format!("/{}", name(number))).unwrap();
+    }
+    take(&mut w, "two").unwrap();
+    for number in (0..40).filter(|number| number % 3 == 1 && number % 2 == 1) {
+        w.unlink(&USER, &format!("/{}", name(number))).unwrap();
+    }
+    for number in 40..60 {
+        w.put(&USER, &format!("/{}", name(number)), 0o644, b"").unwrap();
+    }
+    let mut at_once = |path: &str| {
+        let dir = w.open(&USER, path, 0).unwrap();
+        let found = w.readdir(&dir, 2, 4096).unwrap();
+        found.into_iter().map(|(_, name)| name).collect::<Vec<_>>()
+    };
+    let all: Vec<String> = (0..40).map(name).collect();
+    assert_eq!(at_once("/.snapshots/one"), all);
+    let odd: Vec<String> = (0..40).filter(|number| number % 2 == 1).map(name).collect();
+    assert_eq!(at_once("/.snapshots/two"), odd);
+    assert_eq!(w.ls(&USER, "/.snapshots/one").unwrap(), all, "a few at a time");
+}
