@@ -217,7 +217,7 @@ impl Versions<'_> {
     /// File `ino` is no more.
     pub(super) fn remove_bytes(&mut self, ino: u64) -> Result<(), StoreError> {
         let bytes = bytes_of(self.store, ino)?;
-        if self.is_seen(ino, bytes.since) && !self.is_nameless(ino) {
+        if self.is_seen(ino, bytes.since) {
             self.keep(&keys::bytes(ino), None);
         } else {
             self.drop_blob(bytes.blob)?;
@@ -393,32 +393,37 @@ impl Versions<'_> {
         layer.limit = 0;
         self.put_layer(blob, &layer);
         self.remove_bitmaps(blob);
-        self.childless(parent)
+        if self.childless(parent)? { self.drop_blob(parent) } else { Ok(()) }
     }
 
-    /// Blob `blob` is the parent of none any more.
-    fn childless(&mut self, blob: u64) -> Result<(), StoreError> {
-        let Some(mut layer) = layer(self.store, blob)? else { return Ok(()) };
+    /// Blob `blob` is the parent of none any more. True: so nobody has a use for it.
+    fn childless(&mut self, blob: u64) -> Result<bool, StoreError> {
+        let Some(mut layer) = layer(self.store, blob)? else { return Ok(false) };
         layer.child = 0;
         self.put_layer(blob, &layer);
-        if layer.is_used == 0 { self.drop_blob(blob) } else { Ok(()) }
+        Ok(layer.is_used == 0)
     }
 
     /// Neither a file nor a snapshot has blob `blob` any more.
-    pub(super) fn drop_blob(&mut self, blob: u64) -> Result<(), StoreError> {
-        let Some(mut layer) = layer(self.store, blob)? else {
-            self.store.blob_remove(blob);
-            return Ok(());
-        };
-        if layer.child != 0 {
-            layer.is_used = 0;
-            self.put_layer(blob, &layer);
-            self.store.put(&keys::merge(blob), &[]);
-            self.snapshots.begin_merge(blob);
-            return Ok(());
+    pub(super) fn drop_blob(&mut self, mut blob: u64) -> Result<(), StoreError> {
+        loop {
+            let Some(mut layer) = layer(self.store, blob)? else {
+                self.store.blob_remove(blob);
+                return Ok(());
+            };
+            if layer.child != 0 {
+                layer.is_used = 0;
+                self.put_layer(blob, &layer);
+                self.store.put(&keys::merge(blob), &[]);
+                self.snapshots.begin_merge(blob);
+                return Ok(());
+            }
+            self.destroy(blob);
+            if layer.parent == 0 || !self.childless(layer.parent)? {
+                return Ok(());
+            }
+            blob = layer.parent;
         }
-        self.destroy(blob);
-        if layer.parent == 0 { Ok(()) } else { self.childless(layer.parent) }
     }
 
     fn destroy(&mut self, blob: u64) {
@@ -462,7 +467,7 @@ impl Versions<'_> {
         while outcome.is_ok() && merge.at < above.limit && copied < most && steps < SEARCH_MAX {
             steps += 1;
             let at = merge.at;
-            match self.part_to_give(blob, &below, &above, at)? {
+            match self.part_to_give(blob, &below, &above, at) {
                 Part::Nothing { end } => merge.at = end,
                 Part::Hole { end } => {
                     outcome = self.clear(below.child, at, end.min(above.limit));
@@ -495,27 +500,21 @@ impl Versions<'_> {
     }
 
     /// What blob `blob`, which is `below`, has from byte `at` on, where a chunk begins, that `above` has not.
-    fn part_to_give(
-        &self,
-        blob: u64,
-        below: &Layer,
-        above: &Layer,
-        at: u64,
-    ) -> Result<Part, StoreError> {
+    fn part_to_give(&self, blob: u64, below: &Layer, above: &Layer, at: u64) -> Part {
         let (is_own, mut end) = own(self.store, below.child, at);
         if is_own {
-            return Ok(Part::Nothing { end });
+            return Part::Nothing { end };
         }
         end = end.min(above.limit.next_multiple_of(CHUNK));
         if below.parent != 0 && at < below.limit {
             let (has_it, up_to) = own(self.store, blob, at);
             if !has_it && at + CHUNK > below.limit {
                 // Some of it is this one's parent's.
-                return Ok(Part::Data);
+                return Part::Data;
             }
             end = end.min(up_to).min(below.limit / CHUNK * CHUNK).max(at + CHUNK);
             if !has_it {
-                return Ok(Part::Nothing { end });
+                return Part::Nothing { end };
             }
         }
         let data = self.store.blob_seek(blob, at, false).unwrap_or(end) / CHUNK * CHUNK;
@@ -523,7 +522,7 @@ impl Versions<'_> {
         if below.parent != 0 {
             end = end.min(at.saturating_add(BITMAPS_AT_ONCE * GROUP * CHUNK));
         }
-        Ok(if end > at { Part::Hole { end } } else { Part::Data })
+        if end > at { Part::Hole { end } } else { Part::Data }
     }
 
     /// Blob `blob`, which is `below`, has nothing any more that `above`, of which it is the parent, needs.
