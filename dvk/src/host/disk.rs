@@ -577,12 +577,13 @@ fn lock(directory: &Path) -> Result<File> {
     lock_file::lock(directory, &in_use)
 }
 
-/// Bytes of the file by which fjall knows its databases, which it writes in two parts.
-const VERSION: u64 = 4;
+/// How the file begins by which fjall knows its databases; a version follows. It is written in two parts.
+const MAGIC: &[u8] = b"FJL";
 
 /// Makes sure that fjall can open the database, or create one. True: there is none yet.
 fn prepare(path: &Path) -> Result<bool> {
-    let created = path.join("version").metadata().is_ok_and(|version| version.len() >= VERSION);
+    let version = std::fs::read(path.join("version")).unwrap_or_default();
+    let created = matches!(version.strip_prefix(MAGIC), Some([number, ..]) if *number != 0);
     if created {
         manifest::check_all(path)?;
         journal::check_all(path)?;
@@ -590,7 +591,7 @@ fn prepare(path: &Path) -> Result<bool> {
     }
     // fjall makes the first tree after that file: a crash interrupted the creation, and there is nothing in it yet.
     let begun = path.join("keyspaces").join("0").exists();
-    ensure!(!begun, "{} is damaged: its file `version` is missing", path.display());
+    ensure!(!begun, "{} is damaged: its file `version` is missing or cut", path.display());
     match std::fs::remove_dir_all(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot begin again with {}", path.display()))

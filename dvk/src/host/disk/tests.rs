@@ -219,6 +219,16 @@ fn an_interrupted_creation_begins_again_and_a_missing_version_is_refused() {
     std::fs::remove_file(map.join("version")).unwrap();
     let error = format!("{:#}", DiskStore::open(dir.path()).unwrap_err());
     assert!(error.contains("is damaged: its file `version` is missing"), "{error}");
+    // It is written in two parts, of which a power failure may leave either.
+    for left in [&b""[..], b"FJL", b"FJL\0", b"\0\0\0\x03"] {
+        std::fs::write(map.join("version"), left).unwrap();
+        let error = format!("{:#}", DiskStore::open(dir.path()).unwrap_err());
+        assert!(error.contains("is damaged: its file `version`"), "{left:?}: {error}");
+        let other = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(other.path().join("map")).unwrap();
+        std::fs::write(other.path().join("map/version"), left).unwrap();
+        drop(DiskStore::open(other.path()).unwrap());
+    }
 }
 
 #[test]
