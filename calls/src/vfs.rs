@@ -318,7 +318,8 @@ calls! {
     0x29 SetQuota { ino: u64, bytes: u64, inodes: u64, remove: u8 } -> (), Once;
     /// All quotas behind tree `after` (0: from the first), as many as fit: a payload of [`Quota`]s, empty at the end. EPERM as above.
     0x2a Quotas { after: u16 } -> (), Safe;
-    /// Keeps the tree as it is now, for [`SNAPSHOTS_NAME`]. Payload: name. EEXIST; ENOSPC: there are too many. EPERM as above.
+    /// Keeps the tree as it is now, for [`SNAPSHOTS_NAME`]. Payload: name. EEXIST; ENOSPC: there are too many, or the
+    /// disk is full; EBUSY: too much of removed ones is yet to be freed. EPERM as above.
     0x2b TakeSnapshot {} -> (), Once;
     /// Removes a snapshot: it is not found any more, and its storage is freed little by little. Payload: name. ENOENT. EPERM as above.
     0x2c RemoveSnapshot {} -> (), Once;

@@ -25,7 +25,6 @@ use crate::limits::{
     LEASES_PER_AGENT_MAX, POLL_TIME, PUT_OFF_BYTES_MAX, PUT_OFF_MAX, RECALLS_PER_ANSWER,
 };
 use crate::pages::{Own, PageClaim, Pages, is_behind};
-use crate::reclaim::is_nearly_full;
 use crate::snapshot::{is_in_snapshot, refuse_change};
 use calls::answer;
 use calls::vfs::{FAREWELL, Forget, Leased, Parent, Recalled, Recalls, attributes, search};
@@ -222,7 +221,7 @@ impl VfsServer {
         cx: &mut Context<'_>,
     ) -> Result<()> {
         inodes.iter().try_for_each(|(ino, _)| refuse_change(*ino))?;
-        if !inodes.is_empty() && self.has_snapshots && is_nearly_full(cx.store) {
+        if !inodes.is_empty() && self.has_no_room_to_keep(cx) {
             // What is kept of what changes takes room, also if something is removed.
             return err(ENOSPC);
         }
@@ -271,7 +270,7 @@ impl VfsServer {
 
     /// As [`VfsServer::save`] of an inode whose access time has changed. No reader waits for others to forget it.
     pub(crate) fn save_accessed(&mut self, inode: &Inode, call: &Call<'_>, cx: &mut Context<'_>) {
-        if is_in_snapshot(inode.ino) || self.has_snapshots && is_nearly_full(cx.store) {
+        if is_in_snapshot(inode.ino) || self.has_no_room_to_keep(cx) {
             return;
         }
         self.save(inode, cx);

@@ -21,7 +21,6 @@ use crate::limits::{
     SNAPSHOT_RETRY, STATFS_BLOCK_SIZE, TREE_DEPTH_MAX, TREE_WALK_BATCH, TREE_WALK_INTERVAL,
     TREES_MAX,
 };
-use crate::reclaim::is_nearly_full;
 use crate::snapshot::refuse_change;
 use calls::vfs::{FsStats, NO_LIMIT, Quota, Quotas, ROOT_INO, SetQuota};
 use calls::wire::Wire;
@@ -495,7 +494,7 @@ impl VfsServer {
         if self.trees.due.is_none_or(|due| cx.now < due) {
             return;
         }
-        if self.has_snapshots && is_nearly_full(cx.store) {
+        if self.has_no_room_to_keep(cx) {
             // What it changes they would keep.
             self.trees.due = Some(cx.now.saturating_add(SNAPSHOT_RETRY));
             return;

@@ -32,8 +32,8 @@ pub(crate) struct Reclaim {
     due: Option<Nanos>,
     /// Bytes that may be used without asking the store.
     granted: u64,
-    /// What was [`available`], and until when that is taken to be so.
-    lately: (u64, Nanos),
+    /// What [`Store::space`] said, and until when that is taken to be so.
+    lately: ((u64, u64), Nanos),
 }
 
 /// An inode to destroy, or whose blob to cut at `size`, which it had then, and the tick it arose after.
@@ -136,10 +136,24 @@ impl VfsServer {
         Ok(())
     }
 
-    /// What is [`available`], or was a moment ago: the disk is not asked for each file that is opened.
+    /// What is [`available`], or was a moment ago: the disk is not asked for each file that is opened or changed.
     pub(crate) fn available_lately(&mut self, cx: &Context<'_>) -> u64 {
+        let (total, free) = self.space_lately(cx);
+        free.saturating_sub(reserve(total))
+    }
+
+    /// Is so much of the reserve gone that nothing must change that snapshots would have to keep? (Or was, a moment ago.)
+    pub(crate) fn has_no_room_to_keep(&mut self, cx: &Context<'_>) -> bool {
+        if !self.has_snapshots {
+            return false;
+        }
+        let (total, free) = self.space_lately(cx);
+        free < reserve(total) / 2
+    }
+
+    fn space_lately(&mut self, cx: &Context<'_>) -> (u64, u64) {
         if self.reclaim.lately.1 <= cx.now {
-            self.reclaim.lately = (available(cx.store), cx.now.saturating_add(SPACE_KNOWN));
+            self.reclaim.lately = (cx.store.space(), cx.now.saturating_add(SPACE_KNOWN));
         }
         self.reclaim.lately.0
     }
@@ -221,12 +235,6 @@ impl VfsServer {
 /// Does the blob have bytes at or behind `size`?
 pub(crate) fn extends_beyond(store: &dyn Store, blob: u64, size: u64) -> bool {
     store.blob_seek(blob, size, true).is_some()
-}
-
-/// Is so much of the reserve gone that what changes things must not take more of it?
-pub(crate) fn is_nearly_full(store: &dyn Store) -> bool {
-    let (total, free) = store.space();
-    free < reserve(total) / 2
 }
 
 /// Bytes that callers may use.

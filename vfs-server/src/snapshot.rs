@@ -114,16 +114,9 @@ impl Snapshots {
     /// Takes up what an earlier life has left.
     pub(crate) fn open(store: &dyn Store) -> std::result::Result<Snapshots, Corrupt> {
         let counters = keys::read(store, keys::SNAPSHOT_COUNTERS)?;
-        let mut snapshots = Snapshots { counters, ..Snapshots::default() };
+        let list = known(store)?;
+        let mut snapshots = Snapshots { list, counters, ..Snapshots::default() };
         let mut outcome = Ok(());
-        keys::collect(store, &keys::snapshots(), |key, value| {
-            match (keys::numbers(key), Taken::get(value)) {
-                (Some([number]), Some(taken)) => {
-                    snapshots.list.insert(number, taken);
-                }
-                _ => outcome = Err(Corrupt),
-            }
-        });
         keys::collect(store, &keys::merges(), |key, _| match keys::numbers(key) {
             Some([blob]) => {
                 snapshots.merges.insert(blob);
@@ -346,7 +339,7 @@ fn only_the_operator(call: &Call<'_>) -> Result<()> {
 }
 
 /// All snapshots, also those that are going, as they are in the store.
-fn known(store: &dyn Store) -> Result<BTreeMap<u64, Taken>> {
+fn known(store: &dyn Store) -> std::result::Result<BTreeMap<u64, Taken>, Corrupt> {
     let mut known = BTreeMap::new();
     let mut outcome = Ok(());
     keys::collect(store, &keys::snapshots(), |key, value| {
@@ -357,6 +350,5 @@ fn known(store: &dyn Store) -> Result<BTreeMap<u64, Taken>> {
             _ => outcome = Err(Corrupt),
         }
     });
-    outcome?;
-    Ok(known)
+    outcome.map(|()| known)
 }

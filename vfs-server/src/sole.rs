@@ -40,9 +40,9 @@ impl VfsServer {
     ) -> u8 {
         let may_be = inode.is_regular()
             && cx.now >= self.no_soles_until
-            && !cx.store.blob_is_shared(inode.ino)
             && inode.is_plain()
             && self.opens.may_be_sole(fh, SOLE_MAX)
+            && !cx.store.blob_is_shared(inode.ino)
             && self.leases.is_of_nobody_but(inode.ino, call.id.source)
             // Whoever is told that there is room is told so in time.
             && self.has_sole_space(inode, cx);

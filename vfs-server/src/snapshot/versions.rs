@@ -294,8 +294,11 @@ impl Store for Versions<'_> {
         match keys::owner(key).and_then(split) {
             Some((number, ino)) => self.get_in(number, ino, key),
             None => self.store.get(key).or_else(|| {
+                let is_directory = key.first() == Some(&b'N')
+                    && keys::owner(key) == Some(ROOT_INO)
+                    && key.get(9..) == Some(SNAPSHOTS_NAME);
                 let directory = Entry { ino: DIRECTORY, cookie: u64::MAX, kind: DT_DIR };
-                (key == keys::entry(ROOT_INO, SNAPSHOTS_NAME)).then(|| directory.bytes().into())
+                is_directory.then(|| directory.bytes().into())
             }),
         }
     }

@@ -1,6 +1,6 @@
 //! Snapshots: what they show, what they refuse, and that nothing of them is left when they are gone. (What they show whatever happens: `model.rs`.)
 
-use crate::limits::SPACE_RESERVE;
+use crate::limits::{SPACE_KNOWN, SPACE_RESERVE};
 use crate::linux::{O_APPEND, O_TRUNC, SEEK_DATA, SEEK_HOLE};
 use crate::tests::driver::{ALIEN, Client, Got, MATE, ROOT, USER, World};
 use crate::tests::fsck;
@@ -580,6 +580,7 @@ fn a_full_disk_stays_as_full_as_it_is() {
     // What is kept of names and attributes takes the reserve, and not all of it.
     take(&mut w, "t").unwrap();
     w.store.free = Some(reserve / 2 - 1);
+    w.clock += SPACE_KNOWN;
     assert_eq!(w.unlink(&USER, "/new"), Err(ENOSPC));
     assert_eq!(w.chmod(&USER, "/new", 0o600), Err(ENOSPC));
     assert_eq!(w.cat(&USER, "/f").unwrap().len(), 500);
@@ -702,4 +703,29 @@ fn a_long_directory_is_listed_once_and_in_its_order() {
     let odd: Vec<String> = (0..40).filter(|number| number % 2 == 1).map(name).collect();
     assert_eq!(at_once("/.snapshots/two"), odd);
     assert_eq!(w.ls(&USER, "/.snapshots/one").unwrap(), all, "a few at a time");
+}
+
+#[test]
+fn a_file_of_layers_that_is_removed_frees_nothing_that_a_snapshot_has() {
+    let mut w = World::new();
+    w.put(&USER, "/kept", 0o644, &[1; 100_000]).unwrap();
+    for (number, name) in ["s", "t"].into_iter().enumerate() {
+        take(&mut w, name).unwrap();
+        let file = w.open(&USER, "/kept", 2).unwrap();
+        w.write(&file, 100 * number as u64, b"x").unwrap();
+        w.release(&file).unwrap();
+        if name == "s" {
+            // Its bytes are in no blob of its own number then.
+            remove(&mut w, "s").unwrap();
+            w.pass(60);
+            assert!(w.server.snapshots.is_idle());
+        }
+    }
+    let new = w.create(&USER, "/new", 0o644, 1).unwrap();
+    w.unlink(&USER, "/kept").unwrap();
+    w.restart();
+    let (total, _) = w.store.space();
+    w.store.free = Some(SPACE_RESERVE.min(total / 16));
+    assert_eq!(w.write(&new, 0, &[0; 99_000]), Err(ENOSPC));
+    assert_eq!(w.cat(&USER, "/.snapshots/t/kept").unwrap()[..3], [b'x', 1, 1]);
 }
