@@ -3,12 +3,15 @@
 use crate::cli::ListOptions;
 use crate::files::Files;
 use crate::limits::SNAPSHOT_LOOK;
+use crate::place::Place;
 use crate::table::{Cell, Table};
 use anyhow::{Context, Result, anyhow};
+use calls::call;
 use calls::vfs::{NAME_MAX, RemoveSnapshot, SnapshotHead, Snapshots, TakeSnapshot, Time};
 use calls::wire::Wire;
-use m3ipc::Errno;
 use m3ipc::errno::numbers::{EBUSY, EEXIST, EINVAL, ENAMETOOLONG, ENOENT, ENOSPC};
+use m3ipc::limits::PAYLOAD_MAX;
+use m3ipc::{Endpoint, Errno, Wait};
 use rustix::termios::isatty;
 use std::ffi::OsString;
 use std::io::{Write, stderr};
@@ -64,7 +67,14 @@ pub(crate) struct RemoveOptions {
 pub(crate) fn main(command: &SnapshotCommand) -> Result<()> {
     match command {
         SnapshotCommand::Ls(options) => {
-            list(&Files::reach(options.dc.as_deref(), options.node.as_deref())?, options.json.json)
+            let place = Place::required(options.dc.as_deref(), options.node.as_deref())?;
+            let port = place.connect(|| ())?;
+            let ask = |row: &Snapshots| {
+                let mut payload = vec![0; PAYLOAD_MAX];
+                let asked = call(&port, Endpoint::VFS, row, &[], &mut payload, Wait::FOREVER);
+                asked.map(|(_, len)| payload[..len].to_vec())
+            };
+            list(&snapshots(ask)?, options.json.json)
         }
         SnapshotCommand::Create(options) => {
             let name =
@@ -83,9 +93,9 @@ pub(crate) fn main(command: &SnapshotCommand) -> Result<()> {
 /// A snapshot, and its name.
 type Snapshot = (SnapshotHead, OsString);
 
-fn list(files: &Files, json: bool) -> Result<()> {
+fn list(found: &[Snapshot], json: bool) -> Result<()> {
     let mut table = Table::new(&["NAME", "TAKEN", "STATE"]);
-    for (head, name) in snapshots(files)? {
+    for (head, name) in found {
         table.row(vec![
             Cell::text(name.to_string_lossy()),
             Cell::text(time_of(head.taken)),
@@ -98,11 +108,12 @@ fn list(files: &Files, json: bool) -> Result<()> {
 /// Removes a snapshot, and waits until nothing is left of it, as that may take a while.
 fn remove(files: &Files, name: &OsString, no_wait: bool) -> Result<()> {
     let is_it = |(head, its): &&Snapshot| head.is_going == 0 && its == name;
-    let found = snapshots(files)?.iter().find(is_it).map(|(head, _)| head.number);
+    let ask = |row: &Snapshots| files.call(row, &[]).map(|(_, payload)| payload);
+    let found = snapshots(ask)?.iter().find(is_it).map(|(head, _)| head.number);
     files.call(&RemoveSnapshot {}, name.as_bytes()).map_err(|errno| refused(name, errno))?;
     let shows = isatty(stderr());
     while !no_wait
-        && let known = snapshots(files)?
+        && let known = snapshots(ask)?
         && known.iter().any(|(head, _)| Some(head.number) == found)
     {
         if shows {
@@ -116,12 +127,12 @@ fn remove(files: &Files, name: &OsString, no_wait: bool) -> Result<()> {
     Ok(())
 }
 
-fn snapshots(files: &Files) -> Result<Vec<Snapshot>> {
+/// All of them; `ask` makes the call, and everybody may.
+fn snapshots(ask: impl Fn(&Snapshots) -> Result<Vec<u8>, Errno>) -> Result<Vec<Snapshot>> {
     let mut found: Vec<Snapshot> = Vec::new();
     loop {
         let after = found.last().map_or(0, |(head, _)| head.number);
-        let (_, payload) = files
-            .call(&Snapshots { after }, &[])
+        let payload = ask(&Snapshots { after })
             .map_err(|errno| anyhow!("vfs-server does not tell of snapshots: {errno}"))?;
         let batch = decode(&payload, after).context("vfs-server's answer is malformed")?;
         if batch.is_empty() {

@@ -107,6 +107,16 @@ impl World {
         lab::command(program, directory)
     }
 
+    /// Runs `dvs` with these arguments to its end: the exit code, and what it says.
+    ///
+    /// # Panics
+    /// As [`World::dvs`]; it cannot be started.
+    pub fn dvs_says(&self, arguments: &[&str]) -> (Option<i32>, String) {
+        let output = self.dvs().args(arguments).output().expect("it can be started");
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&said).into_owned())
+    }
+
     /// The file of the program `dvs`.
     ///
     /// # Panics

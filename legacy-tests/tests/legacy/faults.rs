@@ -108,12 +108,7 @@ fn flipped_bit(world: &World) {
     let sums = world.run(0, &["sha256sum", &path("good"), &path("bad")]);
     let inode = world.run(0, &["stat", "-c", "%i", &path("bad")]);
     let inode = inode.trim().parse().expect("a number");
-    let scrub = |arguments: &[&str]| {
-        let mut command = world.dvs();
-        let output = command.arg("scrub").args(arguments).output().expect("it runs");
-        let said = [output.stdout, output.stderr].concat();
-        (output.status.code(), String::from_utf8_lossy(&said).into_owned())
-    };
+    let scrub = |arguments: &[&str]| world.dvs_says(&[&["scrub"], arguments].concat());
     let (status, said) = scrub(&[]);
     assert_eq!(status, Some(0), "{said}");
     // What the disk does: nobody is told.

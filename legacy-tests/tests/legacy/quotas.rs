@@ -13,9 +13,7 @@ pub(crate) const TESTS: &[Test] = &[
 
 /// `dvs quota ...`: the exit code, and what it says.
 fn quota(world: &World, arguments: &[&str]) -> (Option<i32>, String) {
-    let output = world.dvs().arg("quota").args(arguments).output().expect("it runs");
-    let said = [output.stdout, output.stderr].concat();
-    (output.status.code(), String::from_utf8_lossy(&said).into_owned())
+    world.dvs_says(&[&["quota"], arguments].concat())
 }
 
 /// As [`quota`], which must be a success.

@@ -11,9 +11,7 @@ pub(crate) const TESTS: &[Test] = &[
 
 /// `dvs snapshot ...`: the exit code, and what it says.
 fn snapshot(world: &World, arguments: &[&str]) -> (Option<i32>, String) {
-    let output = world.dvs().arg("snapshot").args(arguments).output().expect("it runs");
-    let said = [output.stdout, output.stderr].concat();
-    (output.status.code(), String::from_utf8_lossy(&said).into_owned())
+    world.dvs_says(&[&["snapshot"], arguments].concat())
 }
 
 /// As [`snapshot`], which must be a success.
@@ -94,6 +92,9 @@ fn shown(world: &World) {
         let argv = [&user[..], &["snapshot", "create", &name]].concat();
         let outcome = world.outcome(0, &argv);
         assert!(outcome.errors.contains("does not let this user"), "{outcome:?}");
+        // Everybody may ask which there are.
+        let argv = [&user[..], &["snapshot", "ls"]].concat();
+        assert!(world.run(0, &argv).contains("TAKEN"));
     }
 }
 
