@@ -2,7 +2,7 @@
 //!
 //! Taking one is one record. From then on whatever changes under a key for the first time is *kept* for the last snapshot (`Z`): so what a snapshot has under
 //! a key is what it or the first later one keeps of it, or else what is there now. Bytes of files are kept as whole blobs (`layers.rs`). Inodes that were
-//! made after a snapshot are not in it, by their numbers, nor names, by their cookies; nor is what had no name. So nothing of these is kept.
+//! made after a snapshot are not in it, by their numbers, nor names, by their cookies; nor is what had no name. So nothing of these is kept for it.
 //!
 //! All of this is in a store between the server and its own, [`Versions`]. What belongs to a snapshot has numbers with a bit of their own (`IN_SNAPSHOT`), of
 //! which that store makes what the snapshot has; so looking at a snapshot needs no code but what looks at the tree. Nothing of it ever changes
