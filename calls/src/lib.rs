@@ -12,4 +12,6 @@ pub mod pm;
 pub mod vfs;
 pub mod wire;
 
-pub use table::{Each, Retry, Row, answer, call, call_all, call_until};
+pub use table::{
+    Each, Retry, Row, answer, answered, call, call_again, call_all, call_noted, call_until,
+};

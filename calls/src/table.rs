@@ -3,7 +3,7 @@
 use crate::wire::Wire;
 use m3ipc::errno::numbers::EPROTO;
 use m3ipc::message::ARGS_SIZE;
-use m3ipc::{Endpoint, Errno, Interrupt, IpcError, Message, Part, Sendrec, Wait};
+use m3ipc::{Endpoint, Errno, Interrupt, IpcError, Message, Note, Part, Sendrec, Tag, Wait};
 
 /// What may be done with a call whose answer got lost with a server or a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,47 @@ pub fn call<R: Row>(
     wait: Wait,
 ) -> Result<(R::Reply, usize), Errno> {
     by_row(row, |message| port.sendrec(to, message, send, receive, wait))
+}
+
+/// As [`call`] without a limit, and `note` is told of it.
+///
+/// # Errors
+/// As there.
+pub fn call_noted<R: Row>(
+    port: &(impl Sendrec + ?Sized),
+    to: Endpoint,
+    row: &R,
+    send: &[&[u8]],
+    receive: &mut [u8],
+    note: &mut dyn Note,
+) -> Result<(R::Reply, usize), Errno> {
+    by_row(row, |message| port.sendrec_noted(to, message, send, receive, note))
+}
+
+/// As [`call_noted`], a call that an earlier process may have made with tag `tag` ([`Sendrec::repeat`]).
+///
+/// # Errors
+/// As there.
+pub fn call_again<R: Row>(
+    port: &(impl Sendrec + ?Sized),
+    (to, tag): (Endpoint, Tag),
+    row: &R,
+    send: &[&[u8]],
+    receive: &mut [u8],
+    note: &mut dyn Note,
+) -> Result<(R::Reply, usize), Errno> {
+    by_row(row, |message| {
+        message.tag = tag;
+        port.repeat(to, message, send, receive, note)
+    })
+}
+
+/// What the answer to a call of row `R` says, which has a payload of `len` bytes.
+///
+/// # Errors
+/// As [`call`].
+pub fn answered<R: Row>(answer: &Message, len: usize) -> Result<(R::Reply, usize), Errno> {
+    reply::<R>(answer, len)
 }
 
 /// As [`call`] without a limit, but `interrupt` cancels the call as a signal does ([`Sendrec::interrupt`]).

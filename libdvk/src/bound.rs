@@ -342,7 +342,7 @@ impl Drop for Bound {
 
 /// Channels over the kept connection.
 impl Opener for Inbox {
-    fn open(&self, _: &Client, to: Endpoint) -> Result<Opened, IpcError> {
+    fn open(&self, _: &Client, to: Endpoint, _: usize) -> Result<Opened, IpcError> {
         let (told, [channel, bell]) = self.ask(Ask::open(to))?;
         let told = told.expect(tell::CHANNEL)?;
         let (Some(channel), Some(bell)) = (channel, bell) else { return Err(IpcError::Protocol) };

@@ -410,6 +410,18 @@ impl SharedChannel {
         wake(word);
     }
 
+    /// The request that is on `lane` if its tag is `tag`, whatever has become of it; without its call's number if it is answered.
+    pub fn posted(&self, lane: usize, tag: Tag) -> Option<Message> {
+        let request = &self.lane(lane).request;
+        let message = request.load(request.state.load(Ordering::Acquire));
+        (message.tag == tag && message.payload_len as usize <= PAYLOAD_AREA).then_some(message)
+    }
+
+    /// Says of all lanes that there is something, for a requester that died before it could.
+    pub fn announce(&self) {
+        self.header().requester.pending.fetch_or(u64::MAX, Ordering::SeqCst);
+    }
+
     /// Copies the answer's payload to `out`; returns how much the answer has, at most `out`'s length is copied.
     pub fn read_answer(&self, lane: usize, answer: &Message, out: &mut [u8]) -> usize {
         let len = (answer.payload_len as usize).min(PAYLOAD_AREA);
@@ -520,6 +532,12 @@ impl SharedChannel {
         let is_there = request.state.load(Ordering::SeqCst) & state::PHASE == state::REQUEST
             && self.closed().is_none();
         is_there.then(|| Tag(request.tag.load(Ordering::Relaxed)))
+    }
+
+    /// As who writes a request and dies before the last word.
+    #[cfg(test)]
+    pub(crate) fn write_half(&self, lane: usize, message: &Message) {
+        self.lane(lane).request.tag.store(message.tag.0, Ordering::Relaxed);
     }
 
     /// Makes a lane look as if a request were posted there, as a requester may that is not honest.

@@ -19,7 +19,7 @@ use crate::errno::IpcError;
 use crate::interrupt::Interrupt;
 use crate::limits::{CHANNELS_PER_PEER, HAND_OVER, HAND_OVER_REMOTE, LANES};
 use crate::message::{Message, Tag};
-use crate::port::{Part, RECEIVED, Sendrec, Signals, Wait};
+use crate::port::{Note, Part, RECEIVED, Sendrec, Signals, Wait, tell};
 use crate::spin::Spin;
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use core::time::Duration;
@@ -120,38 +120,48 @@ pub struct Begun {
 
 /// How a client gets its channels.
 pub trait Opener {
-    /// Asks dvkd for a channel to `to`. The client is locked against other threads meanwhile.
+    /// Asks dvkd for a channel to `to`, which is to be in `slot` of the client. That is locked against other threads meanwhile.
     ///
     /// # Errors
     /// As dvkd refuses it.
-    fn open(&self, client: &Client, to: Endpoint) -> Result<Opened, IpcError>;
+    fn open(&self, client: &Client, to: Endpoint, slot: usize) -> Result<Opened, IpcError>;
 }
 
 /// A connection of its own for each question.
 impl Opener for Identity {
-    fn open(&self, client: &Client, to: Endpoint) -> Result<Opened, IpcError> {
+    fn open(&self, client: &Client, to: Endpoint, _: usize) -> Result<Opened, IpcError> {
         client.connect(self)?.open(to)
     }
 }
 
-/// A client and its identity: what daemons and commands use.
+/// A client and how it gets its channels: what daemons and commands use.
 #[derive(Debug)]
-pub struct Process {
+pub struct Process<O = Identity> {
     client: Client,
-    identity: Identity,
+    opener: O,
+}
+
+impl<O> Process<O> {
+    pub const fn new(opener: O) -> Process<O> {
+        Process { client: Client::new(), opener }
+    }
+
+    pub const fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub const fn opener(&self) -> &O {
+        &self.opener
+    }
 }
 
 impl Process {
-    pub const fn new(identity: Identity) -> Process {
-        Process { client: Client::new(), identity }
-    }
-
     /// Who and where this process is; connects if it has not yet.
     ///
     /// # Errors
     /// [`IpcError::NotBound`] if there is no DVS here, or as dvkd refuses it.
     pub fn whoami(&self) -> Result<(Endpoint, NodeId), IpcError> {
-        self.client.whoami(&self.identity)
+        self.client.whoami(&self.opener)
     }
 
     /// What a second connection of this process must say hello with to be the same endpoint.
@@ -160,7 +170,7 @@ impl Process {
     }
 }
 
-impl Sendrec for Process {
+impl<O: Opener> Sendrec for Process<O> {
     fn sendrec(
         &self,
         to: Endpoint,
@@ -169,7 +179,44 @@ impl Sendrec for Process {
         receive: &mut [u8],
         wait: Wait,
     ) -> Result<usize, IpcError> {
-        self.client.sendrec(&self.identity, to, message, send, receive, wait)
+        self.client.sendrec(&self.opener, to, message, send, receive, wait)
+    }
+
+    fn sendrec_noted(
+        &self,
+        to: Endpoint,
+        message: &mut Message,
+        send: &[&[u8]],
+        receive: &mut [u8],
+        note: &mut dyn Note,
+    ) -> Result<usize, IpcError> {
+        self.client.sendrec_noted(&self.opener, to, message, send, receive, note)
+    }
+
+    fn resume(
+        &self,
+        tag: Tag,
+        call: u16,
+        send: &mut [u8],
+        receive: &mut [u8],
+        note: &mut dyn Note,
+    ) -> bool {
+        self.client.resume(&self.opener, tag, call, send, receive, note)
+    }
+
+    fn repeat(
+        &self,
+        to: Endpoint,
+        message: &mut Message,
+        send: &[&[u8]],
+        receive: &mut [u8],
+        note: &mut dyn Note,
+    ) -> Result<usize, IpcError> {
+        self.client.repeat(&self.opener, to, message, send, receive, note)
+    }
+
+    fn leave(&self, tag: Tag) {
+        self.client.leave(tag);
     }
 
     fn sendrec_until(
@@ -180,11 +227,11 @@ impl Sendrec for Process {
         receive: &mut [u8],
         interrupt: &Interrupt,
     ) -> Result<usize, IpcError> {
-        self.client.sendrec_until(&self.identity, to, message, send, receive, interrupt)
+        self.client.sendrec_until(&self.opener, to, message, send, receive, interrupt)
     }
 
     fn sendrec_all(&self, to: Endpoint, parts: &mut [Part<'_>], wait: Wait) {
-        self.client.sendrec_all(&self.identity, to, parts, wait);
+        self.client.sendrec_all(&self.opener, to, parts, wait);
     }
 
     fn interrupt(&self, interrupt: &Interrupt) {
@@ -270,10 +317,23 @@ impl Client {
         message: &mut Message,
         send: &[&[u8]],
     ) -> Result<Begun, IpcError> {
+        self.begin_noted(opener, to, message, send, &mut |_| ())
+    }
+
+    /// As [`Client::begin`]; `asked` is told the call's tag before anybody can see the request.
+    fn begin_noted(
+        &self,
+        opener: &impl Opener,
+        to: Endpoint,
+        message: &mut Message,
+        send: &[&[u8]],
+        asked: &mut dyn FnMut(Tag),
+    ) -> Result<Begun, IpcError> {
         let (slot, lane, sequence) = self.lane(opener, to)?;
         let number = u16::try_from(slot * LANES + lane).map_err(|_| IpcError::Exhausted)?;
         message.tag = Tag::new(number, sequence);
         message.source = Endpoint::from_bits(self.endpoint.load(Ordering::Relaxed));
+        asked(message.tag);
         Ok(Begun { slot, lane, posted: self.slots[slot].post(lane, message, send) })
     }
 
@@ -292,6 +352,27 @@ impl Client {
         wait: Wait,
     ) -> Result<usize, IpcError> {
         let outcome = self.exchange(opener, &begun, message, send, receive, wait);
+        self.end(&begun);
+        outcome
+    }
+
+    /// [`Sendrec::sendrec_noted`], over channels that `opener` gets.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn sendrec_noted(
+        &self,
+        opener: &impl Opener,
+        to: Endpoint,
+        message: &mut Message,
+        send: &[&[u8]],
+        receive: &mut [u8],
+        note: &mut dyn Note,
+    ) -> Result<usize, IpcError> {
+        let begun = self.begin_noted(opener, to, message, send, &mut |tag| note.asked(tag))?;
+        let outcome = self.exchange(opener, &begun, message, send, receive, Wait::FOREVER);
+        // Before another call overwrites the answer.
+        tell(note, &outcome, message, receive);
         self.end(&begun);
         outcome
     }
@@ -375,7 +456,7 @@ impl Client {
         let place = &self.slots[slot];
         let left = match place.write(lane, |channel| channel.notify(value)) {
             Err(IpcError::DestinationDied | IpcError::Denied | IpcError::Moved) => self
-                .leave_and_reopen(opener, place, lane)
+                .leave_and_reopen(opener, slot, lane)
                 .and_then(|()| place.write(lane, |channel| channel.notify(value))),
             left => left,
         };
@@ -450,6 +531,111 @@ impl Client {
         self.endpoint.store(endpoint.to_bits(), Ordering::Release);
     }
 
+    /// Calls are numbered from `sequence` on. For a client that goes on for a dead process of the same endpoint
+    /// ([`Client::inherit`]): it must be greater than any number that has had. To be called before all else.
+    pub fn number_from(&self, sequence: u64) {
+        for turn in self.slots.iter().flat_map(|slot| &slot.turns) {
+            turn.0.store(sequence << turn::BITS | turn::FREE, Ordering::Relaxed);
+        }
+    }
+
+    /// Goes on with the channel that a dead process of the same endpoint had in slot `index`. Calls that are open there are
+    /// given up, but for those in `kept`, which wait for [`Client::resume`].
+    ///
+    /// # Errors
+    /// It is not the channel of a server, or cannot be mapped.
+    pub fn inherit(
+        &self,
+        index: usize,
+        peer: Endpoint,
+        opened: &Opened,
+        kept: &[Tag],
+    ) -> Result<(), IpcError> {
+        let slot = self.slots.get(index).ok_or(IpcError::Protocol)?;
+        if opened.flags & flag::RENDEZVOUS != 0 || slot.peer.load(Ordering::Relaxed) != 0 {
+            return Err(IpcError::Protocol);
+        }
+        slot.fill(peer, opened)?;
+        let channel = slot.channel().ok_or(IpcError::Protocol)?;
+        for (lane, turn) in slot.turns.iter().enumerate() {
+            let number = index * LANES + lane;
+            if kept.iter().any(|tag| usize::from(tag.lane()) == number) {
+                turn.set(turn::TAKEN, Ordering::Relaxed);
+            } else if let Some(request) = channel.request(lane) {
+                turn.set(turn::ORPHANED, Ordering::Relaxed);
+                channel.cancel(lane, request.tag);
+            }
+        }
+        // Who died may have been about to say so.
+        channel.announce();
+        slot.ring(true);
+        Ok(())
+    }
+
+    /// Waits for the answer to call `tag`, of number `call`, that a dead process of the same endpoint had made ([`Client::inherit`]), and tells `note` of it.
+    /// If its receiver is restarted it is made again. `send` is room for the request's payload. False: it is not known to have been made; its lane is kept
+    /// for [`Client::repeat`] or [`Client::leave`].
+    pub fn resume(
+        &self,
+        opener: &impl Opener,
+        tag: Tag,
+        call: u16,
+        send: &mut [u8],
+        receive: &mut [u8],
+        note: &mut dyn Note,
+    ) -> bool {
+        let Some(begun) = self.kept(tag) else { return false };
+        let slot = &self.slots[begun.slot];
+        let Some(mut message) = slot.posted(begun.lane, tag, send) else { return false };
+        message.call = call;
+        let sent = &send[..message.payload_len as usize];
+        let outcome = self.exchange(opener, &begun, &mut message, &[sent], receive, Wait::FOREVER);
+        tell(note, &outcome, &message, receive);
+        self.end(&begun);
+        true
+    }
+
+    /// [`Sendrec::repeat`], over channels that `opener` gets: if the lane was not kept the call has another tag, as it cannot have been made.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn repeat(
+        &self,
+        opener: &impl Opener,
+        to: Endpoint,
+        message: &mut Message,
+        send: &[&[u8]],
+        receive: &mut [u8],
+        note: &mut dyn Note,
+    ) -> Result<usize, IpcError> {
+        let Some(mut begun) = self.kept(message.tag) else {
+            return self.sendrec_noted(opener, to, message, send, receive, note);
+        };
+        message.source = Endpoint::from_bits(self.endpoint.load(Ordering::Relaxed));
+        note.asked(message.tag);
+        begun.posted = self.slots[begun.slot].post(begun.lane, message, send);
+        let outcome = self.exchange(opener, &begun, message, send, receive, Wait::FOREVER);
+        tell(note, &outcome, message, receive);
+        self.end(&begun);
+        outcome
+    }
+
+    /// Nobody repeats call `tag`.
+    pub fn leave(&self, tag: Tag) {
+        if let Some(begun) = self.kept(tag) {
+            self.end(&begun);
+        }
+    }
+
+    /// The lane that is kept for a call of a dead process.
+    fn kept(&self, tag: Tag) -> Option<Begun> {
+        let (slot, lane) = (usize::from(tag.lane()) / LANES, usize::from(tag.lane()) % LANES);
+        let its = self.slots.get(slot)?;
+        let is_kept =
+            its.peer.load(Ordering::Acquire) != 0 && its.turns[lane].state() == turn::TAKEN;
+        is_kept.then_some(Begun { slot, lane, posted: Ok(false) })
+    }
+
     /// Waits until the request is answered; posts it again after every restart of the receiver.
     fn exchange(
         &self,
@@ -486,7 +672,7 @@ impl Client {
                 Err(IpcError::DestinationDied | IpcError::Denied | IpcError::Moved | LET_GO) => {}
                 Err(error) => return Err(error),
             }
-            self.leave_and_reopen(opener, slot, lane).map_err(|error| match error {
+            self.leave_and_reopen(opener, begun.slot, lane).map_err(|error| match error {
                 // It was there, and has the request.
                 IpcError::NotBound | IpcError::Stale if message.status & RECEIVED != 0 => {
                     IpcError::DestinationDied
@@ -529,9 +715,10 @@ impl Client {
             let _passage = self.connecting.enter();
             let slot = &self.slots[index];
             if slot.peer.load(Ordering::Acquire) == 0 {
-                slot.fill(to, &opener.open(self, to)?)?;
+                slot.fill(to, &opener.open(self, to, index)?)?;
             } else if vacant.is_none() && slot.take_all() {
-                let replaced = opener.open(self, to).and_then(|opened| slot.hand_over(to, &opened));
+                let opened = opener.open(self, to, index);
+                let replaced = opened.and_then(|opened| slot.hand_over(to, &opened));
                 slot.turns.iter().for_each(Turn::end);
                 replaced?;
             }
@@ -542,21 +729,22 @@ impl Client {
     fn leave_and_reopen(
         &self,
         opener: &impl Opener,
-        slot: &Slot,
+        index: usize,
         lane: usize,
     ) -> Result<(), IpcError> {
-        slot.left.fetch_or(1 << lane, Ordering::SeqCst);
-        self.reopen(opener, slot)
+        self.slots[index].left.fetch_or(1 << lane, Ordering::SeqCst);
+        self.reopen(opener, index)
     }
 
     /// Gets a new channel for a slot whose receiver is gone. dvkd answers when it is back, or refuses.
-    fn reopen(&self, opener: &impl Opener, slot: &Slot) -> Result<(), IpcError> {
+    fn reopen(&self, opener: &impl Opener, index: usize) -> Result<(), IpcError> {
         let _passage = self.connecting.enter();
+        let slot = &self.slots[index];
         if !slot.is_closed() {
             return Ok(());
         }
         let peer = Endpoint::from_bits(slot.peer.load(Ordering::Acquire));
-        let opened = opener.open(self, peer)?;
+        let opened = opener.open(self, peer, index)?;
         if slot.channel().and_then(|channel| channel.closed()) == Some(IpcError::Moved) {
             slot.await_leavers();
         }
@@ -612,6 +800,8 @@ mod turn {
     pub(super) const LEAVING: u64 = 3;
     /// A peer still has it, though nobody waits for its answer.
     pub(super) const ABANDONED: u64 = 4;
+    /// A server still has a call of a process that is dead.
+    pub(super) const ORPHANED: u64 = 5;
     pub(super) const BITS: u32 = 3;
     pub(super) const MASK: u64 = (1 << BITS) - 1;
 }
@@ -759,6 +949,9 @@ impl Slot {
                 turn::ABANDONED => self
                     .channel()
                     .is_some_and(|channel| channel.is_idle(index) || channel.closed().is_some()),
+                turn::ORPHANED => self.channel().is_some_and(|channel| {
+                    channel.request(index).is_none() || channel.closed().is_some()
+                }),
                 _ => false,
             };
             is_free.then(|| lane.take(before)).flatten().map(|sequence| (index, sequence))
@@ -787,6 +980,27 @@ impl Slot {
             }
         })?;
         Ok(self.ring(false))
+    }
+
+    /// The request `tag` that a dead process has left on `lane`, with its payload in `send`. `None`: it was not posted.
+    fn posted(&self, lane: usize, tag: Tag, send: &mut [u8]) -> Option<Message> {
+        let mut limit = None;
+        loop {
+            let channel = self.channel()?;
+            let message = channel.posted(lane, tag)?;
+            let is_there = channel.request(lane).is_some() || channel.is_answered(lane, tag);
+            if is_there {
+                let payload = send.get_mut(..message.payload_len as usize)?;
+                channel.read_request(lane, payload).ok()?;
+                return Some(message);
+            }
+            // Its answer is about to be written, or else the request has not been: what is there may be half of it.
+            let limit = limit.get_or_insert_with(|| now() + ANSWER_PATIENCE);
+            if channel.closed().is_some() || now() > *limit {
+                return None;
+            }
+            pause();
+        }
     }
 
     /// Waits for the answer on `lane`; `None`: the receiver is gone, post again.
@@ -1124,6 +1338,31 @@ mod tests {
         slot.turns[lane].end();
         let free = slot.take_lane();
         assert_eq!(free, Some((lane, 2)), "a lane counts its calls");
+    }
+
+    #[test]
+    fn a_request_that_was_half_written_was_not_made() {
+        let slot = Slot::new();
+        let server = Opened { flags: 0, ..opened() };
+        slot.fill(Endpoint::VFS, &server).expect("filled");
+        let channel = slot.channel().expect("filled");
+        let (first, second) = (Tag::new(3, 1), Tag::new(3, 2));
+        let message = |tag| Message { tag, ..Message::request(7) };
+        assert_eq!(slot.posted(3, first, &mut []), None);
+        channel.post(3, &message(first), &[b"sent"]).expect("posted");
+        assert_eq!(slot.posted(3, first, &mut [0; 3]), None, "there is no room for it");
+        let mut send = [0; 4];
+        let posted = slot.posted(3, first, &mut send).map(|message| message.payload_len);
+        assert_eq!((posted, &send), (Some(4), b"sent"));
+        channel.answer(3, &message(first), &[], false);
+        assert!(slot.posted(3, first, &mut [0; 4]).is_some());
+        assert_eq!(slot.posted(3, second, &mut [0; 4]), None);
+        // Who wrote this died before it changed the lane's state.
+        channel.write_half(3, &message(second));
+        assert_eq!(slot.posted(3, second, &mut [0; 4]), None);
+        channel.close(IpcError::DestinationDied);
+        assert_eq!(slot.posted(3, second, &mut [0; 4]), None);
+        assert_eq!(slot.posted(3, first, &mut [0; 4]), None, "it is another's by now");
     }
 
     #[test]

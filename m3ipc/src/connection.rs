@@ -157,6 +157,13 @@ impl Connection {
     }
 }
 
+/// A connection that another process has made, and said hello on.
+impl From<OwnedFd> for Connection {
+    fn from(socket: OwnedFd) -> Connection {
+        Connection { socket }
+    }
+}
+
 impl From<Connection> for OwnedFd {
     fn from(connection: Connection) -> OwnedFd {
         connection.socket

@@ -32,5 +32,5 @@ pub use endpoint::{DcId, Endpoint, NodeId};
 pub use errno::{Errno, IpcError};
 pub use interrupt::Interrupt;
 pub use message::{CallId, Message, Tag};
-pub use port::{Part, Sendrec, Wait};
+pub use port::{Note, Part, Sendrec, Wait};
 pub use rights::Rights;

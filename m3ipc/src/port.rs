@@ -52,6 +52,29 @@ pub struct Part<'a> {
     pub outcome: Result<usize, IpcError>,
 }
 
+/// Who must know what becomes of a call, also if this process dies.
+pub trait Note {
+    /// It is about to be made, with this tag: nobody can have seen the request yet.
+    fn asked(&mut self, tag: Tag);
+    /// It is answered; no other call has its lane yet.
+    fn answered(&mut self, answer: &Message, payload: &[u8]);
+    /// It has ended without an answer.
+    fn failed(&mut self, error: IpcError);
+}
+
+/// Tells what has become of a call.
+pub(crate) fn tell(
+    note: &mut dyn Note,
+    outcome: &Result<usize, IpcError>,
+    answer: &Message,
+    payload: &[u8],
+) {
+    match outcome {
+        Ok(len) => note.answered(answer, &payload[..(*len).min(payload.len())]),
+        Err(error) => note.failed(*error),
+    }
+}
+
 /// A way to make calls: a port, or something that has one.
 pub trait Sendrec {
     /// Sends `message` with the concatenation of `send` as payload to `to`, waits for the answer,
@@ -71,6 +94,55 @@ pub trait Sendrec {
         receive: &mut [u8],
         wait: Wait,
     ) -> Result<usize, IpcError>;
+
+    /// As [`Sendrec::sendrec`] without a limit, and `note` is told what becomes of the call: of its tag only if a later process can go on with
+    /// it ([`crate::client::Client::resume`]).
+    ///
+    /// # Errors
+    /// As there.
+    fn sendrec_noted(
+        &self,
+        to: Endpoint,
+        message: &mut Message,
+        send: &[&[u8]],
+        receive: &mut [u8],
+        note: &mut dyn Note,
+    ) -> Result<usize, IpcError> {
+        let outcome = self.sendrec(to, message, send, receive, Wait::FOREVER);
+        tell(note, &outcome, message, receive);
+        outcome
+    }
+
+    /// Goes on with call `tag`, of number `call`, that an earlier process has made ([`crate::client::Client::resume`]), and tells `note` what becomes of it.
+    /// False: it is not known to have been made.
+    fn resume(
+        &self,
+        _tag: Tag,
+        _call: u16,
+        _send: &mut [u8],
+        _receive: &mut [u8],
+        _note: &mut dyn Note,
+    ) -> bool {
+        false
+    }
+
+    /// As [`Sendrec::sendrec_noted`], a call that an earlier process may have made with the tag that is in `message`: with the same, so that it is executed once.
+    ///
+    /// # Errors
+    /// As [`Sendrec::sendrec`].
+    fn repeat(
+        &self,
+        to: Endpoint,
+        message: &mut Message,
+        send: &[&[u8]],
+        receive: &mut [u8],
+        note: &mut dyn Note,
+    ) -> Result<usize, IpcError> {
+        self.sendrec_noted(to, message, send, receive, note)
+    }
+
+    /// Nobody repeats call `tag` that an earlier process may have made.
+    fn leave(&self, _tag: Tag) {}
 
     /// As [`Sendrec::sendrec`] without a limit, but `interrupt` cancels the call as a signal does. A port that cannot do
     /// that waits for the answer.
@@ -112,6 +184,43 @@ impl<T: Sendrec + ?Sized> Sendrec for &T {
         wait: Wait,
     ) -> Result<usize, IpcError> {
         (**self).sendrec(to, message, send, receive, wait)
+    }
+
+    fn sendrec_noted(
+        &self,
+        to: Endpoint,
+        message: &mut Message,
+        send: &[&[u8]],
+        receive: &mut [u8],
+        note: &mut dyn Note,
+    ) -> Result<usize, IpcError> {
+        (**self).sendrec_noted(to, message, send, receive, note)
+    }
+
+    fn resume(
+        &self,
+        tag: Tag,
+        call: u16,
+        send: &mut [u8],
+        receive: &mut [u8],
+        note: &mut dyn Note,
+    ) -> bool {
+        (**self).resume(tag, call, send, receive, note)
+    }
+
+    fn repeat(
+        &self,
+        to: Endpoint,
+        message: &mut Message,
+        send: &[&[u8]],
+        receive: &mut [u8],
+        note: &mut dyn Note,
+    ) -> Result<usize, IpcError> {
+        (**self).repeat(to, message, send, receive, note)
+    }
+
+    fn leave(&self, tag: Tag) {
+        (**self).leave(tag);
     }
 
     fn sendrec_until(

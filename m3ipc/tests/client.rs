@@ -3,10 +3,11 @@
 
 use m3ipc::bell::Bell;
 use m3ipc::channel::{self, SharedChannel};
-use m3ipc::client::{Identity, Process};
+use m3ipc::client::{Client, Identity, Opener, Process};
+use m3ipc::connection::Opened;
 use m3ipc::door::{Ask, Tell, ask, flag, kind, tell};
 use m3ipc::limits::{LANES, PAYLOAD_AREA, PAYLOAD_MAX};
-use m3ipc::{DcId, Endpoint, Interrupt, IpcError, Message, NodeId, Part, Sendrec, Wait};
+use m3ipc::{DcId, Endpoint, Interrupt, IpcError, Message, NodeId, Note, Part, Sendrec, Tag, Wait};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
@@ -101,6 +102,12 @@ impl Daemon {
                 let news = channel.take_news();
                 for lane in (0..LANES).filter(|lane| news.pending & 1 << lane != 0) {
                     let Some(message) = channel.request(lane) else { continue };
+                    // It may be said twice that there is one.
+                    if kept.iter().any(|(on, at, it)| {
+                        Arc::ptr_eq(on, channel) && *at == lane && it.tag == message.tag
+                    }) {
+                        continue;
+                    }
                     let mut payload = vec![0; message.payload_len as usize];
                     channel.read_request(lane, &mut payload).expect("fits");
                     self.served.fetch_add(1, Ordering::SeqCst);
@@ -383,4 +390,223 @@ fn payloads_up_to_the_limit_pass_and_larger_ones_are_refused() {
 fn without_a_daemon_the_process_is_not_bound() {
     let client = Process::new(Identity::new(kind::PROCESS, 0, b"/nonexistent/dc.sock"));
     assert_eq!(echo(&client, b"", 0), Err(IpcError::NotBound));
+}
+
+/// Opens channels, and keeps a descriptor of each for who comes later.
+struct Keeping {
+    identity: Identity,
+    kept: Mutex<Vec<(usize, Opened)>>,
+}
+
+impl Opener for Keeping {
+    fn open(&self, client: &Client, to: Endpoint, slot: usize) -> Result<Opened, IpcError> {
+        let opened = self.identity.open(client, to, slot)?;
+        let same = |fd: &OwnedFd| fd.try_clone().expect("a descriptor");
+        let (channel, bell) = (same(&opened.channel), same(&opened.bell));
+        self.kept.lock().expect("lock").push((slot, Opened { channel, bell, flags: opened.flags }));
+        Ok(opened)
+    }
+}
+
+/// Tells the tag of a call.
+struct Told(std::sync::mpsc::Sender<Tag>);
+
+impl Note for Told {
+    fn asked(&mut self, tag: Tag) {
+        self.0.send(tag).expect("the test waits");
+    }
+
+    fn answered(&mut self, _: &Message, _: &[u8]) {}
+
+    fn failed(&mut self, _: IpcError) {}
+}
+
+/// Makes a call that ends with its process's life, for all that the test is concerned.
+fn call_of_the_dead(client: &Arc<Process<Keeping>>, call: u16) -> Tag {
+    let (tell, told) = std::sync::mpsc::channel();
+    let client = Arc::clone(client);
+    std::thread::spawn(move || {
+        let mut message = Message::request(call);
+        let note = &mut Told(tell);
+        client.sendrec_noted(Endpoint::IPC, &mut message, &[b"sent"], &mut [0; 8], note).ok();
+    });
+    told.recv().expect("it is about to be made")
+}
+
+#[test]
+fn a_process_goes_on_with_the_calls_of_one_that_is_dead() {
+    let (dir, daemon, _) = world();
+    let path = dir.path().join("dc.sock");
+    let identity = Identity::new(kind::PROCESS, 0, path.as_os_str().as_encoded_bytes());
+    let dead = Arc::new(Process::new(Keeping { identity, kept: Mutex::default() }));
+    let answered = call_of_the_dead(&dead, ECHO);
+    while daemon.served.load(Ordering::SeqCst) < 1 {
+        std::thread::yield_now();
+    }
+    // On a lane of its own, as that one is free again.
+    let noted = call_of_the_dead(&dead, KEEP);
+    daemon.wait_for_kept(1);
+    let orphan = call_of_the_dead(&dead, KEEP);
+    daemon.wait_for_kept(2);
+    assert_ne!(noted.lane(), orphan.lane());
+
+    let next = Process::new(Keeping { identity, kept: Mutex::default() });
+    let kept = std::mem::take(&mut *dead.opener().kept.lock().expect("lock"));
+    next.client().number_from(1000);
+    next.client().adopt(Endpoint::new(NodeId(1), 7, 1), NodeId(1));
+    // The answered one's lane was used again, by the noted one, perhaps.
+    let tags = if answered.lane() == noted.lane() { vec![noted] } else { vec![noted, answered] };
+    for (slot, opened) in &kept {
+        next.client().inherit(*slot, Endpoint::IPC, opened, &tags).expect("inherited");
+        assert_eq!(
+            next.client().inherit(*slot, Endpoint::IPC, opened, &[]),
+            Err(IpcError::Protocol),
+            "once"
+        );
+    }
+    // What nobody goes on with is given up.
+    daemon.wait_for_kept(1);
+    let unmade = Tag::new(noted.lane() + 9, 5);
+    assert_eq!(resumed(&next, unmade, KEEP), None);
+    if answered.lane() != noted.lane() {
+        let (message, payload) = resumed(&next, answered, ECHO).expect("made").expect("answered");
+        assert_eq!((message.tag, &payload[..]), (answered, &b"sent"[..]));
+    }
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| resumed(&next, noted, KEEP));
+        // Others have lanes of their own, and numbers that none had before.
+        let mut message = Message::request(FREE);
+        let freed = next.sendrec(Endpoint::IPC, &mut message, &[b"x"], &mut [0; 8], Wait::FOREVER);
+        assert_eq!((freed, message.tag.sequence()), (Ok(1), 1001));
+        let (message, payload) = waits.join().expect("joined").expect("made").expect("answered");
+        assert_eq!((message.tag, message.call, payload.len()), (noted, KEEP, 0));
+    });
+    // A lane of which it is known what has become is free; so is that of the orphan.
+    assert_eq!(resumed(&next, noted, KEEP), None, "once");
+    let mut lanes = std::collections::BTreeSet::new();
+    for _ in 0..4 {
+        let mut message = Message::request(ECHO);
+        next.sendrec(Endpoint::IPC, &mut message, &[], &mut [], Wait::FOREVER).expect("answered");
+        lanes.insert(message.tag.lane());
+    }
+    assert_eq!(lanes.len(), 1);
+}
+
+/// What a note is told.
+#[derive(Default)]
+struct Heard {
+    tags: Vec<Tag>,
+    end: Option<Result<(Message, Vec<u8>), IpcError>>,
+}
+
+impl Note for Heard {
+    fn asked(&mut self, tag: Tag) {
+        self.tags.push(tag);
+    }
+
+    fn answered(&mut self, answer: &Message, payload: &[u8]) {
+        self.end = Some(Ok((*answer, payload.to_vec())));
+    }
+
+    fn failed(&mut self, error: IpcError) {
+        self.end = Some(Err(error));
+    }
+}
+
+type Answer = Result<(Message, Vec<u8>), IpcError>;
+
+/// Goes on with a call; `None`: it is not known to have been made.
+fn resumed(client: &Process<Keeping>, tag: Tag, call: u16) -> Option<Answer> {
+    let mut heard = Heard::default();
+    let is_made = client.resume(tag, call, &mut [0; 64], &mut [0; 64], &mut heard);
+    assert_eq!(is_made, heard.end.is_some());
+    heard.end
+}
+
+#[test]
+fn a_call_that_may_have_been_made_is_made_with_the_same_tag_until_it_is_left() {
+    let (dir, daemon, _) = world();
+    let path = dir.path().join("dc.sock");
+    let identity = Identity::new(kind::PROCESS, 0, path.as_os_str().as_encoded_bytes());
+    let dead = Arc::new(Process::new(Keeping { identity, kept: Mutex::default() }));
+    call_of_the_dead(&dead, KEEP);
+    daemon.wait_for_kept(1);
+    let next = Process::new(Keeping { identity, kept: Mutex::default() });
+    let kept = std::mem::take(&mut *dead.opener().kept.lock().expect("lock"));
+    next.client().adopt(Endpoint::new(NodeId(1), 7, 1), NodeId(1));
+    // Its channel was replaced by another before it died.
+    let (first, second) = (Tag::new(20, 5), Tag::new(21, 6));
+    next.client().inherit(0, Endpoint::IPC, &kept[0].1, &[first, second]).expect("inherited");
+    assert_eq!((resumed(&next, first, ECHO), resumed(&next, second, ECHO)), (None, None));
+    let repeat = |tag| {
+        let (mut message, mut heard) = (Message::request(ECHO), Heard::default());
+        let room = &mut [0; 8];
+        message.tag = tag;
+        let len = next.repeat(Endpoint::IPC, &mut message, &[b"x"], room, &mut heard);
+        assert_eq!((len, heard.tags.len()), (Ok(1), 1));
+        assert_eq!(heard.tags[0], message.tag);
+        message.tag
+    };
+    assert_eq!(repeat(first), first);
+    assert_ne!(repeat(first), first, "once: the lane is another call's by now");
+    next.leave(second);
+    assert_ne!(repeat(second), second);
+}
+
+#[test]
+fn a_call_that_is_gone_on_with_is_made_again_when_its_receiver_dies() {
+    let (dir, daemon, _) = world();
+    let path = dir.path().join("dc.sock");
+    let identity = Identity::new(kind::PROCESS, 0, path.as_os_str().as_encoded_bytes());
+    let dead = Arc::new(Process::new(Keeping { identity, kept: Mutex::default() }));
+    let noted = call_of_the_dead(&dead, KEEP);
+    daemon.wait_for_kept(1);
+    let next = Process::new(Keeping { identity, kept: Mutex::default() });
+    let kept = std::mem::take(&mut *dead.opener().kept.lock().expect("lock"));
+    next.client().adopt(Endpoint::new(NodeId(1), 7, 1), NodeId(1));
+    for (slot, opened) in &kept {
+        next.client().inherit(*slot, Endpoint::IPC, opened, &[noted]).expect("inherited");
+    }
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| resumed(&next, noted, ECHO));
+        let served = daemon.served.load(Ordering::SeqCst);
+        // The number of the call is of who goes on: that of an answered request is not known.
+        daemon.die();
+        let (message, payload) = waits.join().expect("joined").expect("made").expect("answered");
+        assert_eq!((message.tag, &payload[..]), (noted, &b"sent"[..]));
+        assert!(daemon.served.load(Ordering::SeqCst) > served);
+    });
+    assert_eq!(next.opener().kept.lock().expect("lock").len(), 1, "the new one is kept, too");
+}
+
+/// Makes a call as soon as it is told of an answer.
+struct Asks<'a>(&'a Process, Vec<u16>);
+
+impl Note for Asks<'_> {
+    fn asked(&mut self, tag: Tag) {
+        self.1.push(tag.lane());
+    }
+
+    fn answered(&mut self, _: &Message, _: &[u8]) {
+        let mut message = Message::request(ECHO);
+        self.0.sendrec(Endpoint::IPC, &mut message, &[], &mut [], Wait::FOREVER).expect("answered");
+        self.1.push(message.tag.lane());
+    }
+
+    fn failed(&mut self, _: IpcError) {
+        self.1.clear();
+    }
+}
+
+#[test]
+fn an_answer_is_noted_before_another_call_has_its_lane() {
+    let (_dir, _daemon, client) = world();
+    let mut asks = Asks(&client, Vec::new());
+    let mut message = Message::request(ECHO);
+    let len = client.sendrec_noted(Endpoint::IPC, &mut message, &[b"x"], &mut [0; 8], &mut asks);
+    assert_eq!((len, asks.1.len()), (Ok(1), 2));
+    assert_ne!(asks.1[0], asks.1[1]);
+    let none = &mut [];
+    let failed = client.sendrec_noted(Endpoint::IPC, &mut message, &[b"x"], none, &mut asks);
+    assert_eq!((failed, asks.1.len()), (Err(IpcError::TooLarge), 0));
 }

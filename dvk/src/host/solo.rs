@@ -226,6 +226,11 @@ impl<S: Server, D: Durable> Solo<S, D> {
         match accepted.check(lane, &mut message, &mut payload) {
             Ok((cred, range)) => {
                 let id = CallId { source: message.source, tag: message.tag };
+                // A requester that goes on for one that has died says of all lanes that there is something.
+                if accepted.calls.borrow()[lane] == Some(id) {
+                    self.payload = payload;
+                    return;
+                }
                 self.fresh.push((id, accepted.clone(), lane));
                 accepted.calls.borrow_mut()[lane] = Some(id);
                 let call = Call { id, cred: &cred, message: &message, payload: &payload[range] };
