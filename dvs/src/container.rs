@@ -76,7 +76,11 @@ static AGENT_PID: AtomicI32 = AtomicI32::new(0);
 
 /// Is `pid` a process of the container itself, not a program?
 pub(crate) fn is_own(pid: i32) -> bool {
-    pid == 1 || pid == AGENT_PID.load(Ordering::Relaxed)
+    let agent = AGENT_PID.load(Ordering::Relaxed);
+    // dvs-mount has dvs-agent beside it.
+    pid == 1
+        || pid == agent
+        || agent != 0 && procfs::stat(pid).is_some_and(|stat| stat.ppid == agent)
 }
 
 /// Runs the container until dvkd ends or says stop.

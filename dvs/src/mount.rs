@@ -2,11 +2,13 @@
 
 use crate::lab::{self, Lab};
 use crate::limits::ASK_EVERY;
-use crate::place::{self, Place};
+use crate::place::Place;
 use crate::{procfs, table};
 use anyhow::{Context, Result, bail, ensure};
+use m3ipc::client::Identity;
 use m3ipc::door::{self, kind};
 use std::fs::{self, File};
+use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -40,8 +42,12 @@ pub(crate) struct AgentOptions {
     /// Begin a session of its own, so that the end of a terminal does not end the mount
     #[arg(long)]
     daemon: bool,
+    /// Serve what the dvs-mount at standard input holds
+    #[arg(long, hide = true, exclusive = true)]
+    held: bool,
     /// An existing directory
-    path: PathBuf,
+    #[arg(required_unless_present = "held")]
+    path: Option<PathBuf>,
 }
 
 /// `dvs mount`.
@@ -57,7 +63,8 @@ pub(crate) fn main(options: &Options) -> Result<()> {
         socket: place.socket.clone(),
         name: place.info.dc.clone(),
         daemon: false,
-        path: path.clone(),
+        held: false,
+        path: Some(path.clone()),
     };
     if options.foreground {
         return agent(&agent_options);
@@ -89,10 +96,20 @@ pub(crate) fn agent(options: &AgentOptions) -> Result<()> {
     }
     // The container blocks those that it waits for.
     nix::sys::signal::SigSet::empty().thread_set_mask()?;
-    let port = place::connect(&options.socket, kind::AGENT)?;
-    let mut mount_options = ::mount::Options::new(&options.path);
+    if options.held {
+        return ::mount::holder::serve(std::io::stdin().as_fd().try_clone_to_owned()?);
+    }
+    let identity = Identity::new(kind::AGENT, 0, options.socket.as_os_str().as_bytes());
+    let path = options.path.as_deref().context("no directory to mount at")?;
+    let mut mount_options = ::mount::Options::new(path);
     mount_options.name.clone_from(&options.name);
-    ::mount::run(mount_options, port)
+    ::mount::holder::hold(&mount_options, identity, |link| {
+        Command::new("/proc/self/exe")
+            .arg0("dvs-mount")
+            .args(["mount-agent", "--held"])
+            .stdin(link)
+            .spawn()
+    })
 }
 
 fn start(options: &AgentOptions, log: &Log) -> Result<Child> {
@@ -101,7 +118,7 @@ fn start(options: &AgentOptions, log: &Log) -> Result<Child> {
         .arg0("dvs-mount")
         .args(["mount-agent", "--daemon", "--name", &options.name, "--socket"])
         .arg(&options.socket)
-        .arg(&options.path)
+        .args(&options.path)
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)

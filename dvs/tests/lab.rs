@@ -446,7 +446,13 @@ fn what_was_killed_is_back() {
     };
     kill(lab.child("vfs-server", "n1"), Signal::KILL);
     is_back("the file server");
-    // dvs-mount has number 2 in its container.
+    // Nobody notices that the file agent is another.
+    let agent = "grep -lx dvs-agent /proc/[0-9]*/comm | cut -d / -f 3";
+    let open = format!("exec 3> /dvs/open; kill -KILL $({agent}); echo on >&3; cat /dvs/open");
+    let before = lab.text("n2", agent);
+    assert_eq!(lab.text("n2", &open), "on\n");
+    assert_ne!(lab.text("n2", agent), before);
+    // dvs-mount has number 2, and what is open goes with it.
     assert_eq!(lab.text("n2", "cat /proc/2/comm"), "dvs-mount\n");
     assert!(lab.shell("n2", "kill -KILL 2").status.success());
     is_back("the file agent");

@@ -15,6 +15,8 @@ pub struct Caller {
     pub pid: u32,
     pub uid: u32,
     pub gid: u32,
+    /// Number of the request: what is asked again, as an agent has died, has the same.
+    pub request: u64,
 }
 
 /// A name in a directory.
@@ -103,6 +105,15 @@ pub type VisitLooked<'a> = dyn FnMut(DirEntry, &[u8], Option<Looked>) -> Control
 pub trait Agent: Send + Sync + 'static {
     /// [`Agent::has_told`] follows if the name may be remembered.
     fn lookup(&self, caller: Caller, entry: Entry<'_>) -> Result<Looked, Errno>;
+    /// Before requests are served, if there were agents before this one: does what they had put off, and has the kernel and others forget
+    /// what nobody knows any more to have been told.
+    fn settle(&self);
+    /// Beside that: waits for what becomes of the calls that they had made.
+    fn resume(&self);
+    /// The kernel is about to be told that a file is open.
+    fn answers_open(&self, caller: Caller);
+    /// A request has been answered, or nobody waits for an answer: it is not asked again.
+    fn has_answered(&self, caller: Caller);
     /// The caller has been sent a name that it asked for, or never will be.
     fn has_told(&self, caller: Caller);
     fn getattr(&self, caller: Caller, ino: u64, fh: Option<u64>) -> Result<Told, Errno>;

@@ -1,6 +1,8 @@
 //! The agent's session with vfs-server: begins it when there is a use for it, hears what is to be forgotten and given back, and ends it.
 
-use crate::limits::{FLUSH_QUIET, IDLE_FOR, RECALLS_SIZE, RETRY_PAUSE, STACK};
+use crate::limits::{
+    FLUSH_QUIET, IDLE_FOR, LENT_FOR_MAX, MARGIN, RECALLS_SIZE, RETRY_PAUSE, STACK,
+};
 use crate::memory::Memory;
 use crate::pages::{Pages, Recall};
 use crate::promised::{Promise, Promised};
@@ -8,6 +10,7 @@ use calls::vfs::{FAREWELL, Forget, Recalled, Recalls};
 use calls::wire::Wire;
 use m3ipc::cred::CRED_SIZE_MAX;
 use m3ipc::{Cred, Endpoint, Errno, Sendrec, Wait};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
@@ -64,7 +67,7 @@ impl Wish {
     }
 
     /// Waits for a time. False: the thread is to end.
-    fn pause(&self, time: Duration) -> bool {
+    pub(crate) fn pause(&self, time: Duration) -> bool {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let ended = |state: &mut State| !state.has_ended;
         let (state, _) = self
@@ -81,6 +84,10 @@ pub(crate) struct Kept<'a> {
     pub(crate) memory: &'a Memory,
     pub(crate) pages: &'a Pages,
     pub(crate) files: Files<'a>,
+    /// Where a successor finds the session; 0: there is none.
+    pub(crate) session: &'a AtomicU64,
+    /// What a predecessor had put off is done.
+    pub(crate) is_settled: &'a AtomicBool,
 }
 
 impl Kept<'_> {
@@ -93,15 +100,19 @@ impl Kept<'_> {
         self.files.promised.keep(0, self.files.redeem).ok();
     }
 
+    /// Has pages given back that the server wants.
+    fn give_back(self, session: u64, told: &[Forget]) {
+        for Forget { ino, first, count } in told.iter().filter(|forget| forget.count != 0) {
+            let pages = *first..first.saturating_add(*count);
+            self.pages.recall(Recall { session, ino: *ino, pages });
+        }
+    }
+
     /// Forgets, and has given back, what the server wants.
     fn give_up(self, session: u64, told: &[Forget]) {
-        let (inodes, wanted): (Vec<Forget>, Vec<Forget>) =
-            told.iter().partition(|forget| forget.count == 0);
-        for Forget { ino, first, count } in wanted {
-            let pages = first..first.saturating_add(count);
-            self.pages.recall(Recall { session, ino, pages });
-        }
-        let inodes: Vec<u64> = inodes.into_iter().map(|forget| forget.ino).collect();
+        self.give_back(session, told);
+        let inodes = told.iter().filter(|forget| forget.count == 0);
+        let inodes: Vec<u64> = inodes.map(|forget| forget.ino).collect();
         for ino in &inodes {
             self.memory.forget(*ino);
             self.files.promised.keep(*ino, self.files.redeem).ok();
@@ -114,6 +125,12 @@ impl Kept<'_> {
 /// Keeps the session of what is `kept` until `wish` ends it.
 pub(crate) fn keep(port: &impl Sendrec, kept: Kept<'_>, wish: &Wish) {
     let mut calls = Calls { port, session: 0, forgotten: 0, told: vec![0; RECALLS_SIZE] };
+    let left = kept.session.load(Ordering::Relaxed);
+    if left != 0 {
+        calls.session = left;
+        calls.end_left(kept, wish);
+        wish.want();
+    }
     while wish.wait() {
         match session(&mut calls, kept, wish) {
             // Somebody may have come while it ended.
@@ -170,6 +187,39 @@ impl<P: Sendrec> Calls<'_, P> {
         self.make(&Recalls { session: self.session, forgotten: self.forgotten })
     }
 
+    /// Ends the session of a predecessor. What the kernel may remember that nobody knows it was told is forgotten after a time: until then the
+    /// server hears of this agent, and is given pages back, but not told that anything is forgotten.
+    fn end_left(&mut self, kept: Kept<'_>, wish: &Wish) {
+        kept.pages.begin_session(self.session, Instant::now() + LENT_FOR_MAX + MARGIN);
+        let settled = Instant::now() + LENT_FOR_MAX + MARGIN;
+        let (mut heard, mut is_over) = (0, false);
+        while Instant::now() < settled || !kept.is_settled.load(Ordering::SeqCst) {
+            match self.poll() {
+                // The server has given it up, or begun anew: nobody waits for what is kept. A new one is for later in any case.
+                Ok((_, recalled, _)) if recalled.session != self.session => {
+                    if !is_over {
+                        tracing::warn!("vfs-server did not wait for this agent, or has begun anew");
+                        self.flush(kept, wish);
+                    }
+                    is_over = true;
+                }
+                Ok((sent, recalled, told)) => {
+                    let lease = Duration::from_millis(recalled.lease.into());
+                    kept.pages.extend(self.session, sent + lease.saturating_sub(MARGIN));
+                    if recalled.batch != heard {
+                        heard = recalled.batch;
+                        kept.give_back(self.session, &told);
+                    }
+                }
+                Err(error) => tracing::debug!(?error, "vfs-server does not hear of this agent"),
+            }
+            if !wish.pause(RETRY_PAUSE) {
+                break;
+            }
+        }
+        self.flush(kept, wish);
+    }
+
     /// Gives up everything that is kept. Meanwhile the server goes on hearing of this agent, as writing pages back may take longer than a session lasts.
     fn flush(&mut self, kept: Kept<'_>, wish: &Wish) {
         thread::scope(|scope| {
@@ -205,8 +255,10 @@ impl<P: Sendrec> Calls<'_, P> {
 /// One session, from its beginning to its end.
 fn session(calls: &mut Calls<'_, impl Sendrec>, kept: Kept<'_>, wish: &Wish) -> Result<End, Errno> {
     calls.flush(kept, wish);
+    kept.session.store(0, Ordering::Relaxed);
     let (sent, begun, _) = calls.make(&Recalls { session: 0, forgotten: 0 })?;
     (calls.session, calls.forgotten) = (begun.session, 0);
+    kept.session.store(begun.session, Ordering::Relaxed);
     let lease = |recalled: &Recalled| Duration::from_millis(recalled.lease.into());
     kept.memory.begin_session(sent, lease(&begun));
     kept.pages.begin_session(begun.session, kept.memory.ends_at());

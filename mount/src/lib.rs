@@ -9,8 +9,10 @@
 pub mod agent;
 mod closing;
 mod cred;
+pub mod estate;
 pub mod fuse;
 mod fusermount;
+pub mod holder;
 pub mod kernel;
 mod leases;
 pub mod limits;
@@ -31,6 +33,7 @@ use m3ipc::Sendrec;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::num::NonZero;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -67,31 +70,44 @@ impl Options {
             features: u64::MAX,
         }
     }
+
+    fn threads(&self) -> NonZero<usize> {
+        let cores = thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN);
+        self.threads.unwrap_or(cores.max(TWO))
+    }
 }
 
-/// Serves the tree at `options.mountpoint` until it is unmounted or the process gets SIGTERM, SIGINT or SIGHUP.
+/// Serves the tree at `options.mountpoint` until it is unmounted or the process gets SIGTERM, SIGINT or SIGHUP. If it dies, so does the
+/// mount ([`holder::hold`] is for those that must not).
 ///
 /// `port` is a port of a trusted channel (`m3ipc::door::kind::AGENT`). Meant for a process of its own, which it renames.
 ///
 /// # Errors
 /// One sentence that says what to do: `/dev/fuse` missing or not allowed, the mount point missing or in use.
 pub fn run(options: Options, port: impl Sendrec + Send + Sync + 'static) -> Result<()> {
-    become_agent()?;
+    become_process(c"dvs-mount")?;
+    die_of_panics();
     // Before there is a mount that a signal could leave behind.
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("cannot handle signals")?;
     mount(&options, port)?.until_signal(signals)
 }
 
-/// Takes name and place of a file agent: nothing that could keep a file system busy, least of all its own.
-fn become_agent() -> Result<()> {
-    rustix::thread::set_name(c"dvs-mount").context("cannot set the process name")?;
-    // With a thread missing it would serve on, until none is left: better it dies and is started anew.
+/// Takes name and place of a process that keeps no file system busy, least of all its own.
+fn become_process(name: &std::ffi::CStr) -> Result<()> {
+    rustix::thread::set_name(name).context("cannot set the process name")?;
+    std::env::set_current_dir("/").context("cannot change to /")
+}
+
+/// With a thread missing an agent would serve on, until none is left: better it dies and another is started.
+fn die_of_panics() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         report(panic);
+        // Not by abort(3): a process that leaves a core waits for its threads, of which some may wait for its successor.
+        let own = rustix::process::getpid();
+        rustix::process::kill_process(own, rustix::process::Signal::KILL).ok();
         std::process::abort();
     }));
-    std::env::set_current_dir("/").context("cannot change to /")
 }
 
 /// A tree that is being served by threads of this process. Unmounted when dropped.
@@ -119,6 +135,41 @@ enum News {
 /// # Errors
 /// As [`run`].
 pub fn mount(options: &Options, port: impl Sendrec + Send + Sync + 'static) -> Result<Mounted> {
+    let Attached { place, descriptor, helper } = attach(options)?;
+    let (tell, news) = channel();
+    let told = tell.clone();
+    let end = move |outcome| {
+        // Nobody listens any more if the mount has been dropped.
+        told.send(News::Ended(outcome)).ok();
+        drop(helper);
+    };
+    let threads = options.threads();
+    let agent = VosAgent::new(port);
+    let requests = Arc::new(AtomicU64::new(0));
+    let agreed = fuse::session::agree(descriptor, threads, options.features);
+    agreed
+        .and_then(|agreed| {
+            fuse::session::start(agent, agreed, threads, requests.clone(), Box::new(end))
+        })
+        .inspect_err(|_| drop(mountpoint::unmount(&place)))?;
+    let mounted = Mounted { place, news, tell, requests, attached: true };
+    tracing::info!("mounted at {}", mounted.place.display());
+    Ok(mounted)
+}
+
+/// A mount that nobody serves yet.
+struct Attached {
+    place: PathBuf,
+    descriptor: OwnedFd,
+    /// Of fusermount3, as long as the mount is to last.
+    helper: Option<OwnedFd>,
+}
+
+/// Makes the mount.
+///
+/// # Errors
+/// As [`run`].
+fn attach(options: &Options) -> Result<Attached> {
     let place = mountpoint::prepare(&options.mountpoint)?;
     let wanted = mountpoint::Wanted { name: &options.name, max_read: limits::IO_SIZE_MAX };
     let (descriptor, helper) = match mountpoint::mount(&place, wanted)? {
@@ -128,23 +179,7 @@ pub fn mount(options: &Options, port: impl Sendrec + Send + Sync + 'static) -> R
             (descriptor, Some(helper))
         }
     };
-    let (tell, news) = channel();
-    let told = tell.clone();
-    let end = move |outcome| {
-        // Nobody listens any more if the mount has been dropped.
-        told.send(News::Ended(outcome)).ok();
-        drop(helper);
-    };
-    let cores = thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN);
-    let threads = options.threads.unwrap_or(cores.max(TWO));
-    let agent = VosAgent::new(port);
-    let requests = Arc::new(AtomicU64::new(0));
-    let allowed = options.features;
-    fuse::session::start(agent, descriptor, threads, allowed, requests.clone(), Box::new(end))
-        .inspect_err(|_| drop(mountpoint::unmount(&place)))?;
-    let mounted = Mounted { place, news, tell, requests, attached: true };
-    tracing::info!("mounted at {}", mounted.place.display());
-    Ok(mounted)
+    Ok(Attached { place, descriptor, helper })
 }
 
 impl Mounted {

@@ -116,6 +116,34 @@ pub const NAMES_LENT_THREADS_MAX: usize = 256;
 /// It is half of a session, which goes on while this is waited for.
 pub const RUNS_WITHIN: Duration = Duration::from_secs(1);
 
+/// What an agent leaves its successor, in rows. Files that it has opened alone: with more it has the server open them. Files that are closed, untold: of more
+/// the server is told at once. Errors that are to be told; files through which locks have been taken; files that are open for reading and
+/// writing; files of which the kernel has pages (those that are about to be lost are more than [`PAGED_FILES_MAX`]): with more there is no successor.
+pub const PROMISED_FILES_MAX: usize = 1 << 16;
+pub const CLOSED_FILES_MAX: usize = 1 << 14;
+pub const ERRORS_MAX: usize = 1 << 12;
+pub const LOCKED_FILES_MAX: usize = 1 << 16;
+pub const WRITERS_MAX: usize = 1 << 18;
+pub const PAGED_ROWS_MAX: usize = 2 * PAGED_FILES_MAX;
+
+/// Calls of which a successor must know: one per request, some more for what is put off or opened late.
+pub const NOTED_CALLS_MAX: usize = 2 * THREADS_MAX;
+
+/// How long an agent keeps what has become of its predecessor's calls for requests that do not come again: the kernel brings them within milliseconds.
+pub const ORPHANS_KEPT_FOR: Duration = Duration::from_secs(60);
+
+/// Agents that die one after the other within this time of their lives, after which no other is started: it would die of the same.
+pub const DEATHS_MAX: u32 = 5;
+pub const DEATHS_WITHIN: Duration = Duration::from_secs(1);
+
+/// Pause between looks whether all threads of an agent that dies are gone, or wait in the kernel for what only its successor can answer; and how long that
+/// is waited for.
+pub const DYING_PAUSE: Duration = Duration::from_millis(10);
+pub const DYING_PATIENCE: Duration = Duration::from_millis(300);
+
+/// How long dvkd may take to say hello before others are heard, and it is asked again.
+pub const HELLO_PATIENCE: Duration = Duration::from_secs(1);
+
 /// Owners of record locks of which is known that there are no others. With more, each close(2) asks the server.
 pub const LOCK_OWNERS_MAX: usize = 1 << 16;
 

@@ -396,6 +396,11 @@ impl Memory {
         self.names.wait_for_all(|| self.now());
     }
 
+    /// What has been asked so far is not kept: an answer may be of an earlier session.
+    pub(crate) fn outdate(&self) {
+        self.floor.store(self.next_stamp(), Ordering::SeqCst);
+    }
+
     /// Is there a lease on an inode that is not about to end?
     fn is_leased(&self, shard: &Shard, ino: u64) -> bool {
         let is_kept = shard.inodes.get(&ino).is_some_and(|known| known.attr.is_some());

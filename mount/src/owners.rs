@@ -1,5 +1,6 @@
 //! Who may hold record locks through this agent. close(2) drops those of its process: of all others it need not tell the server.
 
+use crate::estate;
 use crate::limits::LOCK_OWNERS_MAX;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,17 +10,19 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 type Key = (u64, u64);
 
 /// The owners of record locks.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Owners {
     table: Mutex<Table>,
     /// How many are in the table, to be looked at without its lock.
     count: AtomicUsize,
+    /// As a successor finds them.
+    rows: estate::Table<3>,
 }
 
 #[derive(Debug, Default)]
 struct Table {
-    /// The open file through which each has asked for a lock last.
-    file_of: HashMap<Key, u64>,
+    /// The open file through which each has asked for a lock last, and its row.
+    file_of: HashMap<Key, (u64, usize)>,
     /// Those that have through an open file.
     of_file: HashMap<u64, Vec<Key>>,
     /// There have been more than there is room for: anybody may hold one.
@@ -27,13 +30,42 @@ struct Table {
 }
 
 impl Owners {
+    /// With those that the rows have. If there have been too many, there are as many again.
+    pub(crate) fn new(rows: estate::Table<3>) -> Owners {
+        let mut table = Table::default();
+        for (row, [ino, owner, fh]) in rows.rows() {
+            // It was dropping its locks, and took others.
+            if table.file_of.contains_key(&(ino, owner)) {
+                rows.remove(row);
+                continue;
+            }
+            table.file_of.insert((ino, owner), (fh, row));
+            table.of_file.entry(fh).or_default().push((ino, owner));
+        }
+        table.is_full = table.file_of.len() >= LOCK_OWNERS_MAX;
+        let owners = Owners { table: Mutex::default(), count: AtomicUsize::new(0), rows };
+        owners.count(&table);
+        *owners.table() = table;
+        owners
+    }
+
     /// An owner is about to ask for a lock through open file `fh`.
     pub(crate) fn add(&self, ino: u64, owner: u64, fh: u64) {
         let mut table = self.table();
-        if table.file_of.len() >= LOCK_OWNERS_MAX {
-            table.is_full = true;
-        } else if table.file_of.insert((ino, owner), fh) != Some(fh) {
-            table.of_file.entry(fh).or_default().push((ino, owner));
+        match table.file_of.get(&(ino, owner)).copied() {
+            Some((before, _)) if before == fh => {}
+            Some((_, row)) => {
+                self.rows.set(row, 2, fh);
+                table.file_of.insert((ino, owner), (fh, row));
+                table.of_file.entry(fh).or_default().push((ino, owner));
+            }
+            None => match self.rows.must_put([ino, owner, fh]) {
+                Some(row) => {
+                    table.file_of.insert((ino, owner), (fh, row));
+                    table.of_file.entry(fh).or_default().push((ino, owner));
+                }
+                None => table.is_full = true,
+            },
         }
         self.count(&table);
     }
@@ -47,11 +79,17 @@ impl Owners {
         }
     }
 
-    /// An owner has dropped all its locks on an inode.
-    pub(crate) fn remove(&self, ino: u64, owner: u64) {
+    /// An owner drops all its locks on an inode. A successor is to know of them until [`Owners::forget`].
+    pub(crate) fn remove(&self, ino: u64, owner: u64) -> Option<usize> {
         let mut table = self.table();
-        table.file_of.remove(&(ino, owner));
+        let removed = table.file_of.remove(&(ino, owner));
         self.count(&table);
+        removed.map(|(_, row)| row)
+    }
+
+    /// The server knows that those are dropped.
+    pub(crate) fn forget(&self, row: Option<usize>) {
+        row.into_iter().for_each(|row| self.rows.remove(row));
     }
 
     /// An open file is closed, and the locks that were taken through it are gone.
@@ -61,8 +99,10 @@ impl Owners {
         }
         let mut table = self.table();
         for key in table.of_file.remove(&fh).unwrap_or_default() {
-            if table.file_of.get(&key) == Some(&fh) {
+            if let Some((_, row)) = table.file_of.get(&key).copied().filter(|(last, _)| *last == fh)
+            {
                 table.file_of.remove(&key);
+                self.rows.remove(row);
             }
         }
         self.count(&table);
@@ -75,6 +115,13 @@ impl Owners {
 
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+impl Default for Owners {
+    fn default() -> Owners {
+        Owners::new(crate::estate::Estate::default().take().owners)
     }
 }
 

@@ -12,6 +12,7 @@
 //! Who has a file open for writing may map it, and write to pages that are there without anybody being told. So while somebody on this node has, all
 //! its pages are read exclusively, and before that it loses those that are shared.
 
+use crate::estate::Table;
 use crate::kernel::Kernel;
 use crate::limits::{
     AGAIN_PAUSE, PAGED_FILES_MAX, PAGES_KEPT_FOR, READ_HELD_DOUBLINGS, READ_HELD_FOR,
@@ -19,7 +20,7 @@ use crate::limits::{
 use calls::vfs::PAGE_SIZE;
 use m3ipc::Errno;
 use rangemap::RangeSet;
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -28,7 +29,7 @@ use std::time::{Duration, Instant};
 pub(crate) const ALL: Range<u64> = 0..u64::MAX;
 
 /// All pages that the kernel may have.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Pages {
     state: Mutex<State>,
     changed: Condvar,
@@ -37,9 +38,12 @@ pub(crate) struct Pages {
     kernel: OnceLock<Arc<dyn Kernel>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     files: HashMap<u64, File>,
+    /// Files with pages, and those that are open for reading and writing, as a successor finds them.
+    paged_rows: Table<1>,
+    writer_rows: Table<2>,
     /// The session with vfs-server; 0: there is none.
     session: u64,
     /// When it may be over, and whether a thread waits until then.
@@ -69,12 +73,13 @@ struct File {
     late: RangeSet<u64>,
     /// Read-ahead that has failed: who asks for that once more waits.
     refused: Option<Range<u64>>,
-    /// Files that are open for reading and writing.
-    writers: HashSet<u64>,
+    /// Files that are open for reading and writing, and their rows.
+    writers: HashMap<u64, Option<usize>>,
     /// When pages were read last.
     read: Option<Instant>,
-    /// Its place in [`State::held`].
+    /// Its place in [`State::held`], and its row.
     place: Option<u64>,
+    row: Option<usize>,
     /// A thread is about to give some back.
     is_taken: bool,
     /// The size that the kernel is known to have been told.
@@ -150,6 +155,47 @@ pub(crate) struct Reading<'a> {
 }
 
 impl Pages {
+    /// With what the rows have: of these files the kernel may have any pages.
+    pub(crate) fn new(paged_rows: Table<1>, writer_rows: Table<2>) -> Pages {
+        let mut state = State {
+            files: HashMap::new(),
+            session: 0,
+            until: None,
+            is_watched: false,
+            failures: 0,
+            failure: None,
+            next: 0,
+            settings: 0,
+            recalls: VecDeque::new(),
+            held: BTreeMap::new(),
+            has_ended: false,
+            paged_rows,
+            writer_rows,
+        };
+        let paged: Vec<(usize, [u64; 1])> = state.paged_rows.rows().collect();
+        for (row, [ino]) in paged {
+            // It was losing pages, and got others.
+            if state.files.contains_key(&ino) {
+                state.paged_rows.remove(row);
+                continue;
+            }
+            let place = state.number();
+            state.held.insert(place, ino);
+            let file = state.files.entry(ino).or_default();
+            file.held.insert(ALL);
+            (file.place, file.row) = (Some(place), Some(row));
+        }
+        for (row, [ino, fh]) in state.writer_rows.rows() {
+            state.files.entry(ino).or_default().writers.insert(fh, Some(row));
+        }
+        Pages {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            wanted: Condvar::new(),
+            kernel: OnceLock::new(),
+        }
+    }
+
     /// From now on `kernel` can be made to lose pages.
     pub(crate) fn attach(&self, kernel: Arc<dyn Kernel>) {
         // A mount has one kernel.
@@ -168,7 +214,7 @@ impl Pages {
             let file = state.files.entry(ino).or_default();
             let is_first =
                 file.writers.is_empty() && !(file.held.is_empty() && file.reads.is_empty());
-            file.writers.insert(fh);
+            file.writers.entry(fh).or_insert(None);
             is_first
         };
         if is_first {
@@ -179,14 +225,20 @@ impl Pages {
         while state.files.get(&ino).is_some_and(|file| file.loss.is_some()) {
             state = self.wait(state);
         }
+        // Now that the kernel has none that are shared: a successor that finds the row relies on that.
+        let State { files, writer_rows, .. } = &mut *state;
+        if let Some(row @ None) = files.get_mut(&ino).and_then(|file| file.writers.get_mut(&fh)) {
+            *row = writer_rows.must_put([ino, fh]);
+        }
     }
 
     /// A file is closed that may have been open for reading and writing.
     pub(crate) fn remove_writer(&self, ino: u64, fh: u64) {
         let mut state = self.state();
         if let Some(file) = state.files.get_mut(&ino)
-            && file.writers.remove(&fh)
+            && let Some(row) = file.writers.remove(&fh)
         {
+            row.into_iter().for_each(|row| state.writer_rows.remove(row));
             state.tidy(ino);
         }
     }
@@ -481,9 +533,10 @@ impl Pages {
         remove(&mut file.held, pages);
         let going = there.clone();
         file.loss = Some(Loss { number, pages: pages.clone(), going, rounds: 0, is_over: false });
-        if file.held.is_empty()
-            && let Some(place) = file.place.take()
-        {
+        let place = if file.held.is_empty() { file.place.take() } else { None };
+        // As long as the kernel has them, a successor is to know.
+        let row = place.and_then(|_| file.row.take());
+        if let Some(place) = place {
             state.held.remove(&place);
         }
         while !there.is_empty() {
@@ -504,6 +557,7 @@ impl Pages {
         drop(state);
         tell();
         let mut state = self.state();
+        row.into_iter().for_each(|row| state.paged_rows.remove(row));
         state.files.entry(ino).or_default().loss = None;
         state.tidy(ino);
         if !state.recalls.is_empty() {
@@ -532,7 +586,9 @@ impl State {
     fn note(&mut self, ino: u64) {
         let place = self.number();
         self.held.insert(place, ino);
-        self.files.entry(ino).or_default().place = Some(place);
+        let row = self.paged_rows.must_put([ino]);
+        let file = self.files.entry(ino).or_default();
+        (file.place, file.row) = (Some(place), row);
         if self.held.len() <= PAGED_FILES_MAX {
             return;
         }
@@ -676,6 +732,14 @@ fn overlap(set: &RangeSet<u64>, pages: &Range<u64>) -> RangeSet<u64> {
 fn remove(set: &mut RangeSet<u64>, pages: &Range<u64>) {
     if pages.start < pages.end {
         set.remove(pages.clone());
+    }
+}
+
+#[cfg(test)]
+impl Default for Pages {
+    fn default() -> Pages {
+        let heirlooms = crate::estate::Estate::default().take();
+        Pages::new(heirlooms.paged, heirlooms.writers)
     }
 }
 

@@ -7,7 +7,10 @@
 //!
 //! An error of what was put off is told by the next write, fsync or close of the file through which it was written.
 
-use crate::limits::{PUT_OFF_BYTES_MAX, PUT_OFF_FILES_MAX, PUT_OFF_SIZE_MAX, SOLE_FILES_MAX};
+use crate::estate::Table;
+use crate::estate::calls::{Calls, Key};
+use crate::estate::parts::{Mark, Place, Places};
+use crate::limits::{PUT_OFF_BYTES_MAX, PUT_OFF_SIZE_MAX, SOLE_FILES_MAX};
 use crate::memory::{Change, Memory};
 use crate::promised::Promised;
 use calls::vfs::{Attr, FILE_SIZE_MAX, PutOff, SetAttr, Time, WrittenBack, attributes, set};
@@ -16,7 +19,6 @@ use m3ipc::{Cred, Errno};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 const S_ISUID: u32 = 0o4000;
 const S_ISGID: u32 = 0o2000;
@@ -27,15 +29,20 @@ const BY_OWNER: u32 = set::MODE | set::ATIME | set::MTIME | set::ATIME_NOW | set
 const BY_SUPERUSER: u32 = BY_OWNER | set::UID | set::GID;
 
 /// All files that have a sole writer here.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Soles {
     files: Mutex<HashMap<u64, Arc<Sole>>>,
+    /// Where what is put off stands.
+    places: Places,
+    calls: Arc<Calls>,
     /// Those with something that is put off, or is being written back.
     concerned: Mutex<BTreeSet<u64>>,
     /// How many these are, to be looked at without a lock.
     count: AtomicUsize,
-    /// Errors that are to be told, by open file.
-    errors: Mutex<HashMap<u64, Errno>>,
+    /// Errors that are to be told, by open file, with their rows.
+    errors: Mutex<HashMap<u64, (Errno, Option<usize>)>>,
+    error_rows: Table<2>,
+    done: Done,
     error_count: AtomicUsize,
 }
 
@@ -55,26 +62,10 @@ struct State {
     attr: Attr,
     /// Is it so? Programs of this node may have changed the inode otherwise.
     is_known: bool,
-    parts: Vec<Part>,
-    /// Bytes of them, as they are sent.
-    len: usize,
-    /// Who has asked for them.
-    cred: Cred,
+    /// What is put off.
+    place: Option<Place>,
     /// The change that is under way in the memory.
     stamp: u64,
-}
-
-/// Something that is put off, and when it was done.
-#[derive(Debug)]
-struct Part {
-    at: Instant,
-    what: What,
-}
-
-#[derive(Debug)]
-enum What {
-    Write { offset: u64, data: Vec<u8> },
-    Set(SetAttr),
 }
 
 /// Where a write goes.
@@ -89,26 +80,145 @@ pub(crate) enum At {
 pub(crate) struct Desk<'a> {
     pub(crate) memory: &'a Memory,
     pub(crate) promised: &'a Promised,
+    /// The request for which it is.
+    pub(crate) request: u64,
     /// It must not take time: nobody is to be waited for.
     pub(crate) at_once: bool,
 }
 
-/// Sends what is encoded in a payload for user and group of a [`Cred`], to be stored at once if that is true.
-pub(crate) type Send<'a> =
-    &'a dyn Fn(&Sole, &Cred, &[u8], bool) -> Result<(WrittenBack, Attr), Errno>;
+/// Sends what is in a place, to be stored at once if that is true.
+pub(crate) type Send<'a> = &'a dyn Fn(&Place, bool) -> Result<(WrittenBack, Attr), Errno>;
+
+/// Requests that have been put off and perhaps not answered: they may come again to a successor.
+#[derive(Debug)]
+struct Done {
+    rows: Table<5>,
+    own: Mutex<HashMap<u64, usize>>,
+    /// How many these are, to be looked at without a lock.
+    count: AtomicUsize,
+    /// Of a predecessor: bytes, by request.
+    left: Mutex<HashMap<u64, u64>>,
+}
+
+impl Done {
+    fn new(rows: Table<5>, places: &Places) -> Done {
+        let (mut own, mut left) = (HashMap::new(), HashMap::new());
+        let found: Vec<(usize, [u64; 5])> = rows.rows().collect();
+        for (row, [request, number, taken, len, bytes]) in found {
+            if places.has(Mark { number, taken, len }) {
+                left.insert(request, bytes);
+                own.insert(request, row);
+            } else {
+                rows.remove(row);
+            }
+        }
+        let count = AtomicUsize::new(own.len());
+        Done { rows, own: Mutex::new(own), count, left: Mutex::new(left) }
+    }
+
+    /// A request is put off when that moment comes. False: there is no room.
+    fn begin(&self, request: u64, mark: Mark, bytes: usize) -> bool {
+        let Mark { number, taken, len } = mark;
+        if request == 0 {
+            return true;
+        }
+        let row = self.rows.put([request, number, taken, len, bytes as u64]);
+        if let Some(row) = row {
+            let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+            own.insert(request, row);
+            self.count.store(own.len(), Ordering::SeqCst);
+        }
+        row.is_some()
+    }
+
+    fn end(&self, request: u64) {
+        if self.count.load(Ordering::SeqCst) > 0 {
+            let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+            let row = own.remove(&request);
+            self.count.store(own.len(), Ordering::SeqCst);
+            row.into_iter().for_each(|row| self.rows.remove(row));
+        }
+    }
+}
 
 impl Soles {
+    /// Has a predecessor put a request off that is asked again? How many bytes of it.
+    pub(crate) fn has_done(&self, request: u64) -> Option<u64> {
+        self.done.left.lock().unwrap_or_else(PoisonError::into_inner).get(&request).copied()
+    }
+
+    /// What a predecessor has done and is not asked again by now will not be.
+    pub(crate) fn forget_left(&self) {
+        let left =
+            std::mem::take(&mut *self.done.left.lock().unwrap_or_else(PoisonError::into_inner));
+        left.into_keys().for_each(|request| self.done.end(request));
+    }
+
+    /// A request has been answered.
+    pub(crate) fn has_answered(&self, request: u64) {
+        self.done.end(request);
+    }
+
+    /// What is put off stands in `places`, errors in a table of the same estate, calls that send what is there in `calls`.
+    pub(crate) fn new(
+        places: Places,
+        error_rows: Table<2>,
+        done: Table<5>,
+        calls: Arc<Calls>,
+    ) -> Soles {
+        let errors: HashMap<u64, (Errno, Option<usize>)> = error_rows
+            .rows()
+            .map(|(row, [fh, errno])| {
+                (fh, (Errno::new(i32::try_from(errno).unwrap_or(0)), Some(row)))
+            })
+            .collect();
+        let done = Done::new(done, &places);
+        Soles {
+            files: Mutex::default(),
+            places,
+            calls,
+            concerned: Mutex::default(),
+            count: AtomicUsize::new(0),
+            error_count: AtomicUsize::new(errors.len()),
+            errors: Mutex::new(errors),
+            error_rows,
+            done,
+        }
+    }
+
+    /// Places of an agent that is dead, with what it had put off.
+    pub(crate) fn left(&self) -> Vec<Place> {
+        self.places.left()
+    }
+
+    /// What was in such a place is done; or it has failed, which is to be told.
+    pub(crate) fn has_sent(&self, place: Place, outcome: Result<(), Errno>) {
+        if let Err(error) = outcome {
+            self.keep_error(place.fh(), error);
+        }
+        self.leave(place);
+    }
+
+    fn leave(&self, place: Place) {
+        // In this order: a successor makes no call again whose effect is there.
+        self.places.clear(&place);
+        self.calls.end(Key::place(place.number));
+        self.places.free(place);
+    }
+
+    fn keep_error(&self, fh: u64, error: Errno) {
+        let mut errors = self.errors();
+        errors.entry(fh).or_insert_with(|| {
+            let errno = u64::try_from(error.errno).unwrap_or(0);
+            (error, self.error_rows.must_put([fh, errno]))
+        });
+        self.error_count.store(errors.len(), Ordering::SeqCst);
+    }
+
     /// The server says that `fh` is a sole writer's, of the inode with these attributes. It is if that `is_current`, which is asked when everybody
     /// can find it. There is no other one of the inode that may put anything off.
     pub(crate) fn add(&self, attr: Attr, fh: u64, is_current: impl FnOnce() -> bool) {
-        let state = State {
-            attr,
-            is_known: true,
-            parts: Vec::new(),
-            len: 0,
-            cred: Cred::new(0, 0, 0),
-            stamp: 0,
-        };
+        let state = State { attr, is_known: true, place: None, stamp: 0 };
         let sole = Arc::new(Sole {
             ino: attr.ino,
             fh,
@@ -146,7 +256,7 @@ impl Soles {
             return !self.has_error(fh);
         };
         let Ok(state) = sole.state.try_lock() else { return false };
-        if !state.parts.is_empty() || self.has_error(fh) {
+        if state.place.is_some() || self.has_error(fh) {
             return false;
         }
         // Who has found it before puts nothing off any more.
@@ -180,18 +290,16 @@ impl Soles {
         }
     }
 
-    /// From now on inode `ino` is one of them. False: there are as many as may be.
-    fn concern(&self, ino: u64) -> bool {
+    /// From now on inode `ino` is one of them.
+    fn concern(&self, ino: u64) {
         let mut set = self.inodes();
-        let is_room = set.len() < PUT_OFF_FILES_MAX;
-        if is_room {
-            set.insert(ino);
-            self.count.store(set.len(), Ordering::SeqCst);
-        }
-        is_room
+        set.insert(ino);
+        self.count.store(set.len(), Ordering::SeqCst);
     }
 
-    fn settle(&self, ino: u64) {
+    /// It is not any more, and nothing is in its place.
+    fn settle(&self, ino: u64, place: Place) {
+        self.leave(place);
         let mut set = self.inodes();
         set.remove(&ino);
         self.count.store(set.len(), Ordering::SeqCst);
@@ -213,7 +321,7 @@ impl Soles {
         if let Some(sole) = self.get(attr.ino) {
             let mut state = sole.state();
             // Whoever changes the inode from now on comes by here afterwards.
-            if state.parts.is_empty() && are_current() {
+            if state.place.is_none() && are_current() {
                 (state.attr, state.is_known) = (attr, true);
             }
         }
@@ -245,16 +353,10 @@ impl Soles {
         if data.is_empty() || data.len() > PUT_OFF_SIZE_MAX || offset > state.attr.size {
             return None;
         }
-        let now = self.open(desk, &sole, &mut state, cred, data.len(), false)?;
-        match state.parts.last_mut() {
-            Some(Part { at, what: What::Write { offset: before, data: earlier } })
-                if *before + earlier.len() as u64 == offset =>
-            {
-                earlier.extend_from_slice(data);
-                *at = now;
-                state.len += data.len();
-            }
-            _ => state.push(now, What::Write { offset, data: data.to_vec() }),
+        let note = |mark| self.done.begin(desk.request, mark, data.len());
+        let place = self.open(desk, &sole, &mut state, cred, data.len(), false)?;
+        if !place.write(offset, data, note) {
+            return None;
         }
         state.attr.size = state.attr.size.max(end);
         Some((state.attr, Ok(data.len())))
@@ -293,53 +395,55 @@ impl Soles {
             return None;
         }
         let is_right = change.valid & (set::MODE | set::UID | set::GID) != 0;
-        let now = self.open(desk, &sole, &mut state, cred, SetAttr::SIZE, is_right)?;
-        state.push(now, What::Set(*change));
+        let note = |mark| self.done.begin(desk.request, mark, 0);
+        if !self.open(desk, &sole, &mut state, cred, SetAttr::SIZE, is_right)?.set(change, note) {
+            return None;
+        }
         state.attr = changed(state.attr, change);
         Some(state.attr)
     }
 
     /// Begins to put something of `len` bytes off for `cred`, or goes on. `None`: it is to be made in the other way. `is_right`: it changes who may open
     /// the file.
-    fn open(
+    fn open<'a>(
         &self,
         desk: Desk<'_>,
         sole: &Sole,
-        state: &mut State,
+        state: &'a mut State,
         cred: Cred,
         len: usize,
         is_right: bool,
-    ) -> Option<Instant> {
+    ) -> Option<&'a mut Place> {
         // What gives a program rights is lost by writing it, and that is told at once.
         let is_simple = state.attr.mode & (S_ISUID | S_ISGID) == 0;
         if !sole.may_put_off.load(Ordering::SeqCst) || !is_simple || !desk.memory.is_valid() {
             return None;
         }
-        if !state.parts.is_empty() {
-            let is_same = (state.cred.uid, state.cred.gid) == (cred.uid, cred.gid);
-            let fits = state.len + PutOff::SIZE + len <= PUT_OFF_BYTES_MAX;
-            return (is_same && fits).then(Instant::now);
+        if let Some(place) = &state.place {
+            let its = place.cred();
+            let is_same = (its.uid, its.gid) == (cred.uid, cred.gid);
+            let fits = place.len() + PutOff::SIZE + len <= PUT_OFF_BYTES_MAX;
+            return if is_same && fits { state.place.as_mut() } else { None };
         }
+        let place = self.places.take(sole.ino, sole.fh, &cred)?;
         // Before the memory forgets it: who looks there then looks here.
-        if !self.concern(sole.ino) {
-            return None;
-        }
+        self.concern(sole.ino);
         let change = match desk.at_once {
             true => desk.memory.change_at_once(sole.ino),
             false => Some(desk.memory.change(sole.ino)),
         };
         let Some(change) = change else {
-            self.settle(sole.ino);
+            self.settle(sole.ino, place);
             return None;
         };
         // Nobody opens it from memory from now on; whoever has just done so keeps what it has.
         if is_right && desk.promised.has(sole.ino) {
             drop(change);
-            self.settle(sole.ino);
+            self.settle(sole.ino, place);
             return None;
         }
-        (state.stamp, state.cred) = (change.leave(), cred);
-        Some(Instant::now())
+        state.stamp = change.leave();
+        Some(state.place.insert(place))
     }
 
     /// Writes back what is put off of inode `ino`. With `sync` it is stored then. `None`: there was nothing. An error is also kept until it is told to
@@ -353,7 +457,7 @@ impl Soles {
     ) -> Option<Result<(), Errno>> {
         let sole = self.concerned_one(ino)?;
         let mut state = sole.state();
-        (!state.parts.is_empty()).then(|| self.send(memory, &sole, &mut state, sync, send))
+        (state.place.is_some()).then(|| self.send(memory, &sole, &mut state, sync, send))
     }
 
     fn concerned_one(&self, ino: u64) -> Option<Arc<Sole>> {
@@ -369,9 +473,8 @@ impl Soles {
         send: Send<'_>,
     ) -> Result<(), Errno> {
         let change = memory.resume(sole.ino, state.stamp);
-        let payload = state.encode();
-        (state.parts, state.len) = (Vec::new(), 0);
-        let outcome = match send(sole, &state.cred, &payload, sync) {
+        let Some(place) = state.place.take() else { return Ok(()) };
+        let outcome = match send(&place, sync) {
             Ok((WrittenBack { errno, attr: leased }, attr)) => {
                 (state.attr, state.is_known) = (attr, change.is_all_of(attr.ino));
                 change.keep_attr(leased & !attributes::SOLE, attr);
@@ -386,12 +489,10 @@ impl Soles {
             }
         };
         if let Err(error) = outcome {
-            let mut errors = self.errors();
-            errors.insert(sole.fh, error);
-            self.error_count.store(errors.len(), Ordering::SeqCst);
+            self.keep_error(sole.fh, error);
         }
         drop(change);
-        self.settle(sole.ino);
+        self.settle(sole.ino, place);
         outcome
     }
 
@@ -413,7 +514,7 @@ impl Soles {
             // Under its lock: who is putting something off has either done so or sees this.
             let mut state = sole.state();
             sole.may_put_off.store(false, Ordering::SeqCst);
-            if !state.parts.is_empty() {
+            if state.place.is_some() {
                 // It is kept.
                 self.send(memory, &sole, &mut state, false, send).ok();
             }
@@ -429,9 +530,12 @@ impl Soles {
             return Ok(());
         }
         let mut errors = self.errors();
-        let error = errors.remove(&fh);
+        let told = errors.remove(&fh);
         self.error_count.store(errors.len(), Ordering::SeqCst);
-        error.map_or(Ok(()), Err)
+        if let Some((_, Some(row))) = told {
+            self.error_rows.remove(row);
+        }
+        told.map_or(Ok(()), |(error, _)| Err(error))
     }
 
     /// Is there one?
@@ -439,7 +543,7 @@ impl Soles {
         self.error_count.load(Ordering::SeqCst) > 0 && self.errors().contains_key(&fh)
     }
 
-    fn errors(&self) -> MutexGuard<'_, HashMap<u64, Errno>> {
+    fn errors(&self) -> MutexGuard<'_, HashMap<u64, (Errno, Option<usize>)>> {
         self.errors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -456,40 +560,6 @@ impl Sole {
     /// `None`: somebody is at it, for whom nobody waits.
     fn state_for(&self, desk: Desk<'_>) -> Option<MutexGuard<'_, State>> {
         if desk.at_once { self.state.try_lock().ok() } else { Some(self.state()) }
-    }
-}
-
-impl State {
-    fn push(&mut self, at: Instant, what: What) {
-        self.len += PutOff::SIZE
-            + match &what {
-                What::Write { data, .. } => data.len(),
-                What::Set(_) => SetAttr::SIZE,
-            };
-        self.parts.push(Part { at, what });
-    }
-
-    /// The payload of a `WriteBack`.
-    fn encode(&self) -> Vec<u8> {
-        let mut payload = Vec::with_capacity(self.len);
-        for Part { at, what } in &self.parts {
-            let age = u32::try_from(at.elapsed().as_micros()).unwrap_or(u32::MAX);
-            let mut head = |offset, len: usize, kind| {
-                let len = u32::try_from(len).unwrap_or(u32::MAX);
-                payload.extend_from_slice(&PutOff { offset, age, len, kind }.bytes());
-            };
-            match what {
-                What::Write { offset, data } => {
-                    head(*offset, data.len(), PutOff::WRITE);
-                    payload.extend_from_slice(data);
-                }
-                What::Set(change) => {
-                    head(0, SetAttr::SIZE, PutOff::SET);
-                    payload.extend_from_slice(&change.bytes());
-                }
-            }
-        }
-        payload
     }
 }
 
@@ -524,11 +594,22 @@ impl Change<'_> {
 }
 
 #[cfg(test)]
+impl Default for Soles {
+    fn default() -> Soles {
+        let mut estate = crate::estate::Estate::default();
+        let calls = estate.calls.clone();
+        let heirlooms = estate.take();
+        Soles::new(heirlooms.places, heirlooms.errors, heirlooms.done, calls)
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::PUT_OFF_FILES_MAX;
     use m3ipc::errno::numbers::{EIO, ENOSPC};
     use std::cell::RefCell;
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     const INO: u64 = 7;
     const FH: u64 = 70;
@@ -560,7 +641,7 @@ mod tests {
         }
 
         fn desk(&self) -> Desk<'_> {
-            Desk { memory: &self.memory, promised: &self.promised, at_once: true }
+            Desk { memory: &self.memory, promised: &self.promised, request: 0, at_once: true }
         }
 
         fn write(&self, uid: u32, at: At, data: &[u8]) -> Option<Result<usize, Errno>> {
@@ -573,8 +654,8 @@ mod tests {
         }
 
         fn write_back(&self) -> Option<Result<(), Errno>> {
-            let send = |_: &Sole, _: &Cred, payload: &[u8], _| {
-                self.sent.borrow_mut().push(payload.to_vec());
+            let send = |place: &Place, _| {
+                self.sent.borrow_mut().push(place.payload());
                 let sole = if self.stays { attributes::SOLE } else { 0 };
                 let written = |errno| WrittenBack { errno, attr: attributes::KEPT | sole };
                 self.answer.map(|errno| (written(errno), attr()))
@@ -631,7 +712,7 @@ mod tests {
         assert_eq!(d.write(5, At::End, b""), None);
         assert_eq!(d.write(5, At::Offset(attr().size + 1), b"x"), None, "it would make a hole");
         // Who has it open by what the mode was keeps it.
-        d.promised.open(INO, 0, Cred::new(1, 8, 8)).unwrap();
+        d.promised.open(INO, 0, Cred::new(1, 8, 8), 0).unwrap();
         assert_eq!(d.set(0, mode(0o600)), None);
         assert!(d.memory.is_as_asked(INO, d.memory.asked()) && d.soles.concerned().is_empty());
         assert_eq!(d.write(5, At::End, b"x"), Some(Ok(1)));
@@ -673,7 +754,7 @@ mod tests {
         let d = Desks::new();
         d.soles.add(attr(), FH + 1, || false);
         assert!(d.soles.get(INO).is_none());
-        let send: Send<'_> = &|_, _, _, _| unreachable!("nothing is put off");
+        let send: Send<'_> = &|_, _| unreachable!("nothing is put off");
         d.soles.add(attr(), FH, || true);
         d.soles.end(&d.memory, INO, send);
         assert_eq!(d.write(5, At::End, b"x"), None);

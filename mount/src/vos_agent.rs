@@ -2,13 +2,16 @@
 
 mod bytes;
 mod later;
+mod succession;
 
 use crate::agent::{
     Agent, Caller, Entry, LockKind, Looked, NewMode, OpenFile, Place, Skill, Through, Told,
     VisitEntry, VisitLooked,
 };
 use crate::closing::Closing;
-use crate::cred;
+use crate::cred::{self, By};
+use crate::estate::calls::{Calls, Key, Outcome};
+use crate::estate::{Estate, Heirlooms};
 use crate::kernel::Kernel;
 use crate::leases::{self, Files, Kept, Wish};
 use crate::limits::{
@@ -27,16 +30,16 @@ use calls::vfs::{
     Getattr, Getlk, Getxattr, Leased, LetGo, Link, Listed, Listxattr, Lock, Lookup, Mkdir, Mknod,
     Offsets, Open, Opened, PAGE_SIZE, Paged, Parent, RESTART, Readdir, Readlink, Release, Releases,
     Removexattr, Rename, Renamed, Rmdir, Seek, SetAttr, Setattr, Setlk, Setxattr, Statfs, Symlink,
-    Tmpfile, Unlink, WRITE_APPEND, WRITE_AT, Write, WriteStaged, pages, set,
+    Tmpfile, Unlink, WRITE_APPEND, WRITE_AT, Write, WriteBack, WriteStaged, pages, set,
 };
 use calls::wire::Wire;
 use m3ipc::cred::CRED_SIZE_MAX;
 use m3ipc::errno::numbers::{
     EAGAIN, EBADF, EDQUOT, ENAMETOOLONG, ENODATA, ENOENT, ENOLCK, ENOSPC, EPROTO,
 };
-use m3ipc::{Cred, Endpoint, Errno, Interrupt, Sendrec, Wait};
+use m3ipc::{Cred, Endpoint, Errno, Interrupt, IpcError, Message, Note, Sendrec, Tag, Wait};
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -61,6 +64,9 @@ pub struct VosAgent<P> {
     soles: Soles,
     pages: Pages,
     staging: Staging,
+    estate: Estate,
+    /// Nothing is left of a predecessor that was put off.
+    is_settled: AtomicBool,
     /// Of the kernel.
     skill: OnceLock<Skill>,
 }
@@ -113,21 +119,36 @@ const O_NOATIME: u32 = libc::O_NOATIME.cast_unsigned();
 const FMODE_EXEC: u32 = 0x20;
 
 impl<P: Sendrec> VosAgent<P> {
+    /// One that has neither predecessor nor successor.
+    ///
+    /// # Panics
+    /// There is no address space left.
     pub fn new(port: P) -> VosAgent<P> {
+        VosAgent::with(port, Estate::default())
+    }
+
+    /// One that goes on with what is in `estate`.
+    pub(crate) fn with(port: P, mut estate: Estate) -> VosAgent<P> {
+        let predecessors = estate.predecessors();
+        let calls = estate.calls.clone();
+        let Heirlooms { promises, closed, errors, done, owners, locked, paged, writers, places } =
+            estate.take();
         VosAgent {
             port,
             waits: Places::default(),
             more: Places::default(),
             memory: Memory::default(),
             wish: Wish::default(),
-            owners: Owners::default(),
-            promised: Promised::default(),
-            closing: Closing::default(),
+            owners: Owners::new(owners),
+            promised: Promised::new(promises, calls.clone(), predecessors),
+            closing: Closing::new(closed, locked),
             telling: Mutex::default(),
             told: AtomicU64::default(),
-            soles: Soles::default(),
-            pages: Pages::default(),
+            soles: Soles::new(places, errors, done, calls),
+            pages: Pages::new(paged, writers),
             staging: Staging::default(),
+            estate,
+            is_settled: AtomicBool::new(predecessors == 0),
             skill: OnceLock::new(),
         }
     }
@@ -140,28 +161,56 @@ impl<P: Sendrec> VosAgent<P> {
         self.memory.asked()
     }
 
-    fn call<R: Row>(
-        &self,
-        cred: &Cred,
-        row: &R,
-        payload: [&[u8]; 2],
-        receive: &mut [u8],
-    ) -> Reply<R> {
-        with_cred(cred, payload, |send| {
-            let mut call = || {
-                again(|| calls::call(&self.port, Endpoint::VFS, row, send, receive, Wait::FOREVER))
-            };
+    fn call<R: Row>(&self, by: &By, row: &R, payload: [&[u8]; 2], receive: &mut [u8]) -> Reply<R> {
+        with_cred(&by.cred, payload, |send| {
+            let mut call = || again(|| self.make_call(by, row, send, receive));
             // Parts of a large write are gone by now; and who tells of closed files does not wait for who does.
             let is_final = matches!(R::NUMBER, WriteStaged::NUMBER | Releases::NUMBER);
-            if is_final { call() } else { self.with_room(call) }
+            if is_final { call() } else { self.with_room(by.key, call) }
         })
     }
 
+    /// Makes a call, unless a predecessor has made it for the same request.
+    fn make_call<R: Row>(&self, by: &By, row: &R, send: &[&[u8]], receive: &mut [u8]) -> Reply<R> {
+        let By { key, ino, .. } = *by;
+        if key == Key::NONE || !is_noted(R::NUMBER) {
+            return calls::call(&self.port, Endpoint::VFS, row, send, receive, Wait::FOREVER);
+        }
+        let mut note = Noted { calls: &self.estate.calls, key, ino, call: R::NUMBER };
+        match self.estate.calls.take(key, R::NUMBER) {
+            Some((Outcome::Answered(answered), _)) => {
+                // What it says may be remembered is of another session.
+                self.memory.outdate();
+                let len = answered.payload.len().min(receive.len());
+                receive[..len].copy_from_slice(&answered.payload[..len]);
+                calls::answered::<R>(&answered.message, answered.payload.len())
+            }
+            Some((Outcome::Unmade(tag), _)) if tag.0 != 0 => {
+                self.memory.outdate();
+                let whom = (Endpoint::VFS, tag);
+                calls::call_again(&self.port, whom, row, send, receive, &mut note)
+            }
+            _ => calls::call_noted(&self.port, Endpoint::VFS, row, send, receive, &mut note),
+        }
+    }
+
+    /// Has a predecessor made a call for the request? Then the same one is to be made for it, and no other way taken.
+    fn is_resumed(&self, caller: Caller) -> bool {
+        self.estate.calls.has_left(Key::request(caller.request))
+    }
+
     /// Does it, and once more if there was no room before the server knew of all closed files: some of them may have been removed.
-    fn with_room<T>(&self, mut attempt: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    fn with_room<T>(
+        &self,
+        key: Key,
+        mut attempt: impl FnMut() -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
         let told = self.told.load(Ordering::Relaxed);
         match attempt() {
-            Err(error) if is_full(error) && self.tell_all_closed(told) => attempt(),
+            Err(error) if is_full(error) && self.tell_all_closed(told) => {
+                self.estate.calls.again(key);
+                attempt()
+            }
             outcome => outcome,
         }
     }
@@ -169,12 +218,12 @@ impl<P: Sendrec> VosAgent<P> {
     /// A call whose answer's payload is one fixed struct.
     fn call_for<R: Row, T: Wire>(
         &self,
-        cred: &Cred,
+        by: &By,
         row: &R,
         payload: [&[u8]; 2],
     ) -> Result<(R::Reply, T), Errno> {
         let mut answer = [0; 128];
-        let (reply, len) = self.call(cred, row, payload, &mut answer)?;
+        let (reply, len) = self.call(by, row, payload, &mut answer)?;
         let value = T::get(&answer[..len.min(answer.len())]).ok_or(Errno::new(EPROTO))?;
         Ok((reply, value))
     }
@@ -182,12 +231,12 @@ impl<P: Sendrec> VosAgent<P> {
     /// A call that gives an inode a name, or opens it by one: the inode's attributes, and the directory if that may be remembered.
     fn call_for_name<R: Row>(
         &self,
-        cred: &Cred,
+        by: &By,
         row: &R,
         payload: [&[u8]; 2],
     ) -> Result<(R::Reply, Attr, Option<Parent>), Errno> {
         let mut answer = [0; Attr::SIZE + Parent::SIZE];
-        let (reply, len) = self.call(cred, row, payload, &mut answer)?;
+        let (reply, len) = self.call(by, row, payload, &mut answer)?;
         let answer = &answer[..len.min(answer.len())];
         let attr = Attr::get(answer).ok_or(Errno::new(EPROTO))?;
         Ok((reply, attr, Parent::get(&answer[Attr::SIZE..])))
@@ -201,22 +250,26 @@ impl<P: Sendrec> VosAgent<P> {
     /// Has the server open a file.
     fn open_at_server(
         &self,
-        cred: &Cred,
+        by: &By,
         ino: u64,
         flags: u32,
     ) -> Result<(Opened, Option<Attr>), Errno> {
         let mut attr = [0; Attr::SIZE];
-        let (opened, len) = self.call(cred, &Open { ino, flags }, [&[], &[]], &mut attr)?;
+        let (opened, len) =
+            self.call(&By { ino, ..by.clone() }, &Open { ino, flags }, [&[], &[]], &mut attr)?;
         Ok((opened, Attr::get(&attr[..len.min(Attr::SIZE)])))
     }
 
     /// Has the server close a file, if it has opened it.
     fn close(&self, caller: Caller, file: OpenFile) -> Result<(), Errno> {
-        let Some(fh) = self.promised.close(file.fh) else { return Ok(()) };
-        if self.closing.close(Closed { fh, ino: file.ino }) {
-            return Ok(());
-        }
-        self.order(&cred::plain(caller), &Release { fh, ino: file.ino }, [&[], &[]])
+        let Some((fh, row)) = self.promised.close(file.fh) else { return Ok(()) };
+        let outcome = if self.closing.close(Closed { fh, ino: file.ino }) {
+            Ok(())
+        } else {
+            self.order(&cred::plain(caller), &Release { fh, ino: file.ino }, [&[], &[]])
+        };
+        self.promised.forget(row);
+        outcome
     }
 
     /// Takes back a promise that nobody has been given.
@@ -235,8 +288,9 @@ impl<P: Sendrec> VosAgent<P> {
         Ok(OpenFile { ino: file.ino, fh })
     }
 
-    fn redeem(&self, Promise { ino, flags, cred, .. }: &Promise) -> Result<u64, Errno> {
-        self.open_at_server(cred, *ino, *flags).map(|(opened, _)| opened.fh)
+    fn redeem(&self, Promise { fh, ino, flags, cred, .. }: &Promise) -> Result<u64, Errno> {
+        let by = By { cred: *cred, key: Key::promise(*fh), ino: *ino };
+        self.open_at_server(&by, *ino, *flags).map(|(opened, _)| opened.fh)
     }
 
     /// A program is about to take away inode `ino` (0: none), or to change who may read it: that is no matter of who has it open.
@@ -298,8 +352,8 @@ impl<P: Sendrec> VosAgent<P> {
         self.keep_open(forgotten.ino())?;
         let row = row(forgotten.ino());
         let mut parent = [0; Parent::SIZE];
-        let cred = cred::with_groups(caller);
-        let (leased, len) = self.call(&cred, &row, [entry.name, &[]], &mut parent)?;
+        let by = cred::with_groups(caller);
+        let (leased, len) = self.call(&by, &row, [entry.name, &[]], &mut parent)?;
         change.keep_name(entry.name, leased, 0);
         change.keep_parent(Parent::get(&parent[..len.min(Parent::SIZE)]));
         Ok(())
@@ -373,9 +427,58 @@ impl<P: Sendrec> VosAgent<P> {
     }
 
     /// A call that is answered by success or an error.
-    fn order<R: Row>(&self, cred: &Cred, row: &R, payload: [&[u8]; 2]) -> Result<R::Reply, Errno> {
-        self.call(cred, row, payload, &mut []).map(|(reply, _)| reply)
+    fn order<R: Row>(&self, by: &By, row: &R, payload: [&[u8]; 2]) -> Result<R::Reply, Errno> {
+        self.call(by, row, payload, &mut []).map(|(reply, _)| reply)
     }
+}
+
+/// A call of which a successor must know.
+struct Noted<'a> {
+    calls: &'a Calls,
+    key: Key,
+    ino: u64,
+    call: u16,
+}
+
+impl Note for Noted<'_> {
+    fn asked(&mut self, tag: Tag) {
+        self.calls.begin(self.key, self.call, tag, self.ino);
+    }
+
+    fn answered(&mut self, answer: &Message, payload: &[u8]) {
+        self.calls.answer(self.key, answer, payload);
+    }
+
+    fn failed(&mut self, error: IpcError) {
+        // Nobody knows whether it has been executed. Who asks again is told the same.
+        self.calls.answer(self.key, &Message::undelivered(self.call, error), &[]);
+    }
+}
+
+/// May a call with this number not be made twice for one request? Not among them: what closes, tells or locks, and pages that come back from the
+/// kernel, which is the same done twice, as nobody else can have done something in between.
+fn is_noted(number: u16) -> bool {
+    matches!(
+        number,
+        Setattr::NUMBER
+            | Symlink::NUMBER
+            | Mknod::NUMBER
+            | Mkdir::NUMBER
+            | Unlink::NUMBER
+            | Rmdir::NUMBER
+            | Rename::NUMBER
+            | Link::NUMBER
+            | Open::NUMBER
+            | Create::NUMBER
+            | Tmpfile::NUMBER
+            | Write::NUMBER
+            | WriteStaged::NUMBER
+            | WriteBack::NUMBER
+            | Setxattr::NUMBER
+            | Removexattr::NUMBER
+            | Fallocate::NUMBER
+            | CopyRange::NUMBER
+    )
 }
 
 /// Is there no room for what was asked for?
@@ -453,6 +556,25 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         Ok(Looked { told: Some(Told { attr, lent }), lent: Duration::ZERO })
     }
 
+    fn settle(&self) {
+        if self.estate.predecessors() > 0 {
+            self.settle_now();
+        }
+    }
+
+    fn resume(&self) {
+        self.resume_now();
+    }
+
+    fn answers_open(&self, caller: Caller) {
+        self.estate.calls.tell(Key::request(caller.request));
+    }
+
+    fn has_answered(&self, caller: Caller) {
+        self.estate.calls.end(Key::request(caller.request));
+        self.soles.has_answered(caller.request);
+    }
+
     fn has_told(&self, caller: Caller) {
         self.memory.told(caller.pid);
     }
@@ -483,10 +605,15 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         fh: Option<u64>,
         set: &SetAttr,
     ) -> Result<Attr, Errno> {
+        if self.soles.has_done(caller.request).is_some() {
+            return self.getattr(caller, ino, None).map(|told| told.attr);
+        }
         if set.valid & (set::MODE | set::UID | set::GID) != 0 && self.promised.has(ino) {
             self.keep_open(ino)?;
         }
-        if let Some(attr) = self.put_off_set(false, caller, ino, set) {
+        if !self.is_resumed(caller)
+            && let Some(attr) = self.put_off_set(false, caller, ino, set)
+        {
             return Ok(attr);
         }
         self.write_back(ino);
@@ -620,11 +747,16 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
     }
 
     fn open(&self, caller: Caller, ino: u64, flags: u32) -> Result<(u64, Through), Errno> {
-        if let Some(fh) = self.open_at_once(caller, ino, flags) {
+        if let Some(fh) = self.promised.opened_for(caller.request) {
             return Ok((fh, Through::Pages));
         }
-        if let Some(fh) = self.opendir_at_once(caller, ino, flags) {
-            return Ok((fh, Through::Requests));
+        if !self.is_resumed(caller) {
+            if let Some(fh) = self.open_at_once(caller, ino, flags) {
+                return Ok((fh, Through::Pages));
+            }
+            if let Some(fh) = self.opendir_at_once(caller, ino, flags) {
+                return Ok((fh, Through::Requests));
+            }
         }
         let asked = self.asked();
         let change = (flags & O_TRUNC != 0).then(|| self.change(ino));
@@ -771,27 +903,33 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         place: Place,
         data: &[u8],
     ) -> Result<usize, Errno> {
+        if let Some(bytes) = self.soles.has_done(caller.request) {
+            return count(bytes, data.len());
+        }
         let file = self.at_server(file)?;
         if let Place::Page(offset) = place
             && self.skill().maps
         {
             return self.write_pages(caller, file, offset, data);
         }
-        if let Some(outcome) = self.put_off_write(false, caller, file, place, data) {
+        let is_resumed = self.is_resumed(caller);
+        if !is_resumed && let Some(outcome) = self.put_off_write(false, caller, file, place, data) {
             return outcome;
         }
         let _change = self.change(file.ino);
         self.write_back(file.ino);
-        self.soles.tell(file.fh)?;
-        let cred = cred::plain(caller);
+        if !is_resumed {
+            self.soles.tell(file.fh)?;
+        }
+        let by = cred::plain(caller);
         let offset = match place {
             Place::Offset(offset) | Place::Page(offset) => offset | WRITE_AT,
             Place::End => WRITE_APPEND,
         };
         let written = if data.len() <= CALL_SIZE_MAX {
-            self.order(&cred, &Write { fh: file.fh, ino: file.ino, offset }, [data, &[]])?
+            self.order(&by, &Write { fh: file.fh, ino: file.ino, offset }, [data, &[]])?
         } else {
-            self.with_room(|| self.write_large(&cred, file, offset, data))?
+            self.with_room(by.key, || self.write_large(&by, file, offset, data))?
         };
         if let Place::Offset(offset) = place {
             self.pages.has_written(file.ino, offset.saturating_add(written.count));
@@ -809,11 +947,16 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
             return outcome;
         }
         // Another thread of the same program that locks at the same moment adds it again when it has the lock.
-        self.owners.remove(file.ino, owner);
-        let row = Flush { fh: self.at_server(file)?.fh, ino: file.ino, owner };
-        self.order(&cred::plain(caller), &row, [&[], &[]])
-            .inspect_err(|_| self.owners.add(file.ino, owner, file.fh))
-            .and(outcome)
+        let removed = self.owners.remove(file.ino, owner);
+        let flushed = self.at_server(file).and_then(|at_server| {
+            let row = Flush { fh: at_server.fh, ino: file.ino, owner };
+            self.order(&cred::plain(caller), &row, [&[], &[]])
+        });
+        if flushed.is_err() {
+            self.owners.add(file.ino, owner, file.fh);
+        }
+        self.owners.forget(removed);
+        flushed.and(outcome)
     }
 
     fn release(&self, caller: Caller, file: OpenFile) -> Result<(), Errno> {
@@ -887,7 +1030,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         kind: LockKind,
         wait: Option<&Interrupt>,
     ) -> Result<(), Errno> {
-        let cred = cred::plain(caller);
+        let by = cred::plain(caller);
         let flock = u8::from(kind == LockKind::Flock);
         let note_owner = || {
             if kind == LockKind::Record && lock.kind != F_UNLCK {
@@ -902,11 +1045,11 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         let row = Setlk { ino: file.ino, fh, wait: 0, flock };
         let payload = [&lock.bytes()[..], &[]];
         // Most locks are free: only those that are not take one of the places of those that wait.
-        match (self.order(&cred, &row, payload), wait) {
+        match (self.order(&by, &row, payload), wait) {
             (Err(error), Some(interrupt)) if error.errno == EAGAIN && lock.kind != F_UNLCK => {
                 let _place = self.place_to_wait()?;
                 let row = Setlk { wait: 1, ..row };
-                with_cred(&cred, payload, |send| {
+                with_cred(&by.cred, payload, |send| {
                     calls::call_until(&self.port, Endpoint::VFS, &row, send, &mut [], interrupt)
                 })
                 .map(drop)
@@ -991,10 +1134,18 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         let _changes = (self.memory.read(from.0.ino), self.change(to.0.ino));
         self.write_back(from.0.ino);
         self.write_back(to.0.ino);
-        let cred = cred::plain(caller);
+        let by = cred::plain(caller);
         let most = u32::try_from(length).unwrap_or(u32::MAX).min(COPY_MAX);
-        let mut copied = 0;
+        let (mut copied, mut is_resumed) = (0, false);
+        if let Some(progress) = self.estate.calls.left_progress(by.key) {
+            // What a predecessor's last call has copied is behind that.
+            copied = u32::try_from(progress).unwrap_or(0).min(most);
+            is_resumed = true;
+        }
         while copied < most {
+            if copied > 0 && !std::mem::take(&mut is_resumed) {
+                self.estate.calls.progress(by.key, copied.into());
+            }
             let offsets =
                 Offsets { from: from.1 + u64::from(copied), to: to.1 + u64::from(copied) };
             let row = CopyRange {
@@ -1004,7 +1155,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
                 to_ino: to.0.ino,
                 length: most - copied,
             };
-            let count = match self.order(&cred, &row, [&offsets.bytes(), &[]]) {
+            let count = match self.order(&by, &row, [&offsets.bytes(), &[]]) {
                 Ok(reply) => reply.count,
                 Err(error) if copied == 0 => return Err(error),
                 // What is copied is copied; the error comes with the next attempt.
@@ -1045,7 +1196,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         if !self.memory.may_open(ino, caller.uid) {
             return None;
         }
-        let fh = self.promised.open(ino, flags, cred::plain(caller))?;
+        let fh = self.promised.open(ino, flags, cred::plain(caller).cred, caller.request)?;
         // What was so a moment ago may have gone.
         if self.memory.may_open(ino, caller.uid) {
             return Some(fh);
@@ -1061,7 +1212,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         if !self.memory.may_open_directory(ino, caller.uid) {
             return None;
         }
-        let fh = self.promised.open(ino, flags, cred::plain(caller))?;
+        let fh = self.promised.open(ino, flags, cred::plain(caller).cred, caller.request)?;
         // As above.
         if self.memory.may_open_directory(ino, caller.uid) {
             return Some(fh);
@@ -1180,11 +1331,10 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
         let redeem = |promise: &Promise| self.redeem(promise);
         let write_back = |ino: u64| self.end_sole(ino);
         let files = Files { promised: &self.promised, redeem: &redeem, write_back: &write_back };
-        leases::keep(
-            &self.port,
-            Kept { memory: &self.memory, pages: &self.pages, files },
-            &self.wish,
-        );
+        let session = &self.estate.head().session;
+        let is_settled = &self.is_settled;
+        let kept = Kept { memory: &self.memory, pages: &self.pages, files, session, is_settled };
+        leases::keep(&self.port, kept, &self.wish);
     }
 
     fn give_back(&self) {
@@ -1192,7 +1342,7 @@ impl<P: Sendrec + Send + Sync + 'static> Agent for VosAgent<P> {
             let Recall { session, ino, ref pages } = *recall;
             let (first, count) = (pages.start, pages.end - pages.start);
             // Process 0: the agent itself.
-            self.order(&Cred::new(0, 0, 0), &LetGo { session, ino, first, count }, [&[], &[]])
+            self.order(&By::agent(), &LetGo { session, ino, first, count }, [&[], &[]])
         });
     }
 

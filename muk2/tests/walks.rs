@@ -29,8 +29,8 @@ const B: NodeId = NodeId(2);
 const DC: DcId = DcId(1);
 const LINK: LinkId = LinkId(1);
 const O_CREAT: u32 = 0o100;
-const ROOT: Caller = Caller { pid: 0, uid: 0, gid: 0 };
-const USER: Caller = Caller { pid: 0, uid: 1000, gid: 1000 };
+const ROOT: Caller = Caller { pid: 0, uid: 0, gid: 0, request: 0 };
+const USER: Caller = Caller { pid: 0, uid: 1000, gid: 1000, request: 0 };
 
 /// A server on node A with its store.
 struct Service {

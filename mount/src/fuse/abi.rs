@@ -12,7 +12,11 @@ pub(crate) const FUSE_KERNEL_MINOR_VERSION: u32 = 45;
 pub(crate) mod notify {
     pub(crate) const INVAL_INODE: i32 = 2;
     pub(crate) const STORE: i32 = 4;
+    pub(crate) const RESEND: i32 = 7;
 }
+
+/// `fuse_in_header.unique`: the request was read before and not answered, and comes again.
+pub(crate) const UNIQUE_RESEND: u64 = 1 << 63;
 
 /// Operations: `fuse_in_header.opcode`.
 pub(crate) mod opcode {
@@ -77,6 +81,7 @@ pub(crate) mod init {
     pub(crate) const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
     pub(crate) const INIT_EXT: u64 = 1 << 30;
     pub(crate) const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
+    pub(crate) const HAS_RESEND: u64 = 1 << 39;
 }
 
 /// `fuse_setattr_in.valid`.

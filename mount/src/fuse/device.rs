@@ -9,7 +9,7 @@ use rustix::ioctl::{Setter, ioctl, opcode};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use zerocopy::{Immutable, IntoBytes};
 
 /// `FUSE_DEV_IOC_CLONE` of `linux/fuse.h`.
@@ -58,6 +58,18 @@ impl Device {
         self.notify_with(code, what, &[])
     }
 
+    /// What has been read from any descriptor of the mount and is not answered comes again.
+    pub(crate) fn resend(&self) {
+        let head = abi::fuse_out_header {
+            len: u32::try_from(size_of::<abi::fuse_out_header>()).unwrap_or(u32::MAX),
+            error: abi::notify::RESEND,
+            unique: 0,
+        };
+        if let Err(error) = rustix::io::write(&self.0, head.as_bytes()) {
+            tracing::error!(%error, "the kernel does not ask again");
+        }
+    }
+
     /// As [`Device::notify`], with data.
     fn notify_with<T: IntoBytes + Immutable>(&self, code: i32, what: &T, data: &[u8]) -> bool {
         let len = size_of::<abi::fuse_out_header>() + size_of::<T>() + data.len();
@@ -94,6 +106,12 @@ impl Device {
             Err(Errno::NOENT | Errno::NODEV) => Ok(false),
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+impl AsFd for Device {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

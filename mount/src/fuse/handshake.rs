@@ -21,7 +21,7 @@ const NEEDED: u64 = init::POSIX_LOCKS | init::FLOCK_LOCKS | init::DONT_MASK | in
 
 /// These make it faster, or better: the server drops set-user-id bits itself, so that a write need not ask for xattrs first;
 /// of files that are not opened for direct I/O, pages go when mtime or size have changed;
-/// who lists a directory and looks at what is in it gets both at once; requests have more than 32 pages; files opened for direct I/O can be mapped.
+/// who lists a directory and looks at what is in it gets both at once; what an agent has not answered that dies comes again; requests have more than 32 pages; files opened for direct I/O can be mapped.
 const WELCOME: u64 = init::ASYNC_READ
     | init::AUTO_INVAL_DATA
     | init::DO_READDIRPLUS
@@ -30,7 +30,8 @@ const WELCOME: u64 = init::ASYNC_READ
     | init::HANDLE_KILLPRIV_V2
     | init::MAX_PAGES
     | init::INIT_EXT
-    | init::DIRECT_IO_ALLOW_MMAP;
+    | init::DIRECT_IO_ALLOW_MMAP
+    | init::HAS_RESEND;
 
 /// Answers the kernel's INIT, the first request of a mount, of which only `allowed` features are believed. Returns those
 /// that are used, and the minor version.

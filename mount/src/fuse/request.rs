@@ -198,7 +198,8 @@ impl<'a> Request<'a> {
         let (head, body) = Header::decode(bytes)?;
         let malformed = Malformed { unique: Some(head.unique), opcode: head.opcode };
         let operation = operation(&head, body).ok_or(malformed)?;
-        let caller = Caller { pid: head.pid, uid: head.uid, gid: head.gid };
+        let request = head.unique & !abi::UNIQUE_RESEND;
+        let caller = Caller { pid: head.pid, uid: head.uid, gid: head.gid, request };
         Ok(Request { unique: head.unique, caller, operation })
     }
 }
@@ -470,7 +471,7 @@ mod tests {
 
     fn check(opcode: u32, body: &[&[u8]], expected: Operation<'_>) {
         let bytes = request(opcode, body, &[]);
-        let caller = Caller { pid: 10, uid: 8, gid: 9 };
+        let caller = Caller { pid: 10, uid: 8, gid: 9, request: 6 };
         let decoded = Request { unique: 6, caller, operation: expected };
         assert_eq!(Request::decode(&bytes), Ok(decoded));
     }

@@ -6,7 +6,9 @@
 //! being served as there may be threads. (The kernel gives requests to readers in turn: more of them than are needed would
 //! only spread the work over more CPUs and caches.)
 
-use super::abi::{FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_PARALLEL_DIRECT_WRITES, init};
+use super::abi::{
+    FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_PARALLEL_DIRECT_WRITES, UNIQUE_RESEND, init,
+};
 use super::device::{Arrival, Device};
 use super::door::{Done, Door};
 use super::handshake;
@@ -14,7 +16,9 @@ use super::reply::{self, HEADER_SIZE};
 use super::request::{Malformed, Operation, Request};
 use super::under_way::{Served, UnderWay, Watched};
 use crate::agent::{Agent, Skill};
-use crate::limits::{GIVERS, IO_SIZE_MAX, REQUEST_HEAD_MAX, SPARE_MAX, STACK, THREADS_MAX};
+use crate::limits::{
+    GIVERS, IO_SIZE_MAX, PUT_OFF_SIZE_MAX, REQUEST_HEAD_MAX, SPARE_MAX, STACK, THREADS_MAX,
+};
 use crate::status::Status;
 use anyhow::{Context as _, Result};
 use m3ipc::{Errno, Interrupt};
@@ -31,6 +35,9 @@ const WRITES_BACK_IN_PLACE: u32 = 44;
 
 /// What one read of the device may bring, and what one reply may be.
 const BUFFER_SIZE: usize = IO_SIZE_MAX as usize + REQUEST_HEAD_MAX;
+
+/// Most of a request that most requests have.
+const READ_SIZE_USUAL: usize = REQUEST_HEAD_MAX + PUT_OFF_SIZE_MAX;
 
 /// Called once, when the mount is gone or the device is broken.
 pub(crate) type End = Box<dyn FnOnce(io::Result<()>) + Send>;
@@ -63,22 +70,53 @@ struct Spare {
     has_ended: bool,
 }
 
-/// Shakes hands with the kernel and serves `agent` on `descriptor`, of a mount that has been made. Of the kernel's features
-/// only those of `allowed` are used. `requests` counts what the kernel asks for.
+/// The descriptors of a mount that has been made, and what the kernel and we have agreed upon.
+#[derive(Debug)]
+pub(crate) struct Agreed {
+    pub(crate) devices: Vec<Device>,
+    pub(crate) terms: Terms,
+}
+
+/// Features that are used, and the minor version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Terms {
+    pub(crate) flags: u64,
+    pub(crate) minor: u32,
+}
+
+/// Shakes hands with the kernel on `descriptor`, of a mount that has been made, and gets a descriptor for each of so many threads. Of the
+/// kernel's features only those of `allowed` are used.
 ///
 /// # Errors
-/// One sentence: the kernel is too old, or there can be no threads.
-pub(crate) fn start<A: Agent>(
-    agent: A,
-    descriptor: OwnedFd,
-    threads: NonZero<usize>,
-    allowed: u64,
-    requests: Arc<AtomicU64>,
-    end: End,
-) -> Result<()> {
+/// One sentence: the kernel is too old.
+pub(crate) fn agree(descriptor: OwnedFd, threads: NonZero<usize>, allowed: u64) -> Result<Agreed> {
     let device = Device::new(descriptor);
     let mut buffer = vec![0; BUFFER_SIZE];
     let (flags, minor) = handshake::shake_hands(&device, allowed, &mut buffer)?;
+    let mut devices = vec![device];
+    for _ in 1..threads.get() {
+        match devices[0].another() {
+            Ok(device) => devices.push(device),
+            // Not where /dev/fuse came from fusermount3 and is not ours to open.
+            Err(error) => tracing::debug!(%error, "one descriptor for all threads"),
+        }
+    }
+    Ok(Agreed { devices, terms: Terms { flags, minor } })
+}
+
+/// Serves `agent` on what has been `agreed`, with so many threads at first. If there was an agent before it, that has died, what that had not answered is
+/// asked again. `requests` counts what the kernel asks for.
+///
+/// # Errors
+/// One sentence: there can be no threads.
+pub(crate) fn start<A: Agent>(
+    agent: A,
+    agreed: Agreed,
+    threads: NonZero<usize>,
+    requests: Arc<AtomicU64>,
+    end: End,
+) -> Result<()> {
+    let Agreed { devices, terms: Terms { flags, minor } } = agreed;
     // Without that feature a file opened for direct I/O cannot be mapped shared: then the page cache is used, emptied at
     // each open and whenever mtime or size have changed.
     let can_map = flags & init::DIRECT_IO_ALLOW_MMAP != 0;
@@ -89,14 +127,6 @@ pub(crate) fn start<A: Agent>(
     let open_flags = if can_map { FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES } else { 0 };
     // What pages it has are good then.
     let open_flags = open_flags | if skill.maps { FOPEN_KEEP_CACHE } else { 0 };
-    let mut devices = vec![device];
-    for _ in 1..threads.get() {
-        match devices[0].another() {
-            Ok(device) => devices.push(device),
-            // Not where /dev/fuse came from fusermount3 and is not ours to open.
-            Err(error) => tracing::debug!(%error, "one descriptor for all threads"),
-        }
-    }
     let session = Arc::new(Session {
         door: Door::new(agent, open_flags),
         devices,
@@ -110,37 +140,22 @@ pub(crate) fn start<A: Agent>(
         requests,
         end: Mutex::new(Some(end)),
     });
-    let watched = session.clone();
-    thread::Builder::new()
-        .name("dvs-interrupts".into())
-        .stack_size(STACK)
-        .spawn(move || watched.under_way.watch(&*watched))
-        .context("no thread to look after signals")?;
     match session.devices[0].same() {
         Ok(device) => {
             session.door.agent().attach(Arc::new(device), skill);
         }
         Err(error) => tracing::warn!(%error, "the kernel is not told to remember anything"),
     }
-    let beside = session.clone();
-    thread::Builder::new()
-        .name("dvs-leases".into())
-        .stack_size(STACK)
-        .spawn(move || beside.door.agent().run())
-        .context("no thread to keep leases")?;
-    let beside = session.clone();
-    thread::Builder::new()
-        .name("dvs-later".into())
-        .stack_size(STACK)
-        .spawn(move || beside.door.agent().follow_up())
-        .context("no thread for what is put off")?;
+    session.beside("dvs-interrupts", |session| session.under_way.watch(&**session))?;
+    session.beside("dvs-resume", |session| session.door.agent().resume())?;
+    session.beside("dvs-leases", |session| session.door.agent().run())?;
     for _ in 0..GIVERS {
-        let beside = session.clone();
-        thread::Builder::new()
-            .name("dvs-pages".into())
-            .stack_size(STACK)
-            .spawn(move || beside.door.agent().give_back())
-            .context("no thread to give pages back")?;
+        session.beside("dvs-pages", |session| session.door.agent().give_back())?;
+    }
+    session.door.agent().settle();
+    session.beside("dvs-later", |session| session.door.agent().follow_up())?;
+    if flags & init::HAS_RESEND != 0 {
+        session.devices[0].resend();
     }
     for _ in 0..threads.get() {
         session.hire().context("no thread to serve the mount")?;
@@ -149,6 +164,17 @@ pub(crate) fn start<A: Agent>(
 }
 
 impl<A: Agent> Session<A> {
+    /// Starts a thread for something beside the requests.
+    fn beside(
+        self: &Arc<Session<A>>,
+        name: &str,
+        act: impl FnOnce(&Arc<Session<A>>) + Send + 'static,
+    ) -> Result<()> {
+        let session = self.clone();
+        let thread = thread::Builder::new().name(name.into()).stack_size(STACK);
+        thread.spawn(move || act(&session)).with_context(|| format!("no thread {name}")).map(drop)
+    }
+
     /// Calls a thread that has stepped aside to wait for requests, or starts one if there may be one more.
     fn call_another(self: &Arc<Session<A>>) -> io::Result<()> {
         {
@@ -208,6 +234,8 @@ impl<A: Agent> Session<A> {
     /// Serves requests. Returns how the mount has ended, or nothing if it has not and other threads are enough.
     fn serve(self: &Arc<Session<A>>, device: usize) -> Option<io::Result<()>> {
         let mut request = vec![0; BUFFER_SIZE];
+        // The kernel ends a request with EIO whose reader is killed while memory is got for it.
+        request[..READ_SIZE_USUAL].fill(1);
         let mut reply = vec![0; BUFFER_SIZE];
         loop {
             let len = match self.devices[device].read(&mut request) {
@@ -233,10 +261,17 @@ impl<A: Agent> Session<A> {
                     self.under_way.interrupt(unique);
                 }
                 Ok(request) => {
-                    // It reads on itself, sooner than another could.
-                    if let Some(done) = self.door.serve_at_once(&request, &mut reply[HEADER_SIZE..])
+                    // It reads on itself, sooner than another could. What comes again takes the way that it took before.
+                    if request.unique & UNIQUE_RESEND == 0
+                        && let Some(done) =
+                            self.door.serve_at_once(&request, &mut reply[HEADER_SIZE..])
                     {
                         self.finish(device, &request, done, &mut reply, true);
+                        if let Operation::Write { .. } | Operation::Setattr { .. } =
+                            request.operation
+                        {
+                            self.door.agent().has_answered(request.caller);
+                        }
                         continue;
                     }
                     if self.readers.fetch_sub(1, Ordering::SeqCst) == 1
@@ -270,6 +305,7 @@ impl<A: Agent> Session<A> {
         let done = self.door.serve(request, interrupt.as_deref().unwrap_or(&never), payload);
         let is_waited_for = self.under_way.end(request.unique);
         self.finish(device, request, done, reply, is_waited_for);
+        self.door.agent().has_answered(request.caller);
     }
 
     /// Sends what was done, whose payload is in `reply` behind the place of the head, unless nobody waits for it any more.
@@ -287,6 +323,9 @@ impl<A: Agent> Session<A> {
             Err(error) => (0, Err(reply::number(error))),
         };
         reply[..HEADER_SIZE].copy_from_slice(&reply::header(request.unique, len, outcome));
+        if let (Ok(Done::Opened(..)), true) = (done, is_waited_for) {
+            self.door.agent().answers_open(request.caller);
+        }
         let is_told =
             is_waited_for && self.answer(device, request.unique, &reply[..HEADER_SIZE + len]);
         match done {

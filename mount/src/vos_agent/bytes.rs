@@ -2,7 +2,7 @@
 
 use super::{VosAgent, again, size, with_cred};
 use crate::agent::{Caller, OpenFile};
-use crate::cred;
+use crate::cred::{self, By};
 use crate::limits::{AGAIN_PAUSE, CALL_SIZE_MAX, PARTS_MAX};
 use calls::Each;
 use calls::vfs::{Count, Paged, Read, ReadPages, Stage, WritePages, WriteStaged, pages};
@@ -56,10 +56,10 @@ impl<P: Sendrec> VosAgent<P> {
         offset: u64,
         buffer: &mut [u8],
     ) -> Result<usize, Errno> {
-        let cred = cred::plain(caller);
+        let by = cred::plain(caller);
         if buffer.len() <= CALL_SIZE_MAX {
             let row = Read { fh: file.fh, ino: file.ino, offset, size: size(buffer) };
-            return self.call(&cred, &row, [&[], &[]], buffer).map(|(_, len)| len);
+            return self.call(&by, &row, [&[], &[]], buffer).map(|(_, len)| len);
         }
         // Larger ones in several calls that are under way at once, as many as there is room for.
         let parts = buffer.len().div_ceil(CALL_SIZE_MAX).min(PARTS_MAX);
@@ -68,7 +68,7 @@ impl<P: Sendrec> VosAgent<P> {
         for stretch in buffer.chunks_mut((more.count + 1) * CALL_SIZE_MAX) {
             let wanted = stretch.len();
             let from = offset + read as u64;
-            let len = match again(|| self.read_at_once(&cred, file, from, stretch)) {
+            let len = match again(|| self.read_at_once(&by.cred, file, from, stretch)) {
                 Ok(len) => len,
                 Err(error) if read == 0 => return Err(error),
                 Err(_) => break,
@@ -91,7 +91,7 @@ impl<P: Sendrec> VosAgent<P> {
         buffer: &mut [u8],
         (is_exclusive, waits): (bool, u8),
     ) -> Result<(Paged, usize), Errno> {
-        let cred = cred::plain(caller);
+        let by = cred::plain(caller);
         let (mut read, mut is_over) = (0, false);
         let mut told = Paged { kept: pages::KEPT, ..Paged::default() };
         for (offset, part) in
@@ -106,7 +106,7 @@ impl<P: Sendrec> VosAgent<P> {
                 waits,
             };
             let wanted = part.len();
-            let (paged, len) = self.call(&cred, &row, [&[], &[]], part)?;
+            let (paged, len) = self.call(&by, &row, [&[], &[]], part)?;
             if paged.kept != pages::KEPT {
                 return Ok((paged, 0));
             }
@@ -124,7 +124,7 @@ impl<P: Sendrec> VosAgent<P> {
     /// Writes what does not fit one message, at once: its parts wait at the server for the last one.
     pub(super) fn write_large(
         &self,
-        cred: &Cred,
+        by: &By,
         file: OpenFile,
         offset: u64,
         data: &[u8],
@@ -132,10 +132,13 @@ impl<P: Sendrec> VosAgent<P> {
         let large = self.staging.begin();
         let chunks: Vec<&[u8]> = data.chunks(CALL_SIZE_MAX).collect();
         let (last, parts) = chunks.split_last().ok_or(Errno::new(EIO))?;
-        // The same each time: what is there of it need not make room for itself.
-        let token = large.token();
+        // The same each time, also of a successor: what is there of it need not make room for itself.
+        let token = by.key.number().unwrap_or_else(|| large.token());
         loop {
-            let staged = self.stage(cred, token, parts, size(data)).and_then(|()| {
+            // Of one that a predecessor has sent the parts are gone.
+            let is_staged = self.estate.calls.has_left(by.key);
+            let stage = || self.stage(&by.cred, token, parts, size(data));
+            let staged = if is_staged { Ok(()) } else { stage() }.and_then(|()| {
                 let row = WriteStaged {
                     fh: file.fh,
                     ino: file.ino,
@@ -143,7 +146,7 @@ impl<P: Sendrec> VosAgent<P> {
                     token,
                     parts: u32::try_from(parts.len()).unwrap_or(u32::MAX),
                 };
-                self.order(cred, &row, [last, &[]])
+                self.order(by, &row, [last, &[]])
             });
             match staged {
                 // There is no room, or the server has begun anew.
@@ -192,10 +195,10 @@ impl<P: Sendrec> VosAgent<P> {
         data: &[u8],
     ) -> Result<usize, Errno> {
         let _change = self.change(file.ino);
-        let cred = cred::plain(caller);
+        let by = cred::plain(caller);
         let write = |offset, part: &[u8]| {
             let row = WritePages { fh: file.fh, ino: file.ino, offset };
-            self.order(&cred, &row, [part, &[]]).map(drop)
+            self.order(&by, &row, [part, &[]]).map(drop)
         };
         let mut outcome = Ok(data.len());
         for (offset, part) in (offset..).step_by(CALL_SIZE_MAX).zip(data.chunks(CALL_SIZE_MAX)) {

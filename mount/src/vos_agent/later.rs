@@ -1,11 +1,14 @@
 //! What the agent tells the server a little later than programs are told: writes that are put off, files that are closed.
 
 use super::{CLOSED_MAX, VosAgent};
-use crate::agent::{Caller, OpenFile, Place};
-use crate::cred;
-use crate::put_off::{At, Desk, Sole};
-use calls::vfs::{Attr, Closed, Releases, SetAttr, WriteBack, WrittenBack, attributes};
-use m3ipc::{Cred, Errno, Sendrec};
+use crate::agent::{self, Caller, OpenFile};
+use crate::closing::Told;
+use crate::cred::{self, By};
+use crate::estate::calls::Key;
+use crate::estate::parts::Place;
+use crate::put_off::{At, Desk};
+use calls::vfs::{Attr, Releases, SetAttr, WriteBack, WrittenBack, attributes};
+use m3ipc::{Errno, Sendrec};
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
@@ -23,17 +26,20 @@ impl<P: Sendrec> VosAgent<P> {
             self.end_sole(attr.ino);
             // It may have been recalled before it was there, or the kernel be about to have pages.
             let is_read = || self.pages.is_being_read(attr.ino);
-            self.soles.add(attr, fh, || is_current() && !is_read());
+            // A call of a predecessor may be answered here whose session is over.
+            let has_session = || self.memory.is_valid();
+            self.soles.add(attr, fh, || is_current() && has_session() && !is_read());
         }
     }
 
     /// Has the server do what has been put off.
     pub(super) fn sending(
         &self,
-    ) -> impl Fn(&Sole, &Cred, &[u8], bool) -> Result<(WrittenBack, Attr), Errno> + '_ {
-        |sole, cred, payload, sync| {
-            let row = WriteBack { fh: sole.fh, ino: sole.ino, sync: sync.into() };
-            self.call_for(cred, &row, [payload, &[]])
+    ) -> impl Fn(&Place, bool) -> Result<(WrittenBack, Attr), Errno> + '_ {
+        |place, sync| {
+            let row = WriteBack { fh: place.fh(), ino: place.ino(), sync: sync.into() };
+            let by = By { cred: place.cred(), key: Key::place(place.number), ino: 0 };
+            self.call_for(&by, &row, [&place.payload(), &[]])
         }
     }
 
@@ -80,16 +86,17 @@ impl<P: Sendrec> VosAgent<P> {
     }
 
     /// Tells the server of files that are closed. True: there were some, and it knows.
-    fn tell_closed(&self, closed: &[Closed]) -> bool {
+    fn tell_closed(&self, closed: &[Told]) -> bool {
         let mut is_told = !closed.is_empty();
         for part in closed.chunks(CLOSED_MAX) {
-            let payload: Vec<u8> = part.iter().flat_map(|closed| closed.bytes()).collect();
-            // Process 0: the agent itself.
-            let outcome = self.order(&Cred::new(0, 0, 0), &Releases {}, [&payload, &[]]);
+            let payload: Vec<u8> = part.iter().flat_map(|told| told.closed.bytes()).collect();
+            let outcome = self.order(&By::agent(), &Releases {}, [&payload, &[]]);
             if let Err(error) = outcome {
                 tracing::debug!(?error, "files that are closed stay open");
                 self.closing.again(part);
                 is_told = false;
+            } else {
+                self.closing.told(part);
             }
         }
         is_told
@@ -101,16 +108,17 @@ impl<P: Sendrec> VosAgent<P> {
         at_once: bool,
         caller: Caller,
         file: OpenFile,
-        place: Place,
+        place: agent::Place,
         data: &[u8],
     ) -> Option<Result<usize, Errno>> {
         let at = match place {
-            Place::Offset(offset) => At::Offset(offset),
-            Place::End => At::End,
-            Place::Page(_) => return None,
+            agent::Place::Offset(offset) => At::Offset(offset),
+            agent::Place::End => At::End,
+            agent::Place::Page(_) => return None,
         };
-        let desk = Desk { memory: &self.memory, promised: &self.promised, at_once };
-        let cred = cred::plain(caller);
+        let request = caller.request;
+        let desk = Desk { memory: &self.memory, promised: &self.promised, request, at_once };
+        let cred = cred::plain(caller).cred;
         let (attr, outcome) = self.soles.write(desk, (file.ino, file.fh), cred, at, data)?;
         if outcome.is_ok() {
             self.closing.soon();
@@ -128,8 +136,9 @@ impl<P: Sendrec> VosAgent<P> {
         ino: u64,
         set: &SetAttr,
     ) -> Option<Attr> {
-        let desk = Desk { memory: &self.memory, promised: &self.promised, at_once };
-        let attr = self.soles.set(desk, ino, cred::plain(caller), set)?;
+        let request = caller.request;
+        let desk = Desk { memory: &self.memory, promised: &self.promised, request, at_once };
+        let attr = self.soles.set(desk, ino, cred::plain(caller).cred, set)?;
         self.closing.soon();
         Some(attr)
     }

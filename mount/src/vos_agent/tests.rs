@@ -48,7 +48,7 @@ fn sent(agent: &VosAgent<Echo>) -> Sent {
     std::mem::take(&mut agent.port.sent.lock().unwrap())
 }
 
-const CALLER: Caller = Caller { pid: 0, uid: 7, gid: 8 };
+const CALLER: Caller = Caller { pid: 0, uid: 7, gid: 8, request: 0 };
 const FILE: OpenFile = OpenFile { ino: 2, fh: 3 };
 
 #[test]
