@@ -24,6 +24,7 @@ mod shared;
 mod slow;
 mod stream;
 mod system;
+mod takeover;
 mod tls;
 mod worker;
 mod workloads;
@@ -126,6 +127,7 @@ fn measure(arguments: &Arguments) -> Result<ExitCode> {
     mapped::rows(system.as_ref(), arguments.rounds, &report)?;
     if let Some(system) = &system {
         idle::rows(system, &report)?;
+        takeover::rows(system, arguments.rounds, &report)?;
         slow::rows(arguments.rounds, &report)?;
     }
     drop(system);

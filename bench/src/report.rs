@@ -27,6 +27,8 @@ pub(crate) enum Group {
     Workloads,
     /// What nodes and endpoints cost while nothing happens
     Idle,
+    /// What programs wait for when a file agent is killed
+    Takeover,
     /// Copies over slow links, compressed and not
     Slow,
     /// A file server with very many files

@@ -4,7 +4,7 @@ use crate::bound::{self, Endpoints};
 use crate::files::Files;
 use crate::mapped::{self, Mapped};
 use crate::stream::MESSAGE;
-use crate::{cpus, idle, shared, tls, workloads};
+use crate::{cpus, idle, shared, takeover, tls, workloads};
 use anyhow::{Context, Result, bail, ensure};
 use calls::call;
 use calls::ipc::SemGetvalue;
@@ -83,6 +83,8 @@ impl Worker {
                     self.endpoints.perform(operation, count)
                 } else if let Some(arguments) = operation.strip_prefix(mapped::TURNS) {
                     self.mapped.take_turns(arguments, count)
+                } else if let Some(arguments) = operation.strip_prefix(takeover::LONGEST) {
+                    takeover::longest(arguments, count)
                 } else if let Some(address) = operation.strip_prefix(TCP) {
                     self.tcp(address, count)
                 } else if let Some(arguments) = operation.strip_prefix(TLS) {
