@@ -16,6 +16,7 @@ use rustix::net::{
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::Duration;
 use zerocopy::IntoBytes;
 
@@ -422,15 +423,15 @@ impl Note for Told {
 }
 
 /// Makes a call that ends with its process's life, for all that the test is concerned.
-fn call_of_the_dead(client: &Arc<Process<Keeping>>, call: u16) -> Tag {
+fn call_of_the_dead(client: &Arc<Process<Keeping>>, call: u16) -> (Tag, JoinHandle<()>) {
     let (tell, told) = std::sync::mpsc::channel();
     let client = Arc::clone(client);
-    std::thread::spawn(move || {
+    let thread = std::thread::spawn(move || {
         let mut message = Message::request(call);
         let note = &mut Told(tell);
         client.sendrec_noted(Endpoint::IPC, &mut message, &[b"sent"], &mut [0; 8], note).ok();
     });
-    told.recv().expect("it is about to be made")
+    (told.recv().expect("it is about to be made"), thread)
 }
 
 #[test]
@@ -439,25 +440,21 @@ fn a_process_goes_on_with_the_calls_of_one_that_is_dead() {
     let path = dir.path().join("dc.sock");
     let identity = Identity::new(kind::PROCESS, 0, path.as_os_str().as_encoded_bytes());
     let dead = Arc::new(Process::new(Keeping { identity, kept: Mutex::default() }));
-    let answered = call_of_the_dead(&dead, ECHO);
-    while daemon.served.load(Ordering::SeqCst) < 1 {
-        std::thread::yield_now();
-    }
-    // On a lane of its own, as that one is free again.
-    let noted = call_of_the_dead(&dead, KEEP);
+    let (noted, _) = call_of_the_dead(&dead, KEEP);
     daemon.wait_for_kept(1);
-    let orphan = call_of_the_dead(&dead, KEEP);
+    let (orphan, _) = call_of_the_dead(&dead, KEEP);
     daemon.wait_for_kept(2);
-    assert_ne!(noted.lane(), orphan.lane());
+    // Nothing else has its lane since.
+    let (answered, thread) = call_of_the_dead(&dead, ECHO);
+    thread.join().expect("answered");
+    assert_eq!([noted, orphan, answered].map(Tag::lane), [0, 1, 2]);
 
     let next = Process::new(Keeping { identity, kept: Mutex::default() });
     let kept = std::mem::take(&mut *dead.opener().kept.lock().expect("lock"));
     next.client().number_from(1000);
     next.client().adopt(Endpoint::new(NodeId(1), 7, 1), NodeId(1));
-    // The answered one's lane was used again, by the noted one, perhaps.
-    let tags = if answered.lane() == noted.lane() { vec![noted] } else { vec![noted, answered] };
     for (slot, opened) in &kept {
-        next.client().inherit(*slot, Endpoint::IPC, opened, &tags).expect("inherited");
+        next.client().inherit(*slot, Endpoint::IPC, opened, &[noted, answered]).expect("inherited");
         assert_eq!(
             next.client().inherit(*slot, Endpoint::IPC, opened, &[]),
             Err(IpcError::Protocol),
@@ -468,10 +465,8 @@ fn a_process_goes_on_with_the_calls_of_one_that_is_dead() {
     daemon.wait_for_kept(1);
     let unmade = Tag::new(noted.lane() + 9, 5);
     assert_eq!(resumed(&next, unmade, KEEP), None);
-    if answered.lane() != noted.lane() {
-        let (message, payload) = resumed(&next, answered, ECHO).expect("made").expect("answered");
-        assert_eq!((message.tag, &payload[..]), (answered, &b"sent"[..]));
-    }
+    let (message, payload) = resumed(&next, answered, ECHO).expect("made").expect("answered");
+    assert_eq!((message.tag, &payload[..]), (answered, &b"sent"[..]));
     std::thread::scope(|scope| {
         let waits = scope.spawn(|| resumed(&next, noted, KEEP));
         // Others have lanes of their own, and numbers that none had before.
@@ -533,6 +528,7 @@ fn a_call_that_may_have_been_made_is_made_with_the_same_tag_until_it_is_left() {
     daemon.wait_for_kept(1);
     let next = Process::new(Keeping { identity, kept: Mutex::default() });
     let kept = std::mem::take(&mut *dead.opener().kept.lock().expect("lock"));
+    next.client().number_from(1000);
     next.client().adopt(Endpoint::new(NodeId(1), 7, 1), NodeId(1));
     // Its channel was replaced by another before it died.
     let (first, second) = (Tag::new(20, 5), Tag::new(21, 6));
@@ -559,10 +555,11 @@ fn a_call_that_is_gone_on_with_is_made_again_when_its_receiver_dies() {
     let path = dir.path().join("dc.sock");
     let identity = Identity::new(kind::PROCESS, 0, path.as_os_str().as_encoded_bytes());
     let dead = Arc::new(Process::new(Keeping { identity, kept: Mutex::default() }));
-    let noted = call_of_the_dead(&dead, KEEP);
+    let (noted, _) = call_of_the_dead(&dead, KEEP);
     daemon.wait_for_kept(1);
     let next = Process::new(Keeping { identity, kept: Mutex::default() });
     let kept = std::mem::take(&mut *dead.opener().kept.lock().expect("lock"));
+    next.client().number_from(1000);
     next.client().adopt(Endpoint::new(NodeId(1), 7, 1), NodeId(1));
     for (slot, opened) in &kept {
         next.client().inherit(*slot, Endpoint::IPC, opened, &[noted]).expect("inherited");

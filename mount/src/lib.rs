@@ -4,7 +4,7 @@
 //! Only `fuse` knows the protocol.
 //!
 //! The process that holds `/dev/fuse` must never use its own mount: it would wait for itself, and could not even be
-//! killed. So it has no file and no directory there, and starts no program while it serves.
+//! killed. So it has no file and no directory there, and starts no program while it serves but its successor (`holder`).
 
 pub mod agent;
 mod closing;
