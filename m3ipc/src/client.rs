@@ -44,7 +44,7 @@ const AGES: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// Calls of one thread that are under way at once. Each takes a lane: a fraction of them, so that others find one.
 const PARTS_MAX: usize = 8;
 
-/// Times that a bell is rung for a notification, [`RERING`] apart: a receiver that is stopped keeps nobody longer.
+/// Times that a bell is rung for a notification, or for what a dead process has left, [`RERING`] apart: a receiver that is stopped keeps nobody longer.
 const NOTIFY_RINGS: u32 = 50;
 
 /// Times that the threads of a process are looked after when its calls are ended, [`RERING`] apart.
@@ -568,7 +568,12 @@ impl Client {
         }
         // Who died may have been about to say so.
         channel.announce();
-        slot.ring(true);
+        for _ in 0..NOTIFY_RINGS {
+            if slot.ring(false) {
+                break;
+            }
+            pause();
+        }
         Ok(())
     }
 

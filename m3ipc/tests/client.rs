@@ -1,7 +1,7 @@
 //! A client against a small daemon in the same process: many threads, a receiver that dies, signals, the size limits.
 #![expect(unsafe_code, reason = "installing a signal handler and sending a thread a signal")]
 
-use m3ipc::bell::Bell;
+use m3ipc::bell::{Bell, Ringer};
 use m3ipc::channel::{self, SharedChannel};
 use m3ipc::client::{Client, Identity, Opener, Process};
 use m3ipc::connection::Opened;
@@ -16,7 +16,6 @@ use rustix::net::{
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::Duration;
 use zerocopy::IntoBytes;
 
@@ -409,29 +408,38 @@ impl Opener for Keeping {
     }
 }
 
-/// Tells the tag of a call.
-struct Told(std::sync::mpsc::Sender<Tag>);
-
-impl Note for Told {
-    fn asked(&mut self, tag: Tag) {
-        self.0.send(tag).expect("the test waits");
-    }
-
-    fn answered(&mut self, _: &Message, _: &[u8]) {}
-
-    fn failed(&mut self, _: IpcError) {}
+/// A process that has a channel, and dies when it has made calls.
+struct Dead {
+    opened: Opened,
+    channel: SharedChannel,
 }
 
-/// Makes a call that ends with its process's life, for all that the test is concerned.
-fn call_of_the_dead(client: &Arc<Process<Keeping>>, call: u16) -> (Tag, JoinHandle<()>) {
-    let (tell, told) = std::sync::mpsc::channel();
-    let client = Arc::clone(client);
-    let thread = std::thread::spawn(move || {
-        let mut message = Message::request(call);
-        let note = &mut Told(tell);
-        client.sendrec_noted(Endpoint::IPC, &mut message, &[b"sent"], &mut [0; 8], note).ok();
-    });
-    (told.recv().expect("it is about to be made"), thread)
+impl Dead {
+    fn new(identity: &Identity) -> Dead {
+        let opened = identity.open(&Client::new(), Endpoint::IPC, 0).expect("opened");
+        let channel = SharedChannel::map(opened.channel.as_fd()).expect("a channel");
+        Dead { opened, channel }
+    }
+
+    /// Makes its first call on a lane.
+    fn call(&self, lane: u16, call: u16) -> Tag {
+        let tag = Tag::new(lane, 1);
+        let message = Message { tag, ..Message::request(call) };
+        self.channel.post(lane.into(), &message, &[b"sent"]).expect("posted");
+        let ringer = Ringer::map(self.opened.bell.as_fd()).expect("a bell");
+        while !ringer.ring() {}
+        tag
+    }
+
+    /// What its successor has of it: its channel in slot 0.
+    fn successor(&self, identity: Identity, tags: &[Tag]) -> Process<Keeping> {
+        let next = Process::new(Keeping { identity, kept: Mutex::default() });
+        next.client().number_from(1000);
+        next.client().adopt(Endpoint::new(NodeId(1), 7, 1), NodeId(1));
+        let inherit = || next.client().inherit(0, Endpoint::IPC, &self.opened, tags);
+        assert_eq!((inherit(), inherit()), (Ok(()), Err(IpcError::Protocol)), "once");
+        next
+    }
 }
 
 #[test]
@@ -439,28 +447,14 @@ fn a_process_goes_on_with_the_calls_of_one_that_is_dead() {
     let (dir, daemon, _) = world();
     let path = dir.path().join("dc.sock");
     let identity = Identity::new(kind::PROCESS, 0, path.as_os_str().as_encoded_bytes());
-    let dead = Arc::new(Process::new(Keeping { identity, kept: Mutex::default() }));
-    let (noted, _) = call_of_the_dead(&dead, KEEP);
-    daemon.wait_for_kept(1);
-    let (orphan, _) = call_of_the_dead(&dead, KEEP);
+    let dead = Dead::new(&identity);
+    let (noted, _orphan) = (dead.call(0, KEEP), dead.call(1, KEEP));
     daemon.wait_for_kept(2);
-    // Nothing else has its lane since.
-    let (answered, thread) = call_of_the_dead(&dead, ECHO);
-    thread.join().expect("answered");
-    assert_eq!([noted, orphan, answered].map(Tag::lane), [0, 1, 2]);
-
-    let next = Process::new(Keeping { identity, kept: Mutex::default() });
-    let kept = std::mem::take(&mut *dead.opener().kept.lock().expect("lock"));
-    next.client().number_from(1000);
-    next.client().adopt(Endpoint::new(NodeId(1), 7, 1), NodeId(1));
-    for (slot, opened) in &kept {
-        next.client().inherit(*slot, Endpoint::IPC, opened, &[noted, answered]).expect("inherited");
-        assert_eq!(
-            next.client().inherit(*slot, Endpoint::IPC, opened, &[]),
-            Err(IpcError::Protocol),
-            "once"
-        );
+    let answered = dead.call(2, ECHO);
+    while !dead.channel.is_answered(2, answered) {
+        std::thread::yield_now();
     }
+    let next = dead.successor(identity, &[noted, answered]);
     // What nobody goes on with is given up.
     daemon.wait_for_kept(1);
     let unmade = Tag::new(noted.lane() + 9, 5);
@@ -523,16 +517,12 @@ fn a_call_that_may_have_been_made_is_made_with_the_same_tag_until_it_is_left() {
     let (dir, daemon, _) = world();
     let path = dir.path().join("dc.sock");
     let identity = Identity::new(kind::PROCESS, 0, path.as_os_str().as_encoded_bytes());
-    let dead = Arc::new(Process::new(Keeping { identity, kept: Mutex::default() }));
-    call_of_the_dead(&dead, KEEP);
+    let dead = Dead::new(&identity);
+    dead.call(0, KEEP);
     daemon.wait_for_kept(1);
-    let next = Process::new(Keeping { identity, kept: Mutex::default() });
-    let kept = std::mem::take(&mut *dead.opener().kept.lock().expect("lock"));
-    next.client().number_from(1000);
-    next.client().adopt(Endpoint::new(NodeId(1), 7, 1), NodeId(1));
-    // Its channel was replaced by another before it died.
+    // Its channel was replaced by this one before it died.
     let (first, second) = (Tag::new(20, 5), Tag::new(21, 6));
-    next.client().inherit(0, Endpoint::IPC, &kept[0].1, &[first, second]).expect("inherited");
+    let next = dead.successor(identity, &[first, second]);
     assert_eq!((resumed(&next, first, ECHO), resumed(&next, second, ECHO)), (None, None));
     let repeat = |tag| {
         let (mut message, mut heard) = (Message::request(ECHO), Heard::default());
@@ -554,16 +544,10 @@ fn a_call_that_is_gone_on_with_is_made_again_when_its_receiver_dies() {
     let (dir, daemon, _) = world();
     let path = dir.path().join("dc.sock");
     let identity = Identity::new(kind::PROCESS, 0, path.as_os_str().as_encoded_bytes());
-    let dead = Arc::new(Process::new(Keeping { identity, kept: Mutex::default() }));
-    let (noted, _) = call_of_the_dead(&dead, KEEP);
+    let dead = Dead::new(&identity);
+    let noted = dead.call(0, KEEP);
     daemon.wait_for_kept(1);
-    let next = Process::new(Keeping { identity, kept: Mutex::default() });
-    let kept = std::mem::take(&mut *dead.opener().kept.lock().expect("lock"));
-    next.client().number_from(1000);
-    next.client().adopt(Endpoint::new(NodeId(1), 7, 1), NodeId(1));
-    for (slot, opened) in &kept {
-        next.client().inherit(*slot, Endpoint::IPC, opened, &[noted]).expect("inherited");
-    }
+    let next = dead.successor(identity, &[noted]);
     std::thread::scope(|scope| {
         let waits = scope.spawn(|| resumed(&next, noted, ECHO));
         let served = daemon.served.load(Ordering::SeqCst);
