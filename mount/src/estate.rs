@@ -516,5 +516,14 @@ mod tests {
         second.answer(key, &answer(3, 2), &[]);
         let third = next(&memory).calls;
         assert_eq!(outcome(&third, key, 3), Some((Some((2, Vec::new())), 1000)));
+        // One that is made again with its own tag.
+        let key = Key::request(4);
+        third.begin(key, 3, Tag(79), 5);
+        third.begin(key, 3, Tag(79), 5);
+        let fourth = next(&memory).calls;
+        fourth.resolve(key, Outcome::Unmade(Tag(79)));
+        assert_eq!(outcome(&fourth, key, 3), Some((None, 0)));
+        fourth.begin(key, 3, Tag(79), 5);
+        assert_eq!(next(&memory).calls.open()[0].tag, Tag(79));
     }
 }

@@ -232,6 +232,10 @@ impl Calls {
         }
         let mut state = self.state();
         match state.own.get(&key).copied() {
+            // The one that was left, with its own tag: it is known as such all the time.
+            Some(row)
+                if self.table.word(row, TAG) == tag.0
+                    && self.table.word(row, STATE) & IS_ANSWERED == 0 => {}
             // Another attempt, or the next part of the request.
             Some(row) => {
                 self.table.set(row, TAG, 0);
