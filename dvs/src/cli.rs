@@ -185,7 +185,7 @@ pub(crate) struct JsonOption {
 }
 
 /// Names that are sub-commands: one binary may be installed under each of them.
-const NAMES: [(&str, &str); 10] = [
+const NAMES: [(&str, &str); 11] = [
     ("dvs-run", "run"),
     ("dvkd", "dvkd"),
     ("muk2", "muk2"),
@@ -194,6 +194,7 @@ const NAMES: [(&str, &str); 10] = [
     ("ipc-server", "ipc-server"),
     ("dvs-container", "container"),
     ("dvs-mount", "mount-agent"),
+    ("dvs-agent", "mount-agent"),
     ("dvs-switch", "switch"),
     ("dvs-start", "start"),
 ];

@@ -1,11 +1,10 @@
-//! `dvs mount PATH`: the files of a DC on a directory of this machine; and `dvs-mount` itself.
+//! `dvs mount PATH`: the files of a DC on a directory of this machine; and `dvs-mount` and `dvs-agent` themselves.
 
 use crate::lab::{self, Lab};
 use crate::limits::ASK_EVERY;
-use crate::place::Place;
+use crate::place::{self, Place};
 use crate::{procfs, table};
 use anyhow::{Context, Result, bail, ensure};
-use m3ipc::client::Identity;
 use m3ipc::door::{self, kind};
 use std::fs::{self, File};
 use std::os::fd::AsFd as _;
@@ -99,13 +98,13 @@ pub(crate) fn agent(options: &AgentOptions) -> Result<()> {
     if options.held {
         return ::mount::holder::serve(std::io::stdin().as_fd().try_clone_to_owned()?);
     }
-    let identity = Identity::new(kind::AGENT, 0, options.socket.as_os_str().as_bytes());
+    let process = place::connect(&options.socket, kind::AGENT)?;
     let path = options.path.as_deref().context("no directory to mount at")?;
     let mut mount_options = ::mount::Options::new(path);
     mount_options.name.clone_from(&options.name);
-    ::mount::holder::hold(&mount_options, identity, |link| {
+    ::mount::holder::hold(&mount_options, &process, |link| {
         Command::new("/proc/self/exe")
-            .arg0("dvs-mount")
+            .arg0("dvs-agent")
             .args(["mount-agent", "--held"])
             .stdin(link)
             .spawn()

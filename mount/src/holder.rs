@@ -16,7 +16,7 @@ use crate::limits::{
 };
 use crate::vos_agent::VosAgent;
 use crate::{Attached, Options, attach, become_process, die_of_panics, mountpoint};
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use link::{Channels, Heard, Link, Record, kind};
 use m3ipc::client::{Identity, Process};
 use m3ipc::connection::{Connection, Opened};
@@ -81,14 +81,14 @@ enum End {
     Stop,
 }
 
-/// Mounts the tree at `options.mountpoint` as the endpoint that `identity` is given, and has it served by agents until it is unmounted or the
+/// Mounts the tree at `options.mountpoint` as the endpoint that `process` is, and has it served by agents until it is unmounted or the
 /// process gets SIGTERM, SIGINT or SIGHUP. `start` starts a process that calls [`serve`] with what it is given.
 ///
 /// # Errors
 /// One sentence that says what to do: no dvkd, `/dev/fuse` missing or not allowed, the mount point missing or in use; agents die again and again.
 pub fn hold(
     options: &Options,
-    identity: Identity,
+    process: &Process,
     start: impl Fn(OwnedFd) -> io::Result<Child>,
 ) -> Result<()> {
     become_process(c"dvs-mount")?;
@@ -97,8 +97,8 @@ pub fn hold(
         let tell = tell.try_clone().context("cannot handle signals")?;
         signal_hook::low_level::pipe::register(signal, tell).context("cannot handle signals")?;
     }
-    let process = Process::new(identity);
-    let (endpoint, node) = process.whoami().map_err(|error| refused(&identity, error))?;
+    let who = process.whoami();
+    let (endpoint, node) = who.map_err(|error| anyhow!("dvkd does not answer ({error:?})"))?;
     let threads = options.threads();
     let estate = estate::create()?;
     let Attached { place, descriptor, helper } = attach(options)?;
@@ -110,7 +110,7 @@ pub fn hold(
         agreed,
         threads,
         estate,
-        identity,
+        identity: *process.opener(),
         endpoint,
         node,
         nonce: process.nonce(),
@@ -123,14 +123,6 @@ pub fn hold(
         mountpoint::unmount(&place).ok();
     }
     outcome
-}
-
-fn refused(identity: &Identity, error: IpcError) -> anyhow::Error {
-    let socket = String::from_utf8_lossy(identity.path()).into_owned();
-    match error {
-        IpcError::Denied => anyhow::anyhow!("dvkd does not let this user do that"),
-        error => anyhow::anyhow!("no dvkd answers at {socket} ({error:?})"),
-    }
 }
 
 impl Holder<'_> {
@@ -400,7 +392,7 @@ pub fn serve(link: OwnedFd) -> Result<()> {
         let (slot, peer) = (record.number as usize, Endpoint::from_bits(record.endpoint));
         client
             .inherit(slot, peer, opened, &kept)
-            .map_err(|error| anyhow::anyhow!("a channel cannot be taken over ({error:?})"))?;
+            .map_err(|error| anyhow!("a channel cannot be taken over ({error:?})"))?;
     }
     // As long as the process.
     let port: &'static Process<Channels> = Box::leak(Box::new(port));
